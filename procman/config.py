@@ -1,0 +1,178 @@
+"""What a program table says, as frozen values: the result of `table.parse`.
+
+Pure: no I/O, and nothing here knows TOML. Every default, expansion and look-up is already done: durations are seconds,
+sizes are bytes, signals are numbers, paths are absolute. "Has it changed?" is `!=`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a socket is bound: `tcp` (host may be "" for all addresses; IPv6 without brackets) or `unix` (a path)."""
+
+    kind: Literal["tcp", "unix"]
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    def __str__(self) -> str:
+        if self.kind == "unix":
+            return f"unix:{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A user to run as, already looked up."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener:
+    """A listening socket that the daemon opens once and holds. A program's own address makes one named by the address."""
+
+    name: str
+    address: Address
+    backlog: int = 2048
+    mode: int = 0o660
+    uid: int = -1
+    gid: int = -1
+    reuse_port: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """How a process shows that it serves. Fields that its kind does not need are empty.
+
+    seconds   it stayed up for `Program.start_seconds`
+    http      GET `path` on `address` answers 200-399 (any HTTP answer at all when `any_status`); `host` is the Host header
+    tcp unix  `address` accepts a connection
+    command   `argv` exits 0
+    log       a line of its output matches the regular expression `pattern`
+    notify    READY=1 arrives on NOTIFY_SOCKET (sd_notify(3))
+    gunicorn  its control socket `address` shows a worker that has sent a heartbeat
+    """
+
+    kind: Literal["seconds", "http", "tcp", "unix", "command", "log", "notify", "gunicorn"] = "seconds"
+    address: Address | None = None
+    path: str = ""
+    host: str = ""
+    any_status: bool = False
+    argv: tuple[str, ...] = ()
+    pattern: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """Where the output of a process goes. `error_path` is used when `stderr` is "separate"."""
+
+    mode: Literal["file", "inherit", "discard"] = "file"
+    path: str = ""
+    error_path: str = ""
+    stderr: Literal["merge", "separate", "discard"] = "merge"
+    max_size: int = 50 * 1024 * 1024
+    keep: int = 10
+    mode_bits: int = 0o640
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Resource limits of a child. None: as the daemon's own."""
+
+    open_files: int | None = None
+    processes: int | None = None
+    core: int | None = None
+    nice: int | None = None
+    oom_score_adj: int | None = None
+    cpu_affinity: tuple[int, ...] = ()
+    no_new_privileges: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """All that the table says about one process: a program's keys, with `${instance}` filled in.
+
+    `name` is the process ("shop", or "shop:2" where there are several), `program` the table's name, `instance` counts
+    from 1. `reload_signal` 0 means that `reload` is a restart. `success_exit_codes` holds signals as negative numbers.
+    """
+
+    name: str
+    program: str
+    instance: int = 1
+    server: str = ""
+    argv: tuple[str, ...]
+    listen: tuple[str, ...] = ()
+    directory: str = "/"
+    account: Account | None = None
+    umask: int = 0o022
+    environment: tuple[tuple[str, str], ...] = ()
+    env_files: tuple[str, ...] = ()
+    inherit_environment: bool = True
+    virtualenv: str = ""
+    priority: int = 999
+    groups: tuple[str, ...] = ()
+    autostart: bool = True
+    restart: Literal["always", "on-failure", "never"] = "always"
+    success_exit_codes: frozenset[int] = frozenset({0})
+    start_seconds: float = 1.0
+    start_timeout: float = 60.0
+    start_retries: int = -1
+    restart_delay: float = 0.1
+    restart_delay_max: float = 60.0
+    stop_signal: int = 15
+    stop_timeout: float = 10.0
+    kill: Literal["tree", "main"] = "tree"
+    reload_signal: int = 0
+    ready: Ready = field(default_factory=Ready)
+    notify: bool = False
+    log: Log = field(default_factory=Log)
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How often (seconds; 0: never) CPU and memory are read, and which memory: "rss" or "pss"."""
+
+    interval: float = 5.0
+    memory: Literal["rss", "pss"] = "rss"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Daemon:
+    """The daemon's own settings. `socket_gid` and `read_only_gid` are -1 where no group is named."""
+
+    identifier: str = "procman"
+    socket: str
+    socket_mode: int = 0o600
+    socket_gid: int = -1
+    read_only_gid: int = -1
+    state_dir: str
+    log_dir: str
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    umask: int = 0o022
+    open_files: int = 65536
+    shutdown_timeout: float = 60.0
+    exit_when: Literal["never", "any-fatal", "all-exited"] = "never"
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """A whole program table: `files` are all the files that were read; `programs` has one entry for each process, in the
+    order of the table's names, and `listeners` only sockets that a process or a `[listener.*]` table names."""
+
+    path: str
+    files: tuple[str, ...]
+    daemon: Daemon
+    listeners: tuple[Listener, ...]
+    programs: tuple[Program, ...]

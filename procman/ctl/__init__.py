@@ -1,0 +1,1 @@
+"""procmanctl: looks at a running daemon and operates it, over its socket. It draws; the daemon does the work."""

@@ -1,0 +1,134 @@
+"""start, stop, restart, reload, signal: commands that change what runs, and the progress they show meanwhile."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from typing import Any, TextIO
+
+from procman.errors import ProcmanError
+from procman.rpc import Object
+
+from . import tables
+from .session import LOOK_SECONDS, NAMES, Help, Session, colours, width
+
+_VERBS = {
+    "start": "start programs and wait until they are ready",
+    "stop": "stop programs and wait until nothing of them is left",
+    "restart": "stop programs, then start them again",
+    "reload": "reload programs as their table says: by a signal, or a restart",
+}
+_EXPLAINED = 3  # failed processes whose last output is shown
+_OUTPUT = 5  # lines of it
+
+
+def add_operating(commands: Any, shared: argparse.ArgumentParser) -> None:
+    """The sub-parsers of these commands."""
+    for verb, words in _VERBS.items():
+        parser = commands.add_parser(verb, help=words, description=words, parents=[shared], formatter_class=Help)
+        parser.add_argument("names", metavar="NAME", nargs="+", help=NAMES)
+        parser.add_argument("--no-wait", dest="wait", action="store_false", help="return at once")
+        parser.add_argument(
+            "--timeout", type=_seconds, metavar="S", help="give up waiting after S seconds; what was asked for goes on"
+        )
+        parser.set_defaults(run=operate, verb=verb)
+    words = "send a signal to the main process of programs"
+    parser = commands.add_parser("signal", help=words, description=words, parents=[shared], formatter_class=Help)
+    parser.add_argument("signal", metavar="SIGNAL", help="a name (HUP, SIGHUP) or a number")
+    parser.add_argument("names", metavar="NAME", nargs="+", help=NAMES)
+    parser.set_defaults(run=signal)
+
+
+def operate(session: Session) -> int:
+    """Does one of the four verbs: waits with progress, then says what came of it."""
+    args = session.args
+    silence = None if args.timeout is None else args.timeout + LOOK_SECONDS
+    progress = Progress(sys.stderr, quiet=session.json)
+    with session.client(silence if args.wait else LOOK_SECONDS) as client:
+        try:
+            found = client.stream(args.verb, progress.heard, names=args.names, wait=args.wait, timeout=args.timeout)
+        finally:
+            progress.clear()
+        return _report(session, client.call, found, f"{args.verb} failed")
+
+
+def signal(session: Session) -> int:
+    """Sends the signal and says to whom."""
+    args = session.args
+    with session.client() as client:
+        return _report(
+            session, client.call, client.call("signal", signal=args.signal, names=args.names), "signal failed"
+        )
+
+
+def _report(session: Session, ask: Any, found: list[Object], failed: str) -> int:
+    """Prints the results; those that failed also on stderr, with the last lines of their output."""
+    bad = [one for one in found if not one.get("ok", True)]
+    if session.json:
+        session.print_json(found)
+        return 1 if bad else 0
+    for line in tables.results(found, colour=colours(sys.stdout)):
+        print(line)
+    sys.stdout.flush()
+    for number, one in enumerate(bad):
+        name, reason = tables.printable(one.get("name")), tables.printable(one.get("why") or "no reason is known")
+        print(f"procmanctl: {failed}: {name}: {reason}", file=sys.stderr)
+        if number < _EXPLAINED:
+            for line in _last_output(ask, name):
+                print(f"  | {line}", file=sys.stderr)
+    if bad:
+        print(f"  hint: procmanctl why {tables.printable(bad[0].get('name'))}", file=sys.stderr)
+    return 1 if bad else 0
+
+
+def _last_output(ask: Any, name: str) -> list[str]:
+    try:
+        return [tables.printable(line) for line in (ask("why", name=name).get("output") or [])[-_OUTPUT:]]
+    except ProcmanError:
+        return []  # the failure itself has been told
+
+
+class Progress:
+    """Shows each change of state while a command waits: in place on a terminal that can, else one line each.
+
+    Nothing is shown where nobody looks: not on a pipe or a file.
+    """
+
+    def __init__(self, stream: TextIO, *, quiet: bool = False) -> None:
+        self._stream = stream
+        self._shown = stream.isatty() and not quiet
+        self._colour = colours(stream)
+        self._in_place = self._shown and self._colour
+        self._dirty = False
+
+    def heard(self, method: str, params: Object) -> None:
+        """A notification of the daemon."""
+        if method != "progress" or not self._shown:
+            return
+        reason = f"  {tables.printable(params['why'])}" if params.get("why") else ""
+        name, state = tables.printable(params.get("name")), str(params.get("state"))
+        text = f"{name} {state}{reason}"
+        if self._in_place:
+            self._stream.write(f"\r\x1b[K{text[: (width(self._stream) or 80) - 1]}")
+            self._dirty = True
+        else:
+            self._stream.write(f"{text}\n")
+        self._stream.flush()
+
+    def clear(self) -> None:
+        """Removes the line in place."""
+        if self._dirty:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+            self._dirty = False
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not (math.isfinite(seconds) and 0 <= seconds <= 1e9):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return seconds

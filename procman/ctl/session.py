@@ -1,0 +1,127 @@
+"""One run of procmanctl: its options, the daemon they name, and where output goes.
+
+It knows no command. What every command shares is here: the options, the connection, JSON and terminals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from procman import rpc
+from procman.client import Client
+from procman.errors import Failed, ProcmanError, WrongUse
+
+LOOK_SECONDS = 30.0
+"""How long the daemon may take to answer a question: milliseconds, but for a supervisor that is being replaced."""
+
+
+NAMES = "a process (shop:1), a program (shop), a group, or all"
+"""What a NAME on the command line is."""
+
+
+class Help(argparse.HelpFormatter):
+    """argparse's own, but for the width: to find it, argparse imports many modules, even when nobody wants help."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=min(width(sys.stdout) or 100, 100) - 2)
+
+
+def shared_options() -> argparse.ArgumentParser:
+    """The options that stand before or after the command. An absent one leaves no trace in the namespace, so that the
+    one after the command does not undo the one before it."""
+    parser = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "-s",
+        "--socket",
+        metavar="SOCKET",
+        help="the daemon's socket (default: $PROCMAN_SOCKET, or the user's own daemon)",
+    )
+    which.add_argument("-c", "--config", metavar="FILE", help="the program table of the daemon")
+    parser.add_argument("--json", action="store_true", help="print one JSON document (streams: one a line)")
+    return parser
+
+
+class Session:
+    """What a command gets: the parsed arguments, and ways to ask and to print."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.json: bool = getattr(args, "json", False)
+        self.config: str | None = getattr(args, "config", None)
+        self.socket: str | None = getattr(args, "socket", None)
+
+    def client(self, timeout: float | None = LOOK_SECONDS) -> Client:
+        """A client of the daemon that the options, $PROCMAN_SOCKET or the user name, in this order."""
+        if self.socket is not None and self.config is not None:
+            raise WrongUse("-s and -c both name a daemon: give one of them")
+        if self.config is not None:
+            return Client(_socket_of(self.config), timeout)
+        own = os.environ.get("PROCMAN_SOCKET") or rpc.default_socket(os.environ, os.geteuid())
+        return Client(self.socket or own, timeout)
+
+    def print_json(self, document: object) -> None:
+        """One JSON document: indented for people on a terminal, in one line for programs."""
+        indent = 2 if sys.stdout.isatty() else None
+        print(json.dumps(document, indent=indent))
+
+    def print_line(self, document: object) -> None:
+        """One JSON document of a stream, on one line, at once."""
+        print(json.dumps(document), flush=True)
+
+    def fail(self, error: ProcmanError) -> int:
+        """Says what went wrong and what to do; returns the exit status."""
+        if self.json:
+            self.print_json({"error": {"code": error.code, "message": str(error), "hint": error.hint}})
+        print(f"procmanctl: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"  hint: {error.hint}", file=sys.stderr)
+        return error.exit_status
+
+
+def colours(stream: TextIO) -> bool:
+    """Whether to colour: on a terminal that can, unless $NO_COLOR is set (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def width(stream: TextIO) -> int | None:
+    """Columns of the terminal; None for a file or a pipe, whose lines are never cut."""
+    if not stream.isatty():
+        return None
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None
+    except OSError:
+        return None
+
+
+def procmand(*arguments: str, capture: bool = False) -> Any:
+    """Runs procmand in the foreground, which alone can read a program table; the CompletedProcess.
+
+    -P: this folder's modules must not take the place of Python's own.
+    """
+    import subprocess
+
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+    command: Sequence[str] = (sys.executable, "-P", "-m", "procman.daemon", *arguments)
+    sys.stdout.flush()
+    return subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=capture,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+
+
+def _socket_of(table: str) -> str:
+    done = procmand("--socket", "-c", table, capture=True)
+    if done.returncode:
+        raise Failed(done.stderr.strip() or f"procmand can't read {table}", hint=f"procmanctl check {table}")
+    return str(done.stdout).strip()

@@ -1,0 +1,158 @@
+"""`procmand`: the command line, the two processes behind it, and what each of them does first.
+
+    procmand                    becomes the keeper, which starts
+    python -m procman.daemon supervisor ... FD      the supervisor, FD being its end of the wire
+
+The keeper must stay small: nothing is imported at the top of this module that only the supervisor needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from procman import __version__
+from procman.errors import ConfigError
+
+EXIT_FAILED = 1
+EXIT_BAD_TABLE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`procmand`. Returns the exit status: 0 done, 1 failed, 2 wrong use or a bad table."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["supervisor"]:
+        return _supervisor(arguments[1:])
+    options = _parser().parse_args(arguments)
+    if options.check or options.socket:
+        return _look(options)
+    if options.daemonize:
+        return _in_background(options)
+    return _keep(options, lambda: None)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="procmand", description="The procman daemon: runs the programs of a table. In the foreground by default."
+    )
+    parser.add_argument("-c", "--config", metavar="FILE", help="the program table (default: see below)")
+    parser.add_argument("-d", "--daemonize", action="store_true", help="go to the background once the table runs")
+    parser.add_argument("--check", action="store_true", help="only check the table: prints every problem")
+    parser.add_argument("--socket", action="store_true", help="only print the path of the daemon's socket")
+    parser.add_argument(
+        "--heartbeat", type=float, default=5.0, metavar="SECONDS",
+        help="how often the supervisor must show that it is not stuck; it is replaced after four misses (default: 5)",
+    )  # fmt: skip
+    parser.add_argument("--no-cgroup", action="store_true", help="find descendants without cgroups, also where it could")
+    parser.add_argument("--version", action="version", version=f"procman {__version__}")
+    parser.epilog = f"Without -c, the table is the first of: {', '.join(_usual_tables())}."
+    return parser
+
+
+def _usual_tables() -> list[str]:
+    """Where a table is looked for when none is named."""
+    if os.geteuid() == 0:
+        return ["/etc/procman/procman.toml", "/etc/procman.toml"]
+    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return [os.path.join(home, "procman", "procman.toml")]
+
+
+def _table_path(given: str | None) -> str:
+    if given is not None:
+        return os.path.abspath(given)
+    usual = _usual_tables()
+    return next((path for path in usual if os.path.exists(path)), usual[0])
+
+
+def _look(options: argparse.Namespace) -> int:
+    """--check and --socket: read the table, start nothing."""
+    from procman import files, table
+
+    path = _table_path(options.config)
+    try:
+        if options.socket:
+            print(table.socket_path(path, files.Machine()))
+        else:
+            config = table.parse(path, files.Machine())
+            print(f"{path}: good: {len(config.programs)} processes, {len(config.listeners)} listeners")
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_BAD_TABLE
+    return 0
+
+
+# --- the keeper -----------------------------------------------------------------------------------------------------
+
+
+def _keep(options: argparse.Namespace, on_ready: Callable[[], None], *, background: bool = False) -> int:
+    from procman.keeper import keeper
+
+    command = [sys.executable, "-m", "procman.daemon", "supervisor", "--config", _table_path(options.config)]
+    if sys.flags.safe_path:
+        command.insert(1, "-P")
+    if background:
+        command.append("--log-to-file")
+    use_cgroup = not options.no_cgroup
+    return keeper.run(command, heartbeat=options.heartbeat, on_ready=on_ready, use_cgroup=use_cgroup)
+
+
+def _in_background(options: argparse.Namespace) -> int:
+    """Fork twice as daemon(7) says; the first process waits until the table runs, or tells why it does not."""
+    ready_read, ready_write = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(ready_write)
+        return _wait_for_background(pid, ready_read)
+    os.close(ready_read)
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+
+    def on_ready() -> None:
+        os.write(ready_write, b"\0")
+        os.close(ready_write)
+
+    status = _keep(options, on_ready, background=True)
+    try:
+        os.write(ready_write, bytes([status]))
+    except OSError:
+        pass  # it had been ready: nobody waits any more
+    os._exit(status)
+
+
+def _wait_for_background(pid: int, ready: int) -> int:
+    os.waitpid(pid, 0)
+    answer = os.read(ready, 1)
+    if answer == b"\0":
+        return 0
+    return answer[0] if answer else EXIT_FAILED
+
+
+# --- the supervisor -------------------------------------------------------------------------------------------------
+
+
+def _supervisor(arguments: list[str]) -> NoReturn:
+    parser = argparse.ArgumentParser(prog="procmand supervisor")
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--log-to-file", action="store_true")
+    parser.add_argument("wire", type=int)
+    options = parser.parse_args(arguments)
+    # asyncio imports ssl where it can, which costs 4 MB; nothing in the daemon speaks TLS.
+    sys.modules["ssl"] = None  # type: ignore[assignment]
+    from procman import supervise
+
+    # Threads may hang on a dead disk: they must not keep the process.
+    status = supervise.run(options.config, options.wire, to_file=options.log_to_file)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""What the keeper holds for the processes: listening sockets, log pipes, notification sockets.
+
+Each is opened once, given to the keeper under a name, and found again there by the next supervisor. The supervisor keeps
+open only what it reads itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from procman import listeners, logs
+from procman.config import Daemon, Listener, Program
+from procman.launch import log_pipes
+from procman.link import KeeperLink
+from procman.notify import NotifySocket
+
+
+def held_name(listener: Listener, process: str) -> str:
+    """Under which name the keeper holds the socket of `listener` that `process` gets."""
+    return f"listener/{listener.name}" + (f"@{process}" if listener.reuse_port else "")
+
+
+class Holdings:
+    """The held descriptors by name: `listener/NAME[@PROCESS]`, `log/PROCESS/out/r` and so on, `notify/PROCESS`.
+
+    `held` are the descriptors that the snapshot brought; this object owns them. `counters` are what the log thread of the
+    supervisor before had counted.
+    """
+
+    def __init__(
+        self,
+        link: KeeperLink,
+        held: dict[str, int],
+        log_thread: logs.LogThread,
+        daemon: Daemon,
+        counters: Mapping[str, logs.Counters],
+    ) -> None:
+        self._link = link
+        self._log_thread = log_thread
+        self._folder = os.path.join(os.path.dirname(daemon.socket), "notify")
+        self._names = set(held)
+        self._received = held
+        self._counters = counters
+        self._open: dict[str, Listener] = {}
+        self.notify_sockets: dict[str, NotifySocket] = {}
+
+    def take(self, name: str) -> int | None:
+        """The descriptor that the snapshot brought under `name`, now the caller's; None if there is none."""
+        return self._received.pop(name, None)
+
+    def hold(self, name: str, descriptor: int) -> None:
+        """Let the keeper hold a copy of `descriptor`."""
+        self._link.hold(name, descriptor)
+        self._names.add(name)
+
+    def release(self, name: str) -> None:
+        """The keeper may close it."""
+        if name in self._names:
+            self._names.discard(name)
+            self._link.release(name)
+
+    def close_received(self) -> None:
+        """Close the copies of what nobody took; the keeper still has its own."""
+        for fd in self._received.values():
+            os.close(fd)
+        self._received.clear()
+
+    # --- listeners ------------------------------------------------------------------------------------------------------
+
+    def listener(self, listener: Listener, process: str) -> str:
+        """The held name of `listener` for `process`, opening it if need be. Raises Failed when it can't be bound."""
+        name = held_name(listener, process)
+        if name not in self._names:
+            group = listener.reuse_port and any(other.startswith(held_name(listener, "")) for other in self._names)
+            sock = listeners.join(listener) if group else listeners.open_listener(listener)
+            with sock:
+                self.hold(name, sock.fileno())
+        self._open[name] = listener
+        return name
+
+    def close_listeners(self, keep: Mapping[str, Listener]) -> None:
+        """Release every listening socket that is not in `keep` under its held name, or is there with other settings."""
+        for name in [name for name in self._names if name.startswith("listener/")]:
+            opened = self._open.get(name)
+            if opened is not None and keep.get(name) == opened:
+                continue
+            self.release(name)
+            self._open.pop(name, None)
+            if opened is not None and opened.address.kind == "unix":
+                listeners.remove_socket_file(opened.address.path)
+
+    # --- logs -----------------------------------------------------------------------------------------------------------
+
+    def open_logs(self, program: Program) -> None:
+        """Pipes for the output of `program`, and somebody who empties them."""
+        out, err = log_pipes(program)
+        paths = {out: program.log.path, err: program.log.path if err == out else program.log.error_path}
+        for name, path in paths.items():
+            if name is None:
+                continue
+            read_end = self.take(f"{name}/r")
+            write_end = self.take(f"{name}/w")
+            if read_end is None or write_end is None:
+                read_end, write_end = logs.make_pipe()
+                self.hold(f"{name}/r", read_end)
+                self.hold(f"{name}/w", write_end)
+            os.close(write_end)
+            stream = logs.Stream(name, program.name, program.log, path, read_end)
+            self._log_thread.add(stream, self._counters.get(name))
+
+    def close_logs(self, program: Program) -> None:
+        """What is still in the pipes is written, then they close."""
+        for name in {name for name in log_pipes(program) if name is not None}:
+            self.release(f"{name}/w")
+            self._log_thread.remove(name)
+            self.release(f"{name}/r")
+
+    # --- notification sockets -------------------------------------------------------------------------------------------
+
+    def notify_socket(self, program: Program) -> NotifySocket:
+        """The socket on which `program` may say READY=1. Raises Failed."""
+        known = self.notify_sockets.get(program.name)
+        if known is not None:
+            return known
+        name = f"notify/{program.name}"
+        received = self.take(name)
+        if received is not None:
+            socket = NotifySocket.from_fd(received)
+        else:
+            os.makedirs(self._folder, mode=0o755, exist_ok=True)
+            uid = program.account.uid if program.account is not None else os.geteuid()
+            socket = NotifySocket(os.path.join(self._folder, program.name), uid)
+            self.hold(name, socket.fileno())
+        self.notify_sockets[program.name] = socket
+        return socket
+
+    def close_notify_socket(self, name: str) -> None:
+        """It is no longer needed."""
+        socket = self.notify_sockets.pop(name, None)
+        if socket is not None:
+            self.release(f"notify/{name}")
+            listeners.remove_socket_file(socket.path)
+            socket.close()
+
+    def remove_files(self) -> None:
+        """The daemon ends: no socket file may stay behind."""
+        for name in list(self.notify_sockets):
+            self.close_notify_socket(name)
+        self.close_listeners({})
+        try:
+            os.rmdir(self._folder)
+        except OSError:
+            pass  # never made, or not ours alone

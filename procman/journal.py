@@ -1,0 +1,109 @@
+"""When the state file is written: soon after a change, many changes at once, never in the loop.
+
+The disk may be slow, full or stuck: writing happens in a thread of its own, and what fails is said once and tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from procman import store
+from procman.errors import Failed
+
+log = logging.getLogger("procman")
+
+GATHER_SECONDS = 0.05
+"""Changes that come within this time are written together."""
+
+RETRY_SECONDS = 5.0
+"""After a write that failed, the next one follows this much later."""
+
+
+class Journal:
+    """Writes what `document` returns to the state file `path` after each `dirty`.
+
+    `forget` is called for each child given to `forget_later`, once its end is on record.
+    """
+
+    def __init__(self, path: str, document: Callable[[], dict[str, Any]], forget: Callable[[str], None]) -> None:
+        self.problem = ""
+        self._path = path
+        self._document = document
+        self._forget = forget
+        self._ended: list[str] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._writing: asyncio.Task[None] | None = None
+        self._again = False
+        self._waiting: list[asyncio.Future[None]] = []
+        self.closed = False
+
+    def dirty(self) -> None:
+        """Something changed."""
+        if self._writing is not None:
+            self._again = True
+        elif self._timer is None and not self.closed:
+            self._timer = self._loop.call_later(GATHER_SECONDS, self._start)
+
+    def forget_later(self, child: str) -> None:
+        """The end of `child` is part of the document now: the keeper may forget it when that is on disk."""
+        self._ended.append(child)
+        self.dirty()
+
+    async def saved(self) -> None:
+        """Wait until all that has changed so far is on disk, or could not be written."""
+        future = self._loop.create_future()
+        self._waiting.append(future)
+        if self._writing is None:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._start()
+        else:
+            self._again = True
+        await future
+
+    async def close(self) -> None:
+        """The last write; nothing is written after it."""
+        await self.saved()
+        if self._writing is not None:
+            await self._writing
+        self.closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._thread.shutdown(wait=False)
+
+    def _start(self) -> None:
+        self._timer = None
+        self._writing = self._loop.create_task(self._write())
+
+    async def _write(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        ended, self._ended = self._ended, []
+        self._again = False
+        document = self._document()
+        try:
+            await self._loop.run_in_executor(self._thread, store.save, self._path, document)
+        except Failed as error:
+            if not self.problem:
+                log.error("%s", error)
+            self.problem = str(error)
+        else:
+            if self.problem:
+                log.warning("the state file can be written again")
+            self.problem = ""
+        for child in ended:
+            self._forget(child)
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+        self._writing = None
+        if self._waiting:
+            self._start()
+        elif self._again or self.problem:
+            delay = RETRY_SECONDS if self.problem else GATHER_SECONDS
+            self._timer = None if self.closed else self._loop.call_later(delay, self._start)

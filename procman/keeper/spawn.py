@@ -1,0 +1,207 @@
+"""From a request to a running child: fork, the child's own set-up, exec.
+
+The parent only forks: every step that can fail or block (a dead network disk, a full process table of the user) happens
+in the child, which reports it through a pipe that exec closes. What the steps mean is decided by the supervisor; here
+are only numbers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import functools
+import json
+import os
+import resource
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)
+"""RLIMIT_NOFILE as procmand was started with it. The keeper raises its own; programs get this one."""
+
+_RLIMITS = {
+    "open_files": resource.RLIMIT_NOFILE,
+    "processes": resource.RLIMIT_NPROC,
+    "core": resource.RLIMIT_CORE,
+}
+
+
+def prctl(option: int, value: int) -> None:
+    """prctl(2) with one argument. Raises OSError."""
+    if _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def fork_child(set_up_and_exec: Callable[[int], NoReturn]) -> tuple[int, int]:
+    """Fork. The child runs `set_up_and_exec(report_fd)`, with all signals blocked; the parent gets the pid and the read end
+    of the report pipe: it ends empty when exec has succeeded, otherwise it holds the report of `fail`. Raises OSError."""
+    read_end, write_end = os.pipe()
+    # A signal between fork and exec would run the keeper's handlers in the child and be lost to the program.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                set_up_and_exec(write_end)
+            finally:
+                os._exit(127)
+    except OSError:
+        os.close(read_end)
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.close(write_end)
+    os.set_blocking(read_end, False)
+    return pid, read_end
+
+
+def become(request: Mapping[str, Any], held: Mapping[str, int], cgroup: str, report: int) -> NoReturn:
+    """In the child: do all that `request` asks for, then exec. A failure is reported as step, errno and message."""
+    step = "start"
+    try:
+        report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, 3 + len(request.get("listen") or []))
+        for step, action in _steps(request, held, cgroup):
+            action()
+        step = "exec"
+        _exec(request)
+    except BaseException as error:
+        number = error.errno or errno.EINVAL if isinstance(error, OSError) else errno.EINVAL
+        text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        fail(report, step, number, text)
+    os._exit(127)
+
+
+def fail(report: int, step: str, number: int, message: str) -> None:
+    """Tell the parent why there will be no program."""
+    os.write(report, json.dumps({"step": step, "errno": number, "message": message[:500]}).encode()[:4000])
+
+
+def reset_signals() -> None:
+    """Give every signal its default action, as the manual page of execve(2) lets a program expect it."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _steps(
+    request: Mapping[str, Any], held: Mapping[str, int], cgroup: str
+) -> list[tuple[str, Callable[[], object]]]:
+    limits: Mapping[str, Any] = request.get("limits") or {}
+    uid, gid = request.get("uid"), request.get("gid")
+    steps: list[tuple[str, Callable[[], object]]] = [("setsid", os.setsid), ("signals", reset_signals)]
+    if cgroup:
+        steps.append(("cgroup", lambda: _enter_cgroup(cgroup)))
+    steps.append(("open_files", lambda: resource.setrlimit(resource.RLIMIT_NOFILE, OPEN_FILES)))
+    if "rss" in request:
+        steps.append(("rss", functools.partial(_tag, int(request["rss"]))))
+    for name in _RLIMITS:
+        if name in limits:
+            steps.append((name, functools.partial(_limit, name, int(limits[name]))))
+    if "nice" in limits:
+        steps.append(("nice", lambda: os.setpriority(os.PRIO_PROCESS, 0, int(limits["nice"]))))
+    if "oom_score_adj" in limits:
+        steps.append(("oom_score_adj", lambda: _write("/proc/self/oom_score_adj", str(limits["oom_score_adj"]))))
+    if limits.get("cpu_affinity"):
+        steps.append(("cpu_affinity", lambda: os.sched_setaffinity(0, limits["cpu_affinity"])))
+    if uid is not None:
+        steps.append(("groups", lambda: os.setgroups(request.get("groups") or [])))
+    if gid is not None:
+        steps.append(("group", lambda: os.setresgid(gid, gid, gid)))
+    if uid is not None:
+        steps.append(("user", lambda: os.setresuid(uid, uid, uid)))
+    steps += [
+        ("umask", lambda: os.umask(int(request.get("umask", 0o022)))),
+        ("directory", lambda: os.chdir(request.get("directory") or "/")),
+    ]
+    if limits.get("no_new_privileges"):
+        steps.append(("no_new_privileges", lambda: prctl(PR_SET_NO_NEW_PRIVS, 1)))
+    steps.append(("descriptors", lambda: _place_descriptors(request, held)))
+    return steps
+
+
+def _limit(name: str, value: int) -> None:
+    """Set soft and hard limit; -1 is no limit. Raising the hard one needs CAP_SYS_RESOURCE: then the soft one only."""
+    what = _RLIMITS[name]
+    wanted = resource.RLIM_INFINITY if value < 0 else value
+    try:
+        resource.setrlimit(what, (wanted, wanted))
+    except (ValueError, PermissionError) as error:
+        raise OSError(errno.EPERM, f"{value} is more than the hard limit of the daemon") from error
+
+
+def _tag(value: int) -> None:
+    """Set the soft RLIMIT_RSS, of which nothing but `tree` takes notice."""
+    hard = resource.getrlimit(resource.RLIMIT_RSS)[1]
+    if hard in (resource.RLIM_INFINITY, -1) or hard >= value:
+        resource.setrlimit(resource.RLIMIT_RSS, (value, hard))
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+
+
+def _enter_cgroup(path: str) -> None:
+    try:
+        _write(f"{path}/cgroup.procs", "0")
+    except OSError:
+        pass  # not delegated after all: the descendants are found without it
+
+
+def _place_descriptors(request: Mapping[str, Any], held: Mapping[str, int]) -> None:
+    """stdin from /dev/null, stdout and stderr as asked, listeners from 3 on (sd_listen_fds(3)); the rest closes on exec."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    names = [request.get("stdout"), request.get("stderr"), *(name for _, name in request.get("listen") or [])]
+    missing = [name for name in names if name is not None and name not in held]
+    if missing:
+        raise OSError(errno.EBADF, f"no descriptor is held as {missing[0]!r}")
+    wanted = [null, *(null if name is None else held[name] for name in names)]
+    above = len(wanted)  # none of the copies may lie where one of them has to go
+    copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in wanted]
+    for target, fd in enumerate(copies):
+        os.dup2(fd, target)
+
+
+def _exec(request: Mapping[str, Any]) -> NoReturn:
+    environment: dict[str, str] = dict(request["env"])
+    listen = request.get("listen") or []
+    if listen:
+        environment["LISTEN_FDS"] = str(len(listen))
+        environment["LISTEN_FDNAMES"] = ":".join(name.replace(":", "_") for name, _ in listen)
+        environment["LISTEN_PID"] = str(os.getpid())
+    argv: list[str] = request["argv"]
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    try:
+        os.execvpe(argv[0], argv, environment)
+    except FileNotFoundError as error:
+        where = "" if "/" in argv[0] else f" in PATH {environment.get('PATH', os.defpath)}"
+        raise OSError(errno.ENOENT, f"no such program or interpreter: {argv[0]!r}{where}") from error
+    except NotADirectoryError as error:
+        raise OSError(errno.ENOENT, f"no such program: {argv[0]!r}") from error
+    except PermissionError as error:
+        raise OSError(errno.EACCES, f"not executable: {argv[0]!r}") from error
+
+
+def become_supervisor(command: list[str], wire: int) -> NoReturn:
+    """In the child: exec `command` with the number of the wire's descriptor as one more argument."""
+    reset_signals()
+    os.setsid()  # what a terminal or `timeout` sends to the whole group is for the keeper, who passes it on
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it must not outlive us and decide about programs that it can't reach
+    resource.setrlimit(resource.RLIMIT_NOFILE, OPEN_FILES)
+    os.set_inheritable(wire, True)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    os.execv(command[0], [*command, str(wire)])
+
+
+def raise_open_files() -> None:
+    """Let this process hold as many descriptors as the hard limit allows."""
+    hard = OPEN_FILES[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,195 @@
+"""What belongs to a child: its descendants, wherever they went, and how to end them all.
+
+A descendant that forks twice and calls setsid leaves its family tree, but not the keeper: as a subreaper
+(PR_SET_CHILD_SUBREAPER, prctl(2)) the keeper becomes its parent when the one in between ends. So everything that outlives a
+child hangs below a direct child of the keeper, and the end of the last one is always a SIGCHLD here.
+
+Whose it is tells, in this order: the cgroup v2 of the child (where one can be made), the family tree below the child, its
+session, and a *tag*: the soft limit RLIMIT_RSS, which Linux ignores since 2.4.30 (setrlimit(2)), so that a number in it
+harms nobody. fork and exec hand it on; no daemon clears it, as some do with their environment.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+MARKER = "PROCMAN_CHILD"
+"""Environment variable that names the child ("shop:1#7") in what descends from it. For people: the keeper uses the tag."""
+
+TAG_BASE = 1 << 62
+"""Bytes. A soft RLIMIT_RSS of this plus a child's tag says whose descendant a process is."""
+
+
+class Process(NamedTuple):
+    """One line of the process table (proc(5)). `start` is in clock ticks since boot: with the pid it is unique."""
+
+    pid: int
+    parent: int
+    session: int
+    start: int
+
+
+class Family(NamedTuple):
+    """Of a child: its tag, its pid (0 when it has been reaped), its session (-1: gone), its cgroup folder ("": none)."""
+
+    tag: int
+    pid: int
+    session: int
+    cgroup: str
+
+
+def read_process(pid: int) -> Process | None:
+    """That process as /proc shows it now; None when it has gone or is a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            text = file.read()
+    except OSError:
+        return None
+    # The name (field 2) may hold anything, spaces and parentheses too: count from its end.
+    fields = text[text.rindex(b")") + 2 :].split()
+    if fields[0] in (b"Z", b"X"):
+        return None
+    return Process(pid, int(fields[1]), int(fields[3]), int(fields[19]))
+
+
+def direct_children() -> list[int]:
+    """Pids of this process's own children, zombies too."""
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
+            return [int(pid) for pid in file.read().split()]
+    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
+        return [process.pid for process in every_process() if process.parent == os.getpid()]
+
+
+def every_process() -> Iterator[Process]:
+    """The process table. What comes and goes meanwhile may be missing."""
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (process := read_process(int(name))) is not None:
+            yield process
+
+
+def members(family: Family, known: Iterable[int]) -> list[Process]:
+    """All that is left of `family`, its main process included. `known` are the pids of all the keeper's own children."""
+    strangers = set(direct_children()) - set(known)
+    inside = _cgroup_pids(family.cgroup)
+    if not family.pid and not strangers and not inside:
+        return []
+    table = {process.pid: process for process in every_process()}
+    found = {pid for pid in inside if pid in table}
+    if family.pid in table:
+        found.add(family.pid)
+    found |= {process.pid for process in table.values() if process.session == family.session}
+    found |= {pid for pid in strangers if pid in table and _tag(pid) == family.tag}
+    children: dict[int, list[int]] = {}
+    for process in table.values():
+        children.setdefault(process.parent, []).append(process.pid)
+    pending = list(found)
+    while pending:
+        below = [pid for pid in children.get(pending.pop(), ()) if pid not in found]
+        found.update(below)
+        pending += below
+    found.discard(os.getpid())
+    return [table[pid] for pid in found]
+
+
+def send(family: Family, known: Iterable[int], number: int) -> None:
+    """Send signal `number` to all that is left of `family`. For SIGKILL it is repeated until no new process turns up."""
+    if number == signal.SIGKILL and family.cgroup:
+        try:
+            with open(f"{family.cgroup}/cgroup.kill", "w") as file:
+                file.write("1")
+        except OSError:
+            pass  # before Linux 5.14, or not writable: one by one
+    known = list(known)
+    hit: set[tuple[int, int]] = set()
+    for _ in range(50 if number == signal.SIGKILL else 1):  # a fork bomb may outrun this; the caller comes again
+        fresh = [process for process in members(family, known) if (process.pid, process.start) not in hit]
+        if not fresh:
+            return
+        for process in fresh:
+            hit.add((process.pid, process.start))
+            send_one(process, number)
+
+
+def send_one(process: Process, number: int) -> None:
+    """Signal exactly this process: a pid that was given to another one meanwhile is left alone (pidfd_open(2))."""
+    try:
+        fd = os.pidfd_open(process.pid)
+    except OSError:
+        return
+    try:
+        now = read_process(process.pid)
+        if now is not None and now.start == process.start:
+            signal.pidfd_send_signal(fd, number)
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
+
+
+def make_cgroup_root() -> str:
+    """A cgroup v2 folder below our own for the programs' cgroups, or "" where none can be made (cgroups(7))."""
+    mount = ""
+    try:
+        with open("/proc/self/mountinfo") as file:
+            for line in file:
+                before, _, after = line.partition(" - ")
+                if after.split()[0] == "cgroup2" and before.split()[3] == "/":
+                    mount = before.split()[4]
+        with open("/proc/self/cgroup") as file:
+            own = next((line[3:].strip() for line in file if line.startswith("0::")), "")
+        if not mount or not own:
+            return ""
+        root = f"{mount}{own.rstrip('/')}/procman-{os.getpid()}"
+        os.makedirs(root, exist_ok=True)
+        return root if os.access(f"{root}/cgroup.procs", os.W_OK) else ""
+    except OSError:
+        return ""
+
+
+def make_cgroup(root: str, name: str) -> str:
+    """A fresh cgroup for one child, or "". Never used again: after cgroup.kill a kernel may kill what enters it later."""
+    path = f"{root}/{name.replace('/', '_')}"
+    try:
+        os.mkdir(path)
+    except OSError:
+        return ""
+    return path
+
+
+def remove_cgroup(path: str) -> None:
+    """Remove an empty cgroup, with what the child made inside. One that is still in use stays."""
+    if not path:
+        return
+    for folder, _, _ in os.walk(path, topdown=False):
+        try:
+            os.rmdir(folder)
+        except OSError:
+            pass
+
+
+def _cgroup_pids(path: str) -> list[int]:
+    if not path:
+        return []
+    found: list[int] = []
+    for folder, _, _ in os.walk(path):
+        try:
+            with open(f"{folder}/cgroup.procs", "rb") as file:
+                found += [int(pid) for pid in file.read().split()]
+        except OSError:
+            pass
+    return found
+
+
+def _tag(pid: int) -> int:
+    """The tag of a process, 0 if it has none."""
+    try:
+        with open(f"/proc/{pid}/limits", "rb") as file:
+            line = next(line for line in file if line.startswith(b"Max resident set"))
+    except (OSError, StopIteration):
+        return 0
+    soft = line.split()[3]
+    return int(soft) - TAG_BASE if soft.isdigit() and int(soft) > TAG_BASE else 0

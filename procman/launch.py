@@ -1,0 +1,109 @@
+"""From a program of the table to the request that the keeper carries out: environment, descriptors, limits. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from procman.config import Program
+
+INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ")
+"""What a program with `inherit_environment = false` still gets from the daemon's environment."""
+
+PRIVATE = frozenset(
+    {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "INVOCATION_ID"}
+)
+"""What the service manager told the daemon, and means nobody else."""
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def child_id(name: str, generation: int) -> str:
+    """How the keeper knows a child: its process and its number."""
+    return f"{name}#{generation}"
+
+
+def split_child_id(child: str) -> tuple[str, int]:
+    """The reverse of `child_id`; generation 0 for a child that belongs to no process of the table."""
+    name, _, number = child.rpartition("#")
+    return name, int(number) if number.isdigit() else 0
+
+
+def environment(
+    program: Program, inherited: Mapping[str, str], from_files: Mapping[str, str], notify_socket: str
+) -> dict[str, str]:
+    """The environment of a child; what comes later wins: daemon, user, virtualenv, `env_file`, `environment`, procman's."""
+    if program.inherit_environment:
+        result = {key: value for key, value in inherited.items() if key not in PRIVATE}
+    else:
+        result = {key: inherited[key] for key in INHERITED if key in inherited}
+    result.setdefault("PATH", DEFAULT_PATH)
+    if program.account is not None:
+        result |= {"HOME": program.account.home, "USER": program.account.name, "LOGNAME": program.account.name}
+    if program.virtualenv:
+        result |= {"VIRTUAL_ENV": program.virtualenv, "PATH": f"{program.virtualenv}/bin:{result['PATH']}"}
+        result.pop("PYTHONHOME", None)
+    result |= from_files
+    result |= dict(program.environment)
+    result |= {"PROCMAN_PROGRAM": program.program, "PROCMAN_PROCESS": program.name}
+    result["PROCMAN_INSTANCE"] = str(program.instance)
+    if notify_socket:
+        result["NOTIFY_SOCKET"] = notify_socket
+    return result
+
+
+def log_pipes(program: Program) -> tuple[str | None, str | None]:
+    """Names under which the keeper holds the pipes for stdout and stderr; None is /dev/null.
+
+    The write end is held as the name with "/w", the read end as the name with "/r".
+    """
+    log = program.log
+    if log.mode == "discard":
+        return None, None
+    out = f"log/{program.name}/out"
+    errors = {"merge": out, "separate": f"log/{program.name}/err", "discard": None}
+    return out, errors[log.stderr]
+
+
+def request(
+    program: Program, generation: int, env: Mapping[str, str], listen: Mapping[str, str]
+) -> dict[str, object]:
+    """The keeper's "spawn" request for child number `generation`. `listen` maps listener names to held names, in order."""
+    out, err = log_pipes(program)
+    limits = {key: value for key, value in asdict(program.limits).items() if value not in (None, ())}
+    asked: dict[str, object] = {
+        "child": child_id(program.name, generation),
+        "argv": list(program.argv),
+        "env": dict(env),
+        "directory": program.directory,
+        "umask": program.umask,
+        "stdout": out and f"{out}/w",
+        "stderr": err and f"{err}/w",
+        "listen": list(listen.items()),
+        "limits": limits,
+        "kill": program.kill,
+    }
+    if program.account is not None:
+        account = program.account
+        asked |= {"uid": account.uid, "gid": account.gid, "groups": list(account.groups)}
+    return asked
+
+
+def parse_env_file(text: str) -> dict[str, str]:
+    """KEY=VALUE lines; `#` comments, blank lines, a leading `export`, and matching quotes around a value are understood.
+
+    Raises ValueError that names the line.
+    """
+    result: dict[str, str] = {}
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = raw.strip().removeprefix("export ").strip()
+        if not line or line.startswith("#"):
+            continue
+        key, equals, value = line.partition("=")
+        key, value = key.strip(), value.strip()
+        if not equals or not key.isidentifier():
+            raise ValueError(f"line {number}: expected KEY=VALUE")
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]
+        result[key] = value
+    return result

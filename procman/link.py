@@ -1,0 +1,151 @@
+"""The supervisor's end of the wire to the keeper: requests go out, the snapshot and then events come in.
+
+It decides nothing. See `keeper/wire.py` for the messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from procman.keeper.wire import Message, Wire, WireError
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """What the keeper holds when a supervisor comes up. `held` descriptors belong to the receiver.
+
+    `starts` counts supervisors, this one included: 1 means that the daemon itself has just been started.
+    """
+
+    starts: int = 1
+    last: str = ""
+    cgroup: str = ""
+    keeper_pid: int = 0
+    signals: list[int] = field(default_factory=list)
+    children: dict[str, Message] = field(default_factory=dict)
+    held: dict[str, int] = field(default_factory=dict)
+
+
+class KeeperLink:
+    """One connection to the keeper, for as long as this supervisor lives."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._wire = Wire(socket.socket(fileno=descriptor))
+        os.set_inheritable(descriptor, False)
+        self._loop = asyncio.get_running_loop()
+        self._on_event: Callable[[Message], None] | None = None
+        self._on_end: Callable[[], None] = lambda: None
+        self._early: list[Message] = []
+        self._syncs: dict[int, asyncio.Future[None]] = {}
+
+    async def snapshot(self) -> Snapshot:
+        """The keeper's account of everything; it comes first, once. Raises WireError."""
+        snapshot = Snapshot()
+        readable = asyncio.Event()
+        self._loop.add_reader(self._wire.fileno(), readable.set)
+        complete = False
+        while not complete:
+            await readable.wait()
+            readable.clear()
+            for message, descriptors in self._wire.receive():
+                if complete:
+                    self._early.append(message)
+                else:
+                    complete = _collect(snapshot, message, descriptors)
+        self._loop.remove_reader(self._wire.fileno())
+        return snapshot
+
+    def listen(self, on_event: Callable[[Message], None], on_end: Callable[[], None]) -> None:
+        """From now on call `on_event` with each message, and `on_end` when the keeper has gone."""
+        self._on_event, self._on_end = on_event, on_end
+        for message in self._early:
+            on_event(message)
+        self._early.clear()
+        self._loop.add_reader(self._wire.fileno(), self._readable)
+
+    def _readable(self) -> None:
+        assert self._on_event is not None
+        try:
+            messages = self._wire.receive()
+        except WireError:
+            self._loop.remove_reader(self._wire.fileno())
+            self._on_end()
+            return
+        for message, descriptors in messages:
+            for fd in descriptors:
+                os.close(fd)
+            if message.get("op") == "ping":
+                self.send({"op": "pong"})
+            elif message.get("op") == "synced":
+                if (future := self._syncs.pop(message["number"], None)) is not None and not future.done():
+                    future.set_result(None)
+            else:
+                self._on_event(message)
+
+    def send(self, message: Message, *descriptors: int) -> None:
+        """Send one message; never blocks. A keeper that has gone is reported by `on_end`, not here."""
+        try:
+            self._wire.send(message, descriptors)
+        except WireError:
+            return
+        if self._wire.waiting:
+            self._loop.add_writer(self._wire.fileno(), self._writable)
+
+    def _writable(self) -> None:
+        try:
+            self._wire.flush()
+        except WireError:
+            self._loop.remove_writer(self._wire.fileno())
+            return
+        if not self._wire.waiting:
+            self._loop.remove_writer(self._wire.fileno())
+
+    async def sync(self) -> None:
+        """Wait until the keeper has done all that was asked of it so far."""
+        number = max(self._syncs, default=0) + 1
+        self._syncs[number] = self._loop.create_future()
+        self.send({"op": "sync", "number": number})
+        await self._syncs[number]
+
+    # --- what can be asked ------------------------------------------------------------------------------------------
+
+    def spawn(self, request: Mapping[str, object]) -> None:
+        """Start a child (`launch.request`)."""
+        self.send({"op": "spawn", **request})
+
+    def signal(self, child: str, number: int, tree: bool = False) -> None:
+        """Send a signal to a child, or to all that is left of it and its descendants."""
+        self.send({"op": "signal", "child": child, "signal": number, "tree": tree})
+
+    def forget(self, child: str) -> None:
+        """The end of this child is on record: the keeper need not tell it again."""
+        self.send({"op": "forget", "child": child})
+
+    def hold(self, name: str, descriptor: int) -> None:
+        """Give the keeper a copy of `descriptor` to keep under `name`."""
+        self.send({"op": "hold", "name": name}, descriptor)
+
+    def release(self, name: str) -> None:
+        """The keeper closes what it holds as `name`."""
+        self.send({"op": "release", "name": name})
+
+
+def _collect(snapshot: Snapshot, message: Message, descriptors: list[int]) -> bool:
+    match message:
+        case {"op": "hello"}:
+            snapshot.starts = int(message["starts"])
+            snapshot.last = str(message["last"])
+            snapshot.cgroup = str(message["cgroup"])
+            snapshot.keeper_pid = int(message["pid"])
+            snapshot.signals = list(message["signals"])
+        case {"op": "child", "child": str(name)}:
+            snapshot.children[name] = message
+        case {"op": "held", "name": str(name)}:
+            snapshot.held[name] = descriptors[0]
+        case {"op": "begin"}:
+            return True
+    return False

@@ -1,0 +1,301 @@
+"""Reading what the log thread has written: the last lines of a log, and following it, across its rotated files.
+
+A log is the bytes of path.N ... path.2, path.1, path, in this order. Nothing is locked: every step of a rotation (see
+`procman.logs.logfile`) may happen between any two calls here. What makes that safe:
+
+  * Rotated files only move up (path.1 -> path.2), the highest first, and before path itself changes. Looking upwards
+    from path may therefore see a file twice, never miss one; and whoever finds a file still at its number knows that
+    all newer ones were still at theirs.
+  * A file is known by its inode, not by its name. A Follower has it open, so its inode is not given to another.
+  * A rotation cuts the partial line off the old file and puts it at the start of the new one. A reader who had read it
+    already finds the old file shorter than his offset, and skips as much of the new one.
+
+Knows files only: no pipes, no thread, no programs. Memory is bounded, whatever the size of the files.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from procman.errors import Failed
+
+BLOCK = 64 * 1024
+TAIL_LIMIT = 16 * 1024 * 1024
+NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})  # ELOOP: a symlink, which the log thread refuses too
+OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+
+ATTEMPTS = 10  # to find the next file while rotations go on
+
+Identity = tuple[int, int]
+Entry = tuple[int, str, os.stat_result]
+"""A rotated file: its number, path and status."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in a log: `offset` in the file that has this device and inode now, under whatever name later. All zero:
+    before the first byte of a log that has no file yet."""
+
+    device: int = 0
+    inode: int = 0
+    offset: int = 0
+
+
+def tail(path: str, lines: int, keep: int, limit: int = TAIL_LIMIT) -> tuple[bytes, Position]:
+    """The last `lines` lines of a log of at most `keep` rotated files, and the position after them, from which a
+    Follower goes on. An unfinished last line counts as one. No more than the last `limit` bytes. Raises Failed when the
+    log can't be read; a log that has no file yet is empty."""
+    blocks: list[bytes] = []
+    end: Position | None = None
+    room = limit
+    for position, block in _blocks_from_the_end(path, keep):
+        end = end or position
+        start, lines = _start_of_lines(block, lines, last=room == limit)
+        start = max(start, len(block) - room)
+        room -= len(block) - start
+        blocks.append(block[start:])
+        if start or not room or lines <= 0:
+            break
+    return b"".join(reversed(blocks)), end or Position()
+
+
+def last_lines(path: str, lines: int, keep: int) -> Position:
+    """Where the last `lines` lines of a log begin, for a Follower that reads more of them than fit in memory."""
+    begin = Position()
+    last = True
+    for end, block in _blocks_from_the_end(path, keep):
+        start, lines = _start_of_lines(block, lines, last)
+        begin = Position(end.device, end.inode, end.offset - len(block) + start)
+        last = last and not block
+        if start or lines <= 0:
+            break
+    return begin
+
+
+def _start_of_lines(block: bytes, lines: int, last: bool) -> tuple[int, int]:
+    """(where the wanted lines begin in this block, how many newlines are still to be found before it). Begin is 0 when
+    they begin further back. `last` is the block at the end of the log, where a newline begins no line."""
+    if lines <= 0:
+        return len(block), 0
+    at = len(block) - 1 if last and block.endswith(b"\n") else len(block)
+    while (at := block.rfind(b"\n", 0, at)) >= 0:
+        lines -= 1
+        if not lines:
+            return at + 1, 0
+    return 0, lines
+
+
+def _blocks_from_the_end(path: str, keep: int) -> Iterator[tuple[Position, bytes]]:
+    """(position after it, block) of a log, the last one first. An empty file at the end gives an empty block."""
+    seen: set[Identity] = set()
+    for name in (path, *(f"{path}.{number}" for number in range(1, keep + 1))):
+        with _opened(name) as fd:
+            if fd is None:
+                continue
+            status = os.fstat(fd)
+            identity = (status.st_dev, status.st_ino)
+            if identity in seen:  # a rotation has overtaken us
+                continue
+            if not status.st_size and not seen:
+                yield Position(*identity, 0), b""
+            seen.add(identity)
+            end = status.st_size
+            while end > 0:
+                start = max(0, end - BLOCK)
+                block = os.pread(fd, end - start, start)
+                if len(block) < end - start:  # a rotation has just cut off the partial line
+                    end = min(start + len(block), os.fstat(fd).st_size)
+                    if not block:
+                        continue
+                yield Position(*identity, start + len(block)), block
+                end = start
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[int | None]:
+    fd = _open(path)
+    try:
+        yield fd
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def _open(path: str) -> int | None:
+    """A descriptor for a regular file, None when there is none."""
+    try:
+        fd = os.open(path, OPEN_FLAGS)
+    except OSError as error:
+        if error.errno in NOT_THERE:
+            return None
+        raise Failed(f"can't read {path}: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        return None
+    return fd
+
+
+def _status(path: str) -> os.stat_result | None:
+    try:
+        return os.lstat(path)
+    except OSError:
+        return None
+
+
+class Follower:
+    """Reads a log on and on, from `start` (by default: from the beginning of the newest file), through rotations, each
+    byte once. A truncated file is read again from its start; after a deletion it goes on with the file that comes next.
+
+    Never waits: `read` gives b"" at the end, and is called again when there is news. To be closed.
+    """
+
+    def __init__(self, path: str, start: Position | None = None) -> None:
+        self._path = path
+        self._offset = 0
+        self._older: tuple[int, ...] | None = None
+        self._fd = -1
+        self._begin(start or Position())
+
+    def read(self, max_bytes: int = BLOCK) -> bytes:
+        """The next bytes, at most so many; b"" when there are no more now. Raises Failed when the log can't be read."""
+        if self._fd < 0:
+            self._begin(Position())
+            if self._fd < 0:
+                return b""
+        while True:
+            data = os.pread(self._fd, max_bytes, self._offset)
+            if data or not self._advance():
+                self._offset += len(data)
+                return data
+
+    @property
+    def position(self) -> Position:
+        """After the last byte that was read."""
+        if self._fd < 0:
+            return Position()
+        status = os.fstat(self._fd)
+        return Position(status.st_dev, status.st_ino, self._offset)
+
+    def close(self) -> None:
+        """Closes its file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    # --- which file comes next ---------------------------------------------------------------------------------------
+
+    def _begin(self, start: Position) -> None:
+        """Opens the file of `start`; the newest one if that is gone, or none is named."""
+        wanted = (start.device, start.inode)
+        candidates = [(self._path, _status(self._path))]  # first: a file may move up meanwhile, not down
+        candidates += [(name, status) for _, name, status in self._rotated()]
+        for name, status in candidates:
+            if status is not None and _identity(status) == wanted:
+                self._fd = _open_if(name, wanted)
+                self._offset = start.offset
+                break
+        if self._fd < 0 and (newest := _open(self._path)) is not None:
+            self._fd, self._offset = newest, 0
+        if self._fd >= 0:
+            self._remember_older()
+
+    def _advance(self) -> bool:
+        """At the end of the open file: True when there is more to read after all, here or in a next file."""
+        mine = os.fstat(self._fd)
+        if self._offset > mine.st_size and os.path.lexists(f"{self._path}.next"):
+            return False  # in the middle of a rotation; looked at before the path, which changes later
+        current = _status(self._path)
+        if current is not None and _identity(current) == _identity(mine):
+            if self._offset > mine.st_size:
+                self._offset = 0
+                return True
+            self._remember_older()
+            return False
+        newer = self._open_newer(_identity(mine))
+        if newer is None:
+            return False
+        final = os.fstat(self._fd)
+        if final.st_size > self._offset:  # written after our last look, before the rotation
+            os.close(newer)
+            return True
+        os.close(self._fd)
+        self._fd = newer
+        self._offset -= final.st_size  # what we have read of a partial line that moved along
+        self._older = _signature(final)
+        return True
+
+    def _open_newer(self, mine: Identity) -> int | None:
+        """The file that follows ours; None when there is none yet. Asks again when a rotation comes between."""
+        for _attempt in range(ATTEMPTS):
+            rotated = list(self._rotated())
+            place = next((entry for entry in rotated if _identity(entry[2]) == mine), None)
+            if place is None:  # dropped by `keep`, or deleted: then the file just older than ours shows the place
+                place = next((entry for entry in rotated if _signature(entry[2]) == self._older), None)
+            newer = [entry for entry in rotated if place is None or entry[0] < place[0]]
+            if newer:
+                _, name, status = newer[-1]
+                fd = _open_if(name, _identity(status))
+            else:
+                opened = _open(self._path)
+                if opened is None:
+                    return None
+                fd = opened
+            if fd >= 0 and self._is_still(place, bool(newer)):
+                return fd
+            if fd >= 0:
+                os.close(fd)
+        return None
+
+    def _is_still(self, place: Entry | None, rotated: bool) -> bool:
+        """Whether the place that we counted from is where it was: then so was all that is newer, when we opened it."""
+        if place is None:
+            return rotated or not list(self._rotated())
+        now = _status(place[1])
+        return now is not None and _identity(now) == _identity(place[2])
+
+    def _remember_older(self) -> None:
+        """Notes the file just older than ours, to know our place should ours be deleted."""
+        first = _status(f"{self._path}.1")
+        if first is not None and _signature(first) == self._older:
+            return
+        mine = _identity(os.fstat(self._fd))
+        rotated = [status for _, _, status in self._rotated()]
+        place = next((index for index, status in enumerate(rotated) if _identity(status) == mine), -1)
+        self._older = next((_signature(status) for status in rotated[place + 1 :]), None)
+
+    def _rotated(self) -> Iterator[Entry]:
+        """The rotated files, the newest first. One that is moved up meanwhile may be seen twice, but is not missed."""
+        folder, name = os.path.split(self._path)
+        pattern = re.compile(re.escape(name) + r"\.([1-9][0-9]{0,4})")
+        try:
+            listed = {int(match[1]) for entry in os.listdir(folder or ".") if (match := pattern.fullmatch(entry))}
+        except OSError:
+            return
+        for number in sorted(listed | {number + 1 for number in listed}):
+            status = _status(f"{self._path}.{number}")
+            if status is not None:
+                yield number, f"{self._path}.{number}", status
+
+
+def _identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino
+
+
+def _signature(status: os.stat_result) -> tuple[int, ...]:
+    """Tells a rotated file from a later one that got its inode: it never changes again."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _open_if(path: str, wanted: Identity) -> int:
+    """A descriptor for the file, -1 when `path` is another one by now."""
+    fd = _open(path)
+    if fd is not None and _identity(os.fstat(fd)) != wanted:
+        os.close(fd)
+        fd = None
+    return -1 if fd is None else fd

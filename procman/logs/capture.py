@@ -1,0 +1,327 @@
+"""The log thread: takes what programs print out of their pipes, at once and for good.
+
+    event loop ── add, change, remove, ... ──→ deque + eventfd ──→ log thread: epoll, then one turn for each ready pipe
+               ←── counters() snapshots, callbacks in the log thread ──┘
+
+Bytes have a thread of their own so that a slow or stuck disk never delays a restart or an RPC. Nothing is shared but
+the queue, the published counts and the set of watched paths, each of which is used by single atomic operations; so
+there is no lock.
+
+The promise: read = written + dropped (+ held, the unfinished line of an "inherit" program). A program never waits for a
+disk that can't be written: what can't be written is dropped, counted, and told of in the log as soon as it can be.
+
+Knows pipes and paths; nothing of programs' lives, clients or asyncio.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from procman.config import Log
+from procman.logs.flow import Counters, Flow, Stream, bytes_waiting
+from procman.logs.logfile import RETRY_SECONDS, LogFile
+from procman.logs.outlet import Outlet, Piece
+
+STALL_SECONDS = 1.0  # how long "inherit" programs wait for a stdout that takes nothing before output is dropped
+
+# A program that prints line by line would wake the thread for every line: 12 CPU seconds per GB. After a small round
+# that followed closely on another, the thread lets some more come first. A single line is never delayed.
+CLOSE = 0.002
+PAUSES = ((4 * 1024, 0.001), (64 * 1024, 0.00025))  # (fewer bytes than this, seconds)
+
+Done = Callable[[], None]
+
+
+def _no_news(_path: str) -> None:
+    """What `on_news` is for a caller who watches nothing."""
+
+
+class LogThread:
+    """Moves the output of all processes, from `start` to `stop`. Its methods return at once and may be called from one
+    thread (the event loop's); they take effect in the log thread, in the order of the calls.
+
+    `on_news(path)` is called in the log thread, see `watch`. `stdout_fd` is where "inherit" programs' lines go.
+    `trouble` is "", or the last mistake inside the log thread that it survived, for the daemon's own log.
+    """
+
+    def __init__(self, on_news: Callable[[str], None] = _no_news, stdout_fd: int = 1) -> None:
+        self.trouble = ""
+        self._on_news = on_news
+        self._flows: dict[str, Flow] = {}  # the caller's; all below but the queue is the log thread's
+        self._watched: set[str] = set()
+        self._commands: deque[Callable[[], None]] = deque()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
+        self._stopping = False
+        self._by_fd: dict[int, Flow] = {}
+        self._files: dict[str, LogFile] = {}
+        self._outlet = Outlet(stdout_fd)
+        self._outlet_retry_at = 0.0
+        self._debtor: Flow | None = None  # whose lines the outlet has not taken yet; nobody else prints meanwhile
+        self._stalled_at = 0.0
+        self._null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        self._epoll = select.epoll()
+        self._epoll.register(self._wake, select.EPOLLIN)
+
+    # --- for the caller ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Starts the thread. Streams may be added before."""
+        self._thread.start()
+
+    def stop(self, timeout: float = 5.0) -> bool:
+        """Ends the thread after what was asked of it, and closes its descriptors; what pipes still hold is left to a
+        successor. False when the disk keeps the thread for longer than `timeout` seconds: it is left behind then."""
+        if self._wake < 0:
+            return True
+        self._submit(self._end)
+        if self._thread.ident is None:
+            self._thread.start()  # it closes what it owns on its way out
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            return False
+        os.close(self._wake)
+        self._wake = -1
+        return True
+
+    def add(self, stream: Stream, counters: Counters | None = None) -> None:
+        """Takes over a pipe. `counters` continue those of a predecessor."""
+        flow = self._flows[stream.key] = Flow(stream, counters or Counters(), self._null)
+        self._submit(lambda: self._add(flow, stream.log, stream.path))
+
+    def change(self, key: str, log: Log, path: str) -> None:
+        """Sends a stream's bytes elsewhere from now on, or rotates its file by other rules."""
+        flow = self._flows[key]
+        self._submit(lambda: self._aim(flow, log, path))
+
+    def remove(self, key: str, done: Done | None = None) -> None:
+        """Writes what waits in the pipe and closes it; then calls `done` in the log thread."""
+        flow = self._flows.pop(key)
+        self._submit(lambda: self._remove(flow, done))
+
+    def flush(self, key: str, done: Done | None = None) -> None:
+        """Writes what waits in the pipe now, and ends a line without an end in "inherit" mode: the child has died. Then
+        calls `done` in the log thread."""
+        flow = self._flows[key]
+        self._submit(lambda: self._flush(flow, done))
+
+    def reopen(self) -> None:
+        """Closes and opens every file again: an external logrotate has moved them."""
+        self._submit(self._reopen)
+
+    def counters(self, key: str) -> Counters:
+        """What became of the stream's bytes so far."""
+        return self._flows[key].counters()
+
+    def tap(self, key: str, callback: Callable[[bytes], None] | None) -> None:
+        """Gives every chunk that leaves the stream's pipe from now on to `callback` as well, in the log thread, also
+        while the file can't be written. None ends that, but for a call that is on its way; so does a callback that
+        raises."""
+        self._flows[key].tap = callback  # one assignment, not a command: no byte that comes after this is missed
+
+    def watch(self, path: str) -> None:
+        """Has `on_news(path)` called once, at the next bytes that go to this log file. Watch first, then read up to the
+        end, then wait: no news is missed."""
+        self._watched.add(path)
+
+    def unwatch(self, path: str) -> None:
+        """Takes `watch` back: nobody follows the file any more."""
+        self._watched.discard(path)
+
+    # --- the thread ------------------------------------------------------------------------------------------------
+
+    def _submit(self, command: Callable[[], None]) -> None:
+        if self._wake >= 0:
+            self._commands.append(command)
+            os.eventfd_write(self._wake, 1)
+
+    def _run(self) -> None:
+        last_round = 0.0
+        try:
+            while not self._stopping:
+                events = self._epoll.poll(self._timeout())
+                now = time.monotonic()
+                moved = self._round(events, now)
+                if self._debtor and now >= self._stalled_at:
+                    self._give_up(self._debtor, "the daemon's stdout takes nothing", now)
+                if moved and now - last_round < CLOSE:
+                    time.sleep(next((pause for limit, pause in PAUSES if moved < limit), 0.0))
+                last_round = now
+        finally:
+            self._close_all()
+
+    def _round(self, events: list[tuple[int, int]], now: float) -> int:
+        """Does what was asked for, then gives each ready descriptor its turn; returns the number of bytes moved."""
+        ready = [(self._by_fd.get(fd), fd, mask) for fd, mask in events]  # before a command gives a number to another
+        if any(fd == self._wake for fd, _ in events):
+            os.eventfd_read(self._wake)  # before the queue is emptied: what comes later wakes us again
+        while self._commands:
+            self._command(self._commands.popleft())
+        moved = 0
+        for flow, fd, mask in ready:
+            if fd == self._outlet.fd and self._debtor:
+                self._push(self._debtor, now)
+            elif flow and flow.listening and mask & select.EPOLLIN:
+                before = flow.read
+                self._turn(flow, now)
+                moved += flow.read - before
+            elif flow and flow.listening:  # EPOLLHUP alone: the pipe is empty and nobody can write any more
+                self._end_line(flow, now)
+                self._forget(flow)
+        return moved
+
+    def _timeout(self) -> float | None:
+        return max(0.0, self._stalled_at - time.monotonic()) if self._debtor else None
+
+    def _command(self, command: Callable[[], None]) -> None:
+        try:
+            command()
+        except Exception as error:  # noqa: BLE001  one mistake must not end everybody's logs, and block their programs
+            self._note(error)
+
+    def _turn(self, flow: Flow, now: float) -> None:
+        """Moves what waits in one pipe, CHUNK bytes at most, so that each gets its turn."""
+        try:
+            if flow.file is not None:
+                flow.append(flow.file, now)
+            elif now >= self._outlet_retry_at:
+                self._print(flow, flow.next_lines(), now)
+            else:
+                flow.drop(self._outlet.error)
+        except Exception as error:  # noqa: BLE001  as above
+            self._note(error)
+        self.trouble = flow.trouble or self.trouble
+        flow.publish()
+        if flow.file is not None and flow.file.path in self._watched:
+            self._watched.discard(flow.file.path)
+            self._on_news(flow.file.path)
+
+    def _note(self, error: Exception) -> None:
+        self.trouble = f"{type(error).__name__}: {error}"
+
+    def _end(self) -> None:
+        self._stopping = True
+
+    def _close_all(self) -> None:
+        for fd in (*self._by_fd, self._null):
+            os.close(fd)
+        for file in self._files.values():
+            file.close()
+        self._outlet.close()
+        self._epoll.close()
+
+    # --- commands, in the thread -------------------------------------------------------------------------------------
+
+    def _add(self, flow: Flow, log: Log, path: str) -> None:
+        os.set_blocking(flow.fd, False)
+        self._by_fd[flow.fd] = flow
+        self._aim(flow, log, path)
+
+    def _aim(self, flow: Flow, log: Log, path: str) -> None:
+        """Points a flow at its file or at the outlet. Flows of one path share one LogFile."""
+        old, file = flow.file, None
+        if log.mode == "file":
+            file = self._files.setdefault(path, LogFile(path, log))
+            file.log = log
+            file.users += 1
+            self._end_line(flow, time.monotonic())
+        flow.file = file
+        self._release(old)
+        self._listen(flow)
+
+    def _listen(self, flow: Flow) -> None:
+        """Has epoll tell of the flow's bytes, but not while they would go to an outlet that takes none."""
+        wanted = flow.file is not None or self._debtor is None
+        if wanted and not flow.listening:
+            self._epoll.register(flow.fd, select.EPOLLIN)
+        elif flow.listening and not wanted:
+            self._epoll.unregister(flow.fd)
+        flow.listening = wanted
+
+    def _release(self, file: LogFile | None) -> None:
+        if file is not None:
+            file.users -= 1
+            if not file.users:
+                file.close()
+                del self._files[file.path]
+
+    def _remove(self, flow: Flow, done: Done | None) -> None:
+        self._flush(flow, None)
+        self._forget(flow)
+        if done:
+            done()
+
+    def _forget(self, flow: Flow) -> None:
+        if self._by_fd.get(flow.fd) is flow:
+            if flow.listening:
+                self._epoll.unregister(flow.fd)
+                flow.listening = False
+            del self._by_fd[flow.fd]
+            os.close(flow.fd)
+            self._release(flow.file)
+
+    def _flush(self, flow: Flow, done: Done | None) -> None:
+        if self._by_fd.get(flow.fd) is flow:
+            end = flow.read + bytes_waiting(flow.fd)  # not "until empty": another process may be writing without end
+            before = -1
+            while before < flow.read < end and flow.listening:
+                before = flow.read
+                self._turn(flow, time.monotonic())
+            self._end_line(flow, time.monotonic())
+        if done:
+            done()
+
+    def _reopen(self) -> None:
+        for file in self._files.values():
+            file.reopen(time.monotonic())
+
+    # --- the daemon's stdout ---------------------------------------------------------------------------------------
+
+    def _end_line(self, flow: Flow, now: float) -> None:
+        if flow.file is None and self._debtor is None:
+            self._print(flow, flow.last_line(), now)
+        flow.publish()
+
+    def _print(self, flow: Flow, pieces: list[Piece], now: float) -> None:
+        if pieces:
+            self._outlet.queue(pieces)
+            self._stalled_at = now + STALL_SECONDS
+            self._push(flow, now)
+
+    def _push(self, flow: Flow, now: float) -> None:
+        """Prints what the outlet takes. While something is left, all who print there wait with it: their programs slow
+        down to the pace of the reader, until nothing at all has moved for STALL_SECONDS."""
+        own, told = self._outlet.push()
+        flow.written += own
+        flow.unreported -= told
+        flow.publish()
+        if own or told:
+            self._stalled_at = now + STALL_SECONDS
+        if self._outlet.error:
+            self._give_up(flow, self._outlet.error, now)
+        else:
+            self._owe(flow if self._outlet.waiting else None)
+
+    def _give_up(self, flow: Flow, reason: str, now: float) -> None:
+        """Drops what the outlet did not take; tried again in a second, when something comes."""
+        flow.lose(self._outlet.discard(), reason)
+        flow.publish()
+        self._outlet.error = reason
+        self._outlet_retry_at = now + RETRY_SECONDS
+        self._owe(None)
+
+    def _owe(self, debtor: Flow | None) -> None:
+        before, self._debtor = self._debtor, debtor
+        if (before is None) == (debtor is None):
+            return
+        if debtor is None:
+            self._epoll.unregister(self._outlet.fd)
+        else:
+            self._epoll.register(self._outlet.fd, select.EPOLLOUT)
+        for flow in self._by_fd.values():
+            self._listen(flow)

@@ -1,0 +1,190 @@
+"""One stream on its way through the log thread: its descriptor, its running counts, and its turns.
+
+Knows one LogFile and one pipe; nothing of other streams, of epoll and of the outlet.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import termios
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from procman.config import Log
+from procman.logs.logfile import CHUNK, LogFile
+from procman.logs.outlet import LINE_LIMIT, Lines, Piece
+
+PIPE_SIZE = 256 * 1024  # large enough for most; 256 of them fit under an ordinary user's limit (pipe(7)), not 64
+BUSY_PIPE_SIZE = 1024 * 1024  # for a stream that was seen to fill its pipe: half as fast again
+
+
+def make_pipe() -> tuple[int, int]:
+    """A pipe for a process's output: (read end, non-blocking; write end, blocking), both close-on-exec. Larger than
+    usual where the user's limit on pipe memory allows (pipe(7))."""
+    read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(read_fd, False)
+    with suppress(OSError):  # EPERM: the user has many pipes; a small one works too
+        fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+    return read_fd, write_fd
+
+
+def bytes_waiting(pipe: int) -> int:
+    """How many bytes a pipe holds now (FIONREAD, pipe(7))."""
+    count = array.array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, count)
+    return count[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One output of one process: `key` names it ("shop:1/out", "shop:1/err"), `process` is the prefix in "inherit"
+    mode, `path` the file in "file" mode. `read_fd` is the pipe's read end; the LogThread owns it from `add` on."""
+
+    key: str
+    process: str
+    log: Log
+    path: str
+    read_fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What became of a stream's bytes. read = written + dropped + held; only "inherit" mode holds (an unfinished line).
+
+    `unreported` are dropped bytes that the log does not tell of yet. `error` is "" or why output is dropped, or why a
+    file is not rotated, now.
+    """
+
+    read: int = 0
+    written: int = 0
+    dropped: int = 0
+    held: int = 0
+    unreported: int = 0
+    rotations: int = 0
+    lines_split: int = 0
+    error: str = ""
+
+
+class Flow:
+    """A stream as the log thread sees it. `file` is None for one that is printed to the outlet; `null` is /dev/null."""
+
+    def __init__(self, stream: Stream, counters: Counters, null: int) -> None:
+        self.fd = stream.read_fd
+        self.file: LogFile | None = None
+        self.tap: Callable[[bytes], None] | None = None
+        self.listening = False
+        self.trouble = ""
+        self._capacity = fcntl.fcntl(self.fd, fcntl.F_GETPIPE_SZ)
+        self.read = counters.read
+        self.written = counters.written
+        self.dropped = counters.dropped + counters.held  # a predecessor held it in memory, and died
+        self.unreported = counters.unreported + counters.held
+        self.error = counters.error
+        self._null = null
+        self._lines = Lines(stream.process)
+        self._rotations = counters.rotations
+        self._lines_split = counters.lines_split
+        self._reason = counters.error or "procman was restarted"
+        self.publish()
+
+    def publish(self) -> None:
+        """Makes the running counts visible to the other thread, all at once: one assignment."""
+        held, split = self._lines.held, self._lines_split + self._lines.split
+        numbers = (self.read, self.written, self.dropped, held, self.unreported, self._rotations, split)
+        self.published = (numbers, self.error)
+
+    def counters(self) -> Counters:
+        """The published counts; may be called from another thread."""
+        numbers, error = self.published
+        return Counters(*numbers, error=error)
+
+    def append(self, file: LogFile, now: float) -> None:
+        """One turn of a stream with a file: what waits goes there, or is dropped where that can't be done."""
+        if not file.usable(now):
+            self.drop(file.error)
+            return
+        rotations, lines_split = file.rotations, file.lines_split
+        try:
+            if self.unreported:
+                file.prepare(now)
+                file.mark(self._marker())
+                self.unreported = 0
+            file.prepare(now)
+            span = file.take(self.fd)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            file.fail(error, now)
+            self.drop(file.error)
+            return
+        finally:
+            self._rotations += file.rotations - rotations
+            self._lines_split += file.lines_split - lines_split
+        self.read += span.length
+        self.written += span.length
+        self.error = file.error
+        if span.length >= self._capacity:
+            self._widen()
+        if self.tap:
+            self._tell(file.read_back(span))
+
+    def next_lines(self) -> list[Piece]:
+        """One turn of a stream without a file: what waits, as lines for the outlet."""
+        try:
+            data = os.read(self.fd, LINE_LIMIT)
+        except BlockingIOError:
+            return []
+        self.read += len(data)
+        self.error = ""
+        self._tell(data)
+        return self._with_marker(self._lines.feed(data))
+
+    def last_line(self) -> list[Piece]:
+        """A printed line that has no end yet, closed: no more of it will come."""
+        return self._with_marker(self._lines.close())
+
+    def drop(self, reason: str) -> None:
+        """Empties the pipe without writing, so that the program can go on. A tap still gets the bytes: a program does
+        become ready on a full disk."""
+        with suppress(BlockingIOError):
+            data = b""
+            if self.tap:
+                data = os.read(self.fd, CHUNK)
+                count = len(data)
+            else:
+                count = os.splice(self.fd, self._null, CHUNK, flags=os.SPLICE_F_NONBLOCK)
+            self.read += count
+            self.lose(count + self._lines.discard(), reason)
+            self._tell(data)
+
+    def lose(self, count: int, reason: str) -> None:
+        """Counts bytes that were taken and could not be written."""
+        self.dropped += count
+        self.unreported += count
+        self._reason = self.error = reason
+
+    def _tell(self, data: bytes) -> None:
+        tap = self.tap
+        if tap and data:
+            try:
+                tap(data)
+            except Exception as error:  # noqa: BLE001  a listener's mistake must not cost a byte of the log
+                self.tap = None
+                self.trouble = f"{type(error).__name__}: {error}"
+
+    def _widen(self) -> None:
+        """Gives a program that fills its pipe a larger one, once, if the user's limit allows."""
+        self._capacity = 1 << 62
+        with suppress(OSError):
+            fcntl.fcntl(self.fd, fcntl.F_SETPIPE_SZ, BUSY_PIPE_SIZE)
+
+    def _with_marker(self, pieces: list[Piece]) -> list[Piece]:
+        if pieces and self.unreported:
+            pieces.insert(0, self._lines.marker(self._marker(), self.unreported))
+        return pieces
+
+    def _marker(self) -> str:
+        return f"procman: {self.unreported} bytes of output were dropped: {self._reason}"

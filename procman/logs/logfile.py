@@ -1,0 +1,334 @@
+"""One log file: appended to by splice(2), rotated at line ends, and whole again after a SIGKILL at any instruction.
+
+The rule that makes it safe: the file itself is the only record. Its size says how much was taken from the pipe (the
+kernel moves bytes and size together), so there is no position to remember and nothing in memory to lose.
+
+A file that has reached `max_size` is rotated before more is written. The bytes after its last newline, the partial
+line, belong into the next file. Every step is one system call, but for `copy`, and is done or not done:
+
+    copy      path.partial = the partial line        a crash leaves rubbish, which the next one removes
+    shift     path.2 -> path.3, path.1 -> path.2     highest first, up to the first gap; without one the oldest file is
+                                                     removed. A crash leaves a gap, and the next shift fills just that
+    name      path.partial -> path.next              from here on the partial line is on the disk twice,
+    truncate  path ends with its last newline        from here on once, in path.next
+    retire    path -> path.1
+    enter     path.next -> path
+
+Without a partial line there is no path.next; `copy`, `name`, `truncate` and `enter` fall away. With keep = 0 nothing is
+shifted or retired: `enter` replaces the old file.
+
+Recovery when a file is opened and path.next exists: a partial line is never empty and never ends with a newline. So if
+path does not end with a newline, `truncate` had not happened, path is complete and path.next is a copy: remove it. If
+path ends with a newline (or is gone), path.next holds the only copy: do what is left, `retire` and `enter`.
+
+All this is safe against the death of the process, not of the machine: nothing is fsync'ed.
+
+Knows nothing of pipes' owners, counters and threads; a caller gives it a descriptor to take bytes from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from procman.config import Log
+
+CHUNK = 1 << 20  # most bytes that are moved in one call, so that one program can't starve the others
+RETRY_SECONDS = 1.0  # how soon a failed file is tried again, and how often a foreign hand on the path is looked for
+SCAN = 64 * 1024
+OPEN_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+
+
+def _no_crossing(_step: str) -> None:
+    """What `crossing` is outside of crash tests."""
+
+
+crossing: Callable[[str], None] = _no_crossing
+"""Called after each step of a rotation or recovery with its name. A test sets it to die there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where bytes went: `length` bytes at `offset` of the file."""
+
+    offset: int
+    length: int
+
+
+def describe(error: OSError) -> str:
+    """An error as people know it: "No space left on device (ENOSPC)"."""
+    code = errno.errorcode.get(error.errno or 0, "")
+    return f"{error.strerror or error}" + (f" ({code})" if code else "")
+
+
+class LogFile:
+    """A log file at `path`. Opened when first needed; `max_size`, `keep` and `mode_bits` come from the program's table.
+
+    `size` is valid after `prepare`. `error` is "" while all is well. Times are CLOCK_MONOTONIC, given by the caller.
+    """
+
+    def __init__(self, path: str, log: Log) -> None:
+        self.path = path
+        self.log = log
+        self.size = 0
+        self.users = 0
+        self.rotations = 0
+        self.lines_split = 0
+        self.error = ""
+        self._fd = -1
+        self._retry_at = 0.0
+        self._look_at = 0.0
+        self._rotate_at = 0.0
+
+    # --- use -----------------------------------------------------------------------------------------------------
+
+    def usable(self, now: float) -> bool:
+        """False for a second after a failure: then the caller drops what comes, and does not ask the disk each time."""
+        return now >= self._retry_at
+
+    def prepare(self, now: float) -> None:
+        """Has the file at `path` open, `size` known and room in it, or raises OSError.
+
+        A file that was deleted, replaced or moved away (within a second) is left and a new one opened; one that was
+        truncated is simply shorter. Rotates a full file.
+        """
+        if self._fd >= 0:
+            status = os.fstat(self._fd)
+            if status.st_nlink == 0 or (now >= self._look_at and not self._still_at_path(status, now)):
+                self.close()
+            self.size = status.st_size
+        if self._fd < 0:
+            self._open(now)
+        while self._full() and now >= self._rotate_at:
+            self._rotate(now)
+
+    def take(self, pipe: int) -> Span:
+        """Moves what waits in `pipe` to the end of the file, as much as fits before the next rotation. A length of 0
+        means end of file. OSError: nothing was moved; BlockingIOError: nothing waits."""
+        room = CHUNK
+        if self.log.max_size and not self._full():
+            room = min(room, self.log.max_size - self.size)
+        offset = self.size
+        length = os.splice(pipe, self._fd, room, offset_dst=offset, flags=os.SPLICE_F_NONBLOCK)
+        self.size += length
+        return Span(offset, length)
+
+    def read_back(self, span: Span) -> bytes:
+        """The bytes that `take` has just moved."""
+        return os.pread(self._fd, span.length, span.offset)
+
+    def mark(self, text: str) -> None:
+        """Appends a line of our own, whole or not at all. OSError when it can't be written."""
+        line = f"{text}\n".encode()
+        if self.size and os.pread(self._fd, 1, self.size - 1) != b"\n":
+            line = b"\n" + line
+        written = os.pwrite(self._fd, line, self.size)
+        if written < len(line):
+            os.ftruncate(self._fd, self.size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.size += written
+
+    def fail(self, error: OSError, now: float) -> None:
+        """Notes that the file can't be written and closes it; `usable` says when to try again."""
+        self.close()
+        self.error = describe(error)
+        self._retry_at = now + RETRY_SECONDS
+
+    def reopen(self, now: float) -> None:
+        """Closes the file and opens what is at its path now: an external logrotate has moved it."""
+        self.close()
+        self._retry_at = 0.0
+        try:
+            self.prepare(now)
+        except OSError as error:
+            self.fail(error, now)
+
+    def close(self) -> None:
+        """Closes the descriptor, if open. The next `prepare` opens the path again."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    # --- opening -------------------------------------------------------------------------------------------------
+
+    def _full(self) -> bool:
+        return 0 < self.log.max_size <= self.size
+
+    def _still_at_path(self, status: os.stat_result, now: float) -> bool:
+        self._look_at = now + RETRY_SECONDS
+        try:
+            found = os.lstat(self.path)
+        except FileNotFoundError:
+            return False
+        return (found.st_dev, found.st_ino) == (status.st_dev, status.st_ino)
+
+    def _open(self, now: float) -> None:
+        os.makedirs(os.path.dirname(self.path) or ".", 0o750, exist_ok=True)
+        self._recover()
+        self._fd = open_regular(self.path, self.log.mode_bits)
+        self.size = os.fstat(self._fd).st_size
+        self._look_at = now + RETRY_SECONDS
+        self.error = ""
+
+    def _recover(self) -> None:
+        """Finishes or undoes a rotation that a predecessor began."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._partial)
+        if not os.path.lexists(self._next):
+            return
+        ending = last_byte(self.path)
+        if ending is None:
+            self._enter()
+        elif ending in (b"\n", b""):
+            self._shift()
+            self._finish(carried=True)
+        else:
+            os.unlink(self._next)
+            crossing("undo")
+
+    # --- rotation: see the module's docstring -----------------------------------------------------------------------
+
+    @property
+    def _partial(self) -> str:
+        return f"{self.path}.partial"
+
+    @property
+    def _next(self) -> str:
+        return f"{self.path}.next"
+
+    def _rotated(self, number: int) -> str:
+        return f"{self.path}.{number}"
+
+    def _rotate(self, now: float) -> None:
+        """Starts a new file. Where that can't be done (a folder that may not be written, say) the old one goes on
+        growing and it is tried again in a second: better a large file than lost output."""
+        line_end = last_newline(self._fd, self.size) + 1
+        split = line_end == 0  # one line longer than the whole file: it has to be cut somewhere
+        carried = not split and line_end < self.size
+        try:
+            if carried:
+                self._copy_from(line_end)
+            self._shift()
+            if carried:
+                self._name()
+                self._truncate(line_end)
+        except OSError as error:
+            for rest in (self._partial, self._next):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(rest)
+            self.error = f"rotation: {describe(error)}"
+            self._rotate_at = now + RETRY_SECONDS
+            return
+        self.close()
+        self._finish(carried)
+        self.lines_split += split
+        self._open(now)
+
+    def _copy_from(self, start: int) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._partial)
+        target = create(self._partial, self.log.mode_bits)
+        try:
+            crossing("create")
+            while start < self.size:
+                copied = os.sendfile(target, self._fd, start, self.size - start)
+                if not copied:
+                    raise OSError(errno.EIO, "the file became shorter during its rotation")
+                start += copied
+            crossing("copy")
+        finally:
+            os.close(target)
+
+    def _shift(self) -> None:
+        gap = 1
+        while gap <= self.log.keep and os.path.lexists(self._rotated(gap)):
+            gap += 1
+        if gap > self.log.keep > 0:
+            gap = self.log.keep
+            os.unlink(self._rotated(gap))
+            crossing("drop")
+        for number in range(gap - 1, 0, -1):
+            os.rename(self._rotated(number), self._rotated(number + 1))
+            crossing("shift")
+
+    def _name(self) -> None:
+        os.rename(self._partial, self._next)
+        crossing("name")
+
+    def _truncate(self, size: int) -> None:
+        os.ftruncate(self._fd, size)
+        crossing("truncate")
+
+    def _finish(self, carried: bool) -> None:
+        if self.log.keep:
+            os.rename(self.path, self._rotated(1))
+            crossing("retire")
+        elif not carried:
+            os.unlink(self.path)
+            crossing("retire")
+        if carried:
+            self._enter()
+        self.rotations += 1
+        self._prune()
+
+    def _enter(self) -> None:
+        os.rename(self._next, self.path)
+        crossing("enter")
+
+    def _prune(self) -> None:
+        """Removes what an earlier, larger `keep` has left; highest first: a crash leaves no gap that hides the rest."""
+        number = max(self.log.keep, 0) + 1
+        while os.path.lexists(self._rotated(number)):
+            number += 1
+        for extra in range(number - 1, self.log.keep, -1):
+            with contextlib.suppress(OSError):  # a folder of that name, say: not ours, and no reason to lose output
+                os.unlink(self._rotated(extra))
+            crossing("prune")
+
+
+def open_regular(path: str, mode: int) -> int:
+    """Opens a regular file for reading and writing, or creates it with exactly `mode`. Follows no symlink (open(2))."""
+    try:
+        fd = os.open(path, OPEN_FLAGS)
+    except FileNotFoundError:
+        fd = create(path, mode)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return fd
+
+
+def create(path: str, mode: int) -> int:
+    """Makes a file that must not exist yet, with exactly `mode`: the umask does not count, the program table does."""
+    fd = os.open(path, OPEN_FLAGS | os.O_CREAT | os.O_EXCL, mode)
+    os.fchmod(fd, mode)
+    return fd
+
+
+def last_byte(path: str) -> bytes | None:
+    """The last byte of a file, b"" when it is empty, None when there is none."""
+    try:
+        fd = os.open(path, OPEN_FLAGS)
+    except FileNotFoundError:
+        return None
+    try:
+        size = os.fstat(fd).st_size
+        return os.pread(fd, 1, size - 1) if size else b""
+    finally:
+        os.close(fd)
+
+
+def last_newline(fd: int, size: int) -> int:
+    """Offset of the last newline before `size`, or -1. Reads backwards in small blocks."""
+    end = size
+    while end > 0:
+        start = max(0, end - SCAN)
+        found = os.pread(fd, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found
+        end = start
+    return -1

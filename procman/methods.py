@@ -1,0 +1,415 @@
+"""What the daemon answers: METHODS, one row a method, and the functions behind them.
+
+A function checks nothing about its caller and draws nothing: `server` has checked role and params, the client draws. It
+knows no socket either: a `Call` carries the params and the way back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import re
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, Protocol, TypeVar
+
+from . import logread, rpc, values
+from .errors import Failed
+from .rpc import LogSource, Object, Peer, RpcError
+
+MAX_LINES = 100_000  # of the end of a log, for one request
+CHUNK = 64 * 1024  # bytes of a log in one notification
+MAX_NEWS = 10_000  # events that wait for a client that is slow to read them
+
+MAX_TURN = 1024 * 1024  # bytes that a follower reads before it sends them
+
+T = TypeVar("T")
+Role = Literal["look", "operate"]
+
+
+class Operations(Protocol):
+    """What the methods need of the daemon. All raise ProcmanError children; names are as in `rpc`, none means all."""
+
+    def infos(self, names: Sequence[str]) -> list[Object]:
+        """One ProcessInfo (rpc.PROCESS_FIELDS) for each process."""
+
+    def show(self, name: str) -> Object:
+        """The ProcessInfo of one process, and `definition`, `log`, `samples`, `processes`."""
+
+    def why(self, name: str) -> Object:
+        """Why one process is as it is: state, wanted, why, exit, `history` and the last lines of `output`."""
+
+    async def operate(
+        self,
+        verb: str,
+        names: Sequence[str],
+        peer: Peer,
+        *,
+        timeout: float | None,
+        wait: bool,
+        progress: Callable[[Object], None],
+    ) -> list[Object]:
+        """Starts, stops, restarts or reloads; one {name, ok, state, why} for each process."""
+
+    def signal(self, names: Sequence[str], signum: int, peer: Peer) -> list[Object]:
+        """Sends a signal to the main child of each process; the same objects."""
+
+    def log_sources(self, names: Sequence[str], stderr: bool) -> list[LogSource]:
+        """The logs that can be read; with `stderr` only those of standard error."""
+
+    def watch_logs(self, keys: Sequence[str], callback: Callable[[], None]) -> Callable[[], None]:
+        """Calls back in the loop when one of these logs (LogSource.key) has grown; returns what ends that."""
+
+    def recent(self) -> list[Object]:
+        """The last events, oldest first."""
+
+    def subscribe(self, callback: Callable[[Object], None]) -> Callable[[], None]:
+        """Calls back in the loop with each event to come; returns what ends that."""
+
+    def daemon_status(self) -> Object:
+        """The daemon itself: identifier, version, pids, uptime, table, counts."""
+
+    def shutdown(self, peer: Peer) -> None:
+        """Begins to stop all programs and then the daemon."""
+
+    def reopen_logs(self, peer: Peer) -> None:
+        """Closes and opens every log file, for a rotation by others."""
+
+    def reread(self, peer: Peer) -> Object:
+        """Reads the table again; what changed, and what must be restarted to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call: its checked params and who asks.
+
+    `tell` sends a notification and waits while the client is slow; `mention` only sends, for callbacks.
+    `outlive` awaits an operation that goes on when the client has gone.
+    """
+
+    params: Object
+    peer: Peer
+    tell: Callable[[str, Object], Awaitable[None]]
+    mention: Callable[[str, Object], None]
+    outlive: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]]
+
+
+Kind = Literal["names", "some names", "name", "flag", "lines", "seconds", "signal"]
+REQUIRED: Final = "required"
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A row: the function, what its caller must be allowed to do, its params as name → (kind, default or REQUIRED)."""
+
+    function: Callable[[Operations, Call], Awaitable[object]]
+    role: Role
+    params: Mapping[str, tuple[Kind, object]] = field(default_factory=dict)
+
+
+# --- params ---------------------------------------------------------------------------------------------------------
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
+
+
+def _is_lines(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_LINES
+
+
+def _is_seconds(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (number and 0 <= value <= 1e9)  # type: ignore[operator]
+
+
+def _is_signal(value: object) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+_KINDS: dict[Kind, tuple[Callable[[object], bool], str]] = {
+    "names": (_is_names, "a list of names"),
+    "some names": (lambda value: bool(value) and _is_names(value), "a list of names that is not empty"),
+    "name": (lambda value: isinstance(value, str) and bool(value), "a name"),
+    "flag": (lambda value: isinstance(value, bool), "true or false"),
+    "lines": (_is_lines, f"an integer from 0 to {MAX_LINES}"),
+    "seconds": (_is_seconds, "a number of seconds, or null"),
+    "signal": (_is_signal, "the name or number of a signal"),
+}
+
+
+def bind(method: Method, params: Object) -> Object:
+    """The params of a call with their defaults. Raises RpcError that names the first one that is wrong."""
+    for name in params:
+        if name not in method.params:
+            near = values.suggestion(name[:80], method.params)
+            raise RpcError(rpc.INVALID_PARAMS, f"unknown param {name[:80]!r}{near}")
+    bound: Object = {}
+    for name, (kind, default) in method.params.items():
+        if name not in params and default is REQUIRED:
+            raise RpcError(rpc.INVALID_PARAMS, f"param {name!r} is missing")
+        fits, words = _KINDS[kind]
+        bound[name] = params.get(name, default)
+        if not fits(bound[name]):
+            raise RpcError(rpc.INVALID_PARAMS, f"param {name!r} must be {words}")
+    return bound
+
+
+def _signum(raw: str | int) -> int:
+    if isinstance(raw, int) or (raw.isascii() and raw.isdigit()):
+        if len(str(raw)) > 2 or not 1 <= int(raw) <= 64:
+            raise RpcError(rpc.INVALID_PARAMS, "param 'signal': a signal's number is from 1 to 64")
+        return int(raw)
+    try:
+        return values.signal_number(raw)
+    except values.BadValue as error:
+        raise RpcError(rpc.INVALID_PARAMS, f"param 'signal': {error}") from None
+
+
+# --- the functions --------------------------------------------------------------------------------------------------
+
+
+async def _status(operations: Operations, call: Call) -> object:
+    return operations.infos(call.params["names"])
+
+
+async def _show(operations: Operations, call: Call) -> object:
+    return operations.show(call.params["name"])
+
+
+async def _why(operations: Operations, call: Call) -> object:
+    return operations.why(call.params["name"])
+
+
+async def _operate(verb: str, operations: Operations, call: Call) -> object:
+    return await call.outlive(
+        operations.operate(
+            verb,
+            call.params["names"],
+            call.peer,
+            timeout=call.params["timeout"],
+            wait=call.params["wait"],
+            progress=functools.partial(call.mention, "progress"),
+        )
+    )
+
+
+async def _signal(operations: Operations, call: Call) -> object:
+    return operations.signal(call.params["names"], _signum(call.params["signal"]), call.peer)
+
+
+async def _events(operations: Operations, call: Call) -> object:
+    news: deque[Object] = deque()
+    arrived = asyncio.Event()
+
+    def heard(event: Object) -> None:
+        if len(news) <= MAX_NEWS:
+            news.append(event)
+        arrived.set()
+
+    follow = call.params["follow"]
+    unsubscribe = operations.subscribe(heard) if follow else None  # before recent(): none is missed between the two
+    try:
+        for event in list(operations.recent()):
+            await call.tell("event", event)
+        while follow:
+            await arrived.wait()
+            arrived.clear()
+            if len(news) > MAX_NEWS:
+                raise Failed("events came faster than you read them", hint="ask again; recent ones are repeated")
+            while news:
+                await call.tell("event", news.popleft())
+    finally:
+        if unsubscribe is not None:
+            unsubscribe()
+    return {}
+
+
+async def _logs(operations: Operations, call: Call) -> object:
+    sources = operations.log_sources(call.params["names"], call.params["stderr"])
+    await call.tell("sources", {"sources": [{"name": source.name, "stream": source.stream} for source in sources]})
+    readers = [_LogReader(source, call.params["lines"]) for source in sources]
+    thread = _ReadingThread(readers)
+    unwatch: list[Callable[[], None]] = []
+    try:
+        if call.params["follow"]:
+            # Before the first look: nothing that comes after it is missed.
+            unwatch.extend(
+                operations.watch_logs([reader.source.key], functools.partial(thread.grown, reader))
+                for reader in readers
+            )
+        for reader in readers:
+            await thread.run(reader.open)
+            while not call.params["follow"] and (data := await thread.run(reader.last)):
+                await call.tell("log", reader.params(data))
+        while call.params["follow"]:
+            for reader, data in await thread.news():
+                await call.tell("log", reader.params(data))
+    finally:
+        for end in unwatch:
+            end()
+        thread.close()
+    return {}
+
+
+class _LogReader:
+    """Reads one log, in a thread, from its last lines on. Ends no piece in the midst of a character."""
+
+    def __init__(self, source: LogSource, lines: int) -> None:
+        self.source = source
+        self._lines = lines
+        self._follower: logread.Follower | None = None
+        self._rest = b""  # the beginning of a character
+
+    def params(self, data: bytes) -> Object:
+        """Those of the notification with these bytes."""
+        return rpc.log_params(self.source.name, self.source.stream, data)
+
+    def open(self) -> None:
+        """Finds where the last lines begin."""
+        start = logread.last_lines(self.source.path, self._lines, self.source.keep)
+        self._follower = logread.Follower(self.source.path, start)
+
+    def news(self) -> bytes:
+        """The next bytes, b"" when there are no more now."""
+        assert self._follower is not None
+        data = self._rest + self._follower.read(CHUNK)
+        whole = _whole_characters(data)
+        self._rest = data[whole:]
+        return data[:whole]
+
+    def last(self) -> bytes:
+        """As `news`, but b"" after so many lines: a program that writes faster than we read must not keep us."""
+        data = self.news() if self._lines > 0 else b""
+        if not data:
+            data, self._rest, self._lines = self._rest, b"", 0
+            return data
+        for match in re.finditer(b"\n", data):
+            self._lines -= 1
+            if not self._lines:
+                self._rest = b""
+                return data[: match.end()]
+        return data
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._follower is not None:
+            self._follower.close()
+
+
+def _whole_characters(data: bytes) -> int:
+    """How many of the bytes come before the beginning of a character in UTF-8 whose rest is still to come."""
+    for back in range(1, min(4, len(data) + 1)):
+        byte = data[-back]
+        if byte >= 0xC0:  # the first byte of a character of 2, 3 or 4
+            return len(data) - back if back < 2 + (byte >= 0xE0) + (byte >= 0xF0) else len(data)
+        if byte < 0x80:
+            break
+    return len(data)
+
+
+def _read_turn(readers: Sequence[_LogReader]) -> list[tuple[_LogReader, bytes]]:
+    """What each reader reads, as far as it fits into one turn."""
+    found, room = [], MAX_TURN
+    for reader in readers:
+        found.append((reader, reader.news()))
+        room -= len(found[-1][1])
+        if room <= 0:
+            break
+    return found
+
+
+class _ReadingThread:
+    """Lets readers work in a thread, one at a time, since a disk may be slow; knows which logs have grown meanwhile."""
+
+    def __init__(self, readers: Sequence[_LogReader]) -> None:
+        self._readers = readers
+        self._grown = dict.fromkeys(readers)  # a set that keeps its order
+        self._arrived = asyncio.Event()
+        self._work: asyncio.Future[Any] | None = None
+
+    def grown(self, reader: _LogReader) -> None:
+        """There is something to read."""
+        self._grown[reader] = None
+        self._arrived.set()
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Calls `work` in the thread."""
+        future = asyncio.get_running_loop().run_in_executor(None, work)
+        self._work = future
+        return await asyncio.shield(future)
+
+    async def news(self) -> list[tuple[_LogReader, bytes]]:
+        """What has come; waits for it. Little more than MAX_TURN bytes at once."""
+        while not self._grown:
+            self._arrived.clear()
+            await self._arrived.wait()
+        readers = list(self._grown)
+        self._grown.clear()
+        found = await self.run(functools.partial(_read_turn, readers))
+        for reader in [*(reader for reader, data in found if data), *readers[len(found) :]]:
+            self._grown[reader] = None
+        return [(reader, data) for reader, data in found if data]
+
+    def close(self) -> None:
+        """Closes the files: at once, or when the disk has answered."""
+        if self._work is None or self._work.done():
+            self._close_files()
+        else:
+            self._work.add_done_callback(self._close_files)
+
+    def _close_files(self, _work: object = None) -> None:
+        for reader in self._readers:
+            reader.close()
+
+
+async def _daemon_status(operations: Operations, _call: Call) -> object:
+    return operations.daemon_status()
+
+
+async def _shutdown(operations: Operations, call: Call) -> object:
+    operations.shutdown(call.peer)
+    return {}
+
+
+async def _reopen_logs(operations: Operations, call: Call) -> object:
+    operations.reopen_logs(call.peer)
+    return {}
+
+
+async def _reread(operations: Operations, call: Call) -> object:
+    return operations.reread(call.peer)
+
+
+_OPERATE: dict[str, tuple[Kind, object]] = {
+    "names": ("some names", REQUIRED),
+    "wait": ("flag", True),
+    "timeout": ("seconds", None),
+}
+
+METHODS: dict[str, Method] = {
+    "status": Method(_status, "look", {"names": ("names", [])}),
+    "show": Method(_show, "look", {"name": ("name", REQUIRED)}),
+    "why": Method(_why, "look", {"name": ("name", REQUIRED)}),
+    "start": Method(functools.partial(_operate, "start"), "operate", _OPERATE),
+    "stop": Method(functools.partial(_operate, "stop"), "operate", _OPERATE),
+    "restart": Method(functools.partial(_operate, "restart"), "operate", _OPERATE),
+    "reload": Method(functools.partial(_operate, "reload"), "operate", _OPERATE),
+    "signal": Method(_signal, "operate", {"signal": ("signal", REQUIRED), "names": ("some names", REQUIRED)}),
+    "logs": Method(
+        _logs,
+        "look",
+        {
+            "names": ("names", []),
+            "lines": ("lines", 10),
+            "follow": ("flag", False),
+            "stderr": ("flag", False),
+        },
+    ),
+    "events": Method(_events, "look", {"follow": ("flag", False)}),
+    "daemon.status": Method(_daemon_status, "look"),
+    "daemon.shutdown": Method(_shutdown, "operate"),
+    "daemon.reopen_logs": Method(_reopen_logs, "operate"),
+    "daemon.reread": Method(_reread, "operate"),
+}

@@ -1,0 +1,96 @@
+"""What an operator asked for several processes, carried out and waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from procman import lifecycle
+from procman.lifecycle import Start, State, Stop
+from procman.process import Process
+from procman.report import Info, change
+
+Progress = Callable[[Info], None]
+Outcome = tuple[bool, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What is to become of one process: `verb` is "start", "stop" or "restart"; `generation` is its child's number before."""
+
+    verb: str
+    process: Process
+    generation: int
+
+    def outcome(self) -> Outcome | None:
+        """(reached?, why), or None while it is on its way."""
+        status = self.process.status
+        if self.verb == "stop":
+            if status.state is State.STOPPED:
+                return True, status.why
+            return (False, "it was started meanwhile") if status.wanted else None
+        fresh = self.verb == "start" or status.generation > self.generation
+        match status.state:
+            case State.RUNNING if fresh:
+                return True, status.why
+            case State.STOPPED:
+                return False, f"it was stopped meanwhile: {status.why}"
+            case State.EXITED if fresh:
+                good = status.exit is not None and lifecycle.succeeded(self.process.program, status.exit)
+                return good, status.why
+            case State.BACKOFF | State.FATAL if fresh:
+                return False, status.why
+            case State.STOPPING if status.ending != "asked" and fresh and status.generation > self.generation:
+                return False, status.why  # its start failed; what is left of it is being ended
+        return None
+
+
+def levels(processes: Iterable[Process], *, reverse: bool = False) -> list[list[Process]]:
+    """Groups of the same priority: lowest first, for a stop highest first. Within a group: the order of the table."""
+    ordered = sorted(processes, key=lambda process: process.program.priority)
+    groups = [list(group) for _, group in itertools.groupby(ordered, key=lambda process: process.program.priority)]
+    return groups[::-1] if reverse else groups
+
+
+async def reach(aim: Aim, progress: Progress) -> Outcome:
+    """Wait until `aim` is reached or missed, telling `progress` of every change on the way."""
+    changed = asyncio.Event()
+
+    def watch(process: Process) -> None:
+        progress(change(process))
+        changed.set()
+
+    aim.process.watchers.add(watch)
+    try:
+        while (outcome := aim.outcome()) is None:
+            changed.clear()
+            await changed.wait()
+        return outcome
+    finally:
+        aim.process.watchers.discard(watch)
+
+
+def begin(verb: str, process: Process, why: str) -> Aim:
+    """Feed the events that `verb` consists of. A restart is a stop that is wanted up again."""
+    aim = Aim(verb, process, process.status.generation)
+    if verb in ("stop", "restart"):
+        process.feed(Stop(why))
+    if verb in ("start", "restart"):
+        process.feed(Start(why))
+    return aim
+
+
+async def carry_out(verb: str, processes: Sequence[Process], why: str, progress: Progress) -> dict[str, Outcome]:
+    """Start, stop or restart `processes` and wait for each. A stop goes by priority, one level after the other."""
+    outcomes: dict[str, Outcome] = {}
+    if verb != "stop":
+        aims = [begin(verb, process, why) for level in levels(processes) for process in level]
+        results = await asyncio.gather(*(reach(aim, progress) for aim in aims))
+        return {aim.process.name: result for aim, result in zip(aims, results, strict=True)}
+    for level in levels(processes, reverse=True):
+        aims = [begin(verb, process, why) for process in level]
+        results = await asyncio.gather(*(reach(aim, progress) for aim in aims))
+        outcomes |= {aim.process.name: result for aim, result in zip(aims, results, strict=True)}
+    return outcomes

@@ -1,0 +1,202 @@
+"""Asking a starting process whether it serves: HTTP, TCP, a Unix socket, a command, gunicorn's control socket.
+
+It knows these protocols. It must not know processes or the keeper: a command runs through the `run` that the caller
+gives.
+
+A probe is a poll by nature, so this is the one place of the daemon that sleeps between attempts. A literal address
+costs no thread; a host name is resolved in asyncio's resolver thread, because getaddrinfo(3) blocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from procman.config import Address, Ready
+from procman.errors import ProcmanError
+
+ATTEMPT_SECONDS = 2.0
+"""Time limit of one attempt over a socket."""
+
+COMMAND_SECONDS = 10.0
+"""Time limit of one run of a `command` probe: a Python interpreter with an application takes a while to start."""
+
+FIRST_DELAY = 0.05
+LAST_DELAY = 0.5
+
+Run = Callable[[tuple[str, ...]], Awaitable[int]]
+"""Runs an argv and returns its exit status, negative for a signal. Cancelling it ends what it runs."""
+
+_LOOPBACK = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+_HEAD_MAX = 65536
+_DRAIN_SECONDS = 0.2
+_REPLY_MAX = 1 << 20
+
+
+async def wait_ready(ready: Ready, run: Run, report: Callable[[str], None]) -> None:
+    """Returns when the probe of `ready` succeeds. Tries for ever, 50 to 500 ms apart: cancel it at the deadline.
+
+    `report` gets the reason of the last failure whenever it changes: "connection refused", "HTTP 503", "exit status 1".
+    Raises ValueError for the kinds that nobody probes (seconds, log, notify) and for a `ready` without its address.
+    """
+    attempt = _attempt(ready, run)
+    limit = COMMAND_SECONDS if ready.kind == "command" else ATTEMPT_SECONDS
+    delay = FIRST_DELAY
+    last = ""
+    while True:
+        reason = await _bounded(attempt, limit)
+        if not reason:
+            return
+        if reason != last:
+            last = reason
+            report(reason)
+        await asyncio.sleep(delay)
+        delay = min(delay * 1.5, LAST_DELAY)
+
+
+def _attempt(ready: Ready, run: Run) -> Callable[[], Awaitable[str]]:
+    """One try of the probe: a function that returns "" or why it failed."""
+    if ready.kind == "command":
+        return lambda: _try_command(ready.argv, run)
+    match ready.kind, ready.address:
+        case "http", Address() as address:
+            return lambda: _try_http(ready, address)
+        case (("tcp" | "unix"), Address() as address):
+            return lambda: _try_connect(address)
+        case "gunicorn", Address() as address:
+            return lambda: _try_gunicorn(address)
+    raise ValueError(f"a {ready.kind!r} readiness with the address {ready.address} can't be probed")
+
+
+async def _bounded(attempt: Callable[[], Awaitable[str]], limit: float) -> str:
+    try:
+        async with asyncio.timeout(limit):
+            return await attempt()
+    except TimeoutError as error:
+        # ETIMEDOUT of a connection is a TimeoutError too.
+        return _words(error) if error.errno else f"no answer within {limit:g} s"
+    except EOFError:
+        return "the connection was closed without an answer"
+    except OSError as error:
+        return _words(error)
+    except UnicodeError:
+        return "the host name is not valid"
+    except ProcmanError as error:
+        return str(error)
+
+
+def _words(error: OSError) -> str:
+    if isinstance(error, socket.gaierror) or not error.errno:
+        return error.strerror or str(error) or type(error).__name__
+    words = os.strerror(error.errno)
+    return words[:1].lower() + words[1:]
+
+
+@contextlib.asynccontextmanager
+async def _connection(address: Address) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    if address.kind == "unix":
+        reader, writer = await asyncio.open_unix_connection(address.path, limit=_HEAD_MAX)
+    else:
+        host = _LOOPBACK.get(address.host, address.host)
+        reader, writer = await asyncio.open_connection(host, address.port, limit=_HEAD_MAX)
+    try:
+        yield reader, writer
+    finally:
+        # Not close(): that would wait until a peer that does not read has taken what is left.
+        writer.transport.abort()
+
+
+async def _try_connect(address: Address) -> str:
+    async with _connection(address):
+        return ""
+
+
+async def _try_command(argv: tuple[str, ...], run: Run) -> str:
+    status = await run(argv)
+    if status == 0:
+        return ""
+    return f"exit status {status}" if status > 0 else f"killed by signal {-status}"
+
+
+async def _try_http(ready: Ready, address: Address) -> str:
+    async with _connection(address) as (reader, writer):
+        writer.write(_request(ready, address))
+        try:
+            status = await _read_status(reader)
+        except ValueError:
+            return "the answer is no HTTP"
+        await _drain(reader)
+    if ready.any_status or 200 <= status <= 399:
+        return ""
+    return f"HTTP {status}"
+
+
+def _request(ready: Ready, address: Address) -> bytes:
+    if address.kind == "unix":
+        here = "localhost"
+    else:
+        here = str(Address("tcp", _LOOPBACK.get(address.host, address.host), address.port))
+    # Whatever is no visible ASCII goes percent-encoded, so no path can add a header (RFC 3986, section 2.1).
+    path = "".join(chr(byte) if 0x21 <= byte <= 0x7E else f"%{byte:02X}" for byte in (ready.path or "/").encode())
+    host = "".join(char for char in ready.host or here if char.isprintable())
+    lines = (f"GET {path} HTTP/1.1", f"Host: {host}", "User-Agent: procman", "Accept: */*", "Connection: close", "", "")
+    return "\r\n".join(lines).encode()
+
+
+async def _read_status(reader: asyncio.StreamReader) -> int:
+    """The status of the final answer; interim ones (1xx) are passed over (RFC 9110, section 15.2)."""
+    while True:
+        line = await reader.readline()
+        if not line:
+            raise EOFError
+        version, _, rest = line.partition(b" ")
+        code = rest[:3]
+        if not version.startswith(b"HTTP/") or len(code) != 3 or not code.isdigit():
+            raise ValueError(line)
+        status = int(code)
+        if status >= 200:
+            return status
+        while (await reader.readline()).strip():
+            pass
+
+
+async def _drain(reader: asyncio.StreamReader) -> None:
+    """Reads the rest of a short answer: a server whose client vanishes at once would log an error for each probe."""
+    left = _HEAD_MAX
+    with contextlib.suppress(OSError):  # TimeoutError is one
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            while left > 0 and (data := await reader.read(left)):
+                left -= len(data)
+
+
+async def _try_gunicorn(address: Address) -> str:
+    """Asks `show workers`: 4 bytes big-endian length, then JSON, both ways.
+
+    A worker's `booted` stays false in the master for ever. `last_heartbeat` is a large negative number until the worker
+    has loaded the application and beats, and seconds (0 or more) from then on.
+    """
+    request = json.dumps({"id": 1, "command": "show workers"}).encode()
+    async with _connection(address) as (reader, writer):
+        writer.write(struct.pack(">I", len(request)) + request)
+        size: int = struct.unpack(">I", await reader.readexactly(4))[0]
+        if size > _REPLY_MAX:
+            return "the answer of the control socket is too long"
+        try:
+            reply = json.loads(await reader.readexactly(size))
+        except (ValueError, RecursionError):
+            return "the answer of the control socket is no JSON"
+    return "" if _has_live_worker(reply) else "no worker has booted yet"
+
+
+def _has_live_worker(reply: object) -> bool:
+    data = reply.get("data") if isinstance(reply, dict) else None
+    workers = data.get("workers") if isinstance(data, dict) else None
+    if not isinstance(workers, list):
+        return False
+    beats = (worker.get("last_heartbeat") for worker in workers if isinstance(worker, dict))
+    return any(isinstance(beat, int | float) and not isinstance(beat, bool) and beat >= 0 for beat in beats)

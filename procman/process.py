@@ -1,0 +1,136 @@
+"""One process at work: feeds `lifecycle.step`, carries out what it returns, keeps one timer and one readiness watch.
+
+It decides nothing itself. What it needs from the outside (the keeper, sockets, logs) is `Surroundings`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from procman import lifecycle
+from procman.config import Program
+from procman.errors import ProcmanError
+from procman.launch import child_id
+from procman.lifecycle import Deadline, Event, IllegalEvent, Ready, Spawn, SpawnFailed, State, Status
+
+log = logging.getLogger("procman")
+
+HISTORY = 20
+"""How many changes of state a process remembers for `procmanctl why`."""
+
+
+class Surroundings(Protocol):
+    """What a process needs of the daemon around it."""
+
+    def spawn(self, process: Process, generation: int) -> None:
+        """Ask for a child. Raises ProcmanError when that can't even be asked."""
+
+    def signal(self, child: str, number: int, tree: bool) -> None:
+        """Send a signal."""
+
+    def changed(self, process: Process, before: Status) -> None:
+        """The status of `process` is no longer `before`."""
+
+    def watch_ready(
+        self, process: Process, ready: Callable[[], None], report: Callable[[str], None]
+    ) -> Coroutine[Any, Any, None] | None:
+        """What to run until the child is ready, or None when there is nothing to watch. It calls `ready` when it is, and
+        `report` with the reason why not yet. It ends by being cancelled."""
+
+
+class Process:
+    """A process of the table: its program, its status, its history."""
+
+    def __init__(self, program: Program, status: Status, surroundings: Surroundings) -> None:
+        self.program = program
+        self.status = status
+        self.history: collections.deque[tuple[float, State, str]] = collections.deque(maxlen=HISTORY)
+        self.watchers: set[Callable[[Process], None]] = set()
+        self._surroundings = surroundings
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._not_ready = ""
+
+    @property
+    def name(self) -> str:
+        """The name of the process, "shop:1"."""
+        return self.program.name
+
+    @property
+    def child(self) -> str:
+        """What the keeper calls its last child."""
+        return child_id(self.name, self.status.generation)
+
+    def feed(self, event: Event) -> None:
+        """Something happened to this process."""
+        before = self.status
+        try:
+            after, actions = lifecycle.step(self.program, before, event, self._loop.time())
+        except IllegalEvent as error:
+            log.error("%s (a bug in procman; nothing was changed)", error)
+            return
+        self.status = after
+        for action in actions:
+            if isinstance(action, Spawn):
+                self._spawn(action.generation)
+            else:
+                self._surroundings.signal(self.child, action.signal, action.tree)
+        self.resume()
+        if after != before:
+            if (after.state, after.why) != (before.state, before.why):
+                self.history.append((time.time(), after.state, after.why))
+            self._surroundings.changed(self, before)
+            for watcher in list(self.watchers):
+                watcher(self)
+
+    def resume(self) -> None:
+        """Set timer and readiness watch to what the status asks for: after a change, and in a new supervisor."""
+        if self._timer is not None:
+            self._timer.cancel()
+        deadline = self.status.deadline
+        self._timer = None if deadline is None else self._loop.call_at(deadline, self._deadline)
+        waiting = self.status.state is State.STARTING and self.status.pid is not None
+        if waiting and self._watch is None:
+            self._not_ready = ""
+            watch = self._surroundings.watch_ready(self, self._ready, self._report)
+            self._watch = None if watch is None else self._loop.create_task(watch)
+        elif not waiting and self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    def request_again(self) -> None:
+        """The keeper never heard of the child that was asked for: ask again, for the same one."""
+        self._spawn(self.status.generation)
+
+    def close(self) -> None:
+        """It is no longer part of the table: no timer or watch may outlive it."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
+
+    def _spawn(self, generation: int) -> None:
+        try:
+            self._surroundings.spawn(self, generation)
+        except ProcmanError as error:
+            self._loop.call_soon(self._spawn_failed, generation, str(error))
+
+    def _spawn_failed(self, generation: int, reason: str) -> None:
+        if self.status.alive and self.status.generation == generation:
+            self.feed(SpawnFailed(reason))
+
+    def _deadline(self) -> None:
+        self.feed(Deadline(self._not_ready))
+
+    def _ready(self) -> None:
+        if self.status.state is State.STARTING:
+            self.feed(Ready())
+
+    def _report(self, reason: str) -> None:
+        self._not_ready = reason

@@ -1,0 +1,89 @@
+"""The table in force, kept by the keeper: a supervisor that replaces another one goes on with what that one had read.
+
+The files may have been edited meanwhile, half or wrong. What the daemon runs changes when somebody asks for it, never
+because a supervisor died. So everything that `table.parse` learned from the machine is written down, and asked from there.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from procman.config import Account
+from procman.files import Machine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording(Machine):
+    """The real machine, writing down its answers."""
+
+    answers: dict[str, dict[str, Any]] = field(
+        default_factory=lambda: {"read": {}, "glob": {}, "account": {}, "group": {}}
+    )
+
+    def read(self, path: str) -> bytes:
+        """See `Machine`, as for all below."""
+        content = Machine.read(self, path)
+        self.answers["read"][path] = base64.b85encode(content).decode()
+        return content
+
+    def glob(self, pattern: str) -> list[str]:
+        found = Machine.glob(self, pattern)
+        self.answers["glob"][pattern] = found
+        return found
+
+    def account(self, name_or_id: str) -> Account | None:
+        account = Machine.account(self, name_or_id)
+        self.answers["account"][name_or_id] = account and asdict(account)
+        return account
+
+    def group(self, name_or_id: str) -> int | None:
+        gid = Machine.group(self, name_or_id)
+        self.answers["group"][name_or_id] = gid
+        return gid
+
+    def memory(self) -> int:
+        """A descriptor (memfd_create(2)) that holds all answers so far, and this process's folder and environment."""
+        text = json.dumps({"cwd": self.cwd, "environ": dict(self.environ), "answers": self.answers})
+        fd = os.memfd_create("procman-table", os.MFD_CLOEXEC)
+        with open(fd, "wb", closefd=False) as file:
+            file.write(text.encode())
+        return fd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recalled(Machine):
+    """The machine as a `Recording` saw it."""
+
+    answers: dict[str, dict[str, Any]]
+
+    def read(self, path: str) -> bytes:
+        """See `Machine`, as for all below."""
+        if path not in self.answers["read"]:
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return base64.b85decode(self.answers["read"][path])
+
+    def glob(self, pattern: str) -> list[str]:
+        return [str(path) for path in self.answers["glob"].get(pattern, [])]
+
+    def trusted(self, path: str) -> str:
+        return ""
+
+    def account(self, name_or_id: str) -> Account | None:
+        found = self.answers["account"].get(name_or_id)
+        return None if found is None else Account(**found | {"groups": tuple(found["groups"])})
+
+    def group(self, name_or_id: str) -> int | None:
+        gid = self.answers["group"].get(name_or_id)
+        return None if gid is None else int(gid)
+
+
+def recall(memory: int) -> Recalled:
+    """The machine that `Recording.memory` wrote down. Closes `memory`."""
+    with open(memory, "rb") as file:
+        file.seek(0)
+        document = json.loads(file.read())
+    return Recalled(cwd=document["cwd"], environ=document["environ"], answers=document["answers"])

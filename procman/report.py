@@ -1,0 +1,104 @@
+"""What the daemon tells about processes: ProcessInfo objects, exits in words. Data only; the client draws."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import asdict
+from typing import Any
+
+from procman.config import Program
+from procman.events import rfc3339
+from procman.keeper.wire import Message
+from procman.lifecycle import Exit, State, Status
+from procman.process import Process
+from procman.resources import Sample
+
+Info = dict[str, Any]
+
+
+def signal_name(number: int) -> str:
+    """ "SIGTERM" for 15; "signal 77" for a number without a name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def exit_of(message: Message) -> Exit:
+    """The end of a child as the keeper's "exited" message tells it."""
+    result = os.waitstatus_to_exitcode(int(message["status"]))
+    at = float(message.get("ended_at") or time.time())
+    if result < 0:
+        return Exit(None, -result, at, f"killed by {signal_name(-result)}")
+    return Exit(result, None, at, f"exit status {result}")
+
+
+def failure_of(message: Message) -> str:
+    """Why there is no child, from the keeper's "failed" message: the step of its set-up, and what went wrong."""
+    return f"can't start: {message['step']}: {message['message']}"
+
+
+def exit_info(exit: Exit | None) -> Info | None:
+    """`exit` of a ProcessInfo."""
+    if exit is None:
+        return None
+    ended: Info = {"code": exit.code} if exit.signal is None else {"signal": signal_name(exit.signal)}
+    return ended | {"at": rfc3339(exit.at), "reason": exit.reason}
+
+
+def info(process: Process, sample: Sample | None) -> Info:
+    """The ProcessInfo of `process` (architecture, "Procmanctl"). `sample` is None while nothing was measured."""
+    program, status = process.program, process.status
+    running = status.pid is not None
+    return {
+        "name": program.name,
+        "program": program.program,
+        "instance": program.instance,
+        "groups": list(program.groups),
+        "state": str(status.state),
+        "wanted": "up" if status.wanted else "down",
+        "ready": status.ready,
+        "health": None,
+        "pid": status.pid,
+        "started_at": rfc3339(status.started_at) if running else None,
+        "uptime_seconds": round(time.monotonic() - status.started, 3) if running else None,
+        "restarts": status.restarts,
+        "cpu_percent": sample and sample.cpu_percent,
+        "memory_bytes": sample and sample.memory_bytes,
+        "exit": exit_info(status.exit),
+        "why": status.why,
+    }
+
+
+def change(process: Process) -> Info:
+    """What a waiting client is told on the way."""
+    return {"name": process.name, "state": str(process.status.state), "why": process.status.why}
+
+
+def definition(program: Program) -> Info:
+    """The program as the table says it, every default filled in; environment values may be secret and stay out."""
+    shown: Info = asdict(program)
+    shown["environment"] = sorted(key for key, _ in program.environment)
+    shown["success_exit_codes"] = sorted(program.success_exit_codes)
+    shown["stop_signal"] = signal_name(program.stop_signal)
+    return shown
+
+
+def status_document(status: Status) -> Info:
+    """A status for the state file."""
+    return asdict(status)
+
+
+def status_from(document: Any) -> Status:
+    """The reverse of `status_document`. Raises TypeError, ValueError or KeyError for what is none."""
+    fields = dict(document)
+    fields["state"] = State(fields["state"])
+    if fields.get("exit") is not None:
+        fields["exit"] = Exit(**fields["exit"])
+    status = Status(**fields)
+    numbers = (status.generation, status.failures, status.restarts, status.started, status.started_at)
+    if not all(isinstance(number, int | float) for number in numbers) or not isinstance(status.why, str):
+        raise ValueError("a field has the wrong type")
+    return status

@@ -1,0 +1,187 @@
+"""The state file, and the lock that keeps two daemons off one state folder.
+
+It knows files. It must not know what the document says: that is the supervisor's.
+
+A reader sees the old document or the new one, never a torn one: a new file is written beside it and renamed over it
+(rename(2)). What can't be read is put aside, never deleted at once, and never keeps the daemon from starting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import fcntl
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from procman.errors import Failed
+
+VERSION = 1
+"""Of the document's format. Raise it when an older reader would misunderstand."""
+
+BAD_KEPT = 3
+
+LOCK_NAME = "lock"
+STATE_NAME = "state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What `load` found. No document and no problem: there is no file yet. `problem` is one sentence for the log."""
+
+    document: dict[str, Any] | None
+    problem: str = ""
+
+
+def load(path: str) -> Loaded:
+    """The document that `save` wrote, with its `version`, `boot_id` and `written_at`. Never raises.
+
+    A file that is torn, is no document of ours, or has another version is renamed to PATH.bad-N; the last three are
+    kept. A file that can't be read (permissions, a disk error) stays where it is.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except FileNotFoundError:
+        return Loaded(None)
+    except OSError as error:
+        return Loaded(None, f"can't read the state file {path}: {error.strerror}; starting without it")
+    reason = ""
+    document: Any = None
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        reason = f"is damaged ({error})" if content else "is empty"
+    else:
+        if not isinstance(document, dict) or "version" not in document:
+            reason = "is no state file of procman"
+        elif document["version"] != VERSION:
+            reason = f"has version {document['version']!r}, this procman writes {VERSION}"
+    if not reason:
+        return Loaded(document)
+    return Loaded(None, f"the state file {path} {reason}; starting without it, {_put_aside(path)}")
+
+
+def save(path: str, document: Mapping[str, Any], *, durable: bool = False) -> None:
+    """Replaces the state file at once, as a whole. `version`, `boot_id` and `written_at` (RFC 3339) are added.
+
+    `durable` waits for the disk: a power loss then can't undo it. Without it only a crash of the machine can. Raises
+    `Failed`; the old file is then untouched.
+    """
+    stamp = {"version": VERSION, "boot_id": boot_id(), "written_at": dt.datetime.now(dt.UTC).isoformat()}
+    content = json.dumps({**document, **stamp}, separators=(",", ":")).encode()
+    # One writer (the holder of the lock), hence one name: a crash leaves at most one such file, and the next save
+    # reuses it.
+    beside = f"{path}.new"
+    try:
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with open(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            if durable:
+                os.fsync(fd)
+        os.rename(beside, path)
+        if durable:
+            _sync_folder(os.path.dirname(path) or ".")
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
+        raise Failed(
+            f"can't write the state file {path}: {error.strerror}",
+            hint="a restarted daemon would not know what was started or stopped since the last write",
+        ) from error
+
+
+def boot_id() -> str:
+    """Names this boot of the machine: monotonic times and pids of another boot mean nothing (random(4))."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def lock(state_dir: str) -> int:
+    """Makes `state_dir` (mode 0700) if needed and locks it for this daemon. Returns the descriptor that holds the lock.
+
+    The lock lasts until the last copy of the descriptor is closed: a forked or SCM_RIGHTS copy holds it too (flock(2)).
+    Raises `Failed`, naming the daemon that has it.
+    """
+    path = os.path.join(state_dir, LOCK_NAME)
+    try:
+        os.makedirs(state_dir, 0o700, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise Failed(
+            f"can't use state_dir {state_dir}: {error.strerror}",
+            hint="set daemon.state_dir to a folder that procmand can write",
+        ) from error
+    try:
+        return _take(fd, state_dir)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def lock_from_fd(fd: int, state_dir: str) -> int:
+    """Goes on with a lock that `lock` had taken and somebody held meanwhile. Returns `fd`. Raises `Failed`."""
+    try:
+        here, there = os.fstat(fd), os.stat(os.path.join(state_dir, LOCK_NAME))
+        if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
+            raise Failed(f"the held descriptor does not lock state_dir {state_dir}")
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise _in_use(fd, state_dir) from error
+    except OSError as error:
+        raise Failed(f"the held lock of state_dir {state_dir} is gone: {error.strerror}") from error
+    return fd
+
+
+def _take(fd: int, state_dir: str) -> int:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    except BlockingIOError as error:
+        raise _in_use(fd, state_dir) from error
+    except OSError as error:
+        raise Failed(f"can't lock state_dir {state_dir}: {error.strerror}") from error
+    return fd
+
+
+def _in_use(fd: int, state_dir: str) -> Failed:
+    pid = os.pread(fd, 32, 0).strip().decode("ascii", "replace")
+    who = f" (pid {pid})" if pid.isdigit() else ""
+    return Failed(
+        f"another procmand{who} uses state_dir {state_dir}",
+        hint="talk to that one with procmanctl, or give this one its own daemon.state_dir and daemon.socket",
+    )
+
+
+def _put_aside(path: str) -> str:
+    """Renames a bad file to the next free number, forgets the oldest, and says what was done."""
+    folder, name = os.path.split(path)
+    pattern = re.compile(re.escape(name) + r"\.bad-([0-9]+)")
+    try:
+        matches = (pattern.fullmatch(entry) for entry in os.listdir(folder or "."))
+        numbers = sorted(int(match[1]) for match in matches if match)
+        target = f"{path}.bad-{numbers[-1] + 1 if numbers else 1}"
+        os.rename(path, target)
+        for number in numbers[: max(0, len(numbers) + 1 - BAD_KEPT)]:
+            with contextlib.suppress(OSError):
+                os.unlink(f"{path}.bad-{number}")
+    except OSError as error:
+        return f"and it can't be put aside: {error.strerror}"
+    return f"it is kept as {target}"
+
+
+def _sync_folder(folder: str) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,214 @@
+"""The supervisor process: everything is put together here, in order, and taken apart in the reverse order.
+
+    wire → snapshot → table → lock → own log → sockets → log thread → processes → "ready"
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import resource
+import socket
+import sys
+
+from procman import ground, listeners, store, table
+from procman.config import Config
+from procman.errors import ConfigError, Failed, ProcmanError
+from procman.holdings import Holdings
+from procman.link import KeeperLink, Snapshot
+from procman.logs import LogThread
+from procman.recall import Recording, recall
+from procman.server import Access, Server
+from procman.supervisor import Supervisor
+
+log = logging.getLogger("procman")
+
+DAEMON_LOG = "procmand.log"
+"""In `log_dir`: where a daemon in the background writes its own messages."""
+
+EXIT_FAILED, EXIT_BAD_TABLE = 1, 2
+
+
+def run(path: str, wire: int, *, to_file: bool) -> int:
+    """Supervise the table at `path` until the end; `wire` is the descriptor of the wire. Returns the exit status."""
+    return asyncio.run(_run(path, wire, to_file))
+
+
+async def _run(path: str, wire: int, to_file: bool) -> int:
+    link = KeeperLink(wire)
+    snapshot = await link.snapshot()
+    try:
+        parts = _Parts(path, link, snapshot, to_file)
+        status = await parts.supervise()
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        status = EXIT_BAD_TABLE
+    except ProcmanError as error:
+        hint = f"\n({error.hint})" if error.hint else ""
+        print(f"procmand: {error}{hint}", file=sys.stderr)
+        status = EXIT_FAILED
+    if status != EXIT_FAILED and status != EXIT_BAD_TABLE or snapshot.starts == 1:
+        link.send({"op": "exit", "status": status})
+    return status
+
+
+class _Parts:
+    """What a running supervisor consists of."""
+
+    def __init__(self, path: str, link: KeeperLink, snapshot: Snapshot, to_file: bool) -> None:
+        self.path, self.link, self.snapshot = path, link, snapshot
+        self.held = snapshot.held
+        self._own_log = -1
+        self.recording = Recording()
+        self.config = self._table_in_force()
+        self.daemon = self.config.daemon
+        self._take_lock()
+        self._set_up(to_file)
+
+    # --- the table ------------------------------------------------------------------------------------------------------
+
+    def _table_in_force(self) -> Config:
+        """What the supervisor before had read; the files only where this is the first one."""
+        memory = self.held.pop("table", None)
+        if memory is not None:
+            return table.parse(self.path, recall(memory))
+        return self.read_table()
+
+    def read_table(self) -> Config:
+        """The table as its files say it now. Raises ConfigError."""
+        self.recording = Recording()
+        return table.parse(self.path, self.recording)
+
+    def table_changed(self, config: Config) -> None:
+        """`config` is in force from now on."""
+        self.daemon = config.daemon
+        self._hold_table()
+        logging.getLogger().setLevel(config.daemon.log_level.upper())
+        self.server.access = self._access()
+
+    def _hold_table(self) -> None:
+        memory = self.recording.memory()
+        self.link.hold("table", memory)
+        os.close(memory)
+
+    # --- the daemon's own things ----------------------------------------------------------------------------------------
+
+    def _take_lock(self) -> None:
+        held = self.held.pop("lock", None)
+        if held is not None:
+            os.close(held)  # the keeper has it, and keeps it
+            return
+        fd = store.lock(self.daemon.state_dir)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{self.snapshot.keeper_pid}\n".encode(), 0)
+        self.link.hold("lock", fd)
+        os.close(fd)
+
+    def _set_up(self, to_file: bool) -> None:
+        os.umask(self.daemon.umask)
+        _raise_open_files(self.daemon.open_files)
+        _make_folder(self.daemon.log_dir)
+        if to_file and self.snapshot.starts == 1:  # a later one inherits what the keeper writes to
+            self._log_to_file()
+        format = "%(asctime)s %(levelname)s %(message)s"
+        logging.basicConfig(stream=sys.stderr, level=self.daemon.log_level.upper(), format=format)
+        logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+    def _log_to_file(self) -> None:
+        path = os.path.join(self.daemon.log_dir, DAEMON_LOG)
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+        except OSError as error:
+            raise Failed(f"can't write the daemon's log {path}: {error.strerror}") from error
+        self._own_log = fd
+
+    def _rpc_socket(self) -> socket.socket:
+        held = self.held.pop("rpc", None)
+        if held is not None:
+            return socket.socket(fileno=held)
+        daemon = self.daemon
+        restricted = daemon.socket_gid >= 0 or daemon.read_only_gid >= 0
+        # With a group named, the peer's credentials decide (server.Access): the file lets everybody try.
+        mode = 0o666 if restricted and daemon.socket_mode == 0o600 else daemon.socket_mode
+        sock = listeners.open_rpc_socket(daemon.socket, mode)
+        self.link.hold("rpc", sock.fileno())
+        return sock
+
+    def _access(self) -> Access:
+        return Access(os.geteuid(), self.daemon.socket_gid, self.daemon.read_only_gid)
+
+    # --- at work --------------------------------------------------------------------------------------------------------
+
+    async def supervise(self) -> int:
+        """From the first listener to the last goodbye."""
+        loaded = store.load(os.path.join(self.daemon.state_dir, store.STATE_NAME))
+        if loaded.problem:
+            log.error("%s", loaded.problem)
+        document = loaded.document
+        if document is not None and document.get("boot_id") != store.boot_id():
+            document = {"down": document.get("down", [])}
+        loop = asyncio.get_running_loop()
+        log_thread = LogThread(lambda path: _call_soon(loop, stands.news, path))
+        counters = ground.counters_from((document or {}).get("logs") if self.snapshot.starts > 1 else None)
+        holdings = Holdings(self.link, self.held, log_thread, self.daemon, counters)
+        stands = ground.Ground(self.link, holdings, log_thread, os.environ)
+        rpc_socket = self._rpc_socket()
+        supervisor = Supervisor(self.config, self.link, stands, self.read_table)
+        self.server = Server(rpc_socket, supervisor, self._access())
+        supervisor.on_table = self.table_changed
+        if self.snapshot.starts == 1:
+            self._hold_table()
+        log_thread.start()
+        supervisor.begin(self.snapshot, document)
+        holdings.close_received()
+        await self.server.start()
+        self._ready(supervisor)
+        status = await supervisor.finished
+        await self.server.close()
+        supervisor.measures.stop()
+        log_thread.stop()
+        holdings.remove_files()
+        listeners.remove_socket_file(self.daemon.socket)
+        log.info("procmand ends with status %d", status)
+        return status
+
+    def _ready(self, supervisor: Supervisor) -> None:
+        log.info("procmand is ready: %d processes, socket %s", len(supervisor.processes), self.daemon.socket)
+        if self._own_log >= 0:
+            os.dup2(self._own_log, 1)
+            os.dup2(self._own_log, 2)
+            self.link.send({"op": "log"}, self._own_log)
+            os.close(self._own_log)
+        self.link.send({"op": "ready"})
+        self.link.send({"op": "notify", "state": f"READY=1\nSTATUS={len(supervisor.processes)} processes"})
+        for number in self.snapshot.signals:
+            supervisor.signalled(number)
+        gc.collect()
+        gc.freeze()  # what start-up made stays: no collection need look at it again
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, callback: object, *arguments: object) -> None:
+    try:
+        loop.call_soon_threadsafe(callback, *arguments)  # type: ignore[arg-type]
+    except RuntimeError:
+        pass  # the loop has ended
+
+
+def _raise_open_files(wanted: int) -> None:
+    """Raise RLIMIT_NOFILE as far as the hard limit lets us; what is missing is said."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), max(hard, wanted)))
+    except (ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, wanted), hard), hard))
+        if hard < wanted:
+            print(f"procmand: open_files = {wanted} is more than the hard limit {hard}, which is used", file=sys.stderr)
+
+
+def _make_folder(path: str) -> None:
+    try:
+        os.makedirs(path, mode=0o755, exist_ok=True)
+    except OSError as error:
+        raise Failed(f"can't make the folder {path}: {error.strerror}") from error

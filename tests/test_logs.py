@@ -1,0 +1,880 @@
+"""procman.logs: real pipes, real files, real children; bytes are counted, and compared one by one."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import resource
+import select
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from procman.config import Log
+from procman.logs import Counters, LogThread, Stream, logfile, make_pipe
+from procman.logs.logfile import LogFile
+from procman.logs.outlet import LINE_LIMIT, Lines, Outlet
+from tests.harness import PROJECT, wait_until
+
+AS_ROOT = os.geteuid() == 0
+
+
+class Capture:
+    """A LogThread with pipes that the test writes to."""
+
+    def __init__(self, folder: Path, stdout_fd: int = 1, on_news: Callable[[str], None] = lambda path: None) -> None:
+        self.folder = folder
+        self.thread = LogThread(on_news, stdout_fd)
+        self.thread.start()
+        self.pipes: dict[str, int] = {}
+
+    def add(self, key: str, log: Log, name: str = "", counters: Counters | None = None) -> int:
+        """A stream of process `key`; returns the write end of its pipe."""
+        read_fd, self.pipes[key] = make_pipe()
+        self.thread.add(Stream(key, key, log, str(self.folder / (name or f"{key}.log")), read_fd), counters)
+        return self.pipes[key]
+
+    def settle(self, key: str) -> Counters:
+        """Waits until all that was written so far is dealt with."""
+        done = threading.Event()
+        self.thread.flush(key, done.set)
+        assert done.wait(10)
+        return self.thread.counters(key)
+
+    def close(self) -> None:
+        for fd in self.pipes.values():
+            os.close(fd)
+        self.pipes.clear()
+        assert self.thread.stop()
+        assert not self.thread.trouble
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Iterator[Capture]:
+    before = sorted(os.listdir("/proc/self/fd"))
+    logs = Capture(tmp_path)
+    yield logs
+    logs.close()
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.fixture
+def no_large_files() -> Iterator[Callable[[int], None]]:
+    """limit(size): no file of this process may grow past `size` bytes (EFBIG): a full disk for everybody, not only root."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size if size >= 0 else before[0], before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def all_output(path: Path) -> bytes:
+    """The log as a reader sees it: the rotated files, oldest first, and the current one."""
+    numbers = [int(file.suffix[1:]) for file in path.parent.glob(f"{path.name}.*") if file.suffix[1:].isdigit()]
+    files = [*(path.with_name(f"{path.name}.{number}") for number in sorted(numbers, reverse=True)), path]
+    return b"".join(file.read_bytes() for file in files if file.exists())
+
+
+def numbered(first: int, last: int) -> bytes:
+    """Lines of different lengths, each of which says which one it is."""
+    return b"".join(b"%d %s\n" % (number, b"x" * (number * 7 % 40)) for number in range(first, last))
+
+
+# --- pipes -----------------------------------------------------------------------------------------------------------
+
+
+def test_make_pipe_blocks_the_program_and_not_us() -> None:
+    read_fd, write_fd = make_pipe()
+    assert (os.get_blocking(read_fd), os.get_blocking(write_fd)) == (False, True)
+    assert not os.get_inheritable(read_fd)
+    assert not os.get_inheritable(write_fd)
+    assert fcntl.fcntl(read_fd, fcntl.F_GETPIPE_SZ) > 0
+    os.close(read_fd)
+    os.close(write_fd)
+
+
+# --- a file ------------------------------------------------------------------------------------------------------------
+
+
+def test_output_goes_to_a_file_in_a_new_folder(logs: Capture) -> None:
+    before = os.umask(0o077)
+    try:
+        pipe = logs.add("shop", Log(mode_bits=0o644), "new/folder/shop.log")
+        os.write(pipe, b"hello\n\0binary\xff, and no end")
+        assert logs.settle("shop") == Counters(read=26, written=26)
+    finally:
+        os.umask(before)
+    path = logs.folder / "new/folder/shop.log"
+    assert path.read_bytes() == b"hello\n\0binary\xff, and no end"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert stat.S_IMODE(path.parent.stat().st_mode) & 0o027 == 0
+
+
+def test_an_old_file_is_continued_and_counters_too(logs: Capture) -> None:
+    (logs.folder / "shop.log").write_bytes(b"before\n")
+    pipe = logs.add("shop", Log(), counters=Counters(read=10, written=7, dropped=3, rotations=2))
+    os.write(pipe, b"after\n")
+    assert logs.settle("shop") == Counters(read=16, written=13, dropped=3, rotations=2)
+    assert (logs.folder / "shop.log").read_bytes() == b"before\nafter\n"
+
+
+def test_remove_writes_what_is_in_the_pipe_and_closes_it(logs: Capture) -> None:
+    pipe = logs.add("shop", Log())
+    os.write(pipe, b"last words\n")
+    done = threading.Event()
+    logs.thread.remove("shop", done.set)
+    assert done.wait(5)
+    assert (logs.folder / "shop.log").read_bytes() == b"last words\n"
+    with pytest.raises(BrokenPipeError):
+        os.write(pipe, b"x")
+
+
+def test_remove_does_not_wait_for_a_program_that_never_stops(logs: Capture) -> None:
+    pipe = logs.add("yes", Log(max_size=1 << 20, keep=1))
+    with subprocess.Popen(["yes"], stdout=pipe, stderr=subprocess.DEVNULL) as yes:
+        wait_until(lambda: logs.thread.counters("yes").read > 1 << 20)
+        done = threading.Event()
+        logs.thread.remove("yes", done.set)
+        assert done.wait(5)
+        yes.kill()
+
+
+def test_when_all_writers_are_gone_the_rest_is_written_and_nothing_spins(logs: Capture) -> None:
+    pipe = logs.add("shop", Log())
+    os.write(pipe, b"bye\n")
+    os.close(logs.pipes.pop("shop"))
+    wait_until(lambda: logs.thread.counters("shop").written == 4)
+    assert asleep(logs.thread)
+    logs.thread.remove("shop")
+
+
+def asleep(thread: LogThread) -> bool:
+    """Whether the log thread does nothing at all for a quarter of a second: the kernel counts each time it sleeps."""
+    status = Path(f"/proc/self/task/{thread._thread.native_id}/status")
+    wait_until(lambda: "State:\tS" in status.read_text())
+    time.sleep(0.05)
+    switches = [line for line in status.read_text().splitlines() if "ctxt_switches" in line]
+    time.sleep(0.25)
+    return switches == [line for line in status.read_text().splitlines() if "ctxt_switches" in line]
+
+
+def test_an_idle_thread_never_wakes_up(logs: Capture) -> None:
+    pipe = logs.add("shop", Log())
+    os.write(pipe, b"hello\n")
+    logs.settle("shop")
+    assert asleep(logs.thread)
+
+
+def test_change_sends_bytes_to_another_file(logs: Capture) -> None:
+    pipe = logs.add("shop", Log())
+    os.write(pipe, b"old\n")
+    logs.settle("shop")
+    logs.thread.change("shop", Log(), str(logs.folder / "other.log"))
+    logs.settle("shop")
+    os.write(pipe, b"new\n")
+    assert logs.settle("shop").written == 8
+    assert (logs.folder / "shop.log").read_bytes() == b"old\n"
+    assert (logs.folder / "other.log").read_bytes() == b"new\n"
+
+
+def test_streams_of_one_path_share_the_file(logs: Capture) -> None:
+    pipes = [logs.add(f"shop:{number}", Log(max_size=1000, keep=100), "shop.log") for number in range(3)]
+    for turn in range(100):
+        os.write(pipes[turn % 3], b"line %d\n" % turn)
+    for number in range(3):
+        logs.settle(f"shop:{number}")
+    assert sorted(all_output(logs.folder / "shop.log").splitlines()) == sorted(b"line %d" % n for n in range(100))
+    logs.thread.remove("shop:0")
+    os.write(pipes[1], b"still here\n")
+    logs.settle("shop:1")
+    assert all_output(logs.folder / "shop.log").endswith(b"still here\n")
+
+
+def test_one_program_at_full_speed_leaves_the_others_their_turn(logs: Capture) -> None:
+    busy, quiet = logs.add("busy", Log(max_size=8 << 20, keep=1)), logs.add("quiet", Log())
+    with subprocess.Popen(["yes", "x" * 99], stdout=busy) as yes:
+        wait_until(lambda: logs.thread.counters("busy").read > 8 << 20)
+        began = time.monotonic()
+        for number in range(1, 11):
+            os.write(quiet, b"line\n")
+            wait_until(lambda number=number: logs.thread.counters("quiet").written == 5 * number)  # type: ignore[misc]
+        assert time.monotonic() - began < 5
+        yes.kill()
+        yes.wait()
+    counters = logs.settle("busy")
+    assert counters.read == counters.written > 8 << 20
+    assert counters.rotations >= 1
+
+
+# --- foreign hands on the file ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hand", ["delete", "truncate", "move", "replace"])
+def test_a_foreign_hand_on_the_file_is_noticed(logs: Capture, hand: str) -> None:
+    pipe, path = logs.add("shop", Log()), logs.folder / "shop.log"
+    os.write(pipe, b"before\n")
+    logs.settle("shop")
+    if hand == "delete":
+        path.unlink()
+    elif hand == "truncate":
+        os.truncate(path, 0)
+    else:
+        path.rename(logs.folder / "moved")
+    if hand == "replace":
+        path.write_bytes(b"foreign\n")
+    if hand in ("move", "replace"):
+        time.sleep(logfile.RETRY_SECONDS + 0.1)  # looked for once a second; not a wait for a condition
+    os.write(pipe, b"after\n")
+    assert logs.settle("shop").dropped == 0
+    assert path.read_bytes() == (b"foreign\nafter\n" if hand == "replace" else b"after\n")
+
+
+def test_reopen_at_once_makes_the_file_anew(logs: Capture) -> None:
+    pipe, path = logs.add("shop", Log()), logs.folder / "shop.log"
+    os.write(pipe, b"before\n")
+    logs.settle("shop")
+    path.rename(logs.folder / "moved")
+    logs.thread.reopen()
+    wait_until(path.exists)
+    os.write(pipe, b"after\n")
+    logs.settle("shop")
+    assert path.read_bytes() == b"after\n"
+    assert (logs.folder / "moved").read_bytes() == b"before\n"
+
+
+def _directory(path: Path) -> None:
+    path.mkdir()
+
+
+def _symlink(path: Path) -> None:
+    path.symlink_to(path.parent / "elsewhere")
+
+
+def _fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _file_as_folder(path: Path) -> None:
+    path.parent.rmdir()
+    path.parent.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [
+        (_directory, "Is a directory (EISDIR)"),
+        (_symlink, "Too many levels of symbolic links (ELOOP)"),
+        (_fifo, "not a regular file (EINVAL)"),
+        (_file_as_folder, "File exists (EEXIST)"),
+    ],
+)
+def test_a_path_that_can_not_be_written_drops_and_counts(
+    logs: Capture, spoil: Callable[[Path], None], error: str
+) -> None:
+    folder = logs.folder / "logs"
+    folder.mkdir()
+    path = folder / "shop.log"
+    spoil(path)
+    pipe = logs.add("shop", Log(), "logs/shop.log")
+    for _ in range(20):  # more than a pipe holds: nobody blocks
+        os.write(pipe, b"x" * 65536)
+    assert logs.settle("shop") == Counters(read=1310720, dropped=1310720, unreported=1310720, error=error)
+    assert not (folder.parent / "elsewhere").exists()
+    if folder.is_file():
+        folder.unlink()
+    elif path.is_dir():
+        path.rmdir()
+    else:
+        path.unlink()
+    time.sleep(logfile.RETRY_SECONDS + 0.1)
+    os.write(pipe, b"again\n")
+    assert logs.settle("shop") == Counters(read=1310726, written=6, dropped=1310720)
+    marker = f"procman: 1310720 bytes of output were dropped: {error}\n"
+    assert path.read_bytes() == marker.encode() + b"again\n"
+
+
+@pytest.mark.skipif(AS_ROOT, reason="root may write anywhere")
+def test_a_folder_without_permission_drops_and_counts(logs: Capture) -> None:
+    (logs.folder / "logs").mkdir(0o500)
+    pipe = logs.add("shop", Log(), "logs/shop.log")
+    os.write(pipe, b"lost\n")
+    assert logs.settle("shop").error == "Permission denied (EACCES)"
+
+
+def test_a_full_disk_drops_counts_and_tells(logs: Capture, no_large_files: Callable[[int], None]) -> None:
+    pipe, path = logs.add("shop", Log()), logs.folder / "shop.log"
+    no_large_files(1000)
+    os.write(pipe, b"a" * 600)
+    assert logs.settle("shop") == Counters(read=600, written=600)
+    os.write(pipe, b"b" * 600)
+    full = Counters(read=1200, written=1000, dropped=200, unreported=200, error="File too large (EFBIG)")
+    assert logs.settle("shop") == full
+    time.sleep(logfile.RETRY_SECONDS + 0.1)
+    no_large_files(1010)  # room for a piece of the marker: it is taken back
+    os.write(pipe, b"c" * 50)
+    assert logs.settle("shop").dropped == 250
+    assert path.read_bytes() == b"a" * 600 + b"b" * 400
+    time.sleep(logfile.RETRY_SECONDS + 0.1)
+    no_large_files(-1)
+    os.write(pipe, b"d\n")
+    assert logs.settle("shop") == Counters(read=1252, written=1002, dropped=250)
+    marker = b"\nprocman: 250 bytes of output were dropped: "
+    tail = path.read_bytes()[1000:]
+    assert tail.startswith(marker)
+    assert tail.endswith(b"\nd\n")
+
+
+def test_a_full_file_system_drops_counts_and_tells(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if not AS_ROOT or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs root, and may not mount here")
+    logs = Capture(disk)
+    try:
+        pipe = logs.add("shop", Log())
+        for _ in range(10):
+            os.write(pipe, b"x" * 9999 + b"\n")
+        counters = logs.settle("shop")
+        assert counters.error == "No space left on device (ENOSPC)"
+        assert counters.read == counters.written + counters.dropped == 100_000
+        assert (disk / "shop.log").stat().st_size == counters.written
+        os.truncate(disk / "shop.log", 0)
+        time.sleep(logfile.RETRY_SECONDS + 0.1)
+        os.write(pipe, b"again\n")
+        logs.settle("shop")
+        told = f"procman: {counters.dropped} bytes of output were dropped: No space left on device (ENOSPC)\nagain\n"
+        assert (disk / "shop.log").read_text() == told
+    finally:
+        logs.close()
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+# --- rotation ------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 60), max_size=60),
+    cuts=st.lists(st.integers(1, 50), min_size=1, max_size=10),
+    max_size=st.integers(1, 120),
+    unfinished=st.booleans(),
+)
+def test_no_byte_is_lost_and_no_line_is_split(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], cuts: list[int], max_size: int, unfinished: bool
+) -> None:
+    """Whatever the lines, the writes and the size: the files together are the output, and each ends with a line that is
+    not longer than a file may be."""
+    path = tmp_path_factory.mktemp("logs") / "shop.log"
+    output = b"".join(b"%c" % (97 + index % 26) * length + b"\n" for index, length in enumerate(lengths))
+    output = output[:-1] if unfinished else output
+    file = LogFile(str(path), Log(max_size=max_size, keep=100_000))
+    write(file, output, cuts)
+    assert all_output(path) == output
+    rotated = [entry.read_bytes() for entry in path.parent.iterdir() if entry != path]
+    assert len(rotated) == file.rotations
+    assert sum(not content.endswith(b"\n") for content in rotated) == file.lines_split
+    assert all(len(content) <= max_size for content in (*rotated, path.read_bytes() if output else b""))
+    if all(length < max_size for length in lengths):
+        assert file.lines_split == 0
+
+
+def write(file: LogFile, output: bytes, cuts: list[int]) -> None:
+    """Has the file take the output in pieces."""
+    read_fd, write_fd = make_pipe()
+    try:
+        turn = 0
+        while output:
+            cut = cuts[turn % len(cuts)]
+            os.write(write_fd, output[:cut])
+            output, turn = output[cut:], turn + 1
+            while select.select([read_fd], [], [], 0)[0]:
+                file.prepare(time.monotonic())
+                assert file.take(read_fd).length > 0
+    finally:
+        os.close(read_fd)
+        os.close(write_fd)
+        file.close()
+
+
+@pytest.mark.parametrize(
+    ("keep", "left"),
+    [(0, {"": b"6\n7"}), (1, {"": b"6\n7", ".1": b"4\n5\n"}), (2, {"": b"6\n7", ".1": b"4\n5\n", ".2": b"2\n3\n"})],
+)
+def test_keep_is_the_number_of_rotated_files(tmp_path: Path, keep: int, left: dict[str, bytes]) -> None:
+    write(LogFile(str(tmp_path / "log"), Log(max_size=5, keep=keep)), b"0\n1\n2\n3\n4\n5\n6\n7", [3])
+    assert {name.name[3:]: name.read_bytes() for name in tmp_path.iterdir()} == left
+
+
+def test_a_smaller_keep_removes_the_rest(tmp_path: Path) -> None:
+    for number in range(1, 6):
+        (tmp_path / f"log.{number}").write_bytes(b"")
+    write(LogFile(str(tmp_path / "log"), Log(max_size=4, keep=2)), b"1\n2\n3\n", [2])
+    assert sorted(name.name for name in tmp_path.iterdir()) == ["log", "log.1", "log.2"]
+
+
+def test_max_size_0_never_rotates(tmp_path: Path) -> None:
+    file = LogFile(str(tmp_path / "log"), Log(max_size=0))
+    write(file, b"x\n" * 5000, [1000])
+    assert (file.rotations, file.size) == (0, 10_000)
+
+
+def test_a_line_of_50_MB_is_cut_where_it_must_be(logs: Capture) -> None:
+    pipe = logs.add("shop", Log(max_size=8 << 20, keep=100))
+    zeros = f"head -c {50 << 20} /dev/zero; echo; echo next"
+    subprocess.run(["/bin/sh", "-c", zeros], stdout=pipe, check=True)
+    counters = logs.settle("shop")
+    size = (50 << 20) + 6
+    assert counters == Counters(read=size, written=size, rotations=6, lines_split=6)
+    assert (logs.folder / "shop.log").read_bytes() == b"\0" * (2 << 20) + b"\nnext\n"
+
+
+def test_a_rotation_that_is_not_possible_lets_the_file_grow(tmp_path: Path, logs: Capture) -> None:
+    (tmp_path / "shop.log.1").mkdir()
+    (tmp_path / "shop.log.1" / "in the way").touch()
+    pipe = logs.add("shop", Log(max_size=18, keep=1))
+    os.write(pipe, b"1 line\n2 line\n3 li")
+    counters = logs.settle("shop")
+    assert counters.read == counters.written == 18
+    os.write(pipe, b"ne\n")
+    assert logs.settle("shop").error.startswith("rotation: ")
+    assert (tmp_path / "shop.log").read_bytes() == b"1 line\n2 line\n3 line\n"
+    assert not (tmp_path / "shop.log.next").exists()
+
+
+# --- death at any instruction ---------------------------------------------------------------------------------------------
+
+
+class Death(BaseException):
+    """Stands for SIGKILL where a thousand real deaths would take too long: nothing in procman.logs catches it."""
+
+
+def dying_at(number: int, die: Callable[[], None]) -> Callable[[str], None]:
+    """A `crossing` that dies at the n-th call."""
+    left = number
+
+    def crossing(_step: str) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            die()
+
+    return crossing
+
+
+def raise_death() -> None:
+    raise Death
+
+
+@pytest.fixture
+def crossings() -> Iterator[None]:
+    yield
+    logfile.crossing = logfile._no_crossing
+
+
+def take_all(path: Path, log: Log, pipe: int) -> bool:
+    """A life of a log thread, as far as files go: False when it died before it had taken all."""
+    file = LogFile(str(path), log)
+    try:
+        while select.select([pipe], [], [], 0)[0]:
+            file.prepare(time.monotonic())
+            file.take(pipe)
+        file.prepare(time.monotonic())
+    except Death:
+        return False
+    finally:
+        file.close()
+    return True
+
+
+@pytest.mark.usefixtures("crossings")
+@pytest.mark.parametrize("keep", [0, 1, 3, 100])
+@pytest.mark.parametrize("max_size", [50, 64])
+def test_two_deaths_at_each_pair_of_steps_lose_and_double_nothing(tmp_path: Path, max_size: int, keep: int) -> None:
+    """Dies at the n-th step, for every n; the successor at its m-th, in the middle of the recovery; the third finishes."""
+    output, log = numbered(0, 12), Log(max_size=max_size, keep=keep)
+    first, finished = 0, False
+    while not finished:
+        first += 1
+        for second in range(1, 9):
+            path = tmp_path / f"{first},{second}" / "log"
+            read_fd, write_fd = make_pipe()
+            os.write(write_fd, output)
+            logfile.crossing = dying_at(first, raise_death)
+            finished = take_all(path, log, read_fd)
+            logfile.crossing = dying_at(second, raise_death)
+            take_all(path, log, read_fd)
+            logfile.crossing = dying_at(0, raise_death)
+            assert take_all(path, log, read_fd)
+            os.close(read_fd)
+            os.close(write_fd)
+            check_whole(path, output, keep)
+    assert first > 10
+
+
+@pytest.mark.usefixtures("crossings")
+def test_a_real_death_at_each_step_of_a_rotation_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    output, log = numbered(0, 12), Log(max_size=64, keep=100)
+    for step in range(1, 1000):
+        path = tmp_path / str(step) / "log"
+        read_fd, write_fd = make_pipe()
+        os.write(write_fd, output)
+        pid = os.fork()
+        if not pid:  # nothing of pytest may run in the child
+            logfile.crossing = dying_at(step, lambda: os._exit(7))
+            os._exit(0 if take_all(path, log, read_fd) else 1)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert status in (0, 7)
+        assert take_all(path, log, read_fd)
+        os.close(read_fd)
+        os.close(write_fd)
+        check_whole(path, output, 100)
+        if not status:
+            assert step > 10
+            break
+
+
+def check_whole(path: Path, output: bytes, keep: int) -> None:
+    """All of the output is there, but for whole files that `keep` has dropped; and nothing else."""
+    found = all_output(path)
+    assert output.endswith(found)
+    files = [entry for entry in path.parent.iterdir() if entry != path]
+    assert all(entry.suffix[1:].isdigit() and int(entry.suffix[1:]) <= keep for entry in files)
+    assert all(entry.read_bytes().endswith(b"\n") for entry in files)
+    if keep == 100:
+        assert found == output
+
+
+LOGGER = """
+import sys, threading
+from procman.config import Log
+from procman.logs import LogThread, Stream
+thread = LogThread()
+thread.add(Stream("w", "w", Log(max_size=int(sys.argv[2]), keep=100000), sys.argv[1], int(sys.argv[3])))
+thread.start()
+print("up", flush=True)
+threading.Event().wait()
+"""
+
+WRITER = """
+import os, sys
+for block in range(int(sys.argv[1])):
+    os.write(1, b"".join(b"%d %s\\n" % (n, b"x" * (n % 97)) for n in range(block * 100, block * 100 + 100)))
+"""
+
+
+def test_a_SIGKILL_at_any_moment_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    path, blocks = tmp_path / "log", 4000
+    read_fd, write_fd = make_pipe()
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(blocks)], stdout=write_fd)
+    kills = 0
+    try:
+        while writer.poll() is None or kills < 5:
+            logger = [sys.executable, "-S", "-c", LOGGER, str(path), "200000", str(read_fd)]
+            environment = {"PYTHONPATH": str(PROJECT)}
+            with subprocess.Popen(logger, pass_fds=[read_fd], stdout=subprocess.PIPE, env=environment) as child:
+                assert child.stdout
+                assert child.stdout.readline() == b"up\n"
+                wait = 0.003 * (1 + kills % 7)
+                time.sleep(wait)  # a random moment is the point
+                child.send_signal(signal.SIGKILL)
+            kills += 1
+        assert writer.wait() == 0
+        thread = LogThread()
+        thread.add(Stream("w", "w", Log(max_size=200000, keep=100000), str(path), os.dup(read_fd)))
+        thread.remove("w")
+        assert thread.stop()
+    finally:
+        writer.kill()
+        writer.wait()
+        os.close(read_fd)
+        os.close(write_fd)
+    output = b"".join(b"%d %s\n" % (n, b"x" * (n % 97)) for n in range(blocks * 100))
+    assert all_output(path) == output
+    assert all(entry.read_bytes().endswith(b"\n") for entry in tmp_path.iterdir() if entry != path)
+
+
+# --- taps and news ------------------------------------------------------------------------------------------------------
+
+
+def test_a_tap_gets_every_byte_also_when_they_can_not_be_written(logs: Capture) -> None:
+    (logs.folder / "bad.log").mkdir()
+    for key in ("good", "bad"):
+        heard: list[bytes] = []
+        pipe = logs.add(key, Log(max_size=10))
+        os.write(pipe, b"before\n")
+        logs.settle(key)
+        logs.thread.tap(key, heard.append)
+        os.write(pipe, b"1234567\n")
+        os.write(pipe, b"8\n")
+        logs.settle(key)
+        logs.thread.tap(key, None)
+        os.write(pipe, b"after\n")
+        logs.settle(key)
+        assert b"".join(heard) == b"1234567\n8\n"
+
+
+def test_a_tap_that_raises_is_removed_and_the_log_goes_on(logs: Capture) -> None:
+    calls: list[bytes] = []
+
+    def callback(chunk: bytes) -> None:
+        calls.append(chunk)
+        raise ValueError("a mistake")
+
+    pipe = logs.add("shop", Log())
+    logs.thread.tap("shop", callback)
+    for line in (b"one\n", b"two\n"):
+        os.write(pipe, line)
+        counters = logs.settle("shop")
+    assert (calls, counters.written) == ([b"one\n"], 8)
+    assert logs.thread.trouble == "ValueError: a mistake"
+    logs.thread.trouble = ""
+
+
+def test_news_come_once_for_each_watch(tmp_path: Path) -> None:
+    news: list[str] = []
+    logs = Capture(tmp_path, on_news=news.append)
+    pipe, path = logs.add("shop", Log()), str(tmp_path / "shop.log")
+    for wanted in (0, 1, 1, 2):
+        if len(news) < wanted:
+            logs.thread.watch(path)
+        os.write(pipe, b"x\n")
+        logs.settle("shop")
+        assert news == [path] * wanted
+    logs.thread.watch(path)
+    logs.thread.unwatch(path)
+    os.write(pipe, b"x\n")
+    logs.settle("shop")
+    assert len(news) == 2
+    logs.close()
+
+
+# --- inherit ------------------------------------------------------------------------------------------------------------
+
+INHERIT = Log(mode="inherit")
+
+
+@pytest.mark.parametrize(
+    ("chunks", "printed", "held"),
+    [
+        ([b"one\ntwo\n"], b"shop | one\nshop | two\n", 0),
+        ([b"o", b"ne\n\nt"], b"shop | one\nshop | \n", 1),
+        ([b"\0\xff\n"], b"shop | \0\xff\n", 0),
+        ([b"x" * LINE_LIMIT, b"y\n"], b"shop | " + b"x" * LINE_LIMIT + b"\nshop | y\n", 0),
+    ],
+)
+def test_lines_carry_the_name_of_their_process(chunks: list[bytes], printed: bytes, held: int) -> None:
+    lines = Lines("shop")
+    pieces = [piece for chunk in chunks for piece in lines.feed(chunk)]
+    assert b"".join(piece.data for piece in pieces) == printed
+    assert lines.held == held
+    assert sum(piece.own for piece in pieces) + held == sum(map(len, chunks))
+
+
+@given(st.lists(st.integers(1, 9), min_size=1), st.lists(st.binary(max_size=8), max_size=8))
+def test_an_outlet_counts_own_bytes_exactly(steps: list[int], lines: list[bytes]) -> None:
+    """However little is printed at a time, own bytes are what was printed less the names; and never negative."""
+    cutter = Lines("p")
+    pieces = [cutter.marker("lost", 5), *cutter.feed(b"".join(line + b"\n" for line in lines)), *cutter.close()]
+    read_fd, write_fd = os.pipe()
+    outlet = Outlet(write_fd)
+    outlet.queue(pieces)
+    own = told = 0
+    for step in steps:
+        if outlet.waiting:
+            now = outlet._settle(min(step, len(pieces[0].data)))
+            assert min(now) >= 0
+            own, told = own + now[0], told + now[1]
+    lost = outlet.discard()
+    assert own + lost == sum(piece.own for piece in pieces)
+    assert told in (0, 5)
+    outlet.close()
+    os.close(read_fd)
+    os.close(write_fd)
+
+
+def test_programs_share_the_stdout_line_by_line(tmp_path: Path) -> None:
+    with open(tmp_path / "stdout", "wb") as stdout:
+        logs = Capture(tmp_path, stdout.fileno())
+        one, two = logs.add("one", INHERIT), logs.add("two:1", INHERIT)
+        os.write(one, b"a\nhalf")
+        logs.settle("two:1")
+        wait_until(lambda: logs.thread.counters("one") == Counters(read=6, written=2, held=4))
+        os.write(two, b"b\n")
+        assert logs.settle("two:1") == Counters(read=2, written=2)
+        assert logs.settle("one") == Counters(read=6, written=6)
+        logs.close()
+    assert (tmp_path / "stdout").read_bytes() == b"one | a\ntwo:1 | b\none | half\n"
+
+
+def test_change_from_stdout_to_a_file(tmp_path: Path) -> None:
+    with open(tmp_path / "stdout", "wb") as stdout:
+        logs = Capture(tmp_path, stdout.fileno())
+        pipe = logs.add("shop", INHERIT)
+        os.write(pipe, b"a\nhalf")
+        wait_until(lambda: logs.thread.counters("shop").held == 4)
+        logs.thread.change("shop", Log(), str(tmp_path / "shop.log"))
+        logs.settle("shop")
+        os.write(pipe, b"b\n")
+        assert logs.settle("shop") == Counters(read=8, written=8)
+        logs.close()
+    assert (tmp_path / "stdout").read_bytes() == b"shop | a\nshop | half\n"
+    assert (tmp_path / "shop.log").read_bytes() == b"b\n"
+
+
+def _pipe() -> tuple[int, int]:
+    return os.pipe()
+
+
+def _socket() -> tuple[int, int]:
+    ours, theirs = socket.socketpair()
+    return ours.detach(), theirs.detach()
+
+
+@pytest.mark.parametrize("make", [_pipe, _socket])
+def test_a_stdout_that_nobody_reads_drops_after_a_second_and_recovers(
+    tmp_path: Path, make: Callable[[], tuple[int, int]]
+) -> None:
+    """And its O_NONBLOCK flag, which others share, is not touched; nor does a file of another program wait."""
+    reader, stdout = make()
+    logs = Capture(tmp_path, stdout)
+    printing, filing = logs.add("loud", INHERIT), logs.add("calm", Log())
+    with subprocess.Popen(["yes", "x" * 99], stdout=printing) as yes:
+        wait_until(lambda: logs.thread._debtor)
+        os.write(filing, b"not stuck\n")
+        assert logs.settle("calm").written == 10
+        assert logs.thread.counters("loud").dropped == 0
+        wait_until(lambda: logs.thread.counters("loud").dropped > 1 << 20)
+        yes.kill()
+    assert os.get_blocking(stdout)
+    assert logs.thread.counters("loud").error == "the daemon's stdout takes nothing"
+    printed = drain(reader)
+    wait_until(lambda: time.monotonic() > logs.thread._outlet_retry_at)
+    os.write(printing, b"again\n")
+    printed += wait_for_bytes(reader, b"again\n")
+    counters = logs.settle("loud")
+    assert counters.read == counters.written + counters.dropped
+    told = [line for line in printed.splitlines() if b"procman:" in line]
+    assert told[-1].startswith(b"loud | procman: ")
+    assert sum(int(line.split()[3]) for line in told) == counters.dropped
+    own = sum(len(line) - 6 for line in printed.splitlines() if b"procman:" not in line)
+    assert abs(own - counters.written) <= 7 * len(told)  # a cut line lacks its newline, or a piece of its prefix
+    logs.close()
+    os.close(reader)
+    os.close(stdout)
+
+
+def drain(fd: int) -> bytes:
+    """All that can be read now."""
+    found = b""
+    while select.select([fd], [], [], 0.05)[0]:
+        found += os.read(fd, 1 << 20)
+    return found
+
+
+def wait_for_bytes(fd: int, end: bytes) -> bytes:
+    found = b""
+    while not found.endswith(end):
+        assert select.select([fd], [], [], 10)[0]
+        found += os.read(fd, 1 << 20)
+    return found
+
+
+def test_a_stdout_whose_reader_is_slow_slows_the_program_and_drops_nothing(tmp_path: Path) -> None:
+    reader, stdout = os.pipe()
+    logs = Capture(tmp_path, stdout)
+    pipe = logs.add("loud", INHERIT)
+    with subprocess.Popen([sys.executable, "-c", WRITER, "50"], stdout=pipe) as writer:
+        printed = b""
+        while not printed.endswith(b"\nloud | 4999 " + b"x" * (4999 % 97) + b"\n"):
+            assert select.select([reader], [], [], 10)[0]
+            printed += os.read(reader, 4096)
+            time.sleep(0.001)
+        assert writer.wait() == 0
+    assert printed.splitlines() == [b"loud | %d %s" % (n, b"x" * (n % 97)) for n in range(5000)]
+    assert logs.settle("loud").dropped == 0
+    logs.close()
+    os.close(reader)
+    os.close(stdout)
+
+
+def test_a_stdout_that_is_gone_drops_and_nothing_spins(tmp_path: Path) -> None:
+    reader, stdout = os.pipe()
+    os.close(reader)
+    logs = Capture(tmp_path, stdout)
+    pipe = logs.add("shop", INHERIT)
+    os.write(pipe, b"lost\n")
+    expected = Counters(read=5, dropped=5, unreported=5, error="Broken pipe (EPIPE)")
+    assert logs.settle("shop") == expected
+    assert asleep(logs.thread)
+    logs.close()
+    os.close(stdout)
+
+
+def test_a_full_disk_behind_the_stdout_drops(tmp_path: Path, no_large_files: Callable[[int], None]) -> None:
+    with open(tmp_path / "stdout", "wb", buffering=0) as stdout:
+        logs = Capture(tmp_path, stdout.fileno())
+        pipe = logs.add("shop", INHERIT)
+        no_large_files(12)
+        os.write(pipe, b"123456789\n")
+        counters = logs.settle("shop")
+        assert counters == Counters(read=10, written=5, dropped=5, unreported=5, error="File too large (EFBIG)")
+        no_large_files(-1)
+        wait_until(lambda: time.monotonic() > logs.thread._outlet_retry_at)
+        os.write(pipe, b"on\n")
+        assert logs.settle("shop") == Counters(read=13, written=8, dropped=5)
+        logs.close()
+    told = "shop | procman: 5 bytes of output were dropped: File too large (EFBIG)"
+    assert (tmp_path / "stdout").read_text() == f"shop | 12345\n{told}\nshop | on\n"
+
+
+# --- the thread itself -------------------------------------------------------------------------------------------------
+
+
+def test_stop_leaves_what_is_in_the_pipe_to_a_successor(tmp_path: Path) -> None:
+    read_fd, write_fd = make_pipe()
+    for turn in range(3):
+        logs = LogThread()
+        logs.start()
+        logs.add(Stream("shop", "shop", Log(), str(tmp_path / "log"), os.dup(read_fd)))
+        os.write(write_fd, b"%d\n" % turn)
+        assert logs.stop()
+        assert logs.stop()
+        os.write(write_fd, b"%d and a half\n" % turn)
+    logs = LogThread()
+    logs.add(Stream("shop", "shop", Log(), str(tmp_path / "log"), read_fd))
+    logs.remove("shop")
+    assert logs.stop()
+    os.close(write_fd)
+    expected = b"".join(b"%d\n%d and a half\n" % (turn, turn) for turn in range(3))
+    assert (tmp_path / "log").read_bytes() == expected
+
+
+def test_a_mistake_inside_the_thread_does_not_end_it(logs: Capture) -> None:
+    logs.thread._submit(lambda: [][0])
+    pipe = logs.add("shop", Log())
+    os.write(pipe, b"hello\n")
+    assert logs.settle("shop").written == 6
+    assert logs.thread.trouble == "IndexError: list index out of range"
+    logs.thread.trouble = ""
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "No space left on device (ENOSPC)"),
+        (OSError(errno.EINVAL, "not a regular file"), "not a regular file (EINVAL)"),
+        (OSError("odd"), "odd"),
+    ],
+)
+def test_errors_are_told_as_people_know_them(error: OSError, text: str) -> None:
+    assert logfile.describe(error) == text
