@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -43,6 +44,7 @@ class Ground:
         self._holdings = holdings
         self._logs = log_thread
         self._environ = dict(environ)
+        self.on_reopen: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()
         self._processes: Mapping[str, Process] = {}
         self._listeners: dict[str, Listener] = {}
@@ -50,6 +52,7 @@ class Ground:
         self._runs: dict[str, asyncio.Future[int]] = {}
         self._run_numbers = itertools.count(1)
         self._early: dict[str, list[notify.Message]] = {}
+        self._matched: dict[str, asyncio.Event] = {}
         self._watching: dict[str, list[Callable[[], None]]] = {}
         self._oom_kills = _oom_kills()
 
@@ -63,8 +66,12 @@ class Ground:
     def spawn(self, process: Process, generation: int) -> None:
         """See `process.Surroundings`, as for the next three."""
         program = process.program
+        self._holdings.control_folder(program)
         listen = {name: self._holdings.listener(self._listeners[name], program.name) for name in program.listen}
-        self._link.spawn(launch.request(program, generation, self._environment(program), listen))
+        asked = launch.request(program, generation, self._environment(program), listen)
+        if program.ready.kind == "log":
+            self._listen_for_line(program)  # now: a fast child may say it before the keeper says that it runs
+        self._link.spawn(asked)
 
     def signal(self, child: str, number: int, tree: bool) -> None:
         self._link.signal(child, number, tree)
@@ -87,7 +94,8 @@ class Ground:
             return self._probe(process, ready, report)
         if wanted.kind == "log":
             report(f"no line of its output matches {wanted.pattern!r} yet")
-            return self._watch_output(process, ready)
+            seen = self._matched.get(process.name)  # None: its child was started by a supervisor that died
+            return self._watch_output(process.program, seen or self._listen_for_line(process.program), ready)
         if wanted.kind == "notify":
             report("READY=1 has not arrived")
         return None
@@ -99,9 +107,10 @@ class Ground:
         await probes.wait_ready(process.program.ready, run, report)
         ready()
 
-    async def _watch_output(self, process: Process, ready: Callable[[], None]) -> None:
-        pattern = re.compile(process.program.ready.pattern.encode())
-        seen = asyncio.Event()
+    def _listen_for_line(self, program: Program) -> asyncio.Event:
+        """From now on look for the line that means "ready" in all that comes out of the program's pipes."""
+        pattern = re.compile(program.ready.pattern.encode())
+        seen = self._matched[program.name] = asyncio.Event()
         rest = b""
 
         def look(chunk: bytes) -> None:  # in the log thread
@@ -111,15 +120,19 @@ class Ground:
             if any(pattern.search(line) for line in (*lines, rest)):
                 self._loop.call_soon_threadsafe(seen.set)
 
-        keys = {name for name in log_pipes(process.program) if name is not None}
-        for key in keys:
+        for key in {name for name in log_pipes(program) if name is not None}:
             self._logs.tap(key, look)
+        return seen
+
+    async def _watch_output(self, program: Program, seen: asyncio.Event, ready: Callable[[], None]) -> None:
         try:
             await seen.wait()
         finally:
-            for key in keys:
-                with contextlib.suppress(KeyError):
-                    self._logs.tap(key, None)
+            if self._matched.get(program.name) is seen:
+                del self._matched[program.name]
+                for key in {name for name in log_pipes(program) if name is not None}:
+                    with contextlib.suppress(KeyError):
+                        self._logs.tap(key, None)
         ready()
 
     # --- before a child -------------------------------------------------------------------------------------------------
@@ -142,10 +155,17 @@ class Ground:
     def unprepare(self, program: Program) -> None:
         """`program` has gone from the table."""
         self._holdings.close_logs(program)
+        self._holdings.remove_control_folder(program)
         socket = self._holdings.notify_sockets.get(program.name)
         if socket is not None:
             self._loop.remove_reader(socket.fileno())
             self._holdings.close_notify_socket(program.name)
+
+    def close(self) -> None:
+        """The daemon ends: nothing may stay behind in its runtime folder."""
+        for process in self._processes.values():
+            self._holdings.remove_control_folder(process.program)
+        self._holdings.remove_files()
 
     def close_unused(self, config: Config) -> None:
         """Close the listening sockets that `config` no longer has, or has otherwise."""
@@ -177,7 +197,8 @@ class Ground:
         address = ""
         if program.notify:
             address = self._open_notify(program)
-        return launch.environment(program, self._environ, from_files, address)
+        beside = os.path.dirname(sys.executable)
+        return launch.environment(program, self._environ, from_files, address, servers_folder=beside)
 
     # --- READY=1 --------------------------------------------------------------------------------------------------------
 
@@ -242,7 +263,7 @@ class Ground:
     # --- exits ----------------------------------------------------------------------------------------------------------
 
     def explain(self, exit: Exit) -> Exit:
-        """`exit`, with the hint that the kernel killed something for want of memory meanwhile."""
+        """`exit`, with the hint that the kernel killed something for want of memory meanwhile. Slow: not before a restart."""
         if exit.signal != signal.SIGKILL:
             return exit
         before, self._oom_kills = self._oom_kills, _oom_kills()
@@ -311,8 +332,9 @@ class Ground:
                 callback()
 
     def reopen_logs(self) -> None:
-        """Close and open every log file."""
+        """Close and open every log file, the daemon's own too."""
         self._logs.reopen()
+        self.on_reopen()
 
     def _log_path(self, key: str) -> str:
         name, _, stream = key.rpartition("/")

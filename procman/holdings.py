@@ -6,11 +6,13 @@ open only what it reads itself.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 
-from procman import listeners, logs
+from procman import listeners, logs, servers
 from procman.config import Daemon, Listener, Program
+from procman.errors import Failed
 from procman.launch import log_pipes
 from procman.link import KeeperLink
 from procman.notify import NotifySocket
@@ -38,7 +40,8 @@ class Holdings:
     ) -> None:
         self._link = link
         self._log_thread = log_thread
-        self._folder = os.path.join(os.path.dirname(daemon.socket), "notify")
+        self._runtime_folder = os.path.dirname(daemon.socket)
+        self._folder = os.path.join(self._runtime_folder, "notify")
         self._names = set(held)
         self._received = held
         self._counters = counters
@@ -128,7 +131,10 @@ class Holdings:
         if received is not None:
             socket = NotifySocket.from_fd(received)
         else:
-            os.makedirs(self._folder, mode=0o755, exist_ok=True)
+            try:
+                os.makedirs(self._folder, mode=0o755, exist_ok=True)
+            except OSError as error:
+                raise Failed(f"can't make the folder {self._folder}: {error.strerror}") from error
             uid = program.account.uid if program.account is not None else os.geteuid()
             socket = NotifySocket(os.path.join(self._folder, program.name), uid)
             self.hold(name, socket.fileno())
@@ -142,6 +148,31 @@ class Holdings:
             self.release(f"notify/{name}")
             listeners.remove_socket_file(socket.path)
             socket.close()
+
+    # --- control sockets ------------------------------------------------------------------------------------------------
+
+    def control_folder(self, program: Program) -> None:
+        """The folder in which a server makes its own control socket: for its user alone. Raises Failed."""
+        if program.server != "gunicorn":
+            return
+        folder = os.path.dirname(self._control_socket(program))
+        try:
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            if program.account is not None and os.geteuid() == 0:
+                os.chown(folder, program.account.uid, program.account.gid, follow_symlinks=False)
+        except OSError as error:
+            raise Failed(f"can't make the folder {folder} for its control socket: {error.strerror}") from error
+
+    def remove_control_folder(self, program: Program) -> None:
+        """`program` has gone."""
+        if program.server == "gunicorn":
+            path = self._control_socket(program)
+            listeners.remove_socket_file(path)
+            with contextlib.suppress(OSError):
+                os.rmdir(os.path.dirname(path))
+
+    def _control_socket(self, program: Program) -> str:
+        return servers.control_socket(self._runtime_folder, program.name)
 
     def remove_files(self) -> None:
         """The daemon ends: no socket file may stay behind."""

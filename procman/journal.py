@@ -22,6 +22,9 @@ GATHER_SECONDS = 0.05
 RETRY_SECONDS = 5.0
 """After a write that failed, the next one follows this much later."""
 
+STUCK_SECONDS = 5.0
+"""Longer than this nobody waits for the disk."""
+
 
 class Journal:
     """Writes what `document` returns to the state file `path` after each `dirty`.
@@ -56,7 +59,9 @@ class Journal:
         self.dirty()
 
     async def saved(self) -> None:
-        """Wait until all that has changed so far is on disk, or could not be written."""
+        """Wait until all that has changed so far is on disk, or could not be written within STUCK_SECONDS."""
+        if self.closed:
+            return
         future = self._loop.create_future()
         self._waiting.append(future)
         if self._writing is None:
@@ -65,13 +70,15 @@ class Journal:
             self._start()
         else:
             self._again = True
-        await future
+        try:
+            async with asyncio.timeout(STUCK_SECONDS):
+                await future
+        except TimeoutError:
+            log.error("the state file is not written after %g s: is its disk stuck?", STUCK_SECONDS)
 
     async def close(self) -> None:
-        """The last write; nothing is written after it."""
+        """The last write, if the disk takes it; nothing is written after it."""
         await self.saved()
-        if self._writing is not None:
-            await self._writing
         self.closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -85,19 +92,25 @@ class Journal:
         waiting, self._waiting = self._waiting, []
         ended, self._ended = self._ended, []
         self._again = False
-        document = self._document()
         try:
+            document = self._document()
             await self._loop.run_in_executor(self._thread, store.save, self._path, document)
         except Failed as error:
             if not self.problem:
                 log.error("%s", error)
             self.problem = str(error)
+        except Exception as error:
+            log.exception("the state file was not written (a bug in procman)")
+            self.problem = f"the state file was not written: {type(error).__name__}: {error}"
         else:
             if self.problem:
                 log.warning("the state file can be written again")
             self.problem = ""
-        for child in ended:
-            self._forget(child)
+        if self.problem:
+            self._ended = ended + self._ended  # the keeper is the only one who knows how they ended
+        else:
+            for child in ended:
+                self._forget(child)
         for future in waiting:
             if not future.done():
                 future.set_result(None)

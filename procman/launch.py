@@ -26,13 +26,21 @@ def child_id(name: str, generation: int) -> str:
 def split_child_id(child: str) -> tuple[str, int]:
     """The reverse of `child_id`; generation 0 for a child that belongs to no process of the table."""
     name, _, number = child.rpartition("#")
-    return name, int(number) if number.isdigit() else 0
+    return name, int(number) if number.isascii() and number.isdecimal() else 0
 
 
 def environment(
-    program: Program, inherited: Mapping[str, str], from_files: Mapping[str, str], notify_socket: str
+    program: Program,
+    inherited: Mapping[str, str],
+    from_files: Mapping[str, str],
+    notify_socket: str,
+    *,
+    servers_folder: str = "",
 ) -> dict[str, str]:
-    """The environment of a child; what comes later wins: daemon, user, virtualenv, `env_file`, `environment`, procman's."""
+    """The environment of a child; what comes later wins: daemon, user, virtualenv, `env_file`, `environment`, procman's.
+
+    `servers_folder` comes last in the PATH of a server without a virtualenv: the one installed beside procman is found.
+    """
     if program.inherit_environment:
         result = {key: value for key, value in inherited.items() if key not in PRIVATE}
     else:
@@ -43,6 +51,8 @@ def environment(
     if program.virtualenv:
         result |= {"VIRTUAL_ENV": program.virtualenv, "PATH": f"{program.virtualenv}/bin:{result['PATH']}"}
         result.pop("PYTHONHOME", None)
+    elif program.server and servers_folder:
+        result["PATH"] += f":{servers_folder}"
     result |= from_files
     result |= dict(program.environment)
     result |= {"PROCMAN_PROGRAM": program.program, "PROCMAN_PROCESS": program.name}
@@ -95,7 +105,7 @@ def parse_env_file(text: str) -> dict[str, str]:
     Raises ValueError that names the line.
     """
     result: dict[str, str] = {}
-    for number, raw in enumerate(text.splitlines(), 1):
+    for number, raw in enumerate(text.split("\n"), 1):
         line = raw.strip().removeprefix("export ").strip()
         if not line or line.startswith("#"):
             continue
@@ -103,6 +113,8 @@ def parse_env_file(text: str) -> dict[str, str]:
         key, value = key.strip(), value.strip()
         if not equals or not key.isidentifier():
             raise ValueError(f"line {number}: expected KEY=VALUE")
+        if "\0" in value:
+            raise ValueError(f"line {number}: no variable can hold a NUL character")
         if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
             value = value[1:-1]
         result[key] = value

@@ -6,12 +6,15 @@ It decides nothing. See `keeper/wire.py` for the messages.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from procman.keeper.wire import Message, Wire, WireError
+from procman.keeper.wire import Message, Wire, WireClosed, WireError
+
+log = logging.getLogger("procman")
 
 
 @dataclass(slots=True)
@@ -25,7 +28,6 @@ class Snapshot:
     last: str = ""
     cgroup: str = ""
     keeper_pid: int = 0
-    signals: list[int] = field(default_factory=list)
     children: dict[str, Message] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)
 
@@ -56,19 +58,20 @@ class KeeperLink:
                     self._early.append(message)
                 else:
                     complete = _collect(snapshot, message, descriptors)
+                for fd in descriptors:  # all that were not taken
+                    os.close(fd)
         self._loop.remove_reader(self._wire.fileno())
         return snapshot
 
     def listen(self, on_event: Callable[[Message], None], on_end: Callable[[], None]) -> None:
         """From now on call `on_event` with each message, and `on_end` when the keeper has gone."""
         self._on_event, self._on_end = on_event, on_end
-        for message in self._early:
-            on_event(message)
-        self._early.clear()
+        early, self._early = self._early, []
+        for message in early:
+            self._take(message)
         self._loop.add_reader(self._wire.fileno(), self._readable)
 
     def _readable(self) -> None:
-        assert self._on_event is not None
         try:
             messages = self._wire.receive()
         except WireError:
@@ -78,19 +81,29 @@ class KeeperLink:
         for message, descriptors in messages:
             for fd in descriptors:
                 os.close(fd)
-            if message.get("op") == "ping":
-                self.send({"op": "pong"})
-            elif message.get("op") == "synced":
-                if (future := self._syncs.pop(message["number"], None)) is not None and not future.done():
-                    future.set_result(None)
-            else:
+            self._take(message)
+
+    def _take(self, message: Message) -> None:
+        assert self._on_event is not None
+        if message.get("op") == "ping":
+            self.send({"op": "pong"})
+        elif message.get("op") == "synced":
+            if (future := self._syncs.pop(message["number"], None)) is not None and not future.done():
+                future.set_result(None)
+        else:
+            try:
                 self._on_event(message)
+            except Exception:  # the messages behind it are about other processes
+                log.exception("a message of the keeper was not taken in: %s", message)
 
     def send(self, message: Message, *descriptors: int) -> None:
-        """Send one message; never blocks. A keeper that has gone is reported by `on_end`, not here."""
+        """Send one message; never blocks. A keeper that has gone is reported by `on_end`, not here.
+
+        Raises WireError for a message that is too large.
+        """
         try:
             self._wire.send(message, descriptors)
-        except WireError:
+        except WireClosed:
             return
         if self._wire.waiting:
             self._loop.add_writer(self._wire.fileno(), self._writable)
@@ -141,11 +154,10 @@ def _collect(snapshot: Snapshot, message: Message, descriptors: list[int]) -> bo
             snapshot.last = str(message["last"])
             snapshot.cgroup = str(message["cgroup"])
             snapshot.keeper_pid = int(message["pid"])
-            snapshot.signals = list(message["signals"])
         case {"op": "child", "child": str(name)}:
             snapshot.children[name] = message
-        case {"op": "held", "name": str(name)}:
-            snapshot.held[name] = descriptors[0]
+        case {"op": "held", "name": str(name)} if descriptors:
+            snapshot.held[name] = descriptors.pop()
         case {"op": "begin"}:
             return True
     return False

@@ -3,9 +3,8 @@
 A log is the bytes of path.N ... path.2, path.1, path, in this order. Nothing is locked: every step of a rotation (see
 `procman.logs.logfile`) may happen between any two calls here. What makes that safe:
 
-  * Rotated files only move up (path.1 -> path.2), the highest first, and before path itself changes. Looking upwards
-    from path may therefore see a file twice, never miss one; and whoever finds a file still at its number knows that
-    all newer ones were still at theirs.
+  * Rotated files only move up (path.1 -> path.2), the highest first. So whoever looks at path, path.1, path.2, ... in
+    this order may see a file twice, but misses none that was there when he began, and sees them in their order of age.
   * A file is known by its inode, not by its name. A Follower has it open, so its inode is not given to another.
   * A rotation cuts the partial line off the old file and puts it at the start of the new one. A reader who had read it
     already finds the old file shorter than his offset, and skips as much of the new one.
@@ -149,10 +148,11 @@ def _status(path: str) -> os.stat_result | None:
 
 
 class Follower:
-    """Reads a log on and on, from `start` (by default: from the beginning of the newest file), through rotations, each
-    byte once. A truncated file is read again from its start; after a deletion it goes on with the file that comes next.
+    """Reads a log on and on, through rotations, each byte once. `start` None is the beginning of the newest file.
 
-    Never waits: `read` gives b"" at the end, and is called again when there is news. To be closed.
+    A truncated file is read again from its start; after a deletion it goes on with the file that comes next; where its
+    files were dropped by `keep`, with the oldest one. Never waits: `read` gives b"" at the end, and is called again
+    when there is news. To be closed.
     """
 
     def __init__(self, path: str, start: Position | None = None) -> None:
@@ -160,14 +160,21 @@ class Follower:
         self._offset = 0
         self._older: tuple[int, ...] | None = None
         self._fd = -1
-        self._begin(start or Position())
+        if start is None:
+            self._fd = _open(path) or -1
+        elif start != Position():
+            self._fd, self._offset = self._find((start.device, start.inode)), start.offset
+        if self._fd >= 0:
+            self._remember_older()
 
     def read(self, max_bytes: int = BLOCK) -> bytes:
         """The next bytes, at most so many; b"" when there are no more now. Raises Failed when the log can't be read."""
         if self._fd < 0:
-            self._begin(Position())
-            if self._fd < 0:
+            oldest = self._open_next(None)
+            if oldest is None:
                 return b""
+            self._fd, self._offset = oldest, 0
+            self._remember_older()
         while True:
             data = os.pread(self._fd, max_bytes, self._offset)
             if data or not self._advance():
@@ -190,20 +197,20 @@ class Follower:
 
     # --- which file comes next ---------------------------------------------------------------------------------------
 
-    def _begin(self, start: Position) -> None:
-        """Opens the file of `start`; the newest one if that is gone, or none is named."""
-        wanted = (start.device, start.inode)
-        candidates = [(self._path, _status(self._path))]  # first: a file may move up meanwhile, not down
-        candidates += [(name, status) for _, name, status in self._rotated()]
-        for name, status in candidates:
-            if status is not None and _identity(status) == wanted:
-                self._fd = _open_if(name, wanted)
-                self._offset = start.offset
+    def _find(self, wanted: Identity) -> int:
+        """A descriptor for the file, whatever its name is now; -1 when it is gone."""
+        for _attempt in range(ATTEMPTS):
+            found = [(self._path, _status(self._path))]
+            found += [(name, status) for _, name, status in self._rotated()]
+            name = next((name for name, status in found if status and _identity(status) == wanted), "")
+            fd = _open(name) if name else None
+            if fd is not None:
+                if _identity(os.fstat(fd)) == wanted:
+                    return fd
+                os.close(fd)
+            elif not name:
                 break
-        if self._fd < 0 and (newest := _open(self._path)) is not None:
-            self._fd, self._offset = newest, 0
-        if self._fd >= 0:
-            self._remember_older()
+        return -1
 
     def _advance(self) -> bool:
         """At the end of the open file: True when there is more to read after all, here or in a next file."""
@@ -217,7 +224,7 @@ class Follower:
                 return True
             self._remember_older()
             return False
-        newer = self._open_newer(_identity(mine))
+        newer = self._open_next(_identity(mine))
         if newer is None:
             return False
         final = os.fstat(self._fd)
@@ -230,34 +237,28 @@ class Follower:
         self._older = _signature(final)
         return True
 
-    def _open_newer(self, mine: Identity) -> int | None:
-        """The file that follows ours; None when there is none yet. Asks again when a rotation comes between."""
+    def _open_next(self, mine: Identity | None) -> int | None:
+        """The file that follows ours; None when there is none yet."""
         for _attempt in range(ATTEMPTS):
-            rotated = list(self._rotated())
-            place = next((entry for entry in rotated if _identity(entry[2]) == mine), None)
-            if place is None:  # dropped by `keep`, or deleted: then the file just older than ours shows the place
-                place = next((entry for entry in rotated if _signature(entry[2]) == self._older), None)
-            newer = [entry for entry in rotated if place is None or entry[0] < place[0]]
-            if newer:
-                _, name, status = newer[-1]
-                fd = _open_if(name, _identity(status))
-            else:
-                opened = _open(self._path)
-                if opened is None:
-                    return None
-                fd = opened
-            if fd >= 0 and self._is_still(place, bool(newer)):
-                return fd
-            if fd >= 0:
+            entry = self._next_rotated(mine)
+            fd = _open(entry[1] if entry else self._path)
+            if fd is None and entry is None:
+                break
+            if fd is not None:
+                again = self._next_rotated(mine)  # what was rotated before we opened it is seen now
+                if (_identity(again[2]) if again else None) == (_identity(os.fstat(fd)) if entry else None):
+                    return fd
                 os.close(fd)
         return None
 
-    def _is_still(self, place: Entry | None, rotated: bool) -> bool:
-        """Whether the place that we counted from is where it was: then so was all that is newer, when we opened it."""
-        if place is None:
-            return rotated or not list(self._rotated())
-        now = _status(place[1])
-        return now is not None and _identity(now) == _identity(place[2])
+    def _next_rotated(self, mine: Identity | None) -> Entry | None:
+        """The rotated file that follows ours; None when that is the newest file. The oldest one when we have none."""
+        rotated = list(self._rotated())
+        place = next((number for number, _, status in rotated if _identity(status) == mine), None)
+        if place is None:  # dropped by `keep`, or deleted: then the file just older than ours shows the place
+            place = next((number for number, _, status in rotated if _signature(status) == self._older), None)
+        newer = [entry for entry in rotated if place is None or entry[0] < place]
+        return newer[-1] if newer else None
 
     def _remember_older(self) -> None:
         """Notes the file just older than ours, to know our place should ours be deleted."""
@@ -270,14 +271,14 @@ class Follower:
         self._older = next((_signature(status) for status in rotated[place + 1 :]), None)
 
     def _rotated(self) -> Iterator[Entry]:
-        """The rotated files, the newest first. One that is moved up meanwhile may be seen twice, but is not missed."""
+        """The rotated files, the newest first. Each number is asked for in turn: a list of names is no snapshot."""
         folder, name = os.path.split(self._path)
-        pattern = re.compile(re.escape(name) + r"\.([1-9][0-9]{0,4})")
+        pattern = re.compile(re.escape(name) + r"\.([1-9][0-9]{0,3})")
         try:
-            listed = {int(match[1]) for entry in os.listdir(folder or ".") if (match := pattern.fullmatch(entry))}
+            numbers = [int(match[1]) for entry in os.listdir(folder or ".") if (match := pattern.fullmatch(entry))]
         except OSError:
             return
-        for number in sorted(listed | {number + 1 for number in listed}):
+        for number in range(1, max(numbers, default=0) + 3):  # two more rotations may come meanwhile
             status = _status(f"{self._path}.{number}")
             if status is not None:
                 yield number, f"{self._path}.{number}", status
@@ -290,12 +291,3 @@ def _identity(status: os.stat_result) -> Identity:
 def _signature(status: os.stat_result) -> tuple[int, ...]:
     """Tells a rotated file from a later one that got its inode: it never changes again."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _open_if(path: str, wanted: Identity) -> int:
-    """A descriptor for the file, -1 when `path` is another one by now."""
-    fd = _open(path)
-    if fd is not None and _identity(os.fstat(fd)) != wanted:
-        os.close(fd)
-        fd = None
-    return -1 if fd is None else fd

@@ -10,13 +10,14 @@ import collections
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any, Protocol
 
 from procman import lifecycle
 from procman.config import Program
 from procman.errors import ProcmanError
 from procman.launch import child_id
-from procman.lifecycle import Deadline, Event, IllegalEvent, Ready, Spawn, SpawnFailed, State, Status
+from procman.lifecycle import Deadline, Event, Exit, IllegalEvent, Ready, Spawn, SpawnFailed, State, Status
 
 log = logging.getLogger("procman")
 
@@ -107,6 +108,12 @@ class Process:
     def request_again(self) -> None:
         """The keeper never heard of the child that was asked for: ask again, for the same one."""
         self._spawn(self.status.generation)
+
+    def amend(self, exit: Exit, explained: Exit) -> None:
+        """More is known about an exit that was fed before."""
+        status = self.status
+        if status.exit is exit and explained != exit:
+            self.status = replace(status, exit=explained, why=status.why.replace(exit.reason, explained.reason))
 
     def close(self) -> None:
         """It is no longer part of the table: no timer or watch may outlive it."""

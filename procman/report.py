@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -98,7 +99,26 @@ def status_from(document: Any) -> Status:
     if fields.get("exit") is not None:
         fields["exit"] = Exit(**fields["exit"])
     status = Status(**fields)
-    numbers = (status.generation, status.failures, status.restarts, status.started, status.started_at)
-    if not all(isinstance(number, int | float) for number in numbers) or not isinstance(status.why, str):
+    if not _sound(status):
         raise ValueError("a field has the wrong type")
+    if status.state is not State.STOPPING and status.alive != (status.state in (State.STARTING, State.RUNNING)):
+        raise ValueError(f"{status.state} can't be with alive = {status.alive}")
     return status
+
+
+def _sound(status: Status) -> bool:
+    """Every field of `status` has its type."""
+    exit = status.exit
+    counts = [status.generation, status.failures, status.restarts, *([] if status.pid is None else [status.pid])]
+    times = [status.started, status.started_at, *([] if status.deadline is None else [status.deadline])]
+    texts = [status.why, status.ending]
+    if exit is not None:
+        counts += [number for number in (exit.code, exit.signal) if number is not None]
+        times.append(exit.at)
+        texts.append(exit.reason)
+    return (
+        all(type(count) is int and count >= 0 for count in counts)
+        and all(type(at) in (int, float) and math.isfinite(at) for at in times)
+        and all(isinstance(text, str) for text in texts)
+        and all(isinstance(flag, bool) for flag in (status.wanted, status.alive))
+    )

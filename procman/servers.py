@@ -15,7 +15,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .config import Address, Listener, Ready
+from procman.config import Address, Listener, Ready
 
 SERVERS = ("wsgi", "gunicorn", "uwsgi")
 
@@ -204,7 +204,7 @@ _UWSGI_FIRST = ("plugins-dir", "plugin-dir", "plugins", "plugin", "need-plugins"
 # reads its options, so a stop in these milliseconds would be lost.) What it means in each phase, found by stops at
 # random moments of a start:
 _UWSGI_STOP = (
-    # The master loads the application: exit. Twice, because Python puts its own SIGINT between the two.
+    # The master loads the application: exit. Twice, because in the uWSGI binary Python puts its own between the two.
     "--hook-asap=unix_signal:2 _exit",
     "--hook-pre-app=unix_signal:2 _exit",
     # Workers are there: the master tells them to finish, by SIGHUP, waits for them without any limit, and exits 0.

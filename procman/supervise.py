@@ -14,7 +14,7 @@ import socket
 import sys
 
 from procman import ground, listeners, store, table
-from procman.config import Config
+from procman.config import Config, Daemon
 from procman.errors import ConfigError, Failed, ProcmanError
 from procman.holdings import Holdings
 from procman.link import KeeperLink, Snapshot
@@ -39,9 +39,11 @@ def run(path: str, wire: int, *, to_file: bool) -> int:
 async def _run(path: str, wire: int, to_file: bool) -> int:
     link = KeeperLink(wire)
     snapshot = await link.snapshot()
+    done = False
     try:
         parts = _Parts(path, link, snapshot, to_file)
         status = await parts.supervise()
+        done = True
     except ConfigError as error:
         print(error, file=sys.stderr)
         status = EXIT_BAD_TABLE
@@ -49,7 +51,7 @@ async def _run(path: str, wire: int, to_file: bool) -> int:
         hint = f"\n({error.hint})" if error.hint else ""
         print(f"procmand: {error}{hint}", file=sys.stderr)
         status = EXIT_FAILED
-    if status != EXIT_FAILED and status != EXIT_BAD_TABLE or snapshot.starts == 1:
+    if done or snapshot.starts == 1:  # a later one that can't begin is tried again: programs run
         link.send({"op": "exit", "status": status})
     return status
 
@@ -60,12 +62,13 @@ class _Parts:
     def __init__(self, path: str, link: KeeperLink, snapshot: Snapshot, to_file: bool) -> None:
         self.path, self.link, self.snapshot = path, link, snapshot
         self.held = snapshot.held
+        self._to_file = to_file
         self._own_log = -1
         self.recording = Recording()
         self.config = self._table_in_force()
         self.daemon = self.config.daemon
         self._take_lock()
-        self._set_up(to_file)
+        self._set_up()
 
     # --- the table ------------------------------------------------------------------------------------------------------
 
@@ -106,33 +109,53 @@ class _Parts:
         self.link.hold("lock", fd)
         os.close(fd)
 
-    def _set_up(self, to_file: bool) -> None:
+    def _set_up(self) -> None:
         os.umask(self.daemon.umask)
         _raise_open_files(self.daemon.open_files)
         _make_folder(self.daemon.log_dir)
-        if to_file and self.snapshot.starts == 1:  # a later one inherits what the keeper writes to
-            self._log_to_file()
+        stream = sys.stderr
+        if self._to_file and self.snapshot.starts == 1:  # a later one inherits what the keeper writes to
+            self._own_log = self._open_own_log()
+            stream = os.fdopen(os.dup(self._own_log), "a", buffering=1)  # errors still go to who called procmand
         format = "%(asctime)s %(levelname)s %(message)s"
-        logging.basicConfig(stream=sys.stderr, level=self.daemon.log_level.upper(), format=format)
+        logging.basicConfig(stream=stream, level=self.daemon.log_level.upper(), format=format)
         logging.getLogger("asyncio").setLevel(logging.WARNING)
 
-    def _log_to_file(self) -> None:
+    def _open_own_log(self) -> int:
         path = os.path.join(self.daemon.log_dir, DAEMON_LOG)
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
         except OSError as error:
             raise Failed(f"can't write the daemon's log {path}: {error.strerror}") from error
-        self._own_log = fd
+
+    def _write_to(self, own_log: int) -> None:
+        """Let stdout and stderr of supervisor and keeper be this file, which is then closed here."""
+        os.dup2(own_log, 1)
+        os.dup2(own_log, 2)
+        self.link.send({"op": "log"}, own_log)
+        os.close(own_log)
+
+    @staticmethod
+    def _log_to_stderr() -> None:
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.StreamHandler) and (before := handler.setStream(sys.stderr)) is not None:
+                before.close()
+
+    def _reopen_own_log(self) -> None:
+        """Somebody has moved the daemon's own log away: go on in a new one. One that can't be made is said in the old."""
+        if not self._to_file:
+            return
+        try:
+            self._write_to(self._open_own_log())
+        except Failed as error:
+            log.error("%s", error)
 
     def _rpc_socket(self) -> socket.socket:
         held = self.held.pop("rpc", None)
         if held is not None:
             return socket.socket(fileno=held)
         daemon = self.daemon
-        restricted = daemon.socket_gid >= 0 or daemon.read_only_gid >= 0
-        # With a group named, the peer's credentials decide (server.Access): the file lets everybody try.
-        mode = 0o666 if restricted and daemon.socket_mode == 0o600 else daemon.socket_mode
-        sock = listeners.open_rpc_socket(daemon.socket, mode)
+        sock = listeners.open_rpc_socket(daemon.socket, daemon.socket_mode, daemon.socket_gid)
         self.link.hold("rpc", sock.fileno())
         return sock
 
@@ -150,7 +173,8 @@ class _Parts:
         if document is not None and document.get("boot_id") != store.boot_id():
             document = {"down": document.get("down", [])}
         loop = asyncio.get_running_loop()
-        log_thread = LogThread(lambda path: _call_soon(loop, stands.news, path))
+        stdout = self._own_log if self._own_log >= 0 else 1
+        log_thread = LogThread(lambda path: _call_soon(loop, stands.news, path), stdout)
         counters = ground.counters_from((document or {}).get("logs") if self.snapshot.starts > 1 else None)
         holdings = Holdings(self.link, self.held, log_thread, self.daemon, counters)
         stands = ground.Ground(self.link, holdings, log_thread, os.environ)
@@ -158,33 +182,30 @@ class _Parts:
         supervisor = Supervisor(self.config, self.link, stands, self.read_table)
         self.server = Server(rpc_socket, supervisor, self._access())
         supervisor.on_table = self.table_changed
+        stands.on_reopen = self._reopen_own_log
         if self.snapshot.starts == 1:
             self._hold_table()
-        log_thread.start()
         supervisor.begin(self.snapshot, document)
+        log_thread.start()  # not sooner: whoever waits for a line of a child that runs already must see what comes now
         holdings.close_received()
         await self.server.start()
-        self._ready(supervisor)
+        self._ready(len(supervisor.processes))
         status = await supervisor.finished
         await self.server.close()
         supervisor.measures.stop()
         log_thread.stop()
-        holdings.remove_files()
+        stands.close()
         listeners.remove_socket_file(self.daemon.socket)
         log.info("procmand ends with status %d", status)
         return status
 
-    def _ready(self, supervisor: Supervisor) -> None:
-        log.info("procmand is ready: %d processes, socket %s", len(supervisor.processes), self.daemon.socket)
+    def _ready(self, processes: int) -> None:
+        log.info("procmand is ready: %d processes, socket %s", processes, self.daemon.socket)
         if self._own_log >= 0:
-            os.dup2(self._own_log, 1)
-            os.dup2(self._own_log, 2)
-            self.link.send({"op": "log"}, self._own_log)
-            os.close(self._own_log)
+            self._write_to(self._own_log)
+            self._log_to_stderr()
         self.link.send({"op": "ready"})
-        self.link.send({"op": "notify", "state": f"READY=1\nSTATUS={len(supervisor.processes)} processes"})
-        for number in self.snapshot.signals:
-            supervisor.signalled(number)
+        self.link.send({"op": "notify", "state": f"READY=1\nSTATUS={processes} processes"})
         gc.collect()
         gc.freeze()  # what start-up made stays: no collection need look at it again
 
@@ -203,7 +224,7 @@ def _raise_open_files(wanted: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), max(hard, wanted)))
     except (ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, wanted), hard), hard))
-        if hard < wanted:
+        if hard < wanted != Daemon.__dataclass_fields__["open_files"].default:
             print(f"procmand: open_files = {wanted} is more than the hard limit {hard}, which is used", file=sys.stderr)
 
 

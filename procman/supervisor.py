@@ -7,6 +7,7 @@ It is what the RPC methods call (`methods.Operations`). Each process decides for
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import signal
@@ -55,6 +56,7 @@ class Supervisor:
         self._down: set[str] = set()
         self._closing = False
         self._applying = False
+        self._beginning = True
         self._exit_status = 0
         self._since = time.time()
         self._snapshot = Snapshot()
@@ -74,6 +76,7 @@ class Supervisor:
         state = document or {}
         recovered = snapshot.starts > 1
         self._down = {str(name) for name in state.get("down", [])}
+        self._exit_status = int(state.get("exit_status", 0)) if recovered else 0
         statuses = state.get("processes", {}) if recovered else {}
         for program in self.config.programs:
             self._add(program, _status_of(statuses.get(program.name)))
@@ -84,12 +87,15 @@ class Supervisor:
         self._link.listen(self._keeper_says, self._keeper_gone)
         if recovered and state.get("closing"):
             self.shut_down("continued after the supervisor was replaced")
-        for process in self._all():
+        for process in itertools.chain.from_iterable(levels(self._all())):
             fresh = process.status.generation == 0 and process.status.state is State.STOPPED
             if fresh and process.program.autostart and process.name not in self._down and not self._closing:
                 process.feed(Start("autostart"))
             elif fresh and process.name in self._down:
                 process.status = Status(why="stopped by an operator before the daemon was started")
+        self._beginning = False
+        for process in self._all():
+            self._check_exit_when(process)
         self._journal.dirty()
 
     def _take_up(self, snapshot: Snapshot) -> None:
@@ -143,7 +149,7 @@ class Supervisor:
 
     def _keeper_says(self, message: Message) -> None:
         if message["op"] == "signal":
-            self.signalled(int(message["signal"]))
+            self._signalled(int(message["signal"]))
             return
         child = str(message.get("child", ""))
         if self._ground.ran(child, message):
@@ -169,15 +175,16 @@ class Supervisor:
         if "status" not in record:
             process.feed(SpawnFailed(report.failure_of(record)))
             return
-        exit = self._ground.explain(report.exit_of(record))
+        exit = report.exit_of(record)
         process.feed(Exited(exit, bool(record["left"])))
+        process.amend(exit, self._ground.explain(exit))
 
     def _keeper_gone(self) -> None:
         if not self.finished.done():
             log.error("the keeper has gone; the supervisor ends")
         self._finish(1)
 
-    def signalled(self, number: int) -> None:
+    def _signalled(self, number: int) -> None:
         name = report.signal_name(number)
         match number:
             case signal.SIGTERM | signal.SIGINT | signal.SIGQUIT:
@@ -206,7 +213,7 @@ class Supervisor:
     def _check_exit_when(self, process: Process) -> None:
         rule = self.config.daemon.exit_when
         over = (State.EXITED, State.FATAL)
-        if self._closing or rule == "never" or process.status.state not in over:
+        if self._closing or self._beginning or rule == "never" or process.status.state not in over:
             return
         ended = [other for other in self._all() if other.status.state in over]
         if rule == "any-fatal" and process.status.state is State.FATAL:
@@ -267,7 +274,7 @@ class Supervisor:
                 self._ground.prepare(program, self.config)
                 if program.name in wanted:
                     process.feed(Start(f"the table has changed ({why})"))
-            for program in plan.added:
+            for program in sorted(plan.added, key=lambda program: program.priority):
                 process = self._add(program, Status())
                 if program.autostart and program.name not in self._down:
                     process.feed(Start(f"new in the table ({why})"))
@@ -288,7 +295,8 @@ class Supervisor:
     def _document(self) -> dict[str, Any]:
         statuses = {p.name: report.status_document(p.status) for p in self._all() if p.status.generation}
         logs = self._ground.counters_document(self.config.programs)
-        return {"down": sorted(self._down), "closing": self._closing, "processes": statuses, "logs": logs}
+        end = {"closing": self._closing, "exit_status": self._exit_status}
+        return {"down": sorted(self._down), **end, "processes": statuses, "logs": logs}
 
     # --- the end --------------------------------------------------------------------------------------------------------
 
@@ -405,12 +413,12 @@ class Supervisor:
         for process in processes:
             self._note("operation", process.name, what=verb, uid=peer.uid, pid=peer.pid)
         log.info("%s: %s (pid %d)", ", ".join(process.name for process in processes), why, peer.pid)
-        names_set = {process.name for process in processes}
-        self._down = self._down | names_set if verb == "stop" else self._down - names_set
         signalled: dict[str, Outcome] = {}
         if verb == "reload":
             signalled = self._signal_reload(processes)
             processes, verb = [p for p in processes if p.name not in signalled], "restart"
+        names_set = {process.name for process in processes}
+        self._down = self._down | names_set if verb == "stop" else self._down - names_set
         task = asyncio.ensure_future(carry_out(verb, processes, why, progress))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

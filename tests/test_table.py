@@ -146,7 +146,7 @@ def test_a_control_socket_that_is_too_long() -> None:
 
 def test_each_bad_key_is_said_once_for_all_instances() -> None:
     assert len(problems('program.p = { command = "x", instances = 5, stop_signal = "X" }')) == 1
-    long = "x" * 100
+    long = "x" * 110
     assert len(problems(f'program.p = {{ command = "x", instances = 5, listen = "unix:{long}${{instance}}" }}')) == 1
 
 

@@ -41,7 +41,7 @@ PYTHON = sys.executable
 SCRIPT = PROJECT / "procman" / "wsgi.py"
 LIMIT = 15.0  # seconds: what a test waits for anything at most
 
-SITE = '''
+SITE = r'''
 import io, json, os, sys, time
 from wsgiref.validate import validator
 
@@ -139,7 +139,7 @@ def view_error(environ, start_response):
 
 def view_wait(environ, start_response):
     """Says that it is there, and waits until the test opens the fifo of that name."""
-    print("entered", environ["QUERY_STRING"], file=sys.stderr, flush=True)
+    os.write(2, f"entered {environ['QUERY_STRING']}\n".encode())
     with open(environ["QUERY_STRING"]) as fifo:
         fifo.read()
     return plain(start_response, b"waited")
@@ -148,7 +148,7 @@ def view_headfirst(environ, start_response):
     """Its head is sent before it waits."""
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "8")])
     yield b"head"
-    print("entered", environ["QUERY_STRING"], file=sys.stderr, flush=True)
+    os.write(2, f"entered {environ['QUERY_STRING']}\n".encode())
     with open(environ["QUERY_STRING"]) as fifo:
         fifo.read()
     yield b"tail"
@@ -339,7 +339,8 @@ class Server:
         """Waits for its message, and learns its addresses from it."""
 
         def ready() -> bool:
-            assert self.process.poll() is None, self.err
+            if self.process.poll() is not None:
+                pytest.fail(f"it ended with {self.process.returncode}: {self.err}")
             return " serving " in self.err
 
         wait_until(ready, LIMIT)
@@ -688,7 +689,7 @@ def test_streams_and_files(shared: Server) -> None:
 def test_the_iterable_is_closed(serve: Serve) -> None:
     server = serve()
     assert server.get("/closing").body == b"first second"
-    assert server.err.count("closed the iterable") == 1
+    wait_until(lambda: server.err.count("closed the iterable") == 1)
     with server.client() as client:
         client.send(b"GET /midway HTTP/1.1\r\nHost: a\r\n\r\n")
         assert client.until_end().endswith(b"\r\n\r\nfirst ")  # too short: the client sees that it is cut
@@ -927,7 +928,7 @@ def test_request_logging(serve: Serve) -> None:
     assert server.err.count("ZeroDivisionError: on purpose") == 1  # not once more by the server
     assert re.search(r"GET /error was answered 500 Broken after", server.err)
     assert "GET /pid" not in server.err
-    assert server.err.count("closed the iterable") == 2
+    wait_until(lambda: server.err.count("closed the iterable") == 2)
     slow = serve("shop:app", "--middleware=fast:log")
     assert slow.get("/file").body == SITE.encode()
     wait_until(lambda: re.search(r"GET /file took \d\.\d{3} s \(200 OK\)", slow.err))
@@ -1242,26 +1243,24 @@ def test_a_line_end_after_a_request_is_no_request(serve: Serve) -> None:
 
 def test_requests_in_the_queue_are_answered(serve: Serve) -> None:
     server = serve("shop:app", "--threads=2", "--idle-grace=0")
-    fifo = serve.fifo("gate")
+    gates = [serve.fifo("gate1"), serve.fifo("gate2")]
     with ExitStack() as stack:
         clients = [stack.enter_context(server.client()) for _ in range(12)]
-        for client in clients[:2]:
-            client.send(b"GET /wait?gate HTTP/1.1\r\nHost: a\r\n\r\n")
+        for client, gate in zip(clients, gates, strict=False):
+            client.send(f"GET /wait?{gate.name} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
         wait_until(lambda: server.err.count("entered gate") == 2)
         for client in clients[2:]:
             client.send(b"GET /pid HTTP/1.1\r\nHost: a\r\n\r\n")
         server.term()
         heard(server)
-        release(fifo)
-        wait_until(lambda: "/wait" in server.out)
-        if server.out.count("/wait") < 2:
-            release(fifo)
+        for gate in gates:
+            release(gate)
         for client in clients:
             answer = client.answer()
             assert (answer.status, answer.closes) == (200, True)
             assert client.until_end() == b""
     assert server.ends() == 0
-    assert server.err.count("Task queue depth") == 1  # not one line a request
+    assert server.err.count("all threads are busy") == 1  # not one line a request
 
 
 def test_an_answer_that_had_begun_is_finished(serve: Serve) -> None:
@@ -1348,7 +1347,7 @@ def test_drain_timeout(serve: Serve, kind: str) -> None:
             client.send(b"GET /wait?gate HTTP/1.1\r\nHost: a\r\n\r\n")
             wait_until(lambda: "entered gate" in server.err)
             other.send(b"GET /pid HTTP/1.1\r\nHost: a\r\n\r\n")
-            wait_until(lambda: "Task queue depth" in server.err)
+            wait_until(lambda: "all threads are busy" in server.err)
         server.term()
         assert server.ends(8) == 1
     count = "2 requests" if kind == "running" else "1 request"

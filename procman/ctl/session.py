@@ -34,7 +34,7 @@ class Help(argparse.HelpFormatter):
 def shared_options() -> argparse.ArgumentParser:
     """The options that stand before or after the command. An absent one leaves no trace in the namespace, so that the
     one after the command does not undo the one before it."""
-    parser = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS, formatter_class=Help)
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "-s",

@@ -73,7 +73,10 @@ class LogPrinter:
     def heard(self, method: str, params: Object) -> None:
         """A notification of the daemon."""
         if method == "sources":
-            self._name(params.get("sources") or [])
+            sources = params.get("sources") or []
+            if not sources:
+                print("procmanctl: no log file holds this output (see log in the program table)", file=sys.stderr)
+            self._name(sources)
         elif method == "log":
             self._log((str(params.get("name")), str(params.get("stream"))), rpc.log_bytes(params))
 

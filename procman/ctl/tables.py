@@ -179,7 +179,7 @@ def show(answer: Object, *, colour: bool = False) -> list[str]:
     if answer.get("processes"):
         lines += ["", "processes", *(f"  {line}" for line in _processes(answer["processes"]))]
     if answer.get("definition"):
-        lines += ["", "definition", *_facts((key, _plain(value)) for key, value in answer["definition"].items())]
+        lines += ["", "definition", *_facts((key, _value(key, value)) for key, value in answer["definition"].items())]
     return lines
 
 
@@ -194,10 +194,8 @@ def _last_hour(answer: Object, key: str, column: int, unit: Any) -> str:
 
 def _log_facts(log: Object) -> Iterator[tuple[str, str]]:
     for key, value in log.items():
-        if key in ("read", "written", "dropped"):
-            yield key, size(value)
-        elif key != "stream" and value not in ("", None):
-            yield key, _plain(value)
+        if key != "stream" and value not in ("", None):
+            yield key, size(value) if key in ("read", "written", "dropped") else _plain(value)
 
 
 def _processes(processes: Sequence[Object]) -> list[str]:
@@ -210,12 +208,24 @@ def _processes(processes: Sequence[Object]) -> list[str]:
 
 def facts(answer: Object) -> list[str]:
     """An object as lines of key and value."""
-    return [line.removeprefix("  ") for line in _facts((key, _plain(value)) for key, value in answer.items())]
+    return [line.removeprefix("  ") for line in _facts((key, _value(key, value)) for key, value in answer.items())]
 
 
 def _facts(pairs: Iterable[tuple[str, str]]) -> list[str]:
-    rows = [[key.replace("_", " "), value] for key, value in pairs]
+    rows = [[key.removesuffix("_bytes").replace("_", " "), value] for key, value in pairs]
     return [f"  {line}" for line in columns(rows)] if rows else []
+
+
+def _value(key: str, value: object) -> str:
+    """A value as people read one with this key."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if key in ("umask", "mode_bits", "mode", "socket_mode"):
+            return f"0o{value:03o}"
+        if key.endswith(("_bytes", "max_size")):
+            return size(value)
+    if isinstance(value, dict) and value:
+        return ", ".join(f"{inner.replace('_', ' ')} {_value(inner, one)}" for inner, one in value.items())
+    return _plain(value)
 
 
 def _plain(value: object) -> str:
@@ -226,5 +236,5 @@ def _plain(value: object) -> str:
     if isinstance(value, list):
         return " ".join(_plain(one) for one in value)
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
+        return ", ".join(f"{printable(key)} {_plain(one)}" for key, one in value.items())
     return printable(value)

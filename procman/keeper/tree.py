@@ -11,6 +11,8 @@ harms nobody. fork and exec hand it on; no daemon clears it, as some do with the
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
 from collections.abc import Iterable, Iterator
@@ -44,8 +46,7 @@ class Family(NamedTuple):
 def read_process(pid: int) -> Process | None:
     """That process as /proc shows it now; None when it has gone or is a zombie."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            text = file.read()
+        text = _read(f"/proc/{pid}/stat")
     except OSError:
         return None
     # The name (field 2) may hold anything, spaces and parentheses too: count from its end.
@@ -58,8 +59,7 @@ def read_process(pid: int) -> Process | None:
 def direct_children() -> list[int]:
     """Pids of this process's own children, zombies too."""
     try:
-        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
-            return [int(pid) for pid in file.read().split()]
+        return [int(pid) for pid in _read(f"/proc/self/task/{os.getpid()}/children").split()]
     except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
         return [process.pid for process in every_process() if process.parent == os.getpid()]
 
@@ -72,7 +72,10 @@ def every_process() -> Iterator[Process]:
 
 
 def members(family: Family, known: Iterable[int]) -> list[Process]:
-    """All that is left of `family`, its main process included. `known` are the pids of all the keeper's own children."""
+    """All that is left of `family`, its main process included. `known` are the pids of all the keeper's own children.
+
+    Raises OSError when the process table can't be read: no file descriptor is free, say.
+    """
     strangers = set(direct_children()) - set(known)
     inside = _cgroup_pids(family.cgroup)
     if not family.pid and not strangers and not inside:
@@ -96,7 +99,12 @@ def members(family: Family, known: Iterable[int]) -> list[Process]:
 
 
 def send(family: Family, known: Iterable[int], number: int) -> None:
-    """Send signal `number` to all that is left of `family`. For SIGKILL it is repeated until no new process turns up."""
+    """Send signal `number` to all that is left of `family`. For SIGKILL it is repeated until no new process turns up.
+
+    Raises OSError for a number that is no signal, and where nobody can tell what is left.
+    """
+    if number not in signal.valid_signals() and number != 0:
+        raise OSError(errno.EINVAL, f"no such signal: {number}")
     if number == signal.SIGKILL and family.cgroup:
         try:
             with open(f"{family.cgroup}/cgroup.kill", "w") as file:
@@ -146,7 +154,7 @@ def make_cgroup_root() -> str:
         root = f"{mount}{own.rstrip('/')}/procman-{os.getpid()}"
         os.makedirs(root, exist_ok=True)
         return root if os.access(f"{root}/cgroup.procs", os.W_OK) else ""
-    except OSError:
+    except (OSError, IndexError):
         return ""
 
 
@@ -164,31 +172,44 @@ def remove_cgroup(path: str) -> None:
     """Remove an empty cgroup, with what the child made inside. One that is still in use stays."""
     if not path:
         return
-    for folder, _, _ in os.walk(path, topdown=False):
-        try:
-            os.rmdir(folder)
-        except OSError:
-            pass
+    try:
+        os.rmdir(path)
+    except OSError:
+        for folder, _, _ in os.walk(path, topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
 
 
 def _cgroup_pids(path: str) -> list[int]:
     if not path:
         return []
     found: list[int] = []
+    with contextlib.suppress(OSError):
+        if b"populated 0" in _read(f"{path}/cgroup.events"):
+            return []
     for folder, _, _ in os.walk(path):
-        try:
-            with open(f"{folder}/cgroup.procs", "rb") as file:
-                found += [int(pid) for pid in file.read().split()]
-        except OSError:
-            pass
+        with contextlib.suppress(OSError):
+            found += [int(pid) for pid in _read(f"{folder}/cgroup.procs").split()]
     return found
+
+
+def _read(path: str) -> bytes:
+    """A file of /proc or /sys, with as few system calls as can be: this is on the way to every restart."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        chunks = [os.read(fd, 65536)]
+        while chunks[-1]:
+            chunks.append(os.read(fd, 65536))
+    finally:
+        os.close(fd)
+    return b"".join(chunks)
 
 
 def _tag(pid: int) -> int:
     """The tag of a process, 0 if it has none."""
     try:
-        with open(f"/proc/{pid}/limits", "rb") as file:
-            line = next(line for line in file if line.startswith(b"Max resident set"))
+        lines = _read(f"/proc/{pid}/limits").splitlines()
+        line = next(line for line in lines if line.startswith(b"Max resident set"))
     except (OSError, StopIteration):
         return 0
     soft = line.split()[3]

@@ -40,7 +40,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from procman.errors import ProcmanError
@@ -48,14 +48,19 @@ from procman.errors import ProcmanError
 HEADER = struct.Struct("!IB")
 MAX_MESSAGE = 64 * 1024 * 1024
 MAX_DESCRIPTORS = 16
+READ_SIZE = 64 * 1024
 
 Message = dict[str, Any]
 
 
 class WireError(ProcmanError):
-    """The other side is gone, or does not speak this language."""
+    """The other side does not speak this language, or is gone (`WireClosed`)."""
 
     code = "wire"
+
+
+class WireClosed(WireError):
+    """The other side is gone. What it had said before can still be received, if it was not received already."""
 
 
 class Wire:
@@ -78,14 +83,25 @@ class Wire:
         return bool(self._out)
 
     def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
-        """Send `message` with copies of `descriptors`; it may be queued. Raises WireError when the peer is gone."""
+        """Send `message` with copies of `descriptors`; it may be queued, and never blocks.
+
+        Raises WireClosed when the peer is gone, WireError for what is too large, TypeError for what is no JSON.
+        """
         body = json.dumps(message, separators=(",", ":")).encode()
+        if len(body) > MAX_MESSAGE or len(descriptors) > MAX_DESCRIPTORS:
+            raise WireError(f"a message of {len(body)} bytes with {len(descriptors)} descriptors is too large")
         packet = memoryview(HEADER.pack(len(body), len(descriptors)) + body)
-        self._out.append((packet, [os.dup(fd) for fd in descriptors]))
+        copies: list[int] = []
+        try:
+            copies.extend(map(os.dup, descriptors))
+        except OSError as error:
+            _close(copies)
+            raise WireError(f"can't copy a file descriptor: {error.strerror}") from error
+        self._out.append((packet, copies))
         self.flush()
 
     def flush(self) -> None:
-        """Send what is queued, as far as the peer takes it."""
+        """Send what is queued, as far as the peer takes it. Raises WireClosed; then the queue is empty."""
         while self._out:
             packet, descriptors = self._out[0]
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
@@ -94,25 +110,39 @@ class Wire:
             except BlockingIOError:
                 return
             except OSError as error:
-                raise WireError(f"the other side is gone: {error}") from error
-            for fd in descriptors:
-                os.close(fd)
+                self._drop_queue()
+                raise WireClosed(f"the other side is gone: {error}") from error
+            _close(descriptors)
             if sent == len(packet):
                 self._out.popleft()
             else:
                 self._out[0] = (packet[sent:], [])
 
     def receive(self) -> list[tuple[Message, list[int]]]:
-        """All the messages that are here. Their descriptors belong to the caller. Raises WireError at the end."""
-        space = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
+        """All the messages that are here. Their descriptors belong to the caller.
+
+        Raises WireClosed at the end, WireError for nonsense: what came in the same moment is then dropped with it.
+        """
         messages: list[tuple[Message, list[int]]] = []
+        try:
+            self._receive(messages)
+        except WireError:
+            for _, descriptors in messages:
+                _close(descriptors)
+            raise
+        return messages
+
+    def _receive(self, messages: list[tuple[Message, list[int]]]) -> None:
+        space = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
         while True:
             try:
-                data, ancillary, flags, _ = self._socket.recvmsg(262144, space, socket.MSG_CMSG_CLOEXEC)
+                data, ancillary, flags, _ = self._socket.recvmsg(READ_SIZE, space, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
-                return messages
+                return
             except OSError as error:
-                raise WireError(f"the other side is gone: {error}") from error
+                if messages:
+                    return
+                raise WireClosed(f"the other side is gone: {error}") from error
             for level, kind, payload in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     received = array.array("i")
@@ -122,15 +152,14 @@ class Wire:
                 raise WireError("a file descriptor was lost on the way: too many are open")
             if not data:
                 if messages:
-                    return messages  # the end is reported by the next call
-                raise WireError("the other side has closed")
+                    return  # the end is reported by the next call
+                raise WireClosed("the other side has closed")
             self._in += data
-            messages += self._messages()
-            if len(data) < 262144:
-                return messages
+            self._take_messages(messages)
+            if len(data) < READ_SIZE:
+                return
 
-    def _messages(self) -> list[tuple[Message, list[int]]]:
-        found: list[tuple[Message, list[int]]] = []
+    def _take_messages(self, found: list[tuple[Message, list[int]]]) -> None:
         at = 0
         while len(self._in) - at >= HEADER.size:
             length, count = HEADER.unpack_from(self._in, at)
@@ -141,19 +170,27 @@ class Wire:
                 break
             try:
                 message = json.loads(self._in[at + HEADER.size : end])
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise WireError(f"not JSON: {error}") from error
             if not isinstance(message, dict) or count > len(self._descriptors):
                 raise WireError("malformed message")
             found.append((message, [self._descriptors.popleft() for _ in range(count)]))
             at = end
         del self._in[:at]
-        return found
 
     def close(self) -> None:
         """Close the socket and every descriptor that was not delivered."""
-        for fd in [fd for _, descriptors in self._out for fd in descriptors] + list(self._descriptors):
-            os.close(fd)
-        self._out.clear()
+        self._drop_queue()
+        _close(self._descriptors)
         self._descriptors.clear()
         self._socket.close()
+
+    def _drop_queue(self) -> None:
+        for _, descriptors in self._out:
+            _close(descriptors)
+        self._out.clear()
+
+
+def _close(descriptors: Iterable[int]) -> None:
+    for fd in descriptors:
+        os.close(fd)

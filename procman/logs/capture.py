@@ -195,7 +195,8 @@ class LogThread:
                 flow.drop(self._outlet.error)
         except Exception as error:  # noqa: BLE001  as above
             self._note(error)
-        self.trouble = flow.trouble or self.trouble
+        if flow.trouble:
+            self.trouble, flow.trouble = flow.trouble, ""
         flow.publish()
         if flow.file is not None and flow.file.path in self._watched:
             self._watched.discard(flow.file.path)

@@ -103,8 +103,8 @@ class LogFile:
             self.size = status.st_size
         if self._fd < 0:
             self._open(now)
-        while self._full() and now >= self._rotate_at:
-            self._rotate(now)
+        while self._full() and now >= self._rotate_at and self._rotate(now):
+            pass  # again, where the partial line alone fills the new file
 
     def take(self, pipe: int) -> Span:
         """Moves what waits in `pipe` to the end of the file, as much as fits before the next rotation. A length of 0
@@ -203,9 +203,9 @@ class LogFile:
     def _rotated(self, number: int) -> str:
         return f"{self.path}.{number}"
 
-    def _rotate(self, now: float) -> None:
-        """Starts a new file. Where that can't be done (a folder that may not be written, say) the old one goes on
-        growing and it is tried again in a second: better a large file than lost output."""
+    def _rotate(self, now: float) -> bool:
+        """Starts a new file. False where that can't be done (a folder that may not be written, say): the old one goes
+        on growing and it is tried again in a second. Better a large file than lost output."""
         line_end = last_newline(self._fd, self.size) + 1
         split = line_end == 0  # one line longer than the whole file: it has to be cut somewhere
         carried = not split and line_end < self.size
@@ -222,15 +222,14 @@ class LogFile:
                     os.unlink(rest)
             self.error = f"rotation: {describe(error)}"
             self._rotate_at = now + RETRY_SECONDS
-            return
+            return False
         self.close()
         self._finish(carried)
         self.lines_split += split
         self._open(now)
+        return True
 
     def _copy_from(self, start: int) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._partial)
         target = create(self._partial, self.log.mode_bits)
         try:
             crossing("create")

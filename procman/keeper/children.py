@@ -1,0 +1,202 @@
+"""The keeper's children: from the request to spawn one, over its end, until the supervisor has taken note of it.
+
+It knows pids and what descends from them. It must not know the wire: what there is to tell goes to `tell`.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from procman.keeper import spawn, tree
+from procman.keeper.wire import Message
+
+
+@dataclass(slots=True, eq=False)
+class Child:
+    """One child, from the request until the supervisor forgets it. `report` is -1 once exec has happened or failed."""
+
+    id: str
+    tag: int
+    kill_tree: bool
+    pid: int
+    report: int
+    cgroup: str
+    at: float
+    state: str = "starting"
+    left: bool = False
+    session: int = -1
+    forgotten: bool = False
+    end: Message = field(default_factory=dict)
+
+    @property
+    def over(self) -> bool:
+        """Neither it nor anything that descends from it is there."""
+        return self.state == "exited" and not self.left
+
+    def family(self, pid: int) -> tree.Family:
+        """What to look for when its tree is meant; `pid` 0 when the child itself is not."""
+        return tree.Family(self.tag, pid, self.session, self.cgroup)
+
+    def record(self) -> Message:
+        """How the snapshot shows it."""
+        shown: Message = {"op": "child", "child": self.id, "state": self.state, "pid": self.pid, "at": self.at}
+        return shown | {"left": self.left} | {key: value for key, value in self.end.items() if key != "op"}
+
+
+class Children:
+    """All that are not forgotten. `tell` gets every message for the supervisor, `supervisor` returns its pid, or 0."""
+
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        tell: Callable[[Message], None],
+        supervisor: Callable[[], int],
+        cgroup_root: str,
+    ) -> None:
+        self._selector = selector
+        self._tell = tell
+        self._supervisor = supervisor
+        self._cgroup_root = cgroup_root
+        self._by_id: dict[str, Child] = {}
+        self._tag = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._by_id)
+
+    @property
+    def over(self) -> bool:
+        """Nothing that was ever started lives."""
+        return all(child.over for child in self._by_id.values())
+
+    def records(self) -> list[Message]:
+        """The snapshot's messages."""
+        return [child.record() for child in self._by_id.values()]
+
+    def spawn(self, name: str, request: Mapping[str, Any], held: Mapping[str, int]) -> None:
+        """Start the child `name`, unless it was already. Whatever is wrong with `request` is told as "failed"."""
+        if name in self._by_id:
+            return  # asked again by a successor that did not know: there it is
+        self._tag += 1
+        cgroup = ""
+        try:
+            cgroup = tree.make_cgroup(self._cgroup_root, name) if self._cgroup_root else ""
+            asked = {**request, "marks": {tree.MARKER: name}, "rss": tree.TAG_BASE + self._tag}
+            pid, report = spawn.fork_child(lambda report: spawn.become(asked, held, report), cgroup)
+        except (OSError, ValueError) as error:
+            tree.remove_cgroup(cgroup)
+            end = {"op": "failed", "child": name, **spawn.failure("fork", error)}
+            self._by_id[name] = Child(name, self._tag, True, 0, -1, "", time.time(), state="exited", end=end)
+            self._tell(end | {"left": False})
+            return
+        kill_tree = request.get("kill") != "main"
+        child = Child(name, self._tag, kill_tree, pid, report, cgroup, time.time(), session=pid)
+        self._by_id[name] = child
+        self._selector.register(report, selectors.EVENT_READ, lambda events: self._reported(child))
+
+    def _reported(self, child: Child) -> None:
+        """Exec has happened, or failed, or the child has ended before."""
+        if child.report < 0:
+            return  # `ended` was faster
+        try:
+            text = os.read(child.report, spawn.REPORT_MAX)
+        except BlockingIOError:
+            if child.state == "starting":
+                return
+            text = b""
+        self._selector.unregister(child.report)
+        os.close(child.report)
+        child.report = -1
+        if text:
+            child.end = {"op": "failed", "child": child.id, **spawn.read_report(text)}
+            return
+        if child.state == "starting":
+            child.state = "running"
+        self._tell({"op": "spawned", "child": child.id, "pid": child.pid, "at": child.at})
+
+    def ended(self, pid: int) -> bool:
+        """Whether `pid`, which can be reaped, is a child of ours; then it is reaped and its end is told."""
+        child = next((c for c in self._by_id.values() if c.pid == pid and c.state != "exited"), None)
+        if child is None:
+            return False
+        # Look for what it leaves while its pid can't be given to another process: it is not reaped yet.
+        child.left = child.kill_tree and self._anything_left(child)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.state = "exited"
+        self._reported(child)
+        if not child.end:
+            used = {"user": usage.ru_utime, "system": usage.ru_stime, "max_rss_kb": usage.ru_maxrss}
+            child.end = {"op": "exited", "child": child.id, "status": status, "ended_at": time.time(), "rusage": used}
+        self._tell(child.end | {"left": child.left})
+        if not child.left:
+            tree.remove_cgroup(child.cgroup)
+        return True
+
+    def stranger_ended(self) -> None:
+        """A process that was handed down to us has ended: it may have been the last one that a child had left."""
+        for child in [child for child in self._by_id.values() if child.left]:
+            self._check_gone(child)
+
+    def _check_gone(self, child: Child) -> None:
+        if self._anything_left(child):
+            return
+        child.left = False
+        tree.remove_cgroup(child.cgroup)
+        self._tell({"op": "gone", "child": child.id})
+        if child.forgotten:
+            del self._by_id[child.id]
+
+    def _anything_left(self, child: Child) -> bool:
+        """Whether something of an ended child still lives. Where nobody can tell (no descriptor free, say): yes."""
+        try:
+            left = tree.members(child.family(0), self._known())
+        except OSError:
+            return True
+        if not any(process.session == child.session for process in left):
+            child.session = -1  # the number of an empty session is free, and may be somebody else's soon
+        return bool(left)
+
+    def signal(self, name: str, number: int, whole_tree: bool) -> None:
+        """Send signal `number` to the child, or to all that is left of it. Raises OSError for a number that is none."""
+        child = self._by_id.get(name)
+        if child is None:
+            return
+        alive = child.state != "exited"
+        if whole_tree and child.kill_tree:
+            tree.send(child.family(child.pid if alive else 0), self._known(), number)
+            if child.left:
+                self._check_gone(child)
+        elif alive:
+            os.kill(child.pid, number)  # not reaped yet, so the pid is still this child's
+
+    def terminate(self) -> None:
+        """SIGTERM to each that runs."""
+        for child in self._by_id.values():
+            self.signal(child.id, signal.SIGTERM, whole_tree=False)
+
+    def kill(self) -> None:
+        """SIGKILL to all that is left of all."""
+        for child in list(self._by_id.values()):
+            if not child.over:
+                try:
+                    self.signal(child.id, signal.SIGKILL, whole_tree=True)
+                except OSError:
+                    pass  # no descriptor free: the caller comes again
+
+    def forget(self, name: str) -> None:
+        """The supervisor has taken note of its end. While something of it is left, it is remembered for that."""
+        child = self._by_id.get(name)
+        if child is None or child.state != "exited":
+            return
+        if child.left:
+            child.forgotten = True
+        else:
+            del self._by_id[name]
+
+    def _known(self) -> list[int]:
+        return [self._supervisor(), *(child.pid for child in self._by_id.values() if child.state != "exited")]

@@ -1,0 +1,85 @@
+"""The command line of the benchmark; see docs/performance.md."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tests.bench import fleet, logs, restart
+from tests.bench.figures import Figure, table
+from tests.bench.plan import FULL, QUICK, TINY, Plan
+
+NAMES = (*restart.NAMES, *fleet.NAMES, *logs.NAMES)
+PLANS = {"full": FULL, "quick": QUICK, "tiny": TINY}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs what is named, prints the table, and returns the exit status."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    unknown = sorted(set(options.name) - set(NAMES))
+    if unknown:
+        parser.error(f"unknown NAME: {', '.join(unknown)}")
+    if importlib.util.find_spec("supervisor") is None:
+        print("The package supervisor is missing: pip install -e '.[dev]'", file=sys.stderr)
+        return 1
+    plan = PLANS["tiny" if options.tiny else "quick" if options.quick else "full"]
+    start = time.monotonic()
+    figures = measure(plan, options.name or NAMES)
+    seconds = time.monotonic() - start
+    print(f"{_machine()}\nmedian (smallest–largest); ratio: how many times procman is better\n")
+    print("\n".join(table(figures)))
+    if options.json:
+        Path(options.json).write_text(json.dumps(_document(figures, seconds, plan), indent=1) + "\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measures procman beside Supervisor.")
+    parser.add_argument("name", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(NAMES)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="less of everything: the order of size")
+    parser.add_argument("--tiny", action="store_true", help="so little that the figures say nothing")
+    parser.add_argument("--json", metavar="FILE", help="write all samples to this file too")
+    return parser
+
+
+def measure(plan: Plan, names: Sequence[str]) -> list[Figure]:
+    """The figures that `names` name."""
+    figures: list[Figure] = []
+    if "restart" in names:
+        figures += restart.run(plan, _say)
+    if set(names) & set(fleet.NAMES):
+        figures += fleet.run(plan, names, _say)
+    if "logs" in names:
+        figures += logs.run(plan, _say)
+    return figures
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def _machine() -> str:
+    day = datetime.now(UTC).strftime("%Y-%m-%d")
+    load = os.getloadavg()[0]
+    versions = f"Python {platform.python_version()}, Supervisor {metadata.version('supervisor')}"
+    return f"{day}, {os.cpu_count()} cores, load {load:.1f}, Linux {platform.release()}, {versions}"
+
+
+def _document(figures: Sequence[Figure], seconds: float, plan: Plan) -> dict[str, Any]:
+    rows = [figure.document() for figure in figures]
+    return {"machine": _machine(), "seconds": seconds, "programs": plan.programs, "figures": rows}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""What the benchmark reads from the kernel: CPU clocks, memory, starts and ends of processes."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+MB = 1e6
+
+
+class TooSlow(Exception):
+    """Something did not happen within its bound."""
+
+
+class Start(NamedTuple):
+    """A child that ran its first instruction: the name that it was given, its pid, and when, in seconds."""
+
+    name: str
+    pid: int
+    at: float
+
+
+CHILD = """\
+#!/bin/sh
+# child.sh FIFO NAME: says at once that it runs, then waits to be ended.
+echo "$2 $$" >"$1"
+exec sleep 100000
+"""
+
+
+class Starts:
+    """Tells when children run: each one is `argv(name)`, and says so through a FIFO first of all.
+
+    The time is taken here when the line arrives, so every manager's children are slow by the same wake-up of this
+    process. Use it in a `with`.
+    """
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="pmb", dir="/tmp")
+        self._fifo = f"{self._folder.name}/starts"
+        self._script = f"{self._folder.name}/child.sh"
+        Path(self._script).write_text(CHILD)
+        os.mkfifo(self._fifo)
+        self._fd = os.open(self._fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)  # O_RDWR: no open(2) of a child waits
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLIN)
+        self._rest = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._fd)
+        self._folder.cleanup()
+
+    def argv(self, name: str) -> list[str]:
+        """The command of a child."""
+        return ["/bin/sh", self._script, self._fifo, name]
+
+    def wait(self, count: int, timeout: float) -> list[Start]:
+        """The next `count` starts. Raises TooSlow when they do not come within `timeout` seconds."""
+        found: list[Start] = []
+        end = time.monotonic() + timeout
+        while len(found) < count:
+            if not self._poll.poll(max(0.0, end - time.monotonic()) * 1000):
+                raise TooSlow(f"only {len(found)} of {count} children started within {timeout} s")
+            at = time.monotonic()
+            *lines, self._rest = (self._rest + os.read(self._fd, 65536)).split(b"\n")
+            for line in lines:
+                name, pid = line.decode().split()
+                found.append(Start(name, int(pid), at))
+        return found
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """CPU time that these processes have used, to the nanosecond: their CPU clocks (clock_getcpuclockid(3))."""
+    return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)
+
+
+def memory(pids: Iterable[int], field: str) -> float:
+    """Megabytes of these processes together; `field` of proc_pid_smaps(5): "Pss", "Private_Dirty"."""
+    kib = 0
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                kib += int(line.split()[1])
+    return kib * 1024 / MB
+
+
+def written_bytes(pid: int) -> int:
+    """What a process has passed to write(2) so far (proc_pid_io(5))."""
+    text = Path(f"/proc/{pid}/io").read_text()
+    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("wchar:"))
+
+
+def wait_end(process: subprocess.Popen[bytes], timeout: float) -> float:
+    """When the process ended, to the wake-up (Popen.wait would look only every 50 ms). Raises TooSlow."""
+    fd = os.pidfd_open(process.pid)
+    try:
+        ended = select.poll()
+        ended.register(fd, select.POLLIN)
+        if not ended.poll(timeout * 1000):
+            raise TooSlow(f"{process.args!r} did not end within {timeout} s")
+    finally:
+        os.close(fd)
+    at = time.monotonic()
+    process.wait(1)
+    return at
+
+
+def run_timed(argv: Sequence[str], environment: Mapping[str, str], timeout: float = 30.0) -> tuple[float, str]:
+    """Seconds from fork to end of a command, and what it printed."""
+    with tempfile.TemporaryFile() as output:
+        start = time.monotonic()
+        process = subprocess.Popen(
+            argv, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            seconds = wait_end(process, timeout) - start
+        except TooSlow:
+            process.kill()
+            process.wait()
+            raise
+        output.seek(0)
+        return seconds, output.read().decode(errors="replace")
+
+
+def kill_all(pids: Iterable[int]) -> None:
+    """SIGKILL to processes of our own that may have gone."""
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass

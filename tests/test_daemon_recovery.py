@@ -1,0 +1,229 @@
+"""The supervisor is killed, hung or broken: nobody notices."""
+
+from __future__ import annotations
+
+import os
+import signal
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakeDaemon
+from tests.harness import RunningDaemon, free_port, wait_until
+
+TABLE = """
+    [program.plain]
+    command = "${PYTHON} -S -E ${PROGRAMS}/ready.py"
+    [program.twice]
+    command = "${PYTHON} -S -E ${PROGRAMS}/ready.py"
+    instances = 2
+    """
+
+
+def kill_supervisor(running: RunningDaemon, number: int = signal.SIGKILL) -> int:
+    """Ends the supervisor and waits for its successor. Returns the pid of the old one."""
+    old = running.supervisor_pid
+    os.kill(old, number)
+    wait_until(lambda: running.supervisor_pid != old, what="another supervisor")
+    return old
+
+
+def pids(running: RunningDaemon) -> dict[str, int]:
+    return {name: info["pid"] for name, info in running.status().items()}
+
+
+def test_programs_keep_their_pids_and_uptimes(daemon: MakeDaemon) -> None:
+    running = daemon(TABLE)
+    for name in ("plain", "twice:1", "twice:2"):
+        running.wait_for(name)
+    before = running.status()
+    for _ in range(3):
+        kill_supervisor(running)
+        wait_until(running.answers)
+    after = running.status()
+    for name, info in after.items():
+        for key in ("pid", "state", "started_at", "restarts", "wanted"):
+            assert info[key] == before[name][key], (name, key)
+        assert info["uptime_seconds"] > before[name]["uptime_seconds"]
+
+
+def test_status_answers_while_the_supervisor_is_replaced(daemon: MakeDaemon) -> None:
+    """The RPC socket is held: a client that comes in between waits in its backlog, and is not refused."""
+    running = daemon(TABLE)
+    os.kill(running.supervisor_pid, signal.SIGKILL)
+    done = running.ctl("status")
+    assert done.returncode in (0, 3), done.stderr
+    assert "plain" in done.stdout
+
+
+@pytest.mark.parametrize(("number", "shown"), [(signal.SIGKILL, "SIGKILL"), (signal.SIGSEGV, "SIGSEGV")])
+def test_a_program_that_ended_meanwhile_shows_its_true_exit(daemon: MakeDaemon, number: int, shown: str) -> None:
+    running = daemon(TABLE)
+    before = running.wait_for("plain")["pid"]
+    supervisor = running.supervisor_pid
+    os.kill(supervisor, signal.SIGSTOP)  # it sees nothing of what comes now
+    os.kill(before, number)
+    os.kill(supervisor, signal.SIGKILL)
+    wait_until(lambda: running.supervisor_pid != supervisor)
+
+    def replaced() -> bool:
+        info = running.status()["plain"]
+        assert info["pid"] not in (None, before)
+        assert info["exit"]["signal"] == shown
+        return bool(info["state"] in ("STARTING", "RUNNING", "BACKOFF"))
+
+    wait_until(replaced)
+
+
+def test_an_exit_status_is_not_lost_either(daemon: MakeDaemon) -> None:
+    running = daemon(
+        """
+        [program.once]
+        command = "sh -c 'read line < fifo; exit 7'"
+        restart = "never"
+        start_seconds = 0
+        """,
+        start=False,
+    )
+    os.mkfifo(running.folder / "fifo")
+    running.start()
+    running.wait_for("once")
+    supervisor = running.supervisor_pid
+    os.kill(supervisor, signal.SIGSTOP)
+    Path(running.folder / "fifo").write_text("go\n")
+    os.kill(supervisor, signal.SIGKILL)
+    info = running.wait_for("once", "EXITED")
+    assert info["exit"]["code"] == 7
+    assert info["restarts"] == 0
+
+
+def test_stopped_by_an_operator_stays_stopped(daemon: MakeDaemon) -> None:
+    running = daemon(TABLE)
+    running.wait_for("plain")
+    assert running.ctl("stop", "plain").returncode == 0
+    kill_supervisor(running)
+    wait_until(running.answers)
+    info = running.status()["plain"]
+    assert (info["state"], info["wanted"], info["pid"]) == ("STOPPED", "down", None)
+    assert running.stop() == 0
+    running.start()
+    running.wait_for("twice:1")
+    info = running.status()["plain"]
+    assert (info["state"], info["wanted"]) == ("STOPPED", "down")
+    assert running.ctl("start", "plain").returncode == 0
+
+
+def test_a_stop_that_is_under_way_is_finished(daemon: MakeDaemon) -> None:
+    running = daemon(
+        """
+        [program.stubborn]
+        command = "${PYTHON} -S -E ${PROGRAMS}/ignore_term.py"
+        stop_timeout = "2s"
+        start_seconds = 0
+        """
+    )
+    wait_until(lambda: "ready" in running.log("stubborn"))
+    assert running.ctl("stop", "--no-wait", "stubborn").returncode == 0
+    kill_supervisor(running)
+    running.wait_for("stubborn", "STOPPED")
+
+
+def test_a_shutdown_that_is_under_way_is_finished(daemon: MakeDaemon) -> None:
+    running = daemon(
+        """
+        [program.stubborn]
+        command = "${PYTHON} -S -E ${PROGRAMS}/ignore_term.py"
+        stop_timeout = "2s"
+        start_seconds = 0
+        """
+    )
+    wait_until(lambda: "ready" in running.log("stubborn"))
+    assert running.process is not None
+    os.kill(running.keeper_pid, signal.SIGTERM)
+    running.wait_for("stubborn", "STOPPING")
+    kill_supervisor(running)
+    assert running.process.wait(20) == 0
+
+
+def test_a_signal_during_the_replacement_is_not_lost(daemon: MakeDaemon) -> None:
+    running = daemon(TABLE)
+    running.wait_for("plain")
+    assert running.process is not None
+    os.kill(running.supervisor_pid, signal.SIGKILL)
+    os.kill(running.keeper_pid, signal.SIGTERM)
+    assert running.process.wait(20) == 0
+
+
+def test_edits_of_the_table_do_not_come_with_a_crash(daemon: MakeDaemon) -> None:
+    running = daemon(TABLE)
+    running.wait_for("plain")
+    before = pids(running)
+    running.write_table("[program.plain]\ncommand = 7\n")
+    kill_supervisor(running)
+    wait_until(running.answers)
+    assert pids(running) == before
+
+
+def test_a_hung_supervisor_is_replaced(daemon: MakeDaemon) -> None:
+    running = daemon(TABLE, start=False)
+    running.start("--heartbeat", "0.2")
+    for name in ("plain", "twice:1", "twice:2"):
+        running.wait_for(name)
+    before, hung = pids(running), running.supervisor_pid
+    os.kill(hung, signal.SIGSTOP)
+    wait_until(lambda: running.supervisor_pid != hung, what="the hung supervisor is replaced")
+    wait_until(running.answers)
+    assert pids(running) == before
+    assert "does not answer; replacing it" in running.said()
+
+
+def test_a_daemon_in_a_hurry_survives_many_kills(daemon: MakeDaemon) -> None:
+    """Killed again and again, often before it is ready: still one child for each process, and the same one."""
+    running = daemon(TABLE)
+    for name in ("plain", "twice:1", "twice:2"):
+        running.wait_for(name)
+    before = pids(running)
+    for _ in range(8):
+        os.kill(running.supervisor_pid, signal.SIGKILL)
+    wait_until(running.answers, 30)
+    assert pids(running) == before
+    assert running.json("daemon", "status")["supervisor_starts"] >= 9
+
+
+def test_the_listener_is_never_closed(daemon: MakeDaemon) -> None:
+    port = free_port()
+    running = daemon(
+        f"""
+        [program.site]
+        command = "${{PYTHON}} -S -E ${{PROGRAMS}}/http_one.py"
+        listen = "127.0.0.1:{port}"
+        ready = {{ http = "/" }}
+        """
+    )
+    pid = running.wait_for("site")["pid"]
+    for _ in range(3):
+        kill_supervisor(running)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
+            assert int(answer.read()) == pid
+
+
+def test_output_of_the_time_without_a_supervisor_is_written(daemon: MakeDaemon) -> None:
+    running = daemon(
+        """
+        [program.lines]
+        command = "sh -c 'i=0; while read go; do i=$((i+1)); echo line $i; done < fifo'"
+        start_seconds = 0
+        """,
+        start=False,
+    )
+    os.mkfifo(running.folder / "fifo")
+    running.start()
+    with open(running.folder / "fifo", "w") as fifo:
+        for number in range(1, 21):
+            if number % 7 == 0:
+                os.kill(running.supervisor_pid, signal.SIGKILL)
+            fifo.write("go\n")
+            fifo.flush()
+        expected = "".join(f"line {number}\n" for number in range(1, 21))
+        wait_until(lambda: running.log("lines") == expected, 20, "every line, once")

@@ -1,0 +1,410 @@
+"""procman.logread: the last lines of a log, and following it, while a real LogFile rotates it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from procman import logread
+from procman.config import Log
+from procman.errors import Failed
+from procman.logread import BLOCK, Follower, Position, last_lines, tail
+from procman.logs import LogThread, Stream, logfile, make_pipe
+from procman.logs.logfile import LogFile
+
+AS_ROOT = os.geteuid() == 0
+
+
+class Writer:
+    """A LogFile that the test writes to, rotation and all."""
+
+    def __init__(self, path: Path, max_size: int, keep: int = 100) -> None:
+        self.file = LogFile(str(path), Log(max_size=max_size, keep=keep))
+        self._read_fd, self._write_fd = make_pipe()
+
+    def write(self, data: bytes) -> None:
+        while data:
+            os.write(self._write_fd, data[:4096])
+            left = len(data[:4096])
+            while left:
+                self.file.prepare(time.monotonic())
+                left -= self.file.take(self._read_fd).length
+            data = data[4096:]
+
+    def close(self) -> None:
+        self.file.close()
+        os.close(self._read_fd)
+        os.close(self._write_fd)
+
+
+@pytest.fixture
+def follow() -> Iterator[Callable[..., Follower]]:
+    followers: list[Follower] = []
+
+    def open_follower(path: Path, start: Position | None = None) -> Follower:
+        followers.append(Follower(str(path), start))
+        return followers[-1]
+
+    yield open_follower
+    for follower in followers:
+        follower.close()
+
+
+def read_all(follower: Follower, max_bytes: int = BLOCK) -> bytes:
+    found = b""
+    while data := follower.read(max_bytes):
+        assert len(data) <= max_bytes
+        found += data
+    return found
+
+
+def lay_out(path: Path, files: list[bytes]) -> None:
+    """The files of a log, oldest first, the current one last."""
+    for number, content in enumerate(reversed(files)):
+        (path.with_name(f"{path.name}.{number}") if number else path).write_bytes(content)
+
+
+# --- the last lines ---------------------------------------------------------------------------------------------------
+
+TAILS: list[tuple[list[bytes], int, bytes]] = [
+    ([], 5, b""),
+    ([b""], 5, b""),
+    ([b"a\nb\nc\n"], 0, b""),
+    ([b"a\nb\nc\n"], 1, b"c\n"),
+    ([b"a\nb\nc\n"], 2, b"b\nc\n"),
+    ([b"a\nb\nc\n"], 3, b"a\nb\nc\n"),
+    ([b"a\nb\nc\n"], 9, b"a\nb\nc\n"),
+    ([b"a\nb\nc"], 1, b"c"),
+    ([b"a\nb\nc"], 2, b"b\nc"),
+    ([b"a\n\n\n"], 2, b"\n\n"),
+    ([b"a\nb\n", b"c\n"], 2, b"b\nc\n"),
+    ([b"a\nb\n", b"c\n"], 1, b"c\n"),
+    ([b"a\nb\n", b""], 1, b"b\n"),
+    ([b"a\n", b"b\n", b"", b"c"], 3, b"a\nb\nc"),
+    ([b"too old\n", b"a\n", b"b\n", b"", b"c"], 9, b"a\nb\nc"),
+    ([b"a\nsplit li", b"ne\nc\n"], 2, b"split line\nc\n"),
+]
+
+
+@pytest.mark.parametrize(("files", "lines", "expected"), TAILS)
+def test_tail(tmp_path: Path, follow: Callable[..., Follower], files: list[bytes], lines: int, expected: bytes) -> None:
+    path = tmp_path / "log"
+    lay_out(path, files)
+    found, end = tail(str(path), lines, keep=3)
+    assert found == expected
+    assert read_all(follow(path, end)) == b""
+    assert read_all(follow(path, last_lines(str(path), lines, keep=3))) == expected
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.sampled_from([0, 1, 100, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK]), max_size=6),
+    lines=st.integers(0, 8),
+    cut=st.integers(0, 100_000),
+    unfinished=st.booleans(),
+)
+def test_tail_is_the_end_of_the_bytes(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], lines: int, cut: int, unfinished: bool
+) -> None:
+    path = tmp_path_factory.mktemp("logs") / "log"
+    output = b"".join(b"%c" % (97 + index) * length + b"\n" for index, length in enumerate(lengths))
+    output = output[:-1] if unfinished else output
+    lay_out(path, [output[:cut], output[cut:]])
+    expected = b"".join(output.splitlines(keepends=True)[-lines:]) if lines else b""
+    assert tail(str(path), lines, keep=1)[0] == expected
+    assert tail(str(path), lines, keep=1, limit=70_000)[0] == expected[-70_000:]
+
+
+def test_tail_of_a_huge_file_reads_only_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with open(path, "wb") as file:
+        file.truncate(1 << 40)  # a hole: reading it all would take minutes
+        file.seek(0, os.SEEK_END)
+        file.write(b"\n" + b"line\n" * 50)
+    found, end = tail(str(path), 10, keep=3)
+    assert found == b"line\n" * 10
+    assert end.offset == (1 << 40) + 251
+
+
+def test_a_gap_in_the_numbers_hides_nothing(tmp_path: Path, follow: Callable[..., Follower]) -> None:
+    (tmp_path / "log.3").write_bytes(b"a\n")
+    (tmp_path / "log.1").write_bytes(b"b\n")
+    assert tail(str(tmp_path / "log"), 9, keep=5)[0] == b"a\nb\n"
+    follower = follow(tmp_path / "log", last_lines(str(tmp_path / "log"), 9, keep=5))
+    assert read_all(follower) == b"a\nb\n"
+    (tmp_path / "log").write_bytes(b"c\n")
+    assert read_all(follower) == b"c\n"
+
+
+@pytest.mark.parametrize("kind", ["symlink", "directory", "fifo", "no folder"])
+def test_what_is_no_log_file_is_empty(tmp_path: Path, follow: Callable[..., Follower], kind: str) -> None:
+    path = tmp_path / "log"
+    if kind == "symlink":
+        (tmp_path / "secret").write_bytes(b"secret\n")
+        path.symlink_to(tmp_path / "secret")
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path = tmp_path / "none" / "log"
+    assert tail(str(path), 5, keep=2) == (b"", Position())
+    assert follow(path).read() == b""
+
+
+@pytest.mark.skipif(AS_ROOT, reason="root may read everything")
+def test_a_log_that_may_not_be_read_says_so(tmp_path: Path) -> None:
+    (tmp_path / "log").touch(0o000)
+    with pytest.raises(Failed, match=r"can't read .*/log: Permission denied"):
+        tail(str(tmp_path / "log"), 5, keep=2)
+
+
+def test_a_tail_that_a_rotation_overtakes_sees_no_file_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log"
+    lay_out(path, [b"a\n", b"b\n"])
+    opened: list[str] = []
+
+    def rotate_after_the_first(name: str) -> int | None:
+        fd = real(name)
+        if not opened:
+            (tmp_path / "log.1").rename(tmp_path / "log.2")
+            path.rename(tmp_path / "log.1")
+            path.write_bytes(b"too late\n")
+        opened.append(name)
+        return fd
+
+    real = logread._open
+    monkeypatch.setattr(logread, "_open", rotate_after_the_first)
+    assert tail(str(path), 9, keep=5)[0] == b"a\nb\n"
+
+
+@pytest.mark.parametrize("partial", [5, BLOCK, 3 * BLOCK])
+def test_a_tail_whose_partial_line_is_cut_off_meanwhile_goes_on_without_a_seam(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, follow: Callable[..., Follower], partial: int
+) -> None:
+    path, line = tmp_path / "log", b"x" * partial
+    path.write_bytes(b"a\nb\n" + line)
+
+    def rotate_after(fd: int) -> os.stat_result:
+        status = real(fd)
+        if path.exists() and status.st_size == path.stat().st_size and not (tmp_path / "log.1").exists():
+            os.truncate(path, 4)
+            path.rename(tmp_path / "log.1")
+            path.write_bytes(line)
+        return status
+
+    real = os.fstat
+    with monkeypatch.context() as patch:
+        patch.setattr(logread, "_open", lambda name: os.open(name, os.O_RDONLY))
+        patch.setattr(os, "fstat", rotate_after)
+        found, end = tail(str(path), 9, keep=0)
+    assert found + read_all(follow(path, end)) == b"a\nb\n" + line
+
+
+# --- following --------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    steps=st.lists(st.tuples(st.binary(max_size=60), st.integers(0, 80)), min_size=1, max_size=40),
+    max_size=st.integers(10, 100),
+    lines=st.integers(0, 5),
+)
+def test_a_follower_reads_each_byte_once_whatever_it_reads_when(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[bytes, int]], max_size: int, lines: int
+) -> None:
+    """Writes and reads of any size in turn, over many rotations at a time."""
+    path = tmp_path_factory.mktemp("logs") / "log"
+    writer = Writer(path, max_size)
+    writer.write(b"before\n" * 5)
+    seen, end = tail(str(path), lines, keep=100)
+    assert seen == b"before\n" * lines
+    follower = Follower(str(path), end)
+    written = found = b""
+    for data, asked in steps:
+        data = data.replace(b" ", b"\n")
+        writer.write(data)
+        written += data
+        if asked:
+            found += follower.read(asked)
+    found += read_all(follower, 7)
+    assert found == written
+    assert follower.position.offset <= max_size
+    follower.close()
+    writer.close()
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3, 100])
+def test_a_follower_that_keeps_up_misses_nothing_at_any_step_of_a_rotation(
+    tmp_path: Path, follow: Callable[..., Follower], keep: int
+) -> None:
+    """Reads after each single step of each rotation: no byte twice, none lost, also when it is dropped at once."""
+    path = tmp_path / "log"
+    writer, found, steps = Writer(path, 64, keep), b"", []
+    follower = follow(path)
+
+    def crossing(step: str) -> None:
+        nonlocal found
+        steps.append(step)
+        found += read_all(follower)
+
+    logfile.crossing = crossing
+    try:
+        for number in range(60):
+            data = b"%d %s\n" % (number, b"x" * (number % 23))
+            for piece in (data[:5], data[5:]):
+                writer.write(piece)
+                found += read_all(follower)
+    finally:
+        logfile.crossing = logfile._no_crossing
+        writer.close()
+    assert found == b"".join(b"%d %s\n" % (number, b"x" * (number % 23)) for number in range(60))
+    assert {"copy", "name", "truncate", "enter"} <= set(steps)
+
+
+def test_a_tail_at_any_step_of_a_rotation_goes_on_without_a_seam(
+    tmp_path: Path, follow: Callable[..., Follower]
+) -> None:
+    path = tmp_path / "log"
+    writer = Writer(path, 64)
+    output = b"".join(b"%d %s\n" % (number, b"x" * (number % 23)) for number in range(30))
+    begun: list[tuple[bytes, Follower]] = []
+
+    def crossing(_step: str) -> None:
+        seen, end = tail(str(path), 1000, keep=100)
+        begun.append((seen, follow(path, end)))
+
+    logfile.crossing = crossing
+    try:
+        for start in range(0, len(output), 9):
+            writer.write(output[start : start + 9])
+    finally:
+        logfile.crossing = logfile._no_crossing
+        writer.close()
+    assert len(begun) > 20
+    for seen, follower in begun:
+        assert seen + read_all(follower) == output
+
+
+def test_a_follower_beside_a_full_speed_writer(tmp_path: Path, follow: Callable[..., Follower]) -> None:
+    path, news = tmp_path / "log", threading.Event()
+    logs = LogThread(lambda path: news.set())
+    read_fd, write_fd = make_pipe()
+    logs.add(Stream("w", "w", Log(max_size=200_000, keep=1000), str(path), read_fd))
+    logs.start()
+    output = b"".join(b"%d %s\n" % (number, b"x" * (number % 97)) for number in range(100_000))
+
+    def write() -> None:
+        for start in range(0, len(output), 5000):
+            os.write(write_fd, output[start : start + 5000])
+
+    follower, found = follow(path), bytearray()
+    thread = threading.Thread(target=write)
+    thread.start()
+    while len(found) < len(output):
+        news.clear()
+        logs.watch(str(path))
+        data = read_all(follower)
+        found += data
+        if not data:
+            assert news.wait(10)
+    thread.join()
+    assert bytes(found) == output
+    assert read_all(follower) == b""
+    os.close(write_fd)
+    assert logs.stop()
+
+
+def test_a_file_that_does_not_exist_yet(tmp_path: Path, follow: Callable[..., Follower]) -> None:
+    follower = follow(tmp_path / "log")
+    assert (follower.read(), follower.position) == (b"", Position())
+    (tmp_path / "log").write_bytes(b"hello\n")
+    assert (follower.read(), follower.position.offset) == (b"hello\n", 6)
+
+
+def test_a_log_that_began_and_rotated_after_the_follower_is_read_from_its_first_byte(
+    tmp_path: Path, follow: Callable[..., Follower]
+) -> None:
+    _, end = tail(str(tmp_path / "log"), 5, keep=9)
+    followers = [follow(tmp_path / "log"), follow(tmp_path / "log", end)]
+    lay_out(tmp_path / "log", [b"a\n", b"b\n", b"c\n"])
+    assert [read_all(follower) for follower in followers] == [b"a\nb\nc\n"] * 2
+    assert read_all(follow(tmp_path / "log")) == b"c\n"
+
+
+def test_a_truncated_file_is_read_from_its_start(tmp_path: Path, follow: Callable[..., Follower]) -> None:
+    (tmp_path / "log").write_bytes(b"before\n")
+    follower = follow(tmp_path / "log")
+    assert read_all(follower) == b"before\n"
+    (tmp_path / "log").write_bytes(b"after\n")
+    assert read_all(follower) == b"after\n"
+
+
+@pytest.mark.parametrize("rotated", [0, 1, 3])
+def test_after_a_deletion_it_goes_on_with_the_next_file(
+    tmp_path: Path, follow: Callable[..., Follower], rotated: int
+) -> None:
+    path = tmp_path / "log"
+    lay_out(path, [b"old\n"] * rotated + [b"before\n"])
+    follower = follow(path)
+    assert read_all(follower) == b"before\n"
+    path.unlink()
+    with open(path, "wb") as file:
+        file.write(b"after\n")
+    assert read_all(follower) == b"after\n"
+
+
+def test_a_file_that_is_moved_away_is_left_when_a_new_one_is_there(
+    tmp_path: Path, follow: Callable[..., Follower]
+) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"before\n")
+    follower = follow(path)
+    assert read_all(follower) == b"before\n"
+    path.rename(tmp_path / "log-20260101")
+    with open(tmp_path / "log-20260101", "ab") as file:
+        file.write(b"late\n")
+    assert read_all(follower) == b"late\n"
+    with open(tmp_path / "log-20260101", "ab") as file:
+        file.write(b"later\n")
+    path.write_bytes(b"after\n")
+    assert read_all(follower) == b"later\nafter\n"
+
+
+def test_what_is_written_just_before_a_rotation_is_not_missed(
+    tmp_path: Path, follow: Callable[..., Follower], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a look at the end of the file and the look at its name."""
+    path = tmp_path / "log"
+    path.write_bytes(b"before\n")
+    follower = follow(path)
+    advance = follower._advance
+
+    def write_and_rotate() -> bool:
+        if not (tmp_path / "log.1").exists():
+            with open(path, "ab") as file:
+                file.write(b"late\n")
+            path.rename(tmp_path / "log.1")
+            path.write_bytes(b"after\n")
+        return advance()
+
+    monkeypatch.setattr(follower, "_advance", write_and_rotate)
+    assert read_all(follower) == b"before\nlate\nafter\n"
+
+
+def test_a_slow_follower_whose_files_were_dropped_goes_on_with_the_oldest(
+    tmp_path: Path, follow: Callable[..., Follower]
+) -> None:
+    writer, follower = Writer(tmp_path / "log", 4, keep=2), follow(tmp_path / "log")
+    writer.write(b"0\n1\n")
+    assert follower.read(2) == b"0\n"
+    writer.write(b"2\n3\n4\n5\n6\n7\n8\n")
+    assert read_all(follower) == b"1\n4\n5\n6\n7\n8\n"
+    writer.close()

@@ -1,0 +1,435 @@
+"""servers.py: requests and the plans they become, as tables. test_real_servers.py shows that the plans are right."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+from types import MappingProxyType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from waitress.adjustments import Adjustments
+
+from procman import servers
+from procman.config import Address, Listener, Ready
+from procman.servers import BadOption, Plan, Request, plan
+
+WEB = Listener(name="web", address=Address("tcp", "127.0.0.1", 8000))
+
+GUNICORN = Request(
+    server="gunicorn",
+    name="shop",
+    program="shop",
+    instance=1,
+    app="shop.wsgi:application",
+    workers=0,
+    threads=0,
+    listen=(WEB,),
+    options=MappingProxyType({}),
+    middleware=(),
+    access_log=True,
+    virtualenv="",
+    python="/opt/procman/bin/python",
+    wsgi_script="/opt/procman/lib/procman/wsgi.py",
+    site="/opt/procman/lib",
+    runtime_dir="/run/procman",
+    stop_timeout=None,
+)
+UWSGI = replace(GUNICORN, server="uwsgi")
+WSGI = replace(GUNICORN, server="wsgi")
+EVERY = [GUNICORN, UWSGI, WSGI]
+
+CONTROL = "/run/procman/shop.gunicorn/ctl"
+ANY_ANSWER = Ready(kind="http", address=WEB.address, path="/", any_status=True)
+UWSGI_START = (
+    "--master",
+    "--need-app",
+    "--protocol=http",
+    "--hook-asap=unix_signal:2 _exit",
+    "--hook-pre-app=unix_signal:2 _exit",
+    "--hook-master-start=unix_signal:2 gracefully_kill_them_all",
+    "--hook-asap=unix_signal:1 _exit",
+    "--hook-post-fork=unix_signal:1 _exit",
+    "--die-on-term",
+)
+
+
+def server(request: Request) -> str:
+    return request.server
+
+
+def bad(request: Request) -> tuple[str, str]:
+    """What BadOption says about `request`."""
+    with pytest.raises(BadOption) as caught:
+        plan(request)
+    assert str(caught.value) == f"{caught.value.key}: {caught.value.message}"
+    return caught.value.key, caught.value.message
+
+
+# --- whole plans ------------------------------------------------------------------------------------------------------
+
+PLANS: list[tuple[Request, Plan]] = [
+    (
+        GUNICORN,
+        Plan(
+            argv=(
+                *("/opt/procman/bin/python", "-m", "gunicorn", f"--control-socket={CONTROL}"),
+                *("--graceful-timeout=30", "shop.wsgi:application"),
+            ),
+            stop_signal=signal.SIGTERM,
+            stop_timeout=35.0,
+            ready=Ready(kind="gunicorn", address=Address("unix", path=CONTROL)),
+            notify=False,
+            processes=1,
+        ),
+    ),
+    (
+        UWSGI,
+        Plan(
+            argv=("uwsgi", *UWSGI_START, "--module=shop.wsgi:application"),
+            stop_signal=signal.SIGINT,
+            stop_timeout=35.0,
+            ready=Ready(kind="notify"),
+            notify=True,
+            processes=1,
+        ),
+    ),
+    (
+        WSGI,
+        Plan(
+            argv=("/opt/procman/bin/python", "-m", "procman.wsgi", "--drain-timeout=30", "shop.wsgi:application"),
+            stop_signal=signal.SIGTERM,
+            stop_timeout=35.0,
+            ready=Ready(kind="notify"),
+            notify=True,
+            processes=1,
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("request_", "expected"), PLANS, ids=[request.server for request, _ in PLANS])
+def test_the_least_that_a_user_says(request_: Request, expected: Plan) -> None:
+    assert plan(request_) == expected
+
+
+ARGVS: list[tuple[str, Request, tuple[str, ...]]] = [
+    (
+        "gunicorn with everything",
+        replace(
+            GUNICORN,
+            name="shop",
+            virtualenv="/srv/venv",
+            workers=4,
+            threads=2,
+            options={"max-requests": 1000, "preload": True, "reload": False, "env": ["A=1", "B=2"], "timeout": 90},
+        ),
+        (
+            *("/srv/venv/bin/python", "-m", "gunicorn", f"--control-socket={CONTROL}", "--workers=4", "--threads=2"),
+            *("--max-requests=1000", "--preload", "--env=A=1", "--env=B=2", "--timeout=90"),
+            *("--graceful-timeout=30", "shop.wsgi:application"),
+        ),
+    ),
+    (
+        "uwsgi with everything: plugins first",
+        replace(
+            UWSGI,
+            virtualenv="/srv/venv",
+            workers=4,
+            threads=2,
+            options={"harakiri": 20, "plugin": "python3", "disable-logging": True, "static-map": ["/a=/b", "/c=/d"]},
+        ),
+        (
+            *("/srv/venv/bin/uwsgi", "--plugin=python3", "--virtualenv=/srv/venv", *UWSGI_START, "--processes=4"),
+            *("--threads=2", "--enable-threads", "--harakiri=20", "--disable-logging", "--static-map=/a=/b"),
+            *("--static-map=/c=/d", "--module=shop.wsgi:application"),
+        ),
+    ),
+    (
+        "wsgi with everything",
+        replace(
+            WSGI,
+            virtualenv="/srv/venv",
+            workers=4,
+            threads=8,
+            middleware=("shop.outer:wrap", "shop.inner:wrap"),
+            access_log=False,
+            options={
+                "connection_limit": 200,
+                "expose_tracebacks": False,
+                "log_socket_errors": True,
+                "trusted_proxy_headers": ["x-forwarded-for", "x-forwarded-proto"],
+                "idle-grace": 0.5,
+                "drain-timeout": 10,
+            },
+        ),
+        (
+            *("/srv/venv/bin/python", "/opt/procman/lib/procman/wsgi.py", "--site", "/opt/procman/lib", "--threads=8"),
+            *("--middleware=shop.outer:wrap", "--middleware=shop.inner:wrap", "--no-access-log", "--drain-timeout=10"),
+            *("--idle-grace=0.5", "--set=connection_limit=200", "--set=expose_tracebacks=false"),
+            *("--set=log_socket_errors=true", "--set=trusted_proxy_headers=x-forwarded-for x-forwarded-proto"),
+            "shop.wsgi:application",
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "request_", "argv"), ARGVS, ids=[row[0] for row in ARGVS])
+def test_argv(name: str, request_: Request, argv: tuple[str, ...]) -> None:
+    assert plan(request_).argv == argv
+
+
+def test_an_unknown_server() -> None:
+    assert bad(replace(GUNICORN, server="unicorn")) == (
+        "server",
+        "unknown server 'unicorn': expected 'wsgi', 'gunicorn' or 'uwsgi'",
+    )
+
+
+def test_every_name_has_a_plan() -> None:
+    assert [plan(replace(GUNICORN, server=name)).processes for name in servers.SERVERS] == [1, 1, 1]
+
+
+def test_only_the_built_in_server_has_its_workers_watched_one_by_one() -> None:
+    assert [plan(replace(each, workers=3)).processes for each in EVERY] == [1, 1, 3]
+    assert "3" not in " ".join(plan(replace(WSGI, workers=3)).argv).replace("--drain-timeout=30", "")
+
+
+# --- readiness --------------------------------------------------------------------------------------------------------
+
+READINESS: list[tuple[Request, Ready, bool]] = [
+    (replace(GUNICORN, options={"control-socket": False}), ANY_ANSWER, False),
+    (replace(GUNICORN, options={"no-control-socket": True}), ANY_ANSWER, False),
+    (
+        replace(GUNICORN, options={"no-control-socket": False}),
+        Ready(kind="gunicorn", address=Address("unix", path=CONTROL)),
+        False,
+    ),
+    (replace(UWSGI, options={"lazy-apps": True}), ANY_ANSWER, False),
+    (replace(UWSGI, options={"lazy-apps": False}), Ready(kind="notify"), True),
+    (replace(UWSGI, options={"protocol": "uwsgi"}), Ready(kind="notify"), True),
+]
+
+
+@pytest.mark.parametrize(("request_", "ready", "notify"), READINESS)
+def test_readiness(request_: Request, ready: Ready, notify: bool) -> None:
+    planned = plan(request_)
+    assert (planned.ready, planned.notify) == (ready, notify)
+
+
+def test_without_a_control_socket_gunicorn_gets_only_what_every_version_knows() -> None:
+    assert not any("control" in word for word in plan(replace(GUNICORN, options={"control-socket": False})).argv)
+    assert "--no-control-socket" in plan(replace(GUNICORN, options={"no-control-socket": True})).argv
+
+
+def test_each_gunicorn_has_a_control_socket_of_its_own() -> None:
+    paths = {servers.control_socket("/run/procman", name) for name in ("shop", "blog", "shop:1", "shop.gunicorn")}
+    assert len(paths) == 4
+    assert all(path.startswith("/run/procman/") for path in paths)
+
+
+# --- stop timeouts ----------------------------------------------------------------------------------------------------
+
+TIMEOUTS: list[tuple[Request, float | None, object, str, float]] = [
+    # the server's own option, the user's stop_timeout, then the word in argv and the stop_timeout that come out
+    (GUNICORN, None, None, "--graceful-timeout=30", 35.0),
+    (GUNICORN, None, 60, "--graceful-timeout=60", 65.0),
+    (GUNICORN, 10.0, None, "--graceful-timeout=5", 10.0),
+    (GUNICORN, 120.0, None, "--graceful-timeout=115", 120.0),
+    (GUNICORN, 6.5, None, "--graceful-timeout=3", 6.5),
+    (GUNICORN, 1.0, None, "--graceful-timeout=1", 1.0),
+    (GUNICORN, 61.0, 60, "--graceful-timeout=60", 61.0),
+    (WSGI, None, 2.5, "--drain-timeout=2.5", 7.5),
+    (WSGI, 3.0, None, "--drain-timeout=1.5", 3.0),
+    (WSGI, 0.0, None, "--drain-timeout=0", 0.0),
+    (UWSGI, 3.0, None, "--master", 3.0),
+]
+OWN = {"gunicorn": "graceful-timeout", "wsgi": "drain-timeout"}
+
+
+@pytest.mark.parametrize(("request_", "asked", "own", "word", "expected"), TIMEOUTS)
+def test_stop_timeout(request_: Request, asked: float | None, own: object, word: str, expected: float) -> None:
+    options = {} if own is None else {OWN[request_.server]: own}
+    planned = plan(replace(request_, stop_timeout=asked, options=options))
+    assert planned.stop_timeout == expected
+    assert word in planned.argv
+
+
+@pytest.mark.parametrize("request_", [GUNICORN, WSGI], ids=server)
+@given(
+    asked=st.none() | st.floats(min_value=2, max_value=1e5), own=st.none() | st.integers(min_value=0, max_value=100_000)
+)
+def test_sigkill_never_comes_before_the_server_gives_up(
+    request_: Request, asked: float | None, own: int | None
+) -> None:
+    option = OWN[request_.server]
+    try:
+        planned = plan(replace(request_, stop_timeout=asked, options={} if own is None else {option: own}))
+    except BadOption as error:
+        assert error.key == "stop_timeout"
+        assert asked is not None
+        assert own is not None
+        assert asked <= own
+        return
+    (passed,) = (float(word.partition("=")[2]) for word in planned.argv if word.startswith(f"--{option}="))
+    assert passed < planned.stop_timeout
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+REFUSED: list[tuple[Request, str, str]] = [
+    (replace(GUNICORN, listen=()), "listen", "a server needs at least one listener or address"),
+    (replace(GUNICORN, workers=-1), "workers", "expected a number above 0"),
+    (replace(WSGI, threads=-1), "threads", "expected a number above 0"),
+    (
+        replace(GUNICORN, app="shop.wsgi"),
+        "app",
+        'expected "MODULE:CALLABLE" or "MODULE:FACTORY()", got \'shop.wsgi\'',
+    ),
+    (
+        replace(GUNICORN, app="shop:make.app"),
+        "app",
+        "gunicorn takes no dots after the colon; the built-in server does",
+    ),
+    (
+        replace(GUNICORN, stop_timeout=30.0, options={"graceful-timeout": 30}),
+        "stop_timeout",
+        "30 s is not above the server's graceful-timeout of 30 s",
+    ),
+    (
+        replace(UWSGI, reload_signal=signal.SIGHUP),
+        "reload",
+        'uWSGI executes itself anew on SIGHUP, and finds no socket any more: use "restart"',
+    ),
+    (
+        replace(WSGI, reload_signal=signal.SIGHUP),
+        "reload",
+        'no signal makes the built-in server reload: use "restart"',
+    ),
+]
+
+
+@pytest.mark.parametrize(("request_", "key", "message"), REFUSED, ids=[row[1] for row in REFUSED])
+def test_a_refused_key(request_: Request, key: str, message: str) -> None:
+    assert bad(request_) == (key, message)
+
+
+OPTIONS: list[tuple[Request, str, object, str]] = [
+    (GUNICORN, "bind", "127.0.0.1:80", "procman holds the sockets: use the key listen"),
+    (GUNICORN, "workers", 4, "use the key workers"),
+    (GUNICORN, "reuse-port", True, "procman holds the sockets: use reuse_port of the [listener] table"),
+    (GUNICORN, "reuse_port", True, "procman holds the sockets: use reuse_port of the [listener] table"),
+    (GUNICORN, "daemon", True, "procman must be the parent of the server"),
+    (GUNICORN, "umask", 18, "use the key umask"),
+    (GUNICORN, "--preload", True, "write it without dashes: 'preload'"),
+    (GUNICORN, "max_requests", 1000, "the server's own spelling is 'max-requests'"),
+    (GUNICORN, "a b", 1, "not the name of an option"),
+    (GUNICORN, "", 1, "not the name of an option"),
+    (GUNICORN, "graceful-timeout", 2.5, "gunicorn takes whole seconds only"),
+    (GUNICORN, "graceful-timeout", "30", "expected a number of seconds"),
+    (GUNICORN, "graceful-timeout", True, "expected a number of seconds"),
+    (GUNICORN, "graceful-timeout", float("nan"), "expected a number of seconds"),
+    (
+        GUNICORN,
+        "control-socket",
+        "/run/x",
+        "procman gives each gunicorn its own; false is for a gunicorn older than 25.1, which has none",
+    ),
+    (GUNICORN, "timeout", {"a": 1}, "expected a string, a number, true, false, or a list of strings and numbers"),
+    (GUNICORN, "env", [True], "expected a string, a number, true, false, or a list of strings and numbers"),
+    (GUNICORN, "env", "A=\0", "a NUL character can't be passed to a program"),
+    (UWSGI, "http-socket", ":80", "procman holds the sockets: use the key listen"),
+    (UWSGI, "vacuum", True, "it unlinks unix sockets, and they are procman's"),
+    (UWSGI, "master", False, "procman sets it itself: readiness depends on it"),
+    (UWSGI, "die-on-term", True, "procman says itself what each signal does"),
+    (UWSGI, "module", "x:y", "use the key app"),
+    (UWSGI, "lazy", True, "use lazy-apps: uWSGI itself advises against lazy"),
+    (UWSGI, "protocol", "http11", "expected 'http', 'uwsgi', 'fastcgi' or 'scgi'"),
+    (WSGI, "listen", "*:80", "procman holds the sockets: use the key listen"),
+    (WSGI, "connection_limi", 5, "no such option of the built-in server; did you mean 'connection_limit'?"),
+    (WSGI, "connection-limit", 5, "no such option of the built-in server; did you mean 'connection_limit'?"),
+    (WSGI, "zzz", 5, "no such option of the built-in server"),
+    (WSGI, "ident", {}, "expected a string, a number, true, false, or a list of strings and numbers"),
+    (WSGI, "drain-timeout", -1, "expected a number of seconds"),
+    (WSGI, "idle-grace", "1s", "expected a number of seconds"),
+]
+
+
+@pytest.mark.parametrize(("request_", "option", "value", "message"), OPTIONS)
+def test_a_refused_option(request_: Request, option: str, value: object, message: str) -> None:
+    assert bad(replace(request_, options={option: value})) == (f"server_options.{option}", message)
+
+
+CONFLICTS: list[tuple[Request, dict[str, object], str]] = [
+    (replace(UWSGI, virtualenv="/srv/venv"), {"home": "/srv/other"}, "server_options.home"),
+    (UWSGI, {"lazy-apps": True, "protocol": "uwsgi"}, "server_options.lazy-apps"),
+    (GUNICORN, {"control-socket": False, "certfile": "/etc/cert.pem"}, "server_options.certfile"),
+    (GUNICORN, {"no-control-socket": True, "protocol": "uwsgi"}, "server_options.protocol"),
+]
+
+
+@pytest.mark.parametrize(("request_", "options", "key"), CONFLICTS)
+def test_options_that_rule_each_other_out(request_: Request, options: dict[str, object], key: str) -> None:
+    assert bad(replace(request_, options=options))[0] == key
+    for option in options:  # each alone is fine
+        alone = {name: value for name, value in options.items() if name != option}
+        plan(replace(request_, options=alone, virtualenv=""))
+
+
+def test_gunicorn_takes_over_its_one_option_with_an_underscore() -> None:
+    argv = plan(replace(GUNICORN, options={"limit-request-field_size": 100})).argv
+    assert "--limit-request-field_size=100" in argv
+
+
+APPS: list[tuple[str, bool, bool]] = [
+    # the app, does the built-in server take it, do the others
+    ("shop:app", True, True),
+    ("shop.wsgi:make()", True, True),
+    ("shop:site.app", True, False),
+    ("läden:app", True, True),
+    ("shop", False, False),
+    ("shop:", False, False),
+    (":app", False, False),
+    ("shop:app:x", False, False),
+    ("shop:make(1)", False, False),
+    ("shop:app()()", False, False),
+    ("shop..wsgi:app", False, False),
+    ("2shop:app", False, False),
+    ("--help", False, False),
+    ("shop:app\n", False, False),
+    ("", False, False),
+]
+
+
+@pytest.mark.parametrize(("app", "built_in", "others"), APPS)
+@pytest.mark.parametrize("request_", EVERY, ids=server)
+def test_app(request_: Request, app: str, built_in: bool, others: bool) -> None:
+    if built_in if request_.server == "wsgi" else others:
+        assert plan(replace(request_, app=app)).argv[-1].removeprefix("--module=") == app
+    else:
+        assert bad(replace(request_, app=app))[0] == "app"
+
+
+scalars = st.booleans() | st.integers() | st.floats() | st.text()
+anything = scalars | st.lists(scalars) | st.none() | st.dictionaries(st.text(), scalars)
+
+
+@given(
+    name=st.sampled_from(servers.SERVERS),
+    options=st.dictionaries(st.text() | st.from_regex(r"[a-z][a-z_-]{1,8}"), anything, max_size=3),
+)
+def test_any_options_give_a_plan_or_a_named_problem(name: str, options: dict[str, object]) -> None:
+    try:
+        planned = plan(replace(GUNICORN, server=name, options=options))
+    except BadOption as error:
+        assert error.key.startswith("server_options.")
+        assert error.key.removeprefix("server_options.") in options
+    else:
+        assert all(isinstance(word, str) and "\0" not in word for word in planned.argv)
+
+
+def test_the_waitress_options_are_those_of_waitress() -> None:
+    real = {name for name, _ in Adjustments._params}
+    internal = {"asyncore_loop_timeout", "asyncore_use_poll"}
+    assert real - internal == set(servers.WAITRESS_OPTIONS) | set(servers._WAITRESS_OWNED)
