@@ -9,6 +9,7 @@ The keeper must stay small: nothing is imported at the top of this module that o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["supervisor"]:
         return _supervisor(arguments[1:])
     options = _parser().parse_args(arguments)
+    options.config = _table_path(options.config)  # before anything changes the current folder
     if options.check or options.socket:
         return _look(options)
     if options.daemonize:
@@ -71,7 +73,7 @@ def _look(options: argparse.Namespace) -> int:
     """--check and --socket: read the table, start nothing."""
     from procman import files, table
 
-    path = _table_path(options.config)
+    path = options.config
     try:
         if options.socket:
             print(table.socket_path(path, files.Machine()))
@@ -90,7 +92,7 @@ def _look(options: argparse.Namespace) -> int:
 def _keep(options: argparse.Namespace, on_ready: Callable[[], None], *, background: bool = False) -> int:
     from procman.keeper import keeper
 
-    command = [sys.executable, "-m", "procman.daemon", "supervisor", "--config", _table_path(options.config)]
+    command = [sys.executable, "-m", "procman.daemon", "supervisor", "--config", options.config]
     if sys.flags.safe_path:
         command.insert(1, "-P")
     if background:
@@ -114,15 +116,17 @@ def _in_background(options: argparse.Namespace) -> int:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
 
-    def on_ready() -> None:
-        os.write(ready_write, b"\0")
-        os.close(ready_write)
+    def tell(status: int) -> None:
+        """Once: afterwards the number of the descriptor may be somebody else's. The caller may have gone meanwhile."""
+        nonlocal ready_write
+        if ready_write >= 0:
+            with contextlib.suppress(OSError):
+                os.write(ready_write, bytes([status]))
+            os.close(ready_write)
+            ready_write = -1
 
-    status = _keep(options, on_ready, background=True)
-    try:
-        os.write(ready_write, bytes([status]))
-    except OSError:
-        pass  # it had been ready: nobody waits any more
+    status = _keep(options, lambda: tell(0), background=True)
+    tell(status)
     os._exit(status)
 
 

@@ -15,7 +15,7 @@ An error is raised where it is found, travels over the RPC socket as its `code`,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class ProcmanError(Exception):
@@ -63,8 +63,7 @@ class Unreachable(ProcmanError):
     exit_status = 6
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Problem:
+class Problem(NamedTuple):
     """One mistake in a program table. `line` is 0 when it has no line of its own (a missing file, say)."""
 
     file: str

@@ -162,7 +162,7 @@ class Follower:
         self._fd = -1
         if start is None:
             self._fd = _open(path) or -1
-        elif start != Position():
+        else:
             self._fd, self._offset = self._find((start.device, start.inode)), start.offset
         if self._fd >= 0:
             self._remember_older()

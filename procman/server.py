@@ -290,7 +290,8 @@ class Connection(asyncio.Protocol):
         if self._transport.is_closing():
             return
         mine = self.unread()
-        if mine > MAX_UNREAD or (mine > MAX_QUEUED and self._server.unread() > MAX_HELD):
+        big = mine + len(line) > MAX_QUEUED
+        if mine > MAX_UNREAD or (big and self._server.unread() > MAX_HELD):
             self.drop()
             return
         self._transport.write(line)

@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
 import resource
 import socket
 import sys
+from dataclasses import replace
 
-from procman import ground, listeners, store, table
+from procman import apply, ground, listeners, store, table
 from procman.config import Config, Daemon
 from procman.errors import ConfigError, Failed, ProcmanError
 from procman.holdings import Holdings
@@ -74,10 +76,15 @@ class _Parts:
 
     def _table_in_force(self) -> Config:
         """What the supervisor before had read; the files only where this is the first one."""
-        memory = self.held.pop("table", None)
-        if memory is not None:
-            return table.parse(self.path, recall(memory))
-        return self.read_table()
+        memory, first = self.held.pop("table", None), self.held.pop("first table", None)
+        if memory is None:
+            return self.read_table()
+        config = table.parse(self.path, recall(memory))
+        if first is None:
+            return config
+        # What needs a restart of the daemon is as it was when it started: a crash is no restart.
+        began = table.parse(self.path, recall(first)).daemon
+        return replace(config, daemon=apply.daemon_in_force(began, config.daemon))
 
     def read_table(self) -> Config:
         """The table as its files say it now. Raises ConfigError."""
@@ -87,13 +94,14 @@ class _Parts:
     def table_changed(self, config: Config) -> None:
         """`config` is in force from now on."""
         self.daemon = config.daemon
-        self._hold_table()
+        self._hold_table("table")
         logging.getLogger().setLevel(config.daemon.log_level.upper())
         self.server.access = self._access()
 
-    def _hold_table(self) -> None:
+    def _hold_table(self, *names: str) -> None:
         memory = self.recording.memory()
-        self.link.hold("table", memory)
+        for name in names:
+            self.link.hold(name, memory)
         os.close(memory)
 
     # --- the daemon's own things ----------------------------------------------------------------------------------------
@@ -110,6 +118,7 @@ class _Parts:
         os.close(fd)
 
     def _set_up(self) -> None:
+        _set_name(self.daemon.identifier)
         os.umask(self.daemon.umask)
         _raise_open_files(self.daemon.open_files)
         _make_folder(self.daemon.log_dir)
@@ -184,7 +193,7 @@ class _Parts:
         supervisor.on_table = self.table_changed
         stands.on_reopen = self._reopen_own_log
         if self.snapshot.starts == 1:
-            self._hold_table()
+            self._hold_table("table", "first table")
         supervisor.begin(self.snapshot, document)
         log_thread.start()  # not sooner: whoever waits for a line of a child that runs already must see what comes now
         holdings.close_received()
@@ -215,6 +224,12 @@ def _call_soon(loop: asyncio.AbstractEventLoop, callback: object, *arguments: ob
         loop.call_soon_threadsafe(callback, *arguments)  # type: ignore[arg-type]
     except RuntimeError:
         pass  # the loop has ended
+
+
+def _set_name(name: str) -> None:
+    """What `ps -o comm` and top call this process: at most 15 bytes (proc(5))."""
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:
+        file.write(name)
 
 
 def _raise_open_files(wanted: int) -> None:

@@ -21,10 +21,9 @@ from procman.config import Config, Program
 from procman.errors import Failed, NoSuchProgram, ProcmanError, WrongUse
 from procman.events import EventLog, rfc3339
 from procman.ground import Ground
-from procman.holdings import held_name
 from procman.journal import Journal
 from procman.keeper.wire import Message
-from procman.lifecycle import Exited, Gone, SpawnFailed, Spawned, Start, State, Status, Stop
+from procman.lifecycle import Exited, Gone, Spawned, SpawnFailed, Start, State, Status, Stop
 from procman.link import KeeperLink, Snapshot
 from procman.measures import Measures
 from procman.operation import Outcome, carry_out, levels
@@ -257,8 +256,7 @@ class Supervisor:
         """The part of a change that takes time: what must stop is stopped first."""
         try:
             leaving = [self.processes[program.name] for program in (*plan.removed, *plan.restart)]
-            wanted = {process.name for process in leaving if process.status.wanted}
-            await carry_out("stop", leaving, f"the table has changed ({why})", lambda info: None)
+            wanted = await self._bring_down(leaving, why)
             for program in plan.removed:
                 process = self.processes.pop(program.name)
                 process.close()
@@ -268,6 +266,7 @@ class Supervisor:
                 self._ground.unprepare(self.processes[program.name].program)
             self._ground.close_unused(self.config)
             await self._link.sync()  # until then the keeper still holds the addresses
+            wanted |= await self._bring_down([self.processes[program.name] for program in plan.restart], why)
             for program in plan.restart:
                 process = self.processes[program.name]
                 process.program = program
@@ -278,10 +277,21 @@ class Supervisor:
                 process = self._add(program, Status())
                 if program.autostart and program.name not in self._down:
                     process.feed(Start(f"new in the table ({why})"))
+            ordered = {program.name: self.processes[program.name] for program in self.config.programs}
+            self.processes.clear()  # one object with Ground: it keeps it
+            self.processes.update(ordered)
             self._journal.dirty()
             self.on_table(self.config)
         finally:
             self._applying = False
+
+    async def _bring_down(self, processes: Sequence[Process], why: str) -> set[str]:
+        """Stop them, also one that an operator starts meanwhile. Returns the names of those that were wanted up."""
+        wanted: set[str] = set()
+        while up := [process for process in processes if process.status.state is not State.STOPPED]:
+            wanted |= {process.name for process in up if process.status.wanted}
+            await carry_out("stop", up, f"the table has changed ({why})", lambda info: None)
+        return wanted
 
     def _note(self, kind: str, name: str, **details: object) -> None:
         self.events.add(time.time(), kind, name, **details)

@@ -164,7 +164,7 @@ class RunningDaemon:
         self.output = self.folder / "daemon.out"
         self.output.touch()
         self.write_table(table, settings=settings)
-        self._environment = self._make_environment(environment or {})
+        self.environment = self._make_environment(environment or {})
         if user:
             for path in (self.folder, self.table, self.output):
                 os.chown(path, user.uid, user.gid)
@@ -197,7 +197,7 @@ class RunningDaemon:
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
                 [self.python, "-m", "procman.daemon", "-c", str(self.table), *arguments],
-                env=self._environment,
+                env=self.environment,
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

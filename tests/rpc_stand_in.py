@@ -197,7 +197,7 @@ class Daemon:
             pass  # it was shut down by a client, and its loop is closed
         self._thread.join(20)
         assert not self._thread.is_alive()
-        self._folder.cleanup()
+        self._folder.cleanup()  # and with it the socket, which the keeper would remove
         assert not self.problems, self.problems
 
     def _run(self) -> None:
@@ -212,7 +212,6 @@ class Daemon:
         self._started.set()
         await self.stand_in.down.wait()
         await self.server.close()
-        os.unlink(self.path)
         assert not self.server.connections
         assert self.server.held == 0
         assert not self.stand_in.watchers

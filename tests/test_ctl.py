@@ -9,8 +9,11 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +23,7 @@ import pytest
 
 from procman import files, table
 from procman.config import Config
+from procman.ctl import main as ctl
 from procman.ctl import starter, tables
 from procman.ctl.main import main, parser
 from procman.methods import METHODS
@@ -292,6 +296,41 @@ def test_daemon_shutdown_waits_until_it_has_gone(daemon: Daemon, capsys: pytest.
     ran = Ran(capsys, "daemon", "shutdown")
     assert (ran.status, ran.out, ran.err) == (0, "", "")
     assert Ran(capsys, "status").status == 6
+
+
+def test_daemon_shutdown_waits_for_programs_that_stop_slowly(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ctl, "GONE_SECONDS", 0.1)
+    stopped: list[float] = []
+
+    def stop() -> None:
+        stopped.append(time.monotonic())
+        daemon.stand_in.down.set()
+
+    def shutdown(_peer: object) -> None:
+        daemon.loop.call_later(0.5, stop)
+
+    monkeypatch.setattr(daemon.stand_in, "shutdown", shutdown)
+    assert Ran(capsys, "daemon", "shutdown").status == 0
+    assert stopped
+
+
+def test_daemon_shutdown_waits_for_the_keeper(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    held = socket.socket(fileno=os.dup(daemon.server._listening.fileno()))  # as the keeper does
+    closed: list[float] = []
+
+    def close() -> None:
+        wait_until(lambda: not daemon.server.connections and daemon.stand_in.down.is_set())
+        time.sleep(0.3)
+        closed.append(time.monotonic())
+        held.close()
+
+    keeper = threading.Thread(target=close)
+    keeper.start()
+    assert Ran(capsys, "daemon", "shutdown").status == 0
+    assert closed
+    keeper.join()
 
 
 # --- streams

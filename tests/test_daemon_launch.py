@@ -202,7 +202,9 @@ def test_listeners_come_from_descriptor_3_on_in_order(daemon: MakeDaemon) -> Non
     port = free_port()
     table = program("it", f'listen = ["web", "local", "127.0.0.1:{port}"]')
     other = free_port()
-    running = daemon(f'[listener.local]\nbind = "unix:run/it.sock"\n[listener.web]\nbind = "127.0.0.1:{other}"\n{table}')
+    running = daemon(
+        f'[listener.local]\nbind = "unix:run/it.sock"\n[listener.web]\nbind = "127.0.0.1:{other}"\n{table}'
+    )
     it = shown(running, "it")
     environment = it["environment"]
     assert environment["LISTEN_FDS"] == "3"

@@ -9,8 +9,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +16,7 @@ import pytest
 
 from procman import __version__
 from tests.conftest import MakeDaemon
-from tests.harness import PROJECT, RunningDaemon, Seen, User, command_line, descendants, wait_until
+from tests.harness import RunningDaemon, Seen, User, command_line, descendants, wait_until
 
 PLAIN = """
     [program.it]
@@ -36,7 +34,7 @@ STUBBORN = """
 def procmand(running: RunningDaemon, *arguments: str, shell: str = "") -> subprocess.CompletedProcess[str]:
     """Runs procmand on this table to its end, as the daemon would be started. `shell` is what stands after it."""
     command = [running.python, "-m", "procman.daemon", "-c", str(running.table), *arguments]
-    environment = running._make_environment({})
+    environment = running.environment
     if shell:
         command = ["/bin/sh", "-c", f'"$@" {shell}', "sh", *command]
     return subprocess.run(
@@ -213,7 +211,7 @@ def test_a_stubborn_child_is_killed_at_shutdown_timeout(daemon: MakeDaemon) -> N
 
 
 def test_a_second_signal_does_not_hurry_or_break_the_end(daemon: MakeDaemon) -> None:
-    slow = "[program.slow]\ncommand = \"sh -c 'trap \\\"sleep 0.5; echo clean; exit 0\\\" TERM; echo ready; "
+    slow = '[program.slow]\ncommand = "sh -c \'trap \\"sleep 0.5; echo clean; exit 0\\" TERM; echo ready; '
     running = daemon(slow + "while :; do sleep 0.05; done'\"\nstart_seconds = 0\n")
     wait_until(lambda: "ready" in running.log("slow"))
     assert running.process is not None
@@ -242,7 +240,7 @@ def test_ctrl_c_on_a_terminal_stops_in_order(daemon: MakeDaemon) -> None:
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(running.folder)
-        os.execve(command[0], command, running._make_environment({}))
+        os.execve(command[0], command, running.environment)
     try:
         for name in ("first", "second"):
             wait_until(lambda name=name: "ready" in running.log(name))  # type: ignore[misc]
@@ -291,7 +289,7 @@ def test_exit_when_all_exited(daemon: MakeDaemon, code: int, expected: int) -> N
         restart = "never"
         start_seconds = 0
         [program.last]
-        command = "sh -c 'while ! test -e go; do sleep 0.02; done; exec ${{PYTHON}} -S -E ${{PROGRAMS}}/crash.py {code}'"
+        command = "sh -c 'until test -e go; do sleep 0.02; done; exec ${{PYTHON}} -S -E ${{PROGRAMS}}/crash.py {code}'"
         restart = "never"
         start_seconds = 0
         limits.core = 0
@@ -322,11 +320,15 @@ def test_as_an_ordinary_user_with_xdg_folders(daemon: MakeDaemon, as_user: User)
         os.chown(path, as_user.uid, as_user.gid)
     (folder / "run").mkdir(mode=0o700)
     os.chown(folder / "run", as_user.uid, as_user.gid)
-    xdg = {"XDG_CONFIG_HOME": f"{folder}/config", "XDG_RUNTIME_DIR": f"{folder}/run", "XDG_STATE_HOME": f"{folder}/state"}
-    running._environment |= xdg
+    xdg = {
+        "XDG_CONFIG_HOME": f"{folder}/config",
+        "XDG_RUNTIME_DIR": f"{folder}/run",
+        "XDG_STATE_HOME": f"{folder}/state",
+    }
+    running.environment |= xdg
     with running.output.open("ab") as output:
         running.process = subprocess.Popen(
-            [running.python, "-m", "procman.daemon"], env=running._environment, cwd=folder,
+            [running.python, "-m", "procman.daemon"], env=running.environment, cwd=folder,
             stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, **as_user.who(),
         )  # fmt: skip
     running.socket = folder / "run" / "procman" / "procman.sock"
@@ -394,5 +396,3 @@ def test_the_service_manager_is_told(daemon: MakeDaemon, tmp_path: Path, abstrac
         finally:
             if not abstract:
                 os.unlink(address)
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -22,7 +23,9 @@ SIGNALS = "${PYTHON} -S -E ${PROGRAMS}/print_signals.py"
 def program(name: str, command: str = PLAIN, **keys: object) -> str:
     """Its section of a table; keys are TOML texts."""
     given = {"start_seconds": 0, **keys}
-    return f"[program.{name}]\ncommand = '''{command}'''\n" + "".join(f"{key} = {text}\n" for key, text in given.items())
+    return f"[program.{name}]\ncommand = '''{command}'''\n" + "".join(
+        f"{key} = {text}\n" for key, text in given.items()
+    )
 
 
 def events(running: RunningDaemon) -> list[tuple[str, str]]:
@@ -30,7 +33,6 @@ def events(running: RunningDaemon) -> list[tuple[str, str]]:
     done = running.ctl("--json", "events")
     assert done.returncode == 0, done.stderr
     found = re.findall(r"^\{.*\}$", done.stdout, re.MULTILINE)
-    import json
 
     heard = [json.loads(line) for line in found]
     return [(event["name"], event["state"]) for event in heard if event["type"] == "state"]
@@ -82,7 +84,8 @@ def test_stop_goes_in_reverse_and_waits_for_each_level(daemon: MakeDaemon) -> No
 
 
 def test_another_stop_signal(daemon: MakeDaemon) -> None:
-    command = "sh -c 'trap \"echo got USR1; exit 7\" USR1; trap \"echo got TERM\" TERM; echo ready; while :; do sleep 0.05; done'"
+    traps = "trap 'echo got USR1; exit 7' USR1; trap 'echo got TERM' TERM"
+    command = f'sh -c "{traps}; echo ready; while :; do sleep 0.05; done"'
     running = daemon(program("it", command, stop_signal='"USR1"'))
     wait_until(lambda: "ready" in running.log("it"))
     assert running.ctl("stop", "it").returncode == 0
@@ -113,7 +116,9 @@ def test_a_program_that_is_starting_can_be_stopped(daemon: MakeDaemon) -> None:
 
 def test_start_says_the_first_failure_and_does_not_wait_on(daemon: MakeDaemon) -> None:
     running = daemon(
-        program("crash", f"{CRASH} 3", autostart="false", start_seconds=1, restart_delay='"1h"', restart_delay_max='"2h"')
+        program(
+            "crash", f"{CRASH} 3", autostart="false", start_seconds=1, restart_delay='"1h"', restart_delay_max='"2h"'
+        )
         + program("missing", "no-such-program", autostart="false", restart_delay='"1h"', restart_delay_max='"2h"')
         + program("good", autostart="false")
     )
@@ -240,8 +245,8 @@ def test_signal(daemon: MakeDaemon) -> None:
 
 # --- ready ----------------------------------------------------------------------------------------------------------
 
-UNIX = "import os, socket, time; time.sleep(0.3); s = socket.socket(socket.AF_UNIX); s.bind('it.sock'); s.listen(); " \
-    "print('ready', flush=True); time.sleep(1000)"  # fmt: skip
+UNIX = """import socket, time; time.sleep(0.3); it = socket.socket(socket.AF_UNIX); it.bind('it.sock'); it.listen()
+print('ready', flush=True); time.sleep(1000)"""
 
 
 def kinds(port: int, other: int) -> dict[str, tuple[str, str]]:
@@ -279,8 +284,9 @@ def test_a_program_that_says_it_at_once_is_ready(daemon: MakeDaemon) -> None:
 
 def test_what_is_not_ready_in_time_says_what_was_seen(daemon: MakeDaemon) -> None:
     port, other = free_port(), free_port()
+    url = f"http://127.0.0.1:{port}/"
     cases: dict[str, tuple[str, str, str]] = {
-        "http": ("${PYTHON} -S -E ${PROGRAMS}/http_one.py %d 503" % port, f'{{ http = "http://127.0.0.1:{port}/" }}', "HTTP 503"),
+        "http": (f"${{PYTHON}} -S -E ${{PROGRAMS}}/http_one.py {port} 503", f"{{ http = '{url}' }}", "HTTP 503"),
         "tcp": (PLAIN, f'{{ tcp = "127.0.0.1:{other}" }}', "connection refused"),
         "unix": (PLAIN, '{ unix = "nowhere.sock" }', "no such file or directory"),
         "command": (PLAIN, '{ command = "sh -c \'exit 3\'" }', "exit status 3"),
@@ -289,7 +295,9 @@ def test_what_is_not_ready_in_time_says_what_was_seen(daemon: MakeDaemon) -> Non
         "notify": (PLAIN, "{ notify = true }", "READY=1 has not arrived"),
     }  # fmt: skip
     keys = {"start_timeout": "'700ms'", "restart_delay": "'1m'"}
-    running = daemon("".join(program(name, command, ready=ready, **keys) for name, (command, ready, _) in cases.items()))
+    running = daemon(
+        "".join(program(name, command, ready=ready, **keys) for name, (command, ready, _) in cases.items())
+    )
     for name, (_, _, reason) in cases.items():
         info: dict[str, Any] = running.wait_for(name, "BACKOFF")
         assert info["why"] == f"not ready within 0.7 s: {reason}"
@@ -324,5 +332,3 @@ def test_a_probe_of_a_program_that_is_stopped_is_ended(daemon: MakeDaemon) -> No
     probe = int(wait_until(lambda: (running.folder / "probe").exists() and (running.folder / "probe").read_text()))
     assert running.ctl("stop", "it").returncode == 0
     wait_until(lambda: not alive(probe))
-
-

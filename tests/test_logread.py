@@ -399,6 +399,46 @@ def test_what_is_written_just_before_a_rotation_is_not_missed(
     assert read_all(follower) == b"before\nlate\nafter\n"
 
 
+def rotate(path: Path, content: bytes) -> None:
+    """A rotation by hand, in the order of the real one."""
+    for number in (3, 2, 1):
+        if path.with_name(f"log.{number}").exists():
+            path.with_name(f"log.{number}").rename(path.with_name(f"log.{number + 1}"))
+    path.rename(path.with_name("log.1"))
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("moment", ["open", "listdir"])
+def test_rotations_while_it_looks_for_the_next_file_make_it_miss_none(
+    tmp_path: Path, follow: Callable[..., Follower], monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"a\n")
+    follower = follow(path)
+    assert read_all(follower) == b"a\n"
+    rotate(path, b"b\n")
+    later = [b"c\n", b"d\n"]
+    real_open, real_listdir = logread._open, os.listdir
+
+    def open_after_rotations(name: str) -> int | None:
+        while later:
+            rotate(path, later.pop(0))
+        return real_open(name)
+
+    def rotations_after_listdir(folder: str) -> list[str]:
+        found = real_listdir(folder)
+        while later:
+            rotate(path, later.pop(0))
+        return found
+
+    if moment == "open":
+        monkeypatch.setattr(logread, "_open", open_after_rotations)
+    else:
+        monkeypatch.setattr(os, "listdir", rotations_after_listdir)
+    assert read_all(follower) == b"b\nc\nd\n"
+    assert not later
+
+
 def test_a_slow_follower_whose_files_were_dropped_goes_on_with_the_oldest(
     tmp_path: Path, follow: Callable[..., Follower]
 ) -> None:

@@ -208,6 +208,7 @@ def test_one_program_at_full_speed_leaves_the_others_their_turn(logs: Capture) -
             os.write(quiet, b"line\n")
             wait_until(lambda number=number: logs.thread.counters("quiet").written == 5 * number)  # type: ignore[misc]
         assert time.monotonic() - began < 5
+        assert fcntl.fcntl(busy, fcntl.F_GETPIPE_SZ) > fcntl.fcntl(quiet, fcntl.F_GETPIPE_SZ)
         yes.kill()
         yes.wait()
     counters = logs.settle("busy")
@@ -350,6 +351,7 @@ def test_a_failed_file_is_left_alone_until_the_next_second_or_reopen(
     os.write(pipe, b"too soon\n")
     assert logs.settle("shop").dropped == 14
     logs.thread.reopen()
+    wait_until(path.exists)
     os.write(pipe, b"written\n")
     assert logs.settle("shop").written == 8
     assert path.read_bytes().endswith(b"written\n")
@@ -847,7 +849,7 @@ def test_a_stdout_that_is_gone_drops_and_nothing_spins(tmp_path: Path) -> None:
     os.write(pipe, b"a\nhalf")
     wait_until(lambda: logs.thread.counters("shop") == Counters(11, 0, 7, 4, 7, error="Broken pipe (EPIPE)"))
     os.write(pipe, b"b\n")
-    assert logs.settle("shop").dropped == 13
+    wait_until(lambda: logs.thread.counters("shop") == Counters(13, 0, 13, 0, 13, error="Broken pipe (EPIPE)"))
     logs.close()
     os.close(stdout)
 

@@ -338,14 +338,46 @@ def test_one_big_answer_is_no_reason_to_drop(daemon: Daemon) -> None:
 
 def test_unread_answers_of_all_are_bounded(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "MAX_HELD", 20_000_000)
-    greedy = [daemon.raw(line("status", 1, names=["big"]), line("status", 2)) for _ in range(6)]
+    greedy = []
+    for number in range(6):  # each leaves 8 MB unread
+        greedy.append(daemon.raw(line("status", names=["big"])))
+        if number < 3:
+            wait_until(lambda n=number: daemon.server.unread() > 7_000_000 * (n + 1))  # type: ignore[misc]
     try:
-        wait_until(lambda: len(daemon.server.connections) < 6)
-        assert daemon.do(daemon.server.unread) < 48_000_000
-        assert alive(daemon)
+        for connection in greedy[3:]:
+            assert read_all(connection) == []  # dropped
+        assert len(daemon.server.connections) == 3
+        assert alive(daemon)  # who asks for little is served
     finally:
         for connection in greedy:
             connection.close()
+
+
+def test_a_client_that_reads_late_but_in_time_stays(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "PATIENCE", 0.5)
+    with daemon.client() as client:
+        for _ in range(2):
+            client.call("status", names=["big"])  # more than the kernel takes: the daemon begins to count
+        time.sleep(0.7)
+        assert client.call("daemon.reopen_logs") == {}
+
+
+def test_the_loop_turns_between_two_requests(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests without answers need no waiting; others must have their turn between them all the same."""
+    turns = 0
+    seen: list[int] = []
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        if len(seen) < 1000:
+            daemon.loop.call_soon(turn)
+
+    monkeypatch.setattr(daemon.stand_in, "reopen_logs", lambda _peer: seen.append(turns))
+    daemon.do(turn)
+    with daemon.raw(b'{"jsonrpc":"2.0","method":"daemon.reopen_logs"}\n' * 1000):
+        wait_until(lambda: len(seen) == 1000)
+    assert len(set(seen)) == 1000
 
 
 def test_unfinished_requests_of_all_are_bounded(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,12 +452,14 @@ def test_a_client_that_goes_while_it_is_not_read(daemon: Daemon) -> None:
 
 def test_a_connection_that_was_not_read_is_read_again(daemon: Daemon) -> None:
     daemon.do(daemon.stand_in.gate.clear)
-    count = 3000
+    count = 500
     with daemon.raw(line("start", 0, names=["blog"])) as connection:
-        sender = threading.Thread(target=connection.sendall, args=(line("status", 1) * count,))
+        padded = line("status", 1)[:-1] + b" " * 10_000 + b"\n"
+        sender = threading.Thread(target=connection.sendall, args=(padded * count,))
         sender.start()
         wait_until(lambda: daemon.server.held > server.MAX_QUEUED)
-        assert daemon.server.held < 10 * server.MAX_QUEUED
+        time.sleep(0.1)
+        assert daemon.server.held < 10 * server.MAX_QUEUED  # the rest waits in the socket
         daemon.do(daemon.stand_in.gate.set)
         with connection.makefile("rb") as answers:
             ids = [json.loads(next(answers)).get("id", "progress") for _ in range(count + 2)]
@@ -764,6 +798,20 @@ def test_following_logs(daemon: Daemon) -> None:
         grow(daemon, "shop:1.log", b"after rotation\n")
         assert read(connection)[0]["params"]["text"] == "after rotation\n"
     wait_until(lambda: not daemon.stand_in.watchers)
+
+
+def test_followers_of_many_logs_take_turns(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "MAX_TURN", 1)
+    paths = [daemon.folder / f"{name}.log" for name in ("shop:1", "shop:2", "blog")]
+    for path in paths:
+        path.write_bytes(b"begin\n")
+    with daemon.raw(line("logs", follow=True, lines=1)) as connection:
+        assert log_of(read(connection, 4)) == b"begin\n" * 3
+        for path in paths:
+            path.write_bytes(b"begin\nmore\n")
+        grow(daemon, "blog.log", b"")  # one wake-up for all
+        said = [message["params"] for message in read(connection, 3)]
+        assert sorted((one["name"], one["text"]) for one in said) == [(path.stem, "more\n") for path in sorted(paths)]
 
 
 def test_a_follower_gets_every_byte(daemon: Daemon) -> None:

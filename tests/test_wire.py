@@ -84,10 +84,10 @@ def test_messages_arrive_as_they_were_sent(messages: list[Message]) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(MESSAGES, min_size=1, max_size=3), st.data())
 def test_pieces_of_any_size(messages: list[Message], data: st.DataObject) -> None:
-    ours, theirs = socket.socketpair()
-    right = Wire(theirs)
     stream = b"".join(map(packet, messages))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
+    ours, theirs = socket.socketpair()
+    right = Wire(theirs)
     found: list[Message] = []
     for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
         ours.sendall(stream[start:end])

@@ -24,6 +24,7 @@ from . import tables
 from .session import NAMES, Help, Session, colours, procmand, shared_options, width
 
 NOT_RUNNING = 3
+GONE_SECONDS = 5.0  # for the keeper, when all programs have stopped
 _EPILOG = (
     "exit status: 0 done; 1 failed; 2 wrong use; 3 status: something named is not RUNNING; 4 no such program; "
     "5 not allowed; 6 daemon not reachable"
@@ -213,7 +214,7 @@ def daemon_shutdown(session: Session) -> int:
 
 def _wait_gone(path: str) -> None:
     """All programs have stopped. The keeper still holds the socket for a moment; a new daemon may take it soon."""
-    end = time.monotonic() + 5
+    end = time.monotonic() + GONE_SECONDS
     while time.monotonic() < end:
         with Client(path, 1.0) as client:
             try:

@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from procman.config import Log
 from procman.logs.flow import Counters, Flow, Stream, bytes_waiting
@@ -156,14 +157,17 @@ class LogThread:
             self._close_all()
 
     def _round(self, events: list[tuple[int, int]], now: float) -> int:
-        """Does what was asked for, then gives each ready descriptor its turn; returns the number of bytes moved."""
-        ready = [(self._by_fd.get(fd), fd, mask) for fd, mask in events]  # before a command gives a number to another
-        if any(fd == self._wake for fd, _ in events):
-            os.eventfd_read(self._wake)  # before the queue is emptied: what comes later wakes us again
-        while self._commands:
-            self._command(self._commands.popleft())
+        """Gives each ready descriptor its turn; returns the number of bytes moved. Where something was asked for, that
+        is done instead, for it may have closed some of them: epoll names the others again."""
+        if self._commands or any(fd == self._wake for fd, _ in events):
+            with suppress(BlockingIOError):  # asked for after epoll's answer
+                os.eventfd_read(self._wake)  # before the queue is emptied: what comes later wakes us again
+            while self._commands:
+                self._command(self._commands.popleft())
+            return 0
         moved = 0
-        for flow, fd, mask in ready:
+        for fd, mask in events:
+            flow = self._by_fd.get(fd)
             if fd == self._outlet.fd and self._debtor:
                 self._push(self._debtor, now)
             elif flow and flow.listening and mask & select.EPOLLIN:

@@ -59,7 +59,9 @@ def run(plan: Plan, names: Collection[str], say: Callable[[str], None]) -> list[
             say(f"round {number} of {plan.rounds}: {plan.programs} programs under {make.title}")
             with Starts() as starts, make(_programs(plan, starts)) as contender:
                 _measure(plan, names, contender, starts, partial(_take, samples, make.title))
-                if "stop" in names and (make is Procmand or make is Supervisord and number <= plan.sigterm_rounds):
+                if "stop" in names and (make is Procmand or (make is Supervisord and number <= plan.sigterm_rounds)):
+                    contender.ctl("start", "all")
+                    starts.wait(plan.programs, START_SECONDS)
                     _take(samples, make.title, "stop", contender.stop())
         if "boot" in names:
             _take(samples, LIMIT, "boot", _bare_boot(plan))
@@ -94,8 +96,6 @@ def _measure(plan: Plan, names: Collection[str], contender: Contender, starts: S
         take("status", contender.ctl("status")[0])
     if "stop" in names:
         take("stop-command", contender.ctl("stop", "all")[0])
-        contender.ctl("start", "all")
-        starts.wait(plan.programs, START_SECONDS)
 
 
 def _idle(pids: Sequence[int], seconds: float) -> float:

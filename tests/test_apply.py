@@ -1,0 +1,119 @@
+"""What a changed table does to what runs: key by key, and no key without a decision."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+
+from procman.apply import HOT, HOT_DAEMON, HOT_LOG, Plan, daemon_in_force, plan
+from procman.config import Account, Address, Config, Daemon, Limits, Listener, Log, Program, Ready, Sampling
+
+DAEMON = Daemon(socket="/run/p.sock", state_dir="/var/lib/p", log_dir="/var/log/p")
+WEB = Program(name="web", program="web", argv=("web",), listen=("http",))
+JOB = Program(name="job", program="job", argv=("job",))
+HTTP = Listener(name="http", address=Address("tcp", "127.0.0.1", 80))
+OLD = Config(path="/t", files=("/t",), daemon=DAEMON, listeners=(HTTP,), programs=(WEB, JOB))
+NOTHING = Plan((), (), (), (), ())
+
+HOT_CHANGES: dict[str, object] = {
+    "priority": 1, "groups": ("site",), "autostart": False, "restart": "never", "success_exit_codes": frozenset({3}),
+    "start_seconds": 2.0, "start_timeout": 3.0, "start_retries": 4, "restart_delay": 5.0, "restart_delay_max": 6.0,
+    "stop_signal": 2, "stop_timeout": 7.0, "reload_signal": 1,
+}  # fmt: skip
+RESTART_CHANGES: dict[str, object] = {
+    "program": "other", "instance": 2, "server": "wsgi", "argv": ("web", "-v"), "listen": (), "directory": "/srv",
+    "account": Account("www", 33, 33, (), "/"), "umask": 0o77, "environment": (("A", "1"),), "env_files": ("/e",),
+    "inherit_environment": False, "virtualenv": "/v", "kill": "main", "ready": Ready(kind="log", pattern="x"),
+    "notify": True, "limits": Limits(open_files=10),
+}  # fmt: skip
+HOT_LOG_CHANGES: dict[str, object] = {
+    "path": "/l", "error_path": "/e", "max_size": 1, "keep": 1, "mode_bits": 0o600,
+}  # fmt: skip
+RESTART_LOG_CHANGES: dict[str, object] = {"mode": "discard", "stderr": "separate"}
+HOT_DAEMON_CHANGES: dict[str, object] = {
+    "log_level": "debug", "shutdown_timeout": 1.0, "exit_when": "any-fatal", "sampling": Sampling(1.0),
+    "socket_gid": 1, "read_only_gid": 2,
+}  # fmt: skip
+IGNORED_DAEMON_CHANGES: dict[str, object] = {
+    "identifier": "x", "socket": "/x", "socket_mode": 0o666, "state_dir": "/x", "log_dir": "/x", "umask": 0,
+    "open_files": 1,
+}  # fmt: skip
+
+
+def with_web(web: Program) -> Config:
+    return replace(OLD, programs=(web, JOB))
+
+
+def test_every_key_is_decided_about() -> None:
+    """A new field of the table must be put in one of the two: does what runs notice it?"""
+    assert {f.name for f in fields(Program)} == HOT_CHANGES.keys() | RESTART_CHANGES.keys() | {"name", "log"}
+    assert {f.name for f in fields(Log)} == HOT_LOG_CHANGES.keys() | RESTART_LOG_CHANGES.keys()
+    assert {f.name for f in fields(Daemon)} == HOT_DAEMON_CHANGES.keys() | IGNORED_DAEMON_CHANGES.keys()
+    assert HOT_CHANGES.keys() == HOT
+    assert HOT_LOG_CHANGES.keys() == HOT_LOG
+    assert HOT_DAEMON_CHANGES.keys() == HOT_DAEMON
+
+
+def test_the_same_table_changes_nothing() -> None:
+    assert plan(OLD, OLD) == NOTHING
+    assert plan(OLD, replace(OLD, path="/elsewhere", files=("/a", "/b"), programs=(JOB, WEB))) == NOTHING
+
+
+@pytest.mark.parametrize(("key", "value"), HOT_CHANGES.items())
+def test_hot(key: str, value: object) -> None:
+    new = replace(WEB, **{key: value})  # type: ignore[arg-type]
+    assert plan(OLD, with_web(new)) == replace(NOTHING, hot=(new,))
+
+
+@pytest.mark.parametrize(("key", "value"), RESTART_CHANGES.items())
+def test_restart(key: str, value: object) -> None:
+    new = replace(WEB, **{key: value})  # type: ignore[arg-type]
+    assert plan(OLD, with_web(new)) == replace(NOTHING, restart=(new,))
+
+
+@pytest.mark.parametrize(("key", "value"), HOT_LOG_CHANGES.items())
+def test_hot_log(key: str, value: object) -> None:
+    new = replace(WEB, log=replace(WEB.log, **{key: value}))  # type: ignore[arg-type]
+    assert plan(OLD, with_web(new)) == replace(NOTHING, hot=(new,))
+
+
+@pytest.mark.parametrize(("key", "value"), RESTART_LOG_CHANGES.items())
+def test_restart_log(key: str, value: object) -> None:
+    new = replace(WEB, log=replace(WEB.log, **{key: value}))  # type: ignore[arg-type]
+    assert plan(OLD, with_web(new)) == replace(NOTHING, restart=(new,))
+
+
+@pytest.mark.parametrize(("key", "value"), HOT_DAEMON_CHANGES.items())
+def test_hot_daemon(key: str, value: object) -> None:
+    new = replace(DAEMON, **{key: value})  # type: ignore[arg-type]
+    assert plan(OLD, replace(OLD, daemon=new)) == NOTHING
+    assert daemon_in_force(DAEMON, new) == new
+
+
+@pytest.mark.parametrize(("key", "value"), IGNORED_DAEMON_CHANGES.items())
+def test_ignored_daemon(key: str, value: object) -> None:
+    new = replace(DAEMON, **{key: value})  # type: ignore[arg-type]
+    assert plan(OLD, replace(OLD, daemon=new)) == replace(NOTHING, ignored=(f"daemon.{key}",))
+    assert daemon_in_force(DAEMON, new) == DAEMON
+
+
+def test_one_key_that_restarts_is_enough() -> None:
+    new = replace(WEB, priority=1, argv=("other",), log=replace(WEB.log, path="/l"))
+    assert plan(OLD, with_web(new)) == replace(NOTHING, restart=(new,))
+
+
+def test_added_and_removed() -> None:
+    new = replace(JOB, name="job:1")
+    assert plan(OLD, replace(OLD, programs=(WEB, new))) == replace(NOTHING, added=(new,), removed=(JOB,))
+
+
+@pytest.mark.parametrize("change", [{"address": Address("tcp", "127.0.0.1", 81)}, {"backlog": 1}, {"reuse_port": True}])
+def test_a_listener_that_changed_restarts_who_has_it(change: dict[str, object]) -> None:
+    moved = replace(HTTP, **change)  # type: ignore[arg-type]
+    assert plan(OLD, replace(OLD, listeners=(moved,))) == replace(NOTHING, restart=(WEB,))
+
+
+def test_a_listener_that_is_new_restarts_nobody() -> None:
+    other = replace(HTTP, name="other")
+    assert plan(OLD, replace(OLD, listeners=(HTTP, other))) == NOTHING

@@ -1,0 +1,145 @@
+"""etc/procman.service under a real systemd, PID 1 in namespaces of its own over a copy-on-write view of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakeDaemon
+from tests.harness import PROJECT, RunningDaemon, descendants, wait_until
+
+SYSTEMD = "/usr/lib/systemd/systemd"
+GROUPS = next(
+    (path for path in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified") if Path(path, "cgroup.procs").exists()), ""
+)
+TOOLS = [name for name in ("unshare", "nsenter", "systemctl", "pivot_root", "mount") if shutil.which(name) is None]
+
+# $1: an empty folder. The rest: folders of this machine to see as they are. Nothing is written outside of $1 and them.
+BOOT = r"""
+set -e; W=$1; shift; R=$W/root; mount -t tmpfs tmpfs $W; mkdir $W/upper $W/work $R
+mount -t overlay overlay -o lowerdir=/,upperdir=$W/upper,workdir=$W/work $R
+mount -t proc proc $R/proc; mount -t sysfs -o ro sysfs $R/sys; mount -t cgroup2 cgroup2 $R/sys/fs/cgroup
+for n in run tmp dev var; do mount -t tmpfs -o mode=755 tmpfs $R/$n; done
+for n in null zero full random urandom tty; do : >$R/dev/$n; mount --bind /dev/$n $R/dev/$n; done
+mkdir -p $R/run/systemd/system $R/run/old $R/var/lib $R/var/log $R/dev/shm; ln -s /proc/self/fd $R/dev/fd
+for d in "$@"; do mkdir -p "$R$d"; mount --rbind "$d" "$R$d"; done
+cp -r "$1/units/." $R/run/systemd/system/; ln -s /dev/null $R/run/systemd/system/network-online.target
+cd $R; pivot_root . run/old; umount -l /run/old; mount --make-rshared /
+exec env -i container=procman-test PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+    /usr/lib/systemd/systemd --unit=idle.target --show-status=false --log-target=null
+"""
+# What would start half a machine is left out; all that is procman's stays as it is shipped.
+DROP_IN = """
+[Unit]
+DefaultDependencies=no
+[Service]
+ExecStart=
+ExecStart={python} -m procman.daemon -c {table}
+Environment=PYTHONPATH={project} PYTHON={python} PROGRAMS={project}/tests/programs
+WatchdogSec=1
+StandardOutput=append:{folder}/daemon.out
+StandardError=inherit
+"""
+PLAIN = '[program.{}]\ncommand = "${{PYTHON}} -S -E ${{PROGRAMS}}/ready.py"\nstart_seconds = 0\n'
+
+
+class Box:
+    """The running systemd: commands in it."""
+
+    def __init__(self, init: int) -> None:
+        self.init = init
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        enter = ["nsenter", "-t", str(self.init), "-m", "-p", "-C", "-r", "-w", *command]
+        return subprocess.run(enter, timeout=60, text=True, capture_output=True, check=False)
+
+    def show(self, name: str) -> str:
+        """A property of the service."""
+        return self.run("systemctl", "show", "--value", "-p", name, "procman.service").stdout.strip()
+
+
+@pytest.fixture
+def box(daemon: MakeDaemon) -> Iterator[tuple[Box, RunningDaemon]]:
+    """Starts systemd with nothing in it but procman.service, which is not started yet."""
+    if os.geteuid() != 0 or TOOLS or not Path(SYSTEMD).exists() or not GROUPS:
+        pytest.skip(
+            f"needs root, systemd, cgroup v2 and util-linux (missing: {', '.join(TOOLS) or 'none of its tools'})"
+        )
+    running = daemon(PLAIN.format("it"), start=False)
+    units, root, group = running.folder / "units", running.folder / "box", Path(GROUPS, f"pm{running.mark}")
+    (units / "procman.service.d").mkdir(parents=True)
+    root.mkdir()
+    (units / "idle.target").write_text("[Unit]\nDefaultDependencies=no\n")
+    shutil.copy(PROJECT / "etc" / "procman.service", units)
+    words = {"python": sys.executable, "table": running.table, "project": PROJECT, "folder": running.folder}
+    (units / "procman.service.d" / "test.conf").write_text(DROP_IN.format(**words))
+    group.mkdir()
+    enter = f'echo 0 >{group}/cgroup.procs; exec unshare -C -m -u -i -p -f --kill-child=KILL --propagation private "$@"'
+    seen = {str(PROJECT), sys.prefix, sys.base_prefix}
+    command = ["sh", "-c", enter, "sh", "sh", "-c", BOOT, "sh", str(root), str(running.folder), *sorted(seen)]
+    with (running.folder / "boot.out").open("wb") as output:
+        outer = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        yield _wait(outer, running), running
+    finally:
+        running.seen |= descendants(outer.pid)
+        os.kill(outer.pid, signal.SIGKILL)
+        outer.wait(10)
+        with contextlib.suppress(OSError):
+            wait_until(lambda: not (group / "cgroup.procs").read_text() and not running.leftovers(), 10)
+        for folder, _, _ in os.walk(group, topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+
+
+def _wait(outer: subprocess.Popen[bytes], running: RunningDaemon) -> Box:
+    """Until systemd answers; a machine that does not let us have one skips the test."""
+
+    def booted() -> Box | None:
+        if outer.poll() is not None:
+            pytest.skip(f"no systemd can run here: {(running.folder / 'boot.out').read_text()[-300:]}")
+        children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
+        found = Box(int(children[0])) if children else None
+        return found if found and found.run("systemctl", "is-active", "idle.target").returncode == 0 else None
+
+    result = wait_until(booted, 30, "systemd is up")
+    assert result is not None
+    return result
+
+
+def test_the_shipped_unit(box: tuple[Box, RunningDaemon]) -> None:
+    """start waits until the table runs, reload rereads it, a crash inside is none outside, stop leaves nothing."""
+    systemd, running = box
+    done = systemd.run("systemctl", "start", "procman.service")
+    assert done.returncode == 0, (
+        done.stderr,
+        systemd.run("systemctl", "status", "procman.service").stdout,
+        running.said(),
+    )
+    before = running.wait_for("it")
+    assert systemd.show("StatusText") == "1 processes"
+    first = systemd.show("WatchdogTimestampMonotonic")
+    running.write_table(PLAIN.format("it") + PLAIN.format("new"))
+    assert systemd.run("systemctl", "reload", "procman.service").returncode == 0
+    wait_until(lambda: "new" in running.status())
+    running.wait_for("new")
+    supervisor = running.json("daemon", "status")["supervisor_pid"]
+    assert systemd.run("kill", "-9", str(supervisor)).returncode == 0
+    wait_until(lambda: running.json("daemon", "status")["supervisor_pid"] != supervisor)
+    assert running.status()["it"]["pid"] == before["pid"]
+    wait_until(lambda: int(systemd.show("WatchdogTimestampMonotonic")) - int(first) > 2_000_000, what="2 s of watchdog")
+    assert (systemd.show("ActiveState"), systemd.show("NRestarts")) == ("active", "0")
+    assert systemd.run("systemctl", "stop", "procman.service").returncode == 0
+    ended = [systemd.show(name) for name in ("ActiveState", "Result", "ExecMainStatus")]
+    assert ended == ["inactive", "success", "0"]
+    assert systemd.run("pgrep", "-f", "procman.daemon|programs/ready.py").stdout == ""
