@@ -473,8 +473,8 @@ class _Answer(Task):  # type: ignore[misc]
         """Writes a piece of the body, but not for HEAD (RFC 9110 section 9.3.2), where waitress would."""
         super().write(b"" if self.head else data)
         self.sent += len(data)
-        if self.channel.held:
-            self.channel.write_soon(b"")
+        held, self.channel.held = self.channel.held, b""
+        self.channel.write_soon(held)  # there was no body to send it with
 
     def _log_access(self) -> None:
         asked, environ = self.asked, self.channel.environ
@@ -582,6 +582,8 @@ class _Connection(HTTPChannel):  # type: ignore[misc]
 
     def write_soon(self, data: Any) -> int:
         """Sends bytes, or a file. Head and body in one write are one packet, and one wake-up of the client."""
+        if not data:
+            return 0
         held, self.held = self.held, b""
         if held and isinstance(data, bytes) and len(data) < 65536:
             data = held + data

@@ -1,4 +1,4 @@
-"""etc/procman.service under a real systemd, PID 1 in namespaces of its own over a copy-on-write view of this machine."""
+"""etc/procman.service under a real systemd, PID 1 in namespaces of its own over a copy-on-write view of the machine."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The keeper as its own process. The supervisor that it starts is only a stub, which hands its end of the wire over to the
-test: so the test is the supervisor, says what it likes, and lets it die when it likes."""
+"""The keeper as its own process. The supervisor that it starts is only a stub, which hands its end of the wire over to
+the test: so the test is the supervisor, says what it likes, and lets it die when it likes."""
 
 from __future__ import annotations
 
@@ -37,12 +37,14 @@ sys.exit(keeper.run(command, on_ready=lambda: print("on_ready", flush=True), **s
 """
 
 STUB = """
-import os, socket, sys
-control = socket.socket(socket.AF_UNIX)
+import os, select, socket, sys
+control, wire = socket.socket(socket.AF_UNIX), int(sys.argv[2])
 control.connect(chr(0) + sys.argv[1])
-socket.send_fds(control, [str(os.getpid()).encode()], [int(sys.argv[2])])
-os.close(int(sys.argv[2]))
-os._exit(int(control.recv(10) or b"0"))
+socket.send_fds(control, [str(os.getpid()).encode()], [wire])
+poll = select.poll()
+poll.register(control, select.POLLIN)
+poll.register(wire, 0)  # the keeper closes it, and we go: as a real one does
+os._exit(int(control.recv(10) or b"0") if poll.poll()[0][0] == control.fileno() else 0)
 """
 
 SLEEP = ["sleep", "60"]
@@ -154,7 +156,7 @@ class RunningKeeper:
         given = json.dumps({"use_cgroup": False, "heartbeat": 60.0} | settings)
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", KEEPER, name, given, STUB],
+                [sys.executable, "-S", "-c", KEEPER, name, given, STUB],
                 **{
                     "env": environment | options.pop("env", {}),
                     "stdin": subprocess.DEVNULL,
@@ -290,6 +292,7 @@ FAILURES: list[tuple[str, dict[str, Any], str, int]] = [
 
 def test_each_step_that_fails_is_told(keeper: RunningKeeper) -> None:
     boss = keeper.supervisor()
+    boss.send("ready")
     for name, fields, _, _ in FAILURES:
         boss.spawn(name, **{"argv": ["true"], **fields})
     for name, _, step, number in FAILURES:
@@ -323,7 +326,8 @@ def test_another_user(keeper: RunningKeeper, tmp_path: Path) -> None:
     read_end, write_end = os.pipe()
     boss.send("hold", write_end, name="out")
     os.close(write_end)
-    boss.spawn("a#1", ["sh", "-c", "id -u; id -g; id -G; umask"], uid=12345, gid=23456, groups=[7], umask=0o27, stdout="out")
+    who: dict[str, Any] = {"uid": 12345, "gid": 23456, "groups": [7], "umask": 0o27}
+    boss.spawn("a#1", ["sh", "-c", "id -u; id -g; id -G; umask"], stdout="out", **who)
     boss.expect("exited", status=0)
     with open(read_end) as output:
         boss.send("release", name="out")
@@ -343,7 +347,7 @@ def test_how_a_child_ended(keeper: RunningKeeper) -> None:
 
 
 def test_what_a_child_gets(start: Start, tmp_path: Path) -> None:
-    """Only its own descriptors, default signals, none blocked, a session of its own; and what the keeper inherited stays."""
+    """Its own descriptors only, and not what the keeper inherited; default signals, none blocked; its own session."""
     leak = os.open("/dev/null", os.O_RDONLY)
     os.set_inheritable(leak, True)
     keeper = start(options={"pass_fds": [leak]})
@@ -357,21 +361,22 @@ def test_what_a_child_gets(start: Start, tmp_path: Path) -> None:
         code = (
             "import os, json, re\n"
             "status = open('/proc/self/status').read()\n"
-            "mask = {k: re.search(k + ':\\s*(\\w+)', status)[1] for k in ('SigBlk', 'SigIgn')}\n"
-            "fds = {fd: os.readlink(f'/proc/self/fd/{fd}') for fd in os.listdir('/proc/self/fd') if int(fd) < 50}\n"
+            "mask = {k: re.search(k + ':[ \\t]*([0-9a-f]+)', status)[1] for k in ('SigBlk', 'SigIgn')}\n"
+            "folder = '/proc/self/fd/'\n"
+            "fds = {fd: os.readlink(folder + fd) for fd in os.listdir(folder) if os.path.islink(folder + fd)}\n"
             "listen = {k: v for k, v in os.environ.items() if k.startswith('LISTEN_')}\n"
             "mark = os.environ['PROCMAN_CHILD']\n"
             "print(json.dumps([mask, fds, listen, mark, os.getpid() == os.getsid(0), os.getpid(), os.getcwd()]))"
         )
         listen = [["web", "listener/web"], ["a:b", "listener/web"]]
-        boss.spawn("a#1", ["python3", *python(code)[1:]], stdout="out", listen=listen, env={"PATH": os.path.dirname(sys.executable)})
+        path = {"PATH": os.path.dirname(sys.executable)}
+        boss.spawn("a#1", ["python3", *python(code)[1:]], stdout="out", stderr=None, listen=listen, env=path)
         boss.expect("exited", status=0)
     boss.send("release", name="out")
     with open(read_end) as output:
         mask, fds, variables, mark, leads, pid, folder = json.loads(output.read())
     assert int(mask["SigBlk"], 16) == 0
     assert int(mask["SigIgn"], 16) & ~(1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1) == 0  # Python's own two
-    del fds[max(fds, key=int)]  # that of listdir
     assert sorted(fds, key=int) == ["0", "1", "2", "3", "4"]
     assert fds["0"] == fds["2"] == "/dev/null"
     assert fds["1"].startswith("pipe:")
@@ -421,6 +426,7 @@ def test_an_end_that_no_supervisor_saw_is_in_the_snapshot_until_it_is_forgotten(
     for _ in range(3):
         keeper.supervisors[-1].leave(1)
         boss = keeper.supervisor()
+    boss.send("ready")
     boss.leave(1)  # the next one comes after a pause, for these have failed
     os.kill(pid, signal.SIGUSR1)
     wait_until(lambda: pid not in keeper.below(), what="the end of the child")
@@ -523,9 +529,10 @@ def leaver(boss: Supervisor, **fields: Any) -> tuple[int, int]:
 def test_what_a_child_leaves_is_found_and_killed(start: Start, use_cgroup: bool) -> None:
     keeper = start(use_cgroup=use_cgroup)
     boss = keeper.supervisor()
+    boss.send("ready")
     if use_cgroup and not boss.hello["cgroup"]:
         pytest.skip("no cgroup can be made here")
-    pid, grandchild = leaver(boss)
+    _, grandchild = leaver(boss)
     boss.send("signal", child="a#1", signal=signal.SIGTERM, tree=False)
     assert boss.expect("exited", child="a#1")["left"] is True
     assert alive(grandchild)
@@ -547,7 +554,7 @@ def test_what_a_child_leaves_is_found_and_killed(start: Start, use_cgroup: bool)
 
 def test_a_signal_for_the_whole_tree(keeper: RunningKeeper) -> None:
     boss = keeper.supervisor()
-    pid, grandchild = leaver(boss)
+    leaver(boss)
     boss.send("signal", child="a#1", signal=signal.SIGTERM, tree=True)
     boss.expect("exited", child="a#1", status=signal.SIGTERM)
     wait_until(lambda: keeper.below() == {boss.pid}, what="no child and no zombie")
@@ -564,7 +571,7 @@ def test_the_last_one_that_is_left_ends_by_itself(keeper: RunningKeeper) -> None
 
 def test_kill_main_leaves_the_others_alone(keeper: RunningKeeper) -> None:
     boss = keeper.supervisor()
-    pid, grandchild = leaver(boss, kill="main")
+    _, grandchild = leaver(boss, kill="main")
     boss.send("signal", child="a#1", signal=signal.SIGKILL, tree=True)
     assert boss.expect("exited", child="a#1")["left"] is False
     assert alive(grandchild)
@@ -642,7 +649,7 @@ def test_a_supervisor_that_can_not_be_executed(tmp_path: Path) -> None:
 
 
 def test_a_supervisor_that_never_becomes_ready_is_tried_again_more_and_more_slowly(start: Start) -> None:
-    keeper = start()
+    keeper = start(RETRY_SECONDS=0.05)
     boss = keeper.supervisor()
     pid = boss.spawned("a#1")
     gaps = []
@@ -653,8 +660,8 @@ def test_a_supervisor_that_never_becomes_ready_is_tried_again_more_and_more_slow
         gaps.append(time.monotonic() - at)
         assert (boss.hello["starts"], boss.hello["last"]) == (number, "exit status 1")
         assert boss.children["a#1"]["pid"] == pid
-    assert gaps[-1] > gaps[-2] > gaps[0], gaps
-    assert gaps[-1] > 2 * gaps[0], gaps
+    assert gaps[-1] > gaps[-3] > gaps[0], gaps
+    assert gaps[-1] > 1.5 * gaps[0], gaps
 
 
 def test_a_ready_supervisor_that_is_killed_has_a_successor_at_once(start: Start) -> None:
@@ -722,7 +729,8 @@ def test_a_supervisor_that_closes_the_wire_and_lives_is_replaced(start: Start) -
     keeper = start(heartbeat=0.05)
     boss = keeper.supervisor()
     pid = boss.spawned("a#1")
-    boss.wire.close()
+    os.kill(boss.pid, signal.SIGSTOP)  # alive, but it does not go by itself
+    boss.socket.shutdown(socket.SHUT_RDWR)
     second = keeper.supervisor()
     assert not alive(boss.pid)
     assert second.children["a#1"]["pid"] == pid
@@ -748,7 +756,7 @@ FIELDS = {
     "status": st.none() | st.text(),
 }
 OPS = ["spawn", "signal", "forget", "hold", "release", "sync", "ready", "notify", "log", "pong", "exit", "", None, 7]
-MALFORMED = st.builds(lambda op, fields: {"op": op} | fields, st.sampled_from(OPS), st.fixed_dictionaries({}, optional=FIELDS))
+MALFORMED = st.tuples(st.sampled_from(OPS), st.fixed_dictionaries({}, optional=FIELDS))
 
 
 def test_no_message_ends_the_keeper(keeper: RunningKeeper) -> None:
@@ -756,11 +764,11 @@ def test_no_message_ends_the_keeper(keeper: RunningKeeper) -> None:
     # Not "a#1", which a signal may rightly hit.
     pid = boss.spawned("survivor#1")
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(MALFORMED, max_size=8))
-    def check(messages: list[Message]) -> None:
-        for message in messages:
-            boss.wire.send(message)
+    def check(messages: list[tuple[object, Message]]) -> None:
+        for op, fields in messages:
+            boss.wire.send({"op": op} | fields)
         boss.send("sync", number=77_777)
         boss.expect("synced", number=77_777)
         boss.messages.clear()
@@ -785,7 +793,7 @@ def test_nobody_reads_what_the_keeper_says(start: Start) -> None:
 
 
 def test_started_without_standard_descriptors(start: Start) -> None:
-    keeper = start(options={"preexec_fn": lambda: os.closerange(0, 3)})  # noqa: PLW1509 - no threads here
+    keeper = start(options={"preexec_fn": lambda: os.closerange(0, 3)})
     boss = keeper.supervisor()
     read_end, write_end = os.pipe()
     boss.send("hold", write_end, name="out")

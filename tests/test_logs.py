@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,16 @@ def no_large_files() -> Iterator[Callable[[int], None]]:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@contextmanager
+def full_speed(stdout: int) -> Iterator[None]:
+    """A child that prints lines without end."""
+    with subprocess.Popen(["yes", "x" * 99], stdout=stdout, stderr=subprocess.DEVNULL) as yes:
+        try:
+            yield
+        finally:
+            yes.kill()
+
+
 def all_output(path: Path) -> bytes:
     """The log as a reader sees it: the rotated files, oldest first, and the current one."""
     numbers = [int(file.suffix[1:]) for file in path.parent.glob(f"{path.name}.*") if file.suffix[1:].isdigit()]
@@ -127,6 +138,15 @@ def test_an_old_file_is_continued_and_counters_too(logs: Capture) -> None:
     assert (logs.folder / "shop.log").read_bytes() == b"before\nafter\n"
 
 
+def test_what_a_killed_predecessor_held_in_memory_counts_as_dropped(logs: Capture) -> None:
+    pipe = logs.add("shop", Log(), counters=Counters(read=10, written=6, held=4))
+    assert logs.thread.counters("shop") == Counters(read=10, written=6, dropped=4, unreported=4)
+    os.write(pipe, b"after\n")
+    assert logs.settle("shop") == Counters(read=16, written=12, dropped=4)
+    told = b"procman: 4 bytes of output were dropped: procman was restarted\n"
+    assert (logs.folder / "shop.log").read_bytes() == told + b"after\n"
+
+
 def test_remove_writes_what_is_in_the_pipe_and_closes_it(logs: Capture) -> None:
     pipe = logs.add("shop", Log())
     os.write(pipe, b"last words\n")
@@ -140,12 +160,11 @@ def test_remove_writes_what_is_in_the_pipe_and_closes_it(logs: Capture) -> None:
 
 def test_remove_does_not_wait_for_a_program_that_never_stops(logs: Capture) -> None:
     pipe = logs.add("yes", Log(max_size=1 << 20, keep=1))
-    with subprocess.Popen(["yes"], stdout=pipe, stderr=subprocess.DEVNULL) as yes:
+    with full_speed(pipe):
         wait_until(lambda: logs.thread.counters("yes").read > 1 << 20)
         done = threading.Event()
         logs.thread.remove("yes", done.set)
         assert done.wait(5)
-        yes.kill()
 
 
 def test_when_all_writers_are_gone_the_rest_is_written_and_nothing_spins(logs: Capture) -> None:
@@ -201,7 +220,7 @@ def test_streams_of_one_path_share_the_file(logs: Capture) -> None:
 
 def test_one_program_at_full_speed_leaves_the_others_their_turn(logs: Capture) -> None:
     busy, quiet = logs.add("busy", Log(max_size=8 << 20, keep=1)), logs.add("quiet", Log())
-    with subprocess.Popen(["yes", "x" * 99], stdout=busy) as yes:
+    with full_speed(busy):
         wait_until(lambda: logs.thread.counters("busy").read > 8 << 20)
         began = time.monotonic()
         for number in range(1, 11):
@@ -209,8 +228,6 @@ def test_one_program_at_full_speed_leaves_the_others_their_turn(logs: Capture) -
             wait_until(lambda number=number: logs.thread.counters("quiet").written == 5 * number)  # type: ignore[misc]
         assert time.monotonic() - began < 5
         assert fcntl.fcntl(busy, fcntl.F_GETPIPE_SZ) > fcntl.fcntl(quiet, fcntl.F_GETPIPE_SZ)
-        yes.kill()
-        yes.wait()
     counters = logs.settle("busy")
     assert counters.read == counters.written > 8 << 20
     assert counters.rotations >= 1
@@ -777,13 +794,12 @@ def test_a_stdout_that_nobody_reads_drops_after_a_second_and_recovers(
     reader, stdout = make()
     logs = Capture(tmp_path, stdout)
     printing, filing = logs.add("loud", INHERIT), logs.add("calm", Log())
-    with subprocess.Popen(["yes", "x" * 99], stdout=printing) as yes:
+    with full_speed(printing):
         wait_until(lambda: logs.thread._debtor)
         os.write(filing, b"not stuck\n")
         assert logs.settle("calm").written == 10
         assert logs.thread.counters("loud").dropped == 0
         wait_until(lambda: logs.thread.counters("loud").dropped > 1 << 20)
-        yes.kill()
     assert os.get_blocking(stdout)
     assert logs.thread.counters("loud").error == "the daemon's stdout takes nothing"
     printed = drain(reader)

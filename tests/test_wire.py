@@ -1,4 +1,4 @@
-"""The wire between keeper and supervisor: whatever arrives in whatever pieces, messages and descriptors come out whole."""
+"""The wire between keeper and supervisor: in whatever pieces it arrives, messages and descriptors come out whole."""
 
 from __future__ import annotations
 

@@ -134,6 +134,13 @@ def view_file(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(size))])
     return environ["wsgi.file_wrapper"](open(__file__, "rb"))
 
+def view_nothing(environ, start_response):
+    start_response("204 No Content", [])
+    return []
+
+def view_empty(environ, start_response):
+    return plain(start_response, b"")
+
 def view_error(environ, start_response):
     return plain(start_response, b"no", "500 Broken")
 
@@ -686,6 +693,21 @@ def test_streams_and_files(shared: Server) -> None:
     assert shared.get("/write").body == b"abcdef"
 
 
+def test_head_and_body_are_sent_together(shared: Server) -> None:
+    with shared.client() as client:
+        for _ in range(20):
+            client.send(b"GET /pid HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert client.sock.recv(65536).endswith(f"\r\n\r\n{shared.process.pid}".encode())
+
+
+def test_an_answer_without_a_body(shared: Server) -> None:
+    with shared.client() as client:
+        answer = client.get("/nothing")
+        assert (answer.status, answer.body) == (204, b"")
+        assert client.until_end() == b""
+        assert shared.get("/empty").headers["content-length"] == "0"
+
+
 def test_the_iterable_is_closed(serve: Serve) -> None:
     server = serve()
     assert server.get("/closing").body == b"first second"
@@ -837,6 +859,8 @@ def test_a_dead_stdout_breaks_no_request(serve: Serve, kind: str) -> None:
             for _ in range(3):
                 assert client.get("/pid").body == str(server.process.pid).encode()
                 assert client.rest == b""
+        if kind == "closed":  # no socket may have become its stdout
+            assert os.readlink(f"/proc/{server.process.pid}/fd/1") == "/dev/null"
         server.term()
         assert server.ends() == 0
     assert "Traceback" not in server.err
@@ -1088,7 +1112,6 @@ def test_notify(serve: Serve, abstract: bool) -> None:
 
 def test_it_sleeps_when_idle(serve: Serve) -> None:
     server = serve()
-    server.get("/pid")
     path = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/status")
 
     def switches() -> int:
@@ -1099,10 +1122,12 @@ def test_it_sleeps_when_idle(serve: Serve) -> None:
         time.sleep(0.2)
         return switches() == before
 
-    wait_until(still)
-    before = switches()
-    time.sleep(1.5)
-    assert switches() - before <= 1
+    with server.client() as client:
+        client.get("/pid")
+        wait_until(still)
+        before = switches()
+        time.sleep(1.5)
+        assert switches() == before
 
 
 def test_without_descriptors_it_waits_and_recovers(serve: Serve) -> None:
@@ -1330,6 +1355,17 @@ def test_a_running_request_is_finished_though_its_client_has_gone(serve: Serve) 
         server.process.wait(0.3)
     release(fifo)
     assert server.ends() == 0
+
+
+def test_a_request_whose_client_has_gone_is_cut_off_too(serve: Serve) -> None:
+    server = serve("shop:app", "--set", "channel_request_lookahead=1", "--drain-timeout=0.4")
+    serve.fifo("gate")
+    with server.client() as client:
+        client.send(b"GET /wait?gate HTTP/1.1\r\nHost: a\r\n\r\n")
+        wait_until(lambda: "entered gate" in server.err)
+    server.term()
+    assert server.ends() == 1
+    assert "1 request cut off" in server.err
 
 
 @pytest.mark.parametrize("kind", ["running", "upload", "unread"])

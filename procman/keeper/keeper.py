@@ -98,7 +98,7 @@ class Keeper:
         return self.exit_status
 
     def _safely(self, again: str, action: Callable[..., None], *arguments: object) -> None:
-        """Whatever goes wrong in `action`, the keeper lives: it is said, and the action `again` comes a little later."""
+        """Whatever goes wrong in `action`, the keeper lives: it is said, and the action `again` comes a bit later."""
         try:
             action(*arguments)
         except Exception as error:  # noqa: BLE001 - the programs must not pay for a mistake here
@@ -419,7 +419,8 @@ def run(
     on_ready: Callable[[], None] = lambda: None,
     use_cgroup: bool = True,
 ) -> int:
-    """Be the keeper: start `command` as the supervisor (its last argument becomes the descriptor of the wire), bring it back
-    whenever it dies, and return the exit status when all is over. `on_ready` is called once, when the supervisor first
-    says that the table runs. `heartbeat` is in seconds. Without `use_cgroup` descendants are found by other means only."""
+    """Be the keeper: start `command` as the supervisor (its last argument becomes the descriptor of the wire), bring it
+    back whenever it dies, and return the exit status when all is over. `on_ready` is called once, when the supervisor
+    first says that the table runs. `heartbeat` is in seconds. Without `use_cgroup` descendants are found by other means
+    only."""
     return Keeper(command, heartbeat, on_ready, use_cgroup).run()

@@ -35,6 +35,8 @@ _python = ctypes.PyDLL(None, use_errno=True)
 OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)
 """RLIMIT_NOFILE as procmand was started with it. The keeper raises its own; programs get this one."""
 
+EVERY_SIGNAL = signal.valid_signals()
+
 _RLIMITS = {
     "open_files": resource.RLIMIT_NOFILE,
     "processes": resource.RLIMIT_NPROC,
@@ -61,7 +63,8 @@ def fork_child(set_up_and_exec: Callable[[int], NoReturn], cgroup: str = "") -> 
     of the report pipe: it ends empty when exec has succeeded, otherwise it holds the report of `fail`. Raises OSError."""
     read_end, write_end = os.pipe()
     # A signal between fork and exec would run the keeper's handlers in the child and be lost to the program.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    _changed_signals()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, EVERY_SIGNAL)
     try:
         pid = fork(cgroup)
         if pid == 0:
@@ -150,9 +153,15 @@ def read_report(text: bytes) -> dict[str, Any]:
 
 def reset_signals() -> None:
     """Give every signal its default action, as the manual page of execve(2) lets a program expect it."""
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        if signal.getsignal(number) is not signal.SIG_DFL:
-            signal.signal(number, signal.SIG_DFL)
+    for number in _changed_signals():
+        signal.signal(number, signal.SIG_DFL)
+
+
+@functools.cache
+def _changed_signals() -> list[signal.Signals]:
+    """Those that have another action than the default one here. Asked once, in the parent: it is slow."""
+    possible = EVERY_SIGNAL - {signal.SIGKILL, signal.SIGSTOP}
+    return [number for number in possible if signal.getsignal(number) is not signal.SIG_DFL]
 
 
 def _steps(request: Mapping[str, Any], held: Mapping[str, int]) -> list[tuple[str, Callable[[], object]]]:

@@ -126,7 +126,7 @@ class Flow:
         self.read += span.length
         self.written += span.length
         self.error = file.error
-        if span.length >= self._capacity:
+        if span.length > self._capacity // 2:  # never quite full: pages of a pipe may have gaps
             self._widen()
         if self.tap:
             self._tell(file.read_back(span))

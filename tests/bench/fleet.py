@@ -12,6 +12,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 
 from tests.bench.contenders import START_SECONDS, Contender, Procmand, Programs, Supervisord
@@ -30,6 +31,9 @@ script, fifo, *names = sys.argv[1:]
 for name in names:
     os.posix_spawn("/bin/sh", ["/bin/sh", script, fifo, name], os.environ)
 """
+
+SAMPLING_SECONDS = 5
+"""procman's default."""
 
 LIMIT = "limit"
 UNSAMPLED = "procman without sampling"
@@ -67,7 +71,11 @@ def run(plan: Plan, names: Collection[str], say: Callable[[str], None]) -> list[
             _take(samples, LIMIT, "boot", _bare_boot(plan))
         for _ in range(plan.status_calls if "status" in names else 0):
             _take(samples, LIMIT, "status", run_timed([sys.executable, "-c", "pass"], os.environ)[0])
-    return [figure for figure in _figures(plan.programs, samples) if figure.name.partition("-")[0] in names]
+    figures = [figure for figure in _figures(plan.programs, samples) if figure.name.partition("-")[0] in names]
+    if plan.idle_seconds < SAMPLING_SECONDS:
+        note = f"measured for {plan.idle_seconds} s, so it holds no sample: only the full run says something"
+        figures = [replace(each, notes=(note,)) if each.name == "idle-sampling" else each for each in figures]
+    return figures
 
 
 def _take(samples: Samples, whose: str, what: str, value: float) -> None:

@@ -1,0 +1,163 @@
+"""The state file is written soon, together, in another thread, and nothing is forgotten that is not on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from procman import journal
+from procman.journal import Journal
+
+
+class Written:
+    """A journal with what it writes and forgets."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "state.json"
+        self.number: Any = 0
+        self.asked = 0
+        self.forgotten: list[str] = []
+        self.journal = Journal(str(self.path), self._document, self.forgotten.append)
+
+    def _document(self) -> dict[str, Any]:
+        self.asked += 1
+        return {"number": self.number}
+
+    def on_disk(self) -> Any:
+        return json.loads(self.path.read_bytes())["number"]
+
+
+@contextlib.asynccontextmanager
+async def journaling(folder: Path) -> AsyncIterator[Written]:
+    written = Written(folder)
+    try:
+        yield written
+    finally:
+        await written.journal.close()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(journal, "GATHER_SECONDS", 0.02)
+
+
+def test_many_changes_are_one_write(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with journaling(tmp_path) as written:
+            for number in range(100):
+                written.number = number
+                written.journal.dirty()
+            await written.journal.saved()
+            assert (written.on_disk(), written.asked) == (99, 1)
+
+    asyncio.run(check())
+
+
+def test_a_change_is_written_without_being_waited_for(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with journaling(tmp_path) as written, asyncio.timeout(10):
+            written.journal.dirty()
+            while not written.path.exists():
+                await asyncio.sleep(0.005)
+
+    asyncio.run(check())
+
+
+def test_what_changes_during_a_write_is_written_too(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with journaling(tmp_path) as written:
+            written.number = 1
+            first = asyncio.create_task(written.journal.saved())
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # it is in the thread now
+            written.number = 2
+            written.journal.forget_later("a#1")
+            await asyncio.gather(written.journal.saved(), first)
+            assert written.on_disk() == 2
+            assert written.forgotten == ["a#1"]
+
+    asyncio.run(check())
+
+
+def test_the_last_write(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with journaling(tmp_path) as written:
+            written.number = 7
+            written.journal.dirty()
+        assert written.on_disk() == 7
+        asked = written.asked
+        written.journal.dirty()
+        await written.journal.saved()  # returns at once
+        await asyncio.sleep(0.1)
+        assert written.asked == asked, "nothing is written after close"
+
+    asyncio.run(check())
+
+
+def test_a_write_that_fails_is_tried_again_and_nothing_is_forgotten_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def check() -> None:
+        folder = tmp_path / "state"
+        async with journaling(folder) as written:
+            written.journal.forget_later("a#1")
+            await written.journal.saved()
+            assert str(folder) in written.journal.problem
+            written.journal.forget_later("b#1")
+            await written.journal.saved()
+            assert written.forgotten == []
+            assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 1, "said once"
+            folder.mkdir()
+            async with asyncio.timeout(10):
+                while written.journal.problem:
+                    await asyncio.sleep(0.005)
+            assert written.forgotten == ["a#1", "b#1"]
+            assert "can be written again" in caplog.text
+
+    asyncio.run(check())
+
+
+def test_a_document_that_is_no_json_does_not_end_the_journal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def check() -> None:
+        async with journaling(tmp_path) as written:
+            written.number = object()
+            await written.journal.saved()
+            assert "TypeError" in written.journal.problem
+            written.number = 5
+            await written.journal.saved()
+            assert (written.journal.problem, written.on_disk()) == ("", 5)
+
+    asyncio.run(check())
+
+
+def test_nobody_waits_for_a_stuck_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A FIFO that nobody reads: opening it for writing blocks, as a dead network disk does."""
+    monkeypatch.setattr(journal, "STUCK_SECONDS", 0.05)
+    fifo = tmp_path / "state.json.new"
+    os.mkfifo(fifo)
+
+    async def check() -> None:
+        written = Written(tmp_path)
+        written.journal.forget_later("a#1")
+        await written.journal.saved()
+        await written.journal.close()
+        assert written.forgotten == []
+        reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)  # lets the thread go on
+        async with asyncio.timeout(10):
+            while not written.forgotten:
+                await asyncio.sleep(0.005)
+        os.close(reader)
+
+    asyncio.run(check())
+    assert "stuck" in caplog.text
