@@ -128,6 +128,8 @@ def test_the_shipped_unit(box: tuple[Box, RunningDaemon]) -> None:
     )
     before = running.wait_for("it")
     assert systemd.show("StatusText") == "1 processes"
+    cgroup = str(running.json("daemon", "status")["cgroup"])
+    assert "/system.slice/procman.service/procman-" in cgroup  # Delegate=yes: below the service, not beside it
     first = systemd.show("WatchdogTimestampMonotonic")
     running.write_table(PLAIN.format("it") + PLAIN.format("new"))
     assert systemd.run("systemctl", "reload", "procman.service").returncode == 0

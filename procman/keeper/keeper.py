@@ -214,8 +214,8 @@ class Keeper:
         self._retry_supervisor()
 
     def _snapshot(self) -> None:
-        hello = {"op": "hello", "pid": os.getpid(), "starts": self.starts, "last": self.last, "cgroup": self.cgroup_root}
-        self._tell(hello)
+        hello = {"op": "hello", "pid": os.getpid(), "starts": self.starts, "last": self.last}
+        self._tell(hello | {"cgroup": self.cgroup_root})
         for record in self.children.records():
             self._tell(record)
         for name, fd in self.held.items():
@@ -275,11 +275,11 @@ class Keeper:
 
     def _replace_supervisor(self, why: str) -> None:
         """It is of no use any more. Its end is reported by SIGCHLD."""
-        self._drop_wire()
         if self.supervisor_pid:
             say(f"the supervisor {why}; replacing it")
             self.replaced = True
             os.kill(self.supervisor_pid, signal.SIGKILL)
+        self._drop_wire()
 
     def _tell(self, message: Message, descriptors: Sequence[int] = ()) -> None:
         if self.wire is None:
@@ -365,7 +365,7 @@ class Keeper:
         if (fd := self.held.pop(name, None)) is not None:
             os.close(fd)
 
-    # --- ends -----------------------------------------------------------------------------------------------------------
+    # --- ends ---------------------------------------------------------------------------------------------------------
 
     def _reap(self) -> None:
         """Take note of every child that has ended, programs and orphans alike."""

@@ -19,8 +19,8 @@ supervisor → keeper
     {"op": "exit", "status": 0}                                end what is left, and yourself
 
 keeper → supervisor
-    {"op": "hello", "restarts": 1, "last": "killed by SIGKILL", ...}
-    {"op": "child", "child": "shop:1#7", "state": "running", "pid": 4711, ...}   one for each child that is not forgotten
+    {"op": "hello", "starts": 2, "last": "killed by SIGKILL", ...}
+    {"op": "child", "child": "shop:1#7", "state": "running", ...}    one for each child that is not forgotten
     {"op": "held", "name": "listener/web"} + 1 descriptor      one for each
     {"op": "begin"}                                            the snapshot is complete; from here on: events
     {"op": "spawned", "child": "shop:1#7", "pid": 4711, "at": 1790000000.0}
