@@ -39,7 +39,8 @@ class Account:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listener:
-    """A listening socket that the daemon opens once and holds. A program's own address makes one named by the address."""
+    """A listening socket that the daemon opens once and holds. A program's own address makes one named by the
+    address."""
 
     name: str
     address: Address
@@ -55,7 +56,8 @@ class Ready:
     """How a process shows that it serves. Fields that its kind does not need are empty.
 
     seconds   it stayed up for `Program.start_seconds`
-    http      GET `path` on `address` answers 200-399 (any HTTP answer at all when `any_status`); `host` is the Host header
+    http      GET `path` on `address` answers 200-399 (any HTTP answer at all when `any_status`); `host` is the Host
+              header
     tcp unix  `address` accepts a connection
     command   `argv` exits 0
     log       a line of its output matches the regular expression `pattern`
@@ -168,8 +170,8 @@ class Daemon:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """A whole program table: `files` are all the files that were read; `programs` has one entry for each process, in the
-    order of the table's names, and `listeners` only sockets that a process or a `[listener.*]` table names."""
+    """A whole program table: `files` are all the files that were read; `programs` has one entry for each process, in
+    the order of the table's names, and `listeners` only sockets that a process or a `[listener.*]` table names."""
 
     path: str
     files: tuple[str, ...]

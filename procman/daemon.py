@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         "--heartbeat", type=float, default=5.0, metavar="SECONDS",
         help="how often the supervisor must show that it is not stuck; it is replaced after four misses (default: 5)",
     )  # fmt: skip
-    parser.add_argument("--no-cgroup", action="store_true", help="find descendants without cgroups, also where it could")
+    parser.add_argument("--no-cgroup", action="store_true", help="do not use cgroups, also where they can be made")
     parser.add_argument("--version", action="version", version=f"procman {__version__}")
     parser.epilog = f"Without -c, the table is the first of: {', '.join(_usual_tables())}."
     return parser

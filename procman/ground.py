@@ -1,4 +1,5 @@
-"""What processes stand on: it turns "spawn", "signal" and "tell me when it is ready" into work for keeper, sockets and logs.
+"""What processes stand on: it turns "spawn", "signal" and "tell me when it is ready" into work for keeper, sockets
+and logs.
 
 It decides nothing: `Process` asks, this does. It is `process.Surroundings`.
 """
@@ -17,7 +18,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from procman import launch, logread, notify, probes, report
+from procman import launch, logread, notify, probes
 from procman.config import Config, Listener, Program
 from procman.errors import Failed, ProcmanError
 from procman.holdings import Holdings, held_name
@@ -61,7 +62,7 @@ class Ground:
         self._on_change = on_change
         self._processes = processes
 
-    # --- process.Surroundings -------------------------------------------------------------------------------------------
+    # --- process.Surroundings ---------------------------------------------------------------------------------------
 
     def spawn(self, process: Process, generation: int) -> None:
         """See `process.Surroundings`, as for the next three."""
@@ -135,7 +136,7 @@ class Ground:
                         self._logs.tap(key, None)
         ready()
 
-    # --- before a child -------------------------------------------------------------------------------------------------
+    # --- before a child ---------------------------------------------------------------------------------------------
 
     def prepare(self, program: Program, config: Config) -> None:
         """Open what `program` needs, or find it open. What can't be opened is said, and tried again at each start."""
@@ -200,7 +201,7 @@ class Ground:
         beside = os.path.dirname(sys.executable)
         return launch.environment(program, self._environ, from_files, address, servers_folder=beside)
 
-    # --- READY=1 --------------------------------------------------------------------------------------------------------
+    # --- READY=1 ----------------------------------------------------------------------------------------------------
 
     def _open_notify(self, program: Program) -> str:
         known = program.name in self._holdings.notify_sockets
@@ -229,7 +230,7 @@ class Ground:
         elif message.fields.get("READY") == "1":
             process.feed(Ready())
 
-    # --- commands that probes run ---------------------------------------------------------------------------------------
+    # --- commands that probes run -----------------------------------------------------------------------------------
 
     async def _run(self, program: Program, argv: tuple[str, ...]) -> int:
         """Run a probe's command as the program would run; its exit status, 127 when it can't start."""
@@ -260,10 +261,11 @@ class Ground:
             self._link.forget(child)
         return True
 
-    # --- exits ----------------------------------------------------------------------------------------------------------
+    # --- exits ------------------------------------------------------------------------------------------------------
 
     def explain(self, exit: Exit) -> Exit:
-        """`exit`, with the hint that the kernel killed something for want of memory meanwhile. Slow: not before a restart."""
+        """`exit`, with the hint that the kernel killed something for want of memory meanwhile. Slow: not before a
+        restart."""
         if exit.signal != signal.SIGKILL:
             return exit
         before, self._oom_kills = self._oom_kills, _oom_kills()
@@ -271,7 +273,7 @@ class Ground:
             return exit
         return replace(exit, reason=f"{exit.reason}; the kernel's out-of-memory killer was at work")
 
-    # --- logs -----------------------------------------------------------------------------------------------------------
+    # --- logs -------------------------------------------------------------------------------------------------------
 
     def log_sources(self, program: Program) -> list[LogSource]:
         """The log files of `program`."""
@@ -342,7 +344,7 @@ class Ground:
         sources = [] if process is None else self.log_sources(process.program)
         return next((source.path for source in sources if source.stream == stream), "")
 
-    # --- looking --------------------------------------------------------------------------------------------------------
+    # --- looking ----------------------------------------------------------------------------------------------------
 
     def tree(self, pid: int | None) -> list[dict[str, Any]]:
         """Every process of the tree below and with `pid`: pid, command line, memory in bytes (RSS)."""

@@ -1,7 +1,7 @@
 """What the keeper holds for the processes: listening sockets, log pipes, notification sockets.
 
-Each is opened once, given to the keeper under a name, and found again there by the next supervisor. The supervisor keeps
-open only what it reads itself.
+Each is opened once, given to the keeper under a name, and found again there by the next supervisor. The supervisor
+keeps open only what it reads itself.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def held_name(listener: Listener, process: str) -> str:
 class Holdings:
     """The held descriptors by name: `listener/NAME[@PROCESS]`, `log/PROCESS/out/r` and so on, `notify/PROCESS`.
 
-    `held` are the descriptors that the snapshot brought; this object owns them. `counters` are what the log thread of the
-    supervisor before had counted.
+    `held` are the descriptors that the snapshot brought; this object owns them. `counters` are what the log thread of
+    the supervisor before had counted.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Holdings:
             os.close(fd)
         self._received.clear()
 
-    # --- listeners ------------------------------------------------------------------------------------------------------
+    # --- listeners --------------------------------------------------------------------------------------------------
 
     def listener(self, listener: Listener, process: str) -> str:
         """The held name of `listener` for `process`, opening it if need be. Raises Failed when it can't be bound."""
@@ -93,7 +93,7 @@ class Holdings:
             if opened is not None and opened.address.kind == "unix":
                 listeners.remove_socket_file(opened.address.path)
 
-    # --- logs -----------------------------------------------------------------------------------------------------------
+    # --- logs -------------------------------------------------------------------------------------------------------
 
     def open_logs(self, program: Program) -> None:
         """Pipes for the output of `program`, and somebody who empties them."""
@@ -119,7 +119,7 @@ class Holdings:
             self._log_thread.remove(name)
             self.release(f"{name}/r")
 
-    # --- notification sockets -------------------------------------------------------------------------------------------
+    # --- notification sockets ---------------------------------------------------------------------------------------
 
     def notify_socket(self, program: Program) -> NotifySocket:
         """The socket on which `program` may say READY=1. Raises Failed."""
@@ -149,7 +149,7 @@ class Holdings:
             listeners.remove_socket_file(socket.path)
             socket.close()
 
-    # --- control sockets ------------------------------------------------------------------------------------------------
+    # --- control sockets --------------------------------------------------------------------------------------------
 
     def control_folder(self, program: Program) -> None:
         """The folder in which a server makes its own control socket: for its user alone. Raises Failed."""

@@ -1,6 +1,7 @@
 """When the state file is written: soon after a change, many changes at once, never in the loop.
 
-The disk may be slow, full or stuck: writing happens in a thread of its own, and what fails is said once and tried again.
+The disk may be slow, full or stuck: writing happens in a thread of its own, and what fails is said once and tried
+again.
 """
 
 from __future__ import annotations

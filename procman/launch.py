@@ -37,7 +37,8 @@ def environment(
     *,
     servers_folder: str = "",
 ) -> dict[str, str]:
-    """The environment of a child; what comes later wins: daemon, user, virtualenv, `env_file`, `environment`, procman's.
+    """The environment of a child; what comes later wins: daemon, user, virtualenv, `env_file`, `environment`,
+    procman's.
 
     `servers_folder` comes last in the PATH of a server without a virtualenv: the one installed beside procman is found.
     """
@@ -78,7 +79,8 @@ def log_pipes(program: Program) -> tuple[str | None, str | None]:
 def request(
     program: Program, generation: int, env: Mapping[str, str], listen: Mapping[str, str]
 ) -> dict[str, object]:
-    """The keeper's "spawn" request for child number `generation`. `listen` maps listener names to held names, in order."""
+    """The keeper's "spawn" request for child number `generation`. `listen` maps listener names to held names, in
+    order."""
     out, err = log_pipes(program)
     limits = {key: value for key, value in asdict(program.limits).items() if value not in (None, ())}
     asked: dict[str, object] = {
@@ -100,7 +102,8 @@ def request(
 
 
 def parse_env_file(text: str) -> dict[str, str]:
-    """KEY=VALUE lines; `#` comments, blank lines, a leading `export`, and matching quotes around a value are understood.
+    """KEY=VALUE lines; `#` comments, blank lines, a leading `export`, and matching quotes around a value are
+    understood.
 
     Raises ValueError that names the line.
     """

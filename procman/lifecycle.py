@@ -3,7 +3,8 @@
 Theory first
 ------------
 A *process* (`shop`, `blog:2`) is what the table wants to exist. Its *child* is one pid: it dies and is replaced.
-What is **wanted** (up or down) and what **is** (the state) are two fields; there is no RESTARTING or RELOADING. To restart
+What is **wanted** (up or down) and what **is** (the state) are two fields; there is no RESTARTING or RELOADING. To
+restart
 is to feed Stop and then Start: the process is STOPPING and wanted up, so it is started again when it has stopped.
 
     STOPPED    no child, and none is wanted
@@ -14,8 +15,8 @@ is to feed Stop and then Start: the process is STOPPING and wanted up, so it is 
     EXITED     the child ended, and by its `restart` policy it is not started again
     FATAL      it failed to start more often than `start_retries` allows
 
-`step()` is the only place that makes a state. It takes what happened and the time, and returns the new `Status` and what
-is to be done. The caller (`process.py`) does it and feeds back what comes of it.
+`step()` is the only place that makes a state. It takes what happened and the time, and returns the new `Status` and
+what is to be done. The caller (`process.py`) does it and feeds back what comes of it.
 
 Rules that always hold (the state machine test checks them after every event):
   1. At most one child: Spawn is only returned when `alive` is false, and makes it true with a new `generation`.
@@ -74,7 +75,8 @@ WAITING = frozenset({State.STARTING, State.STOPPING, State.BACKOFF})
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a child ended: `code` (0-255) or `signal`, one of them. `at` is seconds since the epoch, `reason` one phrase."""
+    """How a child ended: `code` (0-255) or `signal`, one of them. `at` is seconds since the epoch, `reason` one
+    phrase."""
 
     code: int | None
     signal: int | None
@@ -89,8 +91,8 @@ class Status:
     `alive`       a child was asked for and its end has not been reported
     `generation`  number of the last child; with the process name it names the child for the keeper
     `started`     monotonic time at which that child was asked for
-    `ending`      in STOPPING: "asked" (an operator, or the table), "failed" (a failed start), "exited" (ended by itself,
-                  what it left behind is being killed)
+    `ending`      in STOPPING: "asked" (an operator, or the table), "failed" (a failed start), "exited" (ended by
+                  itself, what it left behind is being killed)
     `failures`    failed or too short starts in a row
     `restarts`    how often procman started it again by itself
     `why`         one sentence: the reason for this state

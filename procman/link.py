@@ -138,6 +138,10 @@ class KeeperLink:
         """The end of this child is on record: the keeper need not tell it again."""
         self.send({"op": "forget", "child": child})
 
+    def note(self, child: str, text: str) -> None:
+        """The keeper remembers `text` with this child, for the next supervisor."""
+        self.send({"op": "note", "child": child, "note": text})
+
     def hold(self, name: str, descriptor: int) -> None:
         """Give the keeper a copy of `descriptor` to keep under `name`."""
         self.send({"op": "hold", "name": name}, descriptor)

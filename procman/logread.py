@@ -195,7 +195,7 @@ class Follower:
             os.close(self._fd)
             self._fd = -1
 
-    # --- which file comes next ---------------------------------------------------------------------------------------
+    # --- which file comes next --------------------------------------------------------------------------------------
 
     def _find(self, wanted: Identity) -> int:
         """A descriptor for the file, whatever its name is now; -1 when it is gone."""

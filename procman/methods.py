@@ -76,8 +76,8 @@ class Operations(Protocol):
     def reopen_logs(self, peer: Peer) -> None:
         """Closes and opens every log file, for a rotation by others."""
 
-    def reread(self, peer: Peer) -> Object:
-        """Reads the table again; what changed, and what must be restarted to change."""
+    async def reread(self, peer: Peer) -> Object:
+        """Reads the table again and applies it; what changed, and what must be restarted to change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,7 +379,7 @@ async def _reopen_logs(operations: Operations, call: Call) -> object:
 
 
 async def _reread(operations: Operations, call: Call) -> object:
-    return operations.reread(call.peer)
+    return await call.outlive(operations.reread(call.peer))
 
 
 _OPERATE: dict[str, tuple[Kind, object]] = {

@@ -18,7 +18,8 @@ Outcome = tuple[bool, str]
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """What is to become of one process: `verb` is "start", "stop" or "restart"; `generation` is its child's number before."""
+    """What is to become of one process: `verb` is "start", "stop" or "restart"; `generation` is its child's number
+    before."""
 
     verb: str
     process: Process

@@ -40,8 +40,8 @@ class Surroundings(Protocol):
     def watch_ready(
         self, process: Process, ready: Callable[[], None], report: Callable[[str], None]
     ) -> Coroutine[Any, Any, None] | None:
-        """What to run until the child is ready, or None when there is nothing to watch. It calls `ready` when it is, and
-        `report` with the reason why not yet. It ends by being cancelled."""
+        """What to run until the child is ready, or None when there is nothing to watch. It calls `ready` when it is,
+        and `report` with the reason why not yet. It ends by being cancelled."""
 
 
 class Process:

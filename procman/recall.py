@@ -1,7 +1,8 @@
 """The table in force, kept by the keeper: a supervisor that replaces another one goes on with what that one had read.
 
 The files may have been edited meanwhile, half or wrong. What the daemon runs changes when somebody asks for it, never
-because a supervisor died. So everything that `table.parse` learned from the machine is written down, and asked from there.
+because a supervisor died. So everything that `table.parse` learned from the machine is written down, and asked from
+there.
 """
 
 from __future__ import annotations

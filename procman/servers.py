@@ -112,7 +112,7 @@ _PARENT = "procman must be the parent of the server"
 _PID_FILE = "procman knows the process without a pid file"
 
 
-# --- gunicorn (25.1 and newer; read: 27.0.1) --------------------------------------------------------------------------
+# --- gunicorn (25.1 and newer; read: 27.0.1) ------------------------------------------------------------------------
 
 _GUNICORN_OWNED = _owned(
     {
@@ -168,7 +168,7 @@ def _gunicorn(request: Request) -> Plan:
     )
 
 
-# --- uWSGI (read: 2.0.31; run: pyuwsgi 2.0.30, uWSGI 2.0.31) ----------------------------------------------------------
+# --- uWSGI (read: 2.0.31; run: pyuwsgi 2.0.30, uWSGI 2.0.31) --------------------------------------------------------
 
 _UWSGI_OWNED = _owned(
     {
@@ -255,7 +255,7 @@ def _uwsgi(request: Request) -> Plan:
     )
 
 
-# --- the built-in server (waitress underneath) ------------------------------------------------------------------------
+# --- the built-in server (waitress underneath) ----------------------------------------------------------------------
 
 _WAITRESS_OWNED = _owned(
     {
@@ -320,7 +320,7 @@ def _settings(options: Mapping[str, object]) -> Iterator[str]:
             yield f"--set={name}={' '.join(_texts(key, value))}"
 
 
-# --- what they have in common -----------------------------------------------------------------------------------------
+# --- what they have in common ---------------------------------------------------------------------------------------
 
 _PLANNERS: dict[str, Callable[[Request], Plan]] = {"wsgi": _wsgi, "gunicorn": _gunicorn, "uwsgi": _uwsgi}
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from procman import apply, ground, listeners, store, table
 from procman.config import Config, Daemon
+from procman.desk import Desk
 from procman.errors import ConfigError, Failed, ProcmanError
 from procman.holdings import Holdings
 from procman.link import KeeperLink, Snapshot
@@ -72,7 +73,7 @@ class _Parts:
         self._take_lock()
         self._set_up()
 
-    # --- the table ------------------------------------------------------------------------------------------------------
+    # --- the table --------------------------------------------------------------------------------------------------
 
     def _table_in_force(self) -> Config:
         """What the supervisor before had read; the files only where this is the first one."""
@@ -104,7 +105,7 @@ class _Parts:
             self.link.hold(name, memory)
         os.close(memory)
 
-    # --- the daemon's own things ----------------------------------------------------------------------------------------
+    # --- the daemon's own things ------------------------------------------------------------------------------------
 
     def _take_lock(self) -> None:
         held = self.held.pop("lock", None)
@@ -151,7 +152,8 @@ class _Parts:
                 before.close()
 
     def _reopen_own_log(self) -> None:
-        """Somebody has moved the daemon's own log away: go on in a new one. One that can't be made is said in the old."""
+        """Somebody has moved the daemon's own log away: go on in a new one. One that can't be made is said in the
+        old."""
         if not self._to_file:
             return
         try:
@@ -171,7 +173,7 @@ class _Parts:
     def _access(self) -> Access:
         return Access(os.geteuid(), self.daemon.socket_gid, self.daemon.read_only_gid)
 
-    # --- at work --------------------------------------------------------------------------------------------------------
+    # --- at work ----------------------------------------------------------------------------------------------------
 
     async def supervise(self) -> int:
         """From the first listener to the last goodbye."""
@@ -189,7 +191,7 @@ class _Parts:
         stands = ground.Ground(self.link, holdings, log_thread, os.environ)
         rpc_socket = self._rpc_socket()
         supervisor = Supervisor(self.config, self.link, stands, self.read_table)
-        self.server = Server(rpc_socket, supervisor, self._access())
+        self.server = Server(rpc_socket, Desk(supervisor, self.link, stands), self._access())
         supervisor.on_table = self.table_changed
         stands.on_reopen = self._reopen_own_log
         if self.snapshot.starts == 1:

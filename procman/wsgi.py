@@ -470,7 +470,9 @@ class _Answer(Task):  # type: ignore[misc]
         return b""  # it goes out with the first piece of the body
 
     def write(self, data: bytes) -> None:
-        """Writes a piece of the body, but not for HEAD (RFC 9110 section 9.3.2), where waitress would."""
+        """Writes a piece of the body, but not for HEAD (RFC 9110 section 9.3.2), where waitress would. Raises TypeError."""
+        if isinstance(data, str):  # said before the head is built, so that the answer is a 500
+            raise TypeError("the application's body must be bytes, and not str (PEP 3333)")
         super().write(b"" if self.head else data)
         self.sent += len(data)
         held, self.channel.held = self.channel.held, b""
@@ -556,7 +558,10 @@ class _Connection(HTTPChannel):  # type: ignore[misc]
             if self.server.family == socket.AF_UNIX:  # RFC 3875 knows none: what a URL without a port implies
                 mine, port = "localhost", "443" if adj.url_scheme == "https" else "80"
             else:
-                mine, port = self.socket.getsockname()[:2]
+                try:
+                    mine, port = self.socket.getsockname()[:2]
+                except (OSError, AttributeError) as error:  # closed by the other thread
+                    raise ClientDisconnected from error
                 mine = f"[{mine}]" if ":" in mine else mine
             if adj.server_name != Adjustments.server_name:
                 mine = adj.server_name  # by --set

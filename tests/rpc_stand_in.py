@@ -157,7 +157,7 @@ class StandIn:
     def reopen_logs(self, peer: Peer) -> None:
         self.asked.append(("reopen_logs", peer.uid))
 
-    def reread(self, peer: Peer) -> Object:
+    async def reread(self, peer: Peer) -> Object:
         if self.asked and self.asked[-1][0] == "reread":
             raise Failed("the table has problems", hint="procmanctl check")
         self.asked.append(("reread", peer.uid))

@@ -21,7 +21,8 @@ LINES = 20_000
 
 
 def counters(running: RunningDaemon, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = running.json("show", name)["log"][0]
+    with running.client() as client:
+        found: dict[str, Any] = client.call("show", name=name)["log"][0]
     return found
 
 
@@ -74,14 +75,14 @@ def test_keep_limits_the_rotated_files(daemon: MakeDaemon) -> None:
     running = daemon(
         """
         [program.writer]
-        command = "sh -c 'i=0; while [ $i -lt 2000 ]; do echo 0123456789012345678901234567890123456789; i=$((i+1)); done'"
+        command = "sh -c 'i=0; while [ $i -lt 2000 ]; do echo 012345678901234567890123456789; i=$((i+1)); done'"
         restart = "never"
         start_seconds = 0
         log = { max_size = "4KB", keep = 3, mode_bits = 0o600 }
         """
     )
     running.wait_for("writer", "EXITED", 20)
-    wait_until(lambda: balanced(running, "writer")["written"] == 2000 * 41)
+    wait_until(lambda: balanced(running, "writer")["written"] == 2000 * 31)
     assert len(sorted_files(running, "writer")) == 4
     assert {path.stat().st_mode & 0o777 for path in sorted_files(running, "writer")} == {0o600}
 
@@ -104,7 +105,7 @@ def test_binary_output_and_a_line_of_50_mb(daemon: MakeDaemon) -> None:
     assert path.stat().st_size == size
     with path.open("rb") as file:
         assert file.read(4096) == bytes(range(256)) * 16
-    shown = running.ctl("logs", "-n", "1", "odd", timeout=60)
+    shown = running.ctl("logs", "-n", "1", "odd", errors="replace")
     assert shown.returncode == 0
     assert wait_until(running.answers)
 
@@ -309,20 +310,22 @@ def test_logs_shows_the_last_lines_across_files(daemon: MakeDaemon) -> None:
     shown = running.ctl("logs", "-n", "700", "count")
     assert shown.stdout == "".join(f"{number}\n" for number in range(301, 1001))
     lines = [json.loads(line) for line in running.ctl("--json", "logs", "-n", "1", "count").stdout.splitlines()]
-    assert lines[-1]["text"] == "1000\n"
+    assert "".join(line.get("text", "") for line in lines) == "1000"
 
 
 def test_counters_go_on_in_the_next_supervisor(daemon: MakeDaemon) -> None:
     running = daemon('[program.talk]\ncommand = "sh -c \'echo hello; exec sleep 1000\'"\nstart_seconds = 0\n')
     wait_until(lambda: counters(running, "talk")["written"] == 6)
-    running.ctl("stop", "talk")  # waits for the state file
+    assert running.ctl("restart", "talk").returncode == 0  # waits for the state file
+    wait_until(lambda: counters(running, "talk")["written"] == 12)
+    assert running.ctl("stop", "talk").returncode == 0
     os.kill(running.supervisor_pid, signal.SIGKILL)
     wait_until(lambda: running.json("daemon", "status")["supervisor_starts"] == 2)
-    assert counters(running, "talk")["written"] == 6
+    assert counters(running, "talk")["written"] == 12
 
 
 def test_samples_of_the_whole_tree_in_status_and_show(daemon: MakeDaemon) -> None:
-    eat = "import os, time; os.fork(); held = bytearray(20_000_000); end = time.time() + 60\\nwhile time.time() < end: pass"
+    eat = "import os; os.fork(); held = bytearray(20_000_000)\\nfor _ in range(10**9): pass"
     running = daemon(
         f"""
         [program.busy]

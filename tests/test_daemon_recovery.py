@@ -185,7 +185,7 @@ def test_a_daemon_in_a_hurry_survives_many_kills(daemon: MakeDaemon) -> None:
         running.wait_for(name)
     before = pids(running)
     for _ in range(8):
-        os.kill(running.supervisor_pid, signal.SIGKILL)
+        kill_supervisor(running)
     wait_until(running.answers, 30)
     assert pids(running) == before
     assert running.json("daemon", "status")["supervisor_starts"] >= 9
@@ -227,3 +227,21 @@ def test_output_of_the_time_without_a_supervisor_is_written(daemon: MakeDaemon) 
             fifo.flush()
         expected = "".join(f"line {number}\n" for number in range(1, 21))
         wait_until(lambda: running.log("lines") == expected, 20, "every line, once")
+
+
+def test_readiness_is_remembered_without_a_state_file(daemon: MakeDaemon) -> None:
+    """READY=1 comes once. A supervisor that dies before it could write it down has told the keeper."""
+    running = daemon(
+        """
+        [program.once]
+        command = "${PYTHON} -S -E ${PROGRAMS}/notify.py"
+        ready = { notify = true }
+        """
+    )
+    pid = running.wait_for("once")["pid"]
+    state = running.folder / "state" / "state.json"
+    wait_until(state.exists)
+    state.unlink()
+    state.mkdir()  # nothing can be written there, and nothing read
+    kill_supervisor(running)
+    assert running.wait_for("once")["pid"] == pid

@@ -66,7 +66,7 @@ def test_what_a_crashed_child_leaves_is_gone_before_its_successor_starts(
 
     def replaced() -> bool:
         now = running.status()["daemonish"]
-        return now["state"] == "RUNNING" and now["pid"] != before["pid"]
+        return bool(now["state"] == "RUNNING" and now["pid"] != before["pid"])
 
     wait_until(replaced)
     assert not alive(grandchild)

@@ -21,7 +21,7 @@ BANDS = {
     "pure": "errors config positions values keys programs table servers apply lifecycle launch rpc",
     "keeper": "keeper",
     "edge": "files listeners logs logread resources probes notify store",
-    "daemon": "events link process report operation journal measures holdings recall ground supervisor supervise"
+    "daemon": "events link process report operation journal measures holdings recall ground supervisor desk supervise"
     " methods server daemon",
     "client": "client ctl",
     "program": "wsgi",

@@ -10,7 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from procman.config import Program, Ready as Probe
+from procman.config import Program
+from procman.config import Ready as Probe
 from procman.lifecycle import (
     KILL_AGAIN_SECONDS,
     LEGAL,
@@ -154,7 +155,7 @@ CASES: list[tuple[str, Program, tuple[tuple[float, Event], ...], State, list[Act
     ),
     ("a stop in BACKOFF is STOPPED", PLAIN, (*STARTED, (0.5, Exited(BAD)), (0.6, Stop("op"))), State.STOPPED, []),
     ("a stop signals", PLAIN, (*RUNNING, (2.0, Stop("op"))), State.STOPPING, [TERM]),
-    ("a stop before there is a pid signals too", PLAIN, ((0.0, Start("t")), (0.05, Stop("op"))), State.STOPPING, [TERM]),
+    ("a stop without a pid signals too", PLAIN, ((0.0, Start("t")), (0.05, Stop("op"))), State.STOPPING, [TERM]),
     ("its end is STOPPED", PLAIN, (*RUNNING, (2.0, Stop("op")), (2.1, Exited(GOOD))), State.STOPPED, []),
     (
         "no child after a stop is STOPPED",
@@ -163,7 +164,7 @@ CASES: list[tuple[str, Program, tuple[tuple[float, Event], ...], State, list[Act
         State.STOPPED,
         [],
     ),
-    ("stop_timeout kills the tree", PLAIN, (*RUNNING, (2.0, Stop("op")), (12.0, Deadline())), State.STOPPING, [KILL_TREE]),
+    ("stop_timeout kills", PLAIN, (*RUNNING, (2.0, Stop("op")), (12.0, Deadline())), State.STOPPING, [KILL_TREE]),
     (
         "and again",
         PLAIN,
@@ -220,11 +221,19 @@ CASES: list[tuple[str, Program, tuple[tuple[float, Event], ...], State, list[Act
         State.STOPPED,
         [],
     ),
-    ("a stop of EXITED is STOPPED", replace(PLAIN, restart="never"), (*RUNNING, (9.0, Exited(BAD)), (9.1, Stop("op"))), State.STOPPED, []),
+    (
+        "a stop of EXITED is STOPPED",
+        replace(PLAIN, restart="never"),
+        (*RUNNING, (9.0, Exited(BAD)), (9.1, Stop("op"))),
+        State.STOPPED,
+        [],
+    ),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("program", "events", "state", "actions"), [case[1:] for case in CASES], ids=[c[0] for c in CASES])
+@pytest.mark.parametrize(
+    ("program", "events", "state", "actions"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
 def test_step(
     program: Program, events: tuple[tuple[float, Event], ...], state: State, actions: list[Action]
 ) -> None:
@@ -236,7 +245,7 @@ def test_step(
     ("events", "why"),
     [
         ((*STARTED, (0.5, Exited(BAD))), "exit status 3"),
-        (((0.0, Start("test")), (0.1, SpawnFailed("can't start: exec: no such file"))), "can't start: exec: no such file"),
+        (((0.0, Start("test")), (0.1, SpawnFailed("can't start: exec: ..."))), "can't start: exec: ..."),
         ((*RUNNING, (9.0, Exited(KILLED))), "started again: killed by SIGKILL"),
         ((*RUNNING, (2.0, Stop("stop by uid 7"))), "stop by uid 7"),
         ((*RUNNING, (2.0, Stop("stop by uid 7")), (2.1, Exited(GOOD))), "stop by uid 7"),
@@ -309,7 +318,8 @@ def test_an_adopted_child_takes_the_usual_way() -> None:
 
 
 class Life(RuleBasedStateMachine):
-    """Any order of events that a keeper, a clock and operators can produce, with the rules of the module's docstring."""
+    """Any order of events that a keeper, a clock and operators can produce, with the rules of the module's
+    docstring."""
 
     def __init__(self) -> None:
         super().__init__()

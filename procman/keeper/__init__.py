@@ -1,1 +1,2 @@
-"""The keeper: the parent of every program. It holds; the supervisor decides. It imports nothing of procman but errors."""
+"""The keeper: the parent of every program. It holds; the supervisor decides. It imports nothing of procman but
+errors."""

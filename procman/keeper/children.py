@@ -10,29 +10,33 @@ import selectors
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from procman.keeper import spawn, tree
 from procman.keeper.wire import Message
 
 
-@dataclass(slots=True, eq=False)
 class Child:
-    """One child, from the request until the supervisor forgets it. `report` is -1 once exec has happened or failed."""
+    """One child, from the request until the supervisor forgets it. `report` is -1 once exec has happened or failed.
 
-    id: str
-    tag: int
-    kill_tree: bool
-    pid: int
-    report: int
-    cgroup: str
-    at: float
-    state: str = "starting"
-    left: bool = False
-    session: int = -1
-    forgotten: bool = False
-    end: Message = field(default_factory=dict)
+    `note` is what the supervisor wants the next one to know of it. (No dataclass: that module alone is 1.6 MB of
+    memory.)
+    """
+
+    __slots__ = (
+        *("at", "cgroup", "end", "forgotten", "id", "kill_tree", "left"),
+        *("note", "pid", "report", "session", "state", "tag"),
+    )
+
+    def __init__(self, name: str, tag: int, *, pid: int, report: int, cgroup: str, kill_tree: bool) -> None:
+        self.id, self.tag, self.pid, self.report = name, tag, pid, report
+        self.cgroup, self.kill_tree = cgroup, kill_tree
+        self.at = time.time()
+        self.state = "starting"
+        self.left = self.forgotten = False
+        self.session = pid or -1
+        self.note = ""
+        self.end: Message = {}
 
     @property
     def over(self) -> bool:
@@ -45,7 +49,8 @@ class Child:
 
     def record(self) -> Message:
         """How the snapshot shows it."""
-        shown: Message = {"op": "child", "child": self.id, "state": self.state, "pid": self.pid, "at": self.at}
+        shown: Message = {"op": "child", "child": self.id, "state": self.state, "pid": self.pid}
+        shown |= {"at": self.at, "note": self.note}
         return shown | {"left": self.left} | {key: value for key, value in self.end.items() if key != "op"}
 
 
@@ -91,11 +96,13 @@ class Children:
         except (OSError, ValueError) as error:
             tree.remove_cgroup(cgroup)
             end = {"op": "failed", "child": name, **spawn.failure("fork", error)}
-            self._by_id[name] = Child(name, self._tag, True, 0, -1, "", time.time(), state="exited", end=end)
+            child = Child(name, self._tag, pid=0, report=-1, cgroup="", kill_tree=True)
+            child.state, child.end = "exited", end
+            self._by_id[name] = child
             self._tell(end | {"left": False})
             return
         kill_tree = request.get("kill") != "main"
-        child = Child(name, self._tag, kill_tree, pid, report, cgroup, time.time(), session=pid)
+        child = Child(name, self._tag, pid=pid, report=report, cgroup=cgroup, kill_tree=kill_tree)
         self._by_id[name] = child
         self._selector.register(report, selectors.EVENT_READ, lambda events: self._reported(child))
 
@@ -118,6 +125,11 @@ class Children:
         if child.state == "starting":
             child.state = "running"
         self._tell({"op": "spawned", "child": child.id, "pid": child.pid, "at": child.at})
+
+    def note(self, name: str, text: str) -> None:
+        """Remember `text` with the child."""
+        if name in self._by_id:
+            self._by_id[name].note = text
 
     def ended(self, pid: int) -> bool:
         """Whether `pid`, which can be reaped, is a child of ours; then it is reaped and its end is told."""

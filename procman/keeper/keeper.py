@@ -175,7 +175,7 @@ class Keeper:
             os.waitpid(self.supervisor_pid, 0)
         tree.remove_cgroup(self.cgroup_root)
 
-    # --- the supervisor -----------------------------------------------------------------------------------------------
+    # --- the supervisor ---------------------------------------------------------------------------------------------
 
     def _start_supervisor(self) -> None:
         try:
@@ -329,6 +329,8 @@ class Keeper:
                     say(f"signal {number} for {name}: {error}")
             case {"op": "forget", "child": str(name)}:
                 self.children.forget(name)
+            case {"op": "note", "child": str(name), "note": str(text)}:
+                self.children.note(name, text)
             case {"op": "hold", "name": str(name)} if descriptors:
                 self._release(name)
                 self.held[name] = descriptors.pop()
@@ -365,7 +367,7 @@ class Keeper:
         if (fd := self.held.pop(name, None)) is not None:
             os.close(fd)
 
-    # --- ends ---------------------------------------------------------------------------------------------------------
+    # --- ends -------------------------------------------------------------------------------------------------------
 
     def _reap(self) -> None:
         """Take note of every child that has ended, programs and orphans alike."""

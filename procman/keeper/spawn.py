@@ -59,8 +59,10 @@ def prctl(option: int, value: int) -> None:
 
 
 def fork_child(set_up_and_exec: Callable[[int], NoReturn], cgroup: str = "") -> tuple[int, int]:
-    """Fork, into `cgroup` where one is given. The child runs `set_up_and_exec(report_fd)`, with all signals blocked; the parent gets the pid and the read end
-    of the report pipe: it ends empty when exec has succeeded, otherwise it holds the report of `fail`. Raises OSError."""
+    """Fork, into `cgroup` where one is given. The child runs `set_up_and_exec(report_fd)`, with all signals blocked;
+    the parent gets the pid and the read end
+    of the report pipe: it ends empty when exec has succeeded, otherwise it holds the report of `fail`. Raises
+    OSError."""
     read_end, write_end = os.pipe()
     # A signal between fork and exec would run the keeper's handlers in the child and be lost to the program.
     _changed_signals()
@@ -85,8 +87,8 @@ def fork_child(set_up_and_exec: Callable[[int], NoReturn], cgroup: str = "") -> 
 def fork(cgroup: str) -> int:
     """fork(2); the child is born in the cgroup v2 folder `cgroup`, or enters it, or stays where it is if neither works.
 
-    To be born there (clone3(2), Linux 5.7) costs nothing; to enter it makes the kernel wait for all processors, which took
-    12 ms on a busy machine. A container's seccomp profile may forbid clone3. Returns 0 in the child.
+    To be born there (clone3(2), Linux 5.7) costs nothing; to enter it makes the kernel wait for all processors, which
+    took 12 ms on a busy machine. A container's seccomp profile may forbid clone3. Returns 0 in the child.
     """
     if cgroup:
         try:
@@ -126,11 +128,12 @@ def become(request: Mapping[str, Any], held: Mapping[str, int], report: int) -> 
     step = "start"
     try:
         report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, 3 + len(request.get("listen") or []))
-        for step, action in _steps(request, held):
+        for name, action in _steps(request, held):
+            step = name
             action()
         step = "exec"
         _exec(request)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - whatever it is: only the parent can be told
         os.write(report, json.dumps(failure(step, error)).encode())
     os._exit(127)
 
@@ -139,7 +142,8 @@ def failure(step: str, error: BaseException) -> dict[str, Any]:
     """Why there will be no program: the fields of the "failed" message. As JSON they fit in REPORT_MAX bytes."""
     number = error.errno or errno.EINVAL if isinstance(error, OSError) else errno.EINVAL
     text = error.strerror or str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-    return {"step": step, "errno": number, "message": text if len(text) <= MESSAGE_MAX else text[: MESSAGE_MAX - 1] + "…"}
+    short = text if len(text) <= MESSAGE_MAX else text[: MESSAGE_MAX - 1] + "…"
+    return {"step": step, "errno": number, "message": short}
 
 
 def read_report(text: bytes) -> dict[str, Any]:
@@ -171,9 +175,7 @@ def _steps(request: Mapping[str, Any], held: Mapping[str, int]) -> list[tuple[st
     steps.append(("open_files", lambda: resource.setrlimit(resource.RLIMIT_NOFILE, OPEN_FILES)))
     if "rss" in request:
         steps.append(("rss", functools.partial(_tag, int(request["rss"]))))
-    for name in _RLIMITS:
-        if name in limits:
-            steps.append((name, functools.partial(_limit, name, int(limits[name]))))
+    steps += [(name, functools.partial(_limit, name, int(limits[name]))) for name in _RLIMITS if name in limits]
     if "nice" in limits:
         steps.append(("nice", lambda: os.setpriority(os.PRIO_PROCESS, 0, int(limits["nice"]))))
     if "oom_score_adj" in limits:
@@ -226,7 +228,8 @@ def _write(path: str, text: str) -> None:
 
 
 def _place_descriptors(request: Mapping[str, Any], held: Mapping[str, int]) -> None:
-    """stdin from /dev/null, stdout and stderr as asked, listeners from 3 on (sd_listen_fds(3)); the rest closes on exec."""
+    """stdin from /dev/null, stdout and stderr as asked, listeners from 3 on (sd_listen_fds(3)); the rest closes on
+    exec."""
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     names = [request.get("stdout"), request.get("stderr"), *(name for _, name in request.get("listen") or [])]
     missing = [name for name in names if name is not None and name not in held]
@@ -273,7 +276,8 @@ def become_supervisor(command: list[str], wire: int) -> NoReturn:
 
 
 def close_on_exec() -> None:
-    """What our own parent left open is ours alone; 0 to 2 are open afterwards, so that no other file gets their numbers."""
+    """What our own parent left open is ours alone; 0 to 2 are open afterwards, so that no other file gets their
+    numbers."""
     while (null := os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)) <= 2:
         os.set_inheritable(null, True)
     os.close(null)

@@ -1,10 +1,11 @@
 """What belongs to a child: its descendants, wherever they went, and how to end them all.
 
 A descendant that forks twice and calls setsid leaves its family tree, but not the keeper: as a subreaper
-(PR_SET_CHILD_SUBREAPER, prctl(2)) the keeper becomes its parent when the one in between ends. So everything that outlives a
-child hangs below a direct child of the keeper, and the end of the last one is always a SIGCHLD here.
+(PR_SET_CHILD_SUBREAPER, prctl(2)) the keeper becomes its parent when the one in between ends. So everything that
+outlives a child hangs below a direct child of the keeper, and the end of the last one is always a SIGCHLD here.
 
-Whose it is tells, in this order: the cgroup v2 of the child (where one can be made), the family tree below the child, its
+Whose it is tells, in this order: the cgroup v2 of the child (where one can be made), the family tree below the child,
+its
 session, and a *tag*: the soft limit RLIMIT_RSS, which Linux ignores since 2.4.30 (setrlimit(2)), so that a number in it
 harms nobody. fork and exec hand it on; no daemon clears it, as some do with their environment.
 """
@@ -19,7 +20,8 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 MARKER = "PROCMAN_CHILD"
-"""Environment variable that names the child ("shop:1#7") in what descends from it. For people: the keeper uses the tag."""
+"""Environment variable that names the child ("shop:1#7") in what descends from it. For people: the keeper uses the
+tag."""
 
 TAG_BASE = 1 << 62
 """Bytes. A soft RLIMIT_RSS of this plus a child's tag says whose descendant a process is."""
@@ -35,7 +37,8 @@ class Process(NamedTuple):
 
 
 class Family(NamedTuple):
-    """Of a child: its tag, its pid (0 when it has been reaped), its session (-1: gone), its cgroup folder ("": none)."""
+    """Of a child: its tag, its pid (0 when it has been reaped), its session (-1: gone), its cgroup folder ("":
+    none)."""
 
     tag: int
     pid: int
@@ -159,7 +162,8 @@ def make_cgroup_root() -> str:
 
 
 def make_cgroup(root: str, name: str) -> str:
-    """A fresh cgroup for one child, or "". Never used again: after cgroup.kill a kernel may kill what enters it later."""
+    """A fresh cgroup for one child, or "". Never used again: after cgroup.kill a kernel may kill what enters it
+    later."""
     path = f"{root}/{name.replace('/', '_')}"
     try:
         os.mkdir(path)

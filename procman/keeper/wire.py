@@ -1,8 +1,8 @@
 """The wire between keeper and supervisor: a socket pair that carries messages and file descriptors.
 
 A message is a header (4 bytes length, 1 byte number of descriptors, network order), then that many bytes of JSON. Its
-descriptors travel as SCM_RIGHTS (unix(7)) with its first byte. Neither side ever blocks on the other: what the peer does
-not take yet waits in memory.
+descriptors travel as SCM_RIGHTS (unix(7)) with its first byte. Neither side ever blocks on the other: what the peer
+does not take yet waits in memory.
 
 supervisor → keeper
     {"op": "spawn", "child": "shop:1#7", "argv": [...], "env": {...}, "directory": "/srv", "uid": 33, "gid": 33,
@@ -10,6 +10,7 @@ supervisor → keeper
      "limits": {"open_files": 1024, ...}, "kill": "tree"}      asked twice for one child, it starts one
     {"op": "signal", "child": "shop:1#7", "signal": 15, "tree": false}
     {"op": "forget", "child": "shop:1#7"}                      its end has been taken note of
+    {"op": "note", "child": "shop:1#7", "note": "ready"}       kept with the child, for the next supervisor
     {"op": "hold", "name": "listener/web"} + 1 descriptor      {"op": "release", "name": "listener/web"}
     {"op": "sync", "number": 1}                                answered by "synced" when all before it has been done
     {"op": "ready"}                                            the table runs; the start has succeeded

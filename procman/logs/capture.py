@@ -220,7 +220,7 @@ class LogThread:
         self._outlet.close()
         self._epoll.close()
 
-    # --- commands, in the thread -------------------------------------------------------------------------------------
+    # --- commands, in the thread ------------------------------------------------------------------------------------
 
     def _add(self, flow: Flow, log: Log, path: str) -> None:
         os.set_blocking(flow.fd, False)

@@ -1,0 +1,205 @@
+"""What operators may look at and ask for: `methods.Operations` for a real daemon.
+
+It finds the processes that are meant, keeps account of who asked for what, and leaves the doing to `Supervisor`,
+`operation` and `Ground`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Sequence
+
+from procman import __version__, operation, report
+from procman.errors import Failed, NoSuchProgram, WrongUse
+from procman.events import rfc3339
+from procman.ground import Ground
+from procman.link import KeeperLink
+from procman.operation import Outcome, carry_out
+from procman.process import Process
+from procman.report import Info
+from procman.resources import daemon_usage
+from procman.rpc import LogSource, Peer
+from procman.supervisor import Supervisor
+
+log = logging.getLogger("procman")
+
+OUTPUT_LINES = 20
+"""Lines of output that `why` shows."""
+
+
+class Desk:
+    """See `methods.Operations` for what each method is."""
+
+    def __init__(self, supervisor: Supervisor, link: KeeperLink, ground: Ground) -> None:
+        self._supervisor = supervisor
+        self._link = link
+        self._ground = ground
+
+    def select(self, names: Sequence[str]) -> list[Process]:
+        """Processes by process, program or group name, or "all" (also: no name), without doubles, in the table's
+        order."""
+        wanted: set[str] = set()
+        for name in names or ["all"]:
+            found = {
+                process.name
+                for process in self._supervisor.all()
+                if name in ("all", process.name, process.program.program, *process.program.groups)
+            }
+            if not found and name != "all":
+                raise NoSuchProgram(f"no such program: {name!r}", hint="`procmanctl status` lists all")
+            wanted |= found
+        return [process for process in self._supervisor.all() if process.name in wanted]
+
+    def infos(self, names: Sequence[str]) -> list[Info]:
+        """See `methods.Operations`, as for all below."""
+        return [report.info(process, self._supervisor.measures.latest(process.name)) for process in self.select(names)]
+
+    def show(self, name: str) -> Info:
+        process = self._one(name)
+        shown = report.info(process, self._supervisor.measures.latest(process.name))
+        logged = self._ground.log_counters(process.program)
+        tree = self._ground.tree(process.status.pid)
+        samples = self._supervisor.measures.history(process.name)
+        return shown | {
+            "definition": report.definition(process.program),
+            "log": logged,
+            "samples": samples,
+            "processes": tree,
+        }
+
+    def why(self, name: str) -> Info:
+        process = self._one(name)
+        history = [
+            {"at": rfc3339(at), "state": str(state), "why": why} for at, state, why in process.history
+        ]
+        status = process.status
+        return {
+            "name": process.name,
+            "state": str(status.state),
+            "wanted": "up" if status.wanted else "down",
+            "why": status.why,
+            "exit": report.exit_info(status.exit),
+            "history": history,
+            "output": self._ground.last_output(process.program, OUTPUT_LINES),
+        }
+
+    def _one(self, name: str) -> Process:
+        processes = self.select([name])
+        if len(processes) != 1:
+            names = ", ".join(process.name for process in processes)
+            raise WrongUse(f"{name!r} is several processes", hint=f"name one of {names}")
+        return processes[0]
+
+    async def operate(
+        self,
+        verb: str,
+        names: Sequence[str],
+        peer: Peer,
+        *,
+        timeout: float | None,
+        wait: bool,
+        progress: Callable[[Info], None],
+    ) -> list[Info]:
+        processes = self.select(names)
+        if self._supervisor.closing and verb != "stop":
+            raise Failed("the daemon is stopping")
+        why = f"{verb} by uid {peer.uid}"
+        for process in processes:
+            self._supervisor.note("operation", process.name, what=verb, uid=peer.uid, pid=peer.pid)
+        log.info("%s: %s (pid %d)", ", ".join(process.name for process in processes), why, peer.pid)
+        signalled: dict[str, Outcome] = {}
+        if verb == "reload":
+            signalled = self._signal_reload(processes)
+            processes, verb = [p for p in processes if p.name not in signalled], "restart"
+        self._supervisor.remember({process.name for process in processes}, down=verb == "stop")
+        task = self._supervisor.background(carry_out(verb, processes, why, progress))
+        outcomes: dict[str, Outcome] = {}
+        if wait:
+            try:
+                async with asyncio.timeout(timeout):
+                    outcomes = await asyncio.shield(task)
+            except TimeoutError:
+                late = f"not done within {timeout:g} s; it goes on"
+                aims = [operation.Aim(verb, process, process.status.generation) for process in processes]
+                outcomes = {aim.process.name: aim.outcome() or (False, late) for aim in aims}
+        await self._supervisor.journal.saved()
+        outcomes |= signalled
+        result = []
+        for process in self.select(names):
+            ok, text = outcomes.get(process.name, (True, process.status.why))
+            result.append(report.change(process) | {"ok": ok, "why": text})
+        return result
+
+    def _signal_reload(self, processes: Sequence[Process]) -> dict[str, Outcome]:
+        """Those whose `reload` is a signal get it, and are done; one that does not run can't reload."""
+        outcomes: dict[str, Outcome] = {}
+        for process in processes:
+            number = process.program.reload_signal
+            if not number:
+                continue
+            if process.status.pid is None:
+                outcomes[process.name] = (False, f"it does not run: {process.status.why}")
+            else:
+                self._link.signal(process.child, number)
+                outcomes[process.name] = (True, f"sent {report.signal_name(number)}")
+        return outcomes
+
+    def signal(self, names: Sequence[str], signum: int, peer: Peer) -> list[Info]:
+        result = []
+        for process in self.select(names):
+            running = process.status.pid is not None
+            if running:
+                self._link.signal(process.child, signum)
+                what = report.signal_name(signum)
+                self._supervisor.note("operation", process.name, what=what, uid=peer.uid, pid=peer.pid)
+            why = process.status.why if running else f"it does not run: {process.status.why}"
+            result.append(report.change(process) | {"ok": running, "why": why})
+        return result
+
+    def log_sources(self, names: Sequence[str], stderr: bool) -> list[LogSource]:
+        sources = [s for process in self.select(names) for s in self._ground.log_sources(process.program)]
+        return [source for source in sources if not stderr or source.stream == "err"]
+
+    def watch_logs(self, keys: Sequence[str], callback: Callable[[], None]) -> Callable[[], None]:
+        return self._ground.watch_logs(keys, callback)
+
+    def recent(self) -> list[Info]:
+        return self._supervisor.events.recent()
+
+    def subscribe(self, callback: Callable[[Info], None]) -> Callable[[], None]:
+        return self._supervisor.events.subscribe(callback)
+
+    def daemon_status(self) -> Info:
+        pids = [self._supervisor.snapshot.keeper_pid, os.getpid()]
+        usage = daemon_usage(pids)
+        states = [str(process.status.state) for process in self._supervisor.all()]
+        return {
+            "identifier": self._supervisor.config.daemon.identifier,
+            "version": __version__,
+            "keeper_pid": pids[0],
+            "supervisor_pid": pids[1],
+            "supervisor_starts": self._supervisor.snapshot.starts,
+            "supervisor_started_at": rfc3339(self._supervisor.since),
+            "table": self._supervisor.config.path,
+            "socket": self._supervisor.config.daemon.socket,
+            "state_dir": self._supervisor.config.daemon.state_dir,
+            "log_dir": self._supervisor.config.daemon.log_dir,
+            "cgroup": self._supervisor.snapshot.cgroup or None,
+            "processes": {state: states.count(state) for state in sorted(set(states))},
+            "memory_bytes": usage.memory_bytes,
+            "cpu_seconds": usage.cpu_seconds,
+            "stopping": self._supervisor.closing,
+            "problems": [self._supervisor.journal.problem] if self._supervisor.journal.problem else [],
+        }
+
+    def shutdown(self, peer: Peer) -> None:
+        self._supervisor.shut_down(f"asked by uid {peer.uid}, pid {peer.pid}")
+
+    def reopen_logs(self, peer: Peer) -> None:
+        self._supervisor.note("operation", "", what="reopen-logs", uid=peer.uid, pid=peer.pid)
+        self._ground.reopen_logs()
+
+    async def reread(self, peer: Peer) -> Info:
+        return await self._supervisor.reread(f"reread by uid {peer.uid}")
