@@ -20,7 +20,7 @@ HOT = frozenset(
 HOT_LOG = frozenset({"path", "error_path", "max_size", "keep", "mode_bits"})
 """Keys of its log that can change between two bytes."""
 
-HOT_DAEMON = frozenset({"log_level", "shutdown_timeout", "exit_when", "sampling", "socket_gid", "read_only_gid"})
+HOT_DAEMON = frozenset({"log_level", "shutdown_timeout", "exit_when", "sampling"})
 """Keys of [daemon] that take effect without a restart of the daemon."""
 
 

@@ -11,6 +11,7 @@ the same ProcmanError children that the daemon raised.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 from collections.abc import Callable
@@ -27,8 +28,8 @@ ASK_AGAIN = frozenset({"status", "show", "why", "daemon.status"})
 """Methods that change nothing: asked once more when the daemon's supervisor is replaced under the call."""
 
 
-class _Closed(Unreachable):
-    """The daemon was there and closed the connection."""
+class Closed(Unreachable):
+    """The daemon was there and closed the connection: it ends, or its supervisor is being replaced."""
 
 
 class Client:
@@ -69,7 +70,7 @@ class Client:
         """As `call`; meanwhile calls `on_notification(method, params)` with what the daemon says."""
         try:
             return self._exchange(method, on_notification, params)
-        except _Closed:
+        except Closed:
             self.close()
             if method not in ASK_AGAIN:
                 raise
@@ -113,6 +114,7 @@ class Client:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
             connection.connect(self.path)
             connection.settimeout(self._timeout)
+            _check_owner(connection, self.path)
         except (OSError, ValueError) as error:
             connection.close()
             raise _unreachable(self.path, error) from error
@@ -141,7 +143,7 @@ class Client:
                 return line
             self._scanned = len(self._buffer)
             if not self._receive():
-                raise _Closed(
+                raise Closed(
                     "the daemon closed the connection before it had answered",
                     hint="it was stopped, or its supervisor was replaced, or you read too slowly: try again",
                 )
@@ -157,6 +159,19 @@ class Client:
             raise _unreachable(self.path, error) from error
         self._buffer += data
         return bool(data)
+
+
+def _check_owner(connection: socket.socket, path: str) -> None:
+    """Raises Unreachable for a daemon in the default folder in /tmp that is a third user's: it may be a trap."""
+    owner = rpc.tmp_owner(path)
+    if owner is None:
+        return
+    _, uid, _ = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if uid not in (0, owner, os.geteuid()):
+        raise Unreachable(
+            f"the daemon at {path} is not to be trusted: it runs as user {uid}",
+            hint="somebody else has made that folder in /tmp: remove it, or set XDG_RUNTIME_DIR or $PROCMAN_SOCKET",
+        )
 
 
 def _ignore(_method: str, _params: Object) -> None:

@@ -92,9 +92,8 @@ def _look(options: argparse.Namespace) -> int:
 def _keep(options: argparse.Namespace, on_ready: Callable[[], None], *, background: bool = False) -> int:
     from procman.keeper import keeper
 
-    command = [sys.executable, "-m", "procman.daemon", "supervisor", "--config", options.config]
-    if sys.flags.safe_path:
-        command.insert(1, "-P")
+    # -P: whatever lies in the current folder must not be imported, least of all by root.
+    command = [sys.executable, "-P", "-m", "procman.daemon", "supervisor", "--config", options.config]
     if background:
         command.append("--log-to-file")
     use_cgroup = not options.no_cgroup

@@ -15,9 +15,11 @@ from procman import __version__, operation, report
 from procman.errors import Failed, NoSuchProgram, WrongUse
 from procman.events import rfc3339
 from procman.ground import Ground
+from procman.lifecycle import State
 from procman.link import KeeperLink
 from procman.operation import Outcome, carry_out
 from procman.process import Process
+from procman.reading import Read
 from procman.report import Info
 from procman.resources import daemon_usage
 from procman.rpc import LogSource, Peer
@@ -56,12 +58,13 @@ class Desk:
         """See `methods.Operations`, as for all below."""
         return [report.info(process, self._supervisor.measures.latest(process.name)) for process in self.select(names)]
 
-    def show(self, name: str) -> Info:
+    async def show(self, name: str, read: Read) -> Info:
         process = self._one(name)
         shown = report.info(process, self._supervisor.measures.latest(process.name))
         logged = self._ground.log_counters(process.program)
-        tree = self._ground.tree(process.status.pid)
         samples = self._supervisor.measures.history(process.name)
+        pid = process.status.pid
+        tree = await read(lambda: self._ground.tree(pid))
         return shown | {
             "definition": report.definition(process.program),
             "log": logged,
@@ -69,12 +72,13 @@ class Desk:
             "processes": tree,
         }
 
-    def why(self, name: str) -> Info:
+    async def why(self, name: str, read: Read) -> Info:
         process = self._one(name)
         history = [
             {"at": rfc3339(at), "state": str(state), "why": why} for at, state, why in process.history
         ]
         status = process.status
+        program = process.program
         return {
             "name": process.name,
             "state": str(status.state),
@@ -82,7 +86,7 @@ class Desk:
             "why": status.why,
             "exit": report.exit_info(status.exit),
             "history": history,
-            "output": self._ground.last_output(process.program, OUTPUT_LINES),
+            "output": await read(lambda: self._ground.last_output(program, OUTPUT_LINES)),
         }
 
     def _one(self, name: str) -> Process:
@@ -133,15 +137,14 @@ class Desk:
         return result
 
     def _signal_reload(self, processes: Sequence[Process]) -> dict[str, Outcome]:
-        """Those whose `reload` is a signal get it, and are done; one that does not run can't reload."""
+        """Those that are done at once: what is wanted down is left alone, and what runs gets its signal, if its
+        `reload` is one. The others are to be restarted; that starts what has failed or ended."""
         outcomes: dict[str, Outcome] = {}
         for process in processes:
-            number = process.program.reload_signal
-            if not number:
-                continue
-            if process.status.pid is None:
-                outcomes[process.name] = (False, f"it does not run: {process.status.why}")
-            else:
+            number, status = process.program.reload_signal, process.status
+            if not status.wanted:
+                outcomes[process.name] = (False, f"it does not run: {status.why}")
+            elif number and status.pid is not None and status.state is not State.STOPPING:
                 self._link.signal(process.child, number)
                 outcomes[process.name] = (True, f"sent {report.signal_name(number)}")
         return outcomes
@@ -191,11 +194,12 @@ class Desk:
             "memory_bytes": usage.memory_bytes,
             "cpu_seconds": usage.cpu_seconds,
             "stopping": self._supervisor.closing,
-            "problems": [self._supervisor.journal.problem] if self._supervisor.journal.problem else [],
+            "problems": self._supervisor.problems() + self._ground.problems(),
         }
 
-    def shutdown(self, peer: Peer) -> None:
+    async def shutdown(self, peer: Peer) -> None:
         self._supervisor.shut_down(f"asked by uid {peer.uid}, pid {peer.pid}")
+        await self._supervisor.journal.saved()
 
     def reopen_logs(self, peer: Peer) -> None:
         self._supervisor.note("operation", "", what="reopen-logs", uid=peer.uid, pid=peer.pid)

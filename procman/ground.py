@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import logging
 import os
 import re
 import signal
+import stat
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -24,17 +26,25 @@ from procman.errors import Failed, ProcmanError
 from procman.holdings import Holdings, held_name
 from procman.keeper.wire import Message
 from procman.launch import log_pipes
-from procman.lifecycle import Exit, Ready, Status
+from procman.lifecycle import Exit, Ready, State, Status
 from procman.link import KeeperLink
 from procman.logs import Counters, LogThread
 from procman.process import Process
+from procman.resources import OutOfMemory
 from procman.rpc import LogSource
 
 log = logging.getLogger("procman")
 
+CHILDLESS = frozenset({State.STOPPED, State.BACKOFF, State.EXITED, State.FATAL})
+
 PROBED = frozenset({"http", "tcp", "unix", "command", "gunicorn"})
+ENV_FILE_MAX = 1024 * 1024
+
 LINE_MAX = 1024 * 1024
 """Bytes of an unfinished line that a `log` readiness pattern is tried on."""
+
+OUTPUT_BYTES = 64 * 1024
+"""Of the end of a log, for `why`."""
 
 
 class Ground:
@@ -55,7 +65,7 @@ class Ground:
         self._early: dict[str, list[notify.Message]] = {}
         self._matched: dict[str, asyncio.Event] = {}
         self._watching: dict[str, list[Callable[[], None]]] = {}
-        self._oom_kills = _oom_kills()
+        self._out_of_memory = OutOfMemory()
 
     def attach(self, on_change: Callable[[Process, Status], None], processes: Mapping[str, Process]) -> None:
         """Tell `on_change` of every change of a process; `processes` are all there are, by name, now and later."""
@@ -85,6 +95,8 @@ class Ground:
         elif before.pid is not None and status.pid is None:
             for name in {name for name in log_pipes(process.program) if name is not None}:
                 self._logs.flush(name)
+        if status.state in CHILDLESS and before.state not in CHILDLESS:
+            self._holdings.close_own_listeners(process.name)
         self._on_change(process, before)
 
     def watch_ready(
@@ -105,7 +117,9 @@ class Ground:
         async def run(argv: tuple[str, ...]) -> int:
             return await self._run(process.program, argv)
 
-        await probes.wait_ready(process.program.ready, run, report)
+        wanted = process.program.ready
+        what = f"{wanted.kind} {wanted.address or ' '.join(wanted.argv)}{wanted.path}"
+        await probes.wait_ready(wanted, run, lambda reason: report(f"{what}: {reason}"))
         ready()
 
     def _listen_for_line(self, program: Program) -> asyncio.Event:
@@ -142,6 +156,8 @@ class Ground:
         """Open what `program` needs, or find it open. What can't be opened is said, and tried again at each start."""
         self._listeners = {listener.name: listener for listener in config.listeners}
         for name in program.listen:
+            if self._listeners[name].reuse_port:
+                continue  # a socket of its own, as long as it has a child: else it would take connections to nobody
             try:
                 self._holdings.listener(self._listeners[name], program.name)
             except ProcmanError as error:
@@ -189,8 +205,7 @@ class Ground:
         from_files: dict[str, str] = {}
         for path in program.env_files:
             try:
-                with open(path, encoding="utf-8") as file:
-                    from_files |= launch.parse_env_file(file.read())
+                from_files |= launch.parse_env_file(_read_regular(path))
             except OSError as error:
                 raise Failed(f"can't start: env_file {path}: {error.strerror}") from error
             except ValueError as error:
@@ -263,15 +278,11 @@ class Ground:
 
     # --- exits ------------------------------------------------------------------------------------------------------
 
-    def explain(self, exit: Exit) -> Exit:
-        """`exit`, with the hint that the kernel killed something for want of memory meanwhile. Slow: not before a
-        restart."""
-        if exit.signal != signal.SIGKILL:
-            return exit
-        before, self._oom_kills = self._oom_kills, _oom_kills()
-        if self._oom_kills == before:
-            return exit
-        return replace(exit, reason=f"{exit.reason}; the kernel's out-of-memory killer was at work")
+    def explain(self, exit: Exit, pid: int) -> Exit:
+        """`exit`, with the reason of a SIGKILL that the kernel sent for want of memory. Slow: not before a restart."""
+        if exit.signal == signal.SIGKILL and self._out_of_memory.killed(pid):
+            return replace(exit, reason=f"{exit.reason}: the kernel was out of memory")
+        return exit
 
     # --- logs -------------------------------------------------------------------------------------------------------
 
@@ -283,6 +294,14 @@ class Ground:
         if program.log.stderr == "separate":
             sources.append(LogSource(program.name, "err", program.log.error_path, program.log.keep))
         return sources
+
+    def problems(self) -> list[str]:
+        """What is wrong with the output of processes now."""
+        found = [f"a mistake in the log thread: {self._logs.trouble}"] if self._logs.trouble else []
+        for process in self._processes.values():
+            errors = [shown["error"] for shown in self.log_counters(process.program) if shown["error"]]
+            found += [f"{process.name}: its output is not written: {error}" for error in errors]
+        return found
 
     def log_counters(self, program: Program) -> list[dict[str, Any]]:
         """Bytes read, written and dropped of each output."""
@@ -304,12 +323,13 @@ class Ground:
         return found
 
     def last_output(self, program: Program, lines: int) -> list[str]:
-        """The last lines of its output; standard error's where they are apart."""
+        """The last lines of its output, at most OUTPUT_BYTES of them; standard error's where they are apart. Reads
+        the disk: for a thread."""
         sources = self.log_sources(program)
         if not sources:
             return []
         source = sources[-1]
-        data, _ = logread.tail(source.path, lines, source.keep)
+        data, _ = logread.tail(source.path, lines, source.keep, OUTPUT_BYTES)
         return data.decode(errors="replace").splitlines()[-lines:]
 
     def watch_logs(self, keys: Sequence[str], callback: Callable[[], None]) -> Callable[[], None]:
@@ -335,8 +355,8 @@ class Ground:
 
     def reopen_logs(self) -> None:
         """Close and open every log file, the daemon's own too."""
-        self._logs.reopen()
         self.on_reopen()
+        self._logs.reopen(stdout_fd=1)  # after it: stdout is where the daemon's own log is now
 
     def _log_path(self, key: str) -> str:
         name, _, stream = key.rpartition("/")
@@ -347,7 +367,8 @@ class Ground:
     # --- looking ----------------------------------------------------------------------------------------------------
 
     def tree(self, pid: int | None) -> list[dict[str, Any]]:
-        """Every process of the tree below and with `pid`: pid, command line, memory in bytes (RSS)."""
+        """Every process of the tree below and with `pid`: pid, command line, memory in bytes (RSS). Reads all of
+        /proc: for a thread."""
         if pid is None:
             return []
         import psutil
@@ -365,6 +386,19 @@ class Ground:
         return found
 
 
+def _read_regular(path: str) -> str:
+    """The text of a file that may be anybody's. Raises OSError, also for what would make us wait (a FIFO, a device) or
+    eat memory, and ValueError for what is no UTF-8."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        content = file.read(ENV_FILE_MAX + 1)
+    if len(content) > ENV_FILE_MAX:
+        raise OSError(errno.EFBIG, f"larger than {ENV_FILE_MAX} bytes")
+    return content.decode()
+
+
 def counters_from(document: object) -> dict[str, Counters]:
     """The reverse of `Ground.counters_document`; what makes no sense is left out."""
     found: dict[str, Counters] = {}
@@ -372,12 +406,3 @@ def counters_from(document: object) -> dict[str, Counters]:
         with contextlib.suppress(TypeError):
             found[str(name)] = Counters(**fields)
     return found
-
-
-def _oom_kills() -> int:
-    """How many processes the kernel has killed for want of memory since boot (proc(5), /proc/vmstat)."""
-    try:
-        with open("/proc/vmstat") as file:
-            return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
-    except OSError:
-        return 0

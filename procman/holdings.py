@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from procman import listeners, logs, servers
 from procman.config import Daemon, Listener, Program
 from procman.errors import Failed
+from procman.folders import open_folder
 from procman.launch import log_pipes
 from procman.link import KeeperLink
 from procman.notify import NotifySocket
@@ -21,6 +22,17 @@ from procman.notify import NotifySocket
 def held_name(listener: Listener, process: str) -> str:
     """Under which name the keeper holds the socket of `listener` that `process` gets."""
     return f"listener/{listener.name}" + (f"@{process}" if listener.reuse_port else "")
+
+
+def make_notify_folder(path: str) -> None:
+    """Programs of every user must get to their sockets in it, whatever the daemon's umask; also in one that an earlier
+    daemon has left. Raises OSError."""
+    folder = open_folder(path, make=0o755)
+    try:
+        if os.fstat(folder).st_uid == os.geteuid():
+            os.chmod(f"/proc/self/fd/{folder}", 0o755)
+    finally:
+        os.close(folder)
 
 
 class Holdings:
@@ -46,6 +58,7 @@ class Holdings:
         self._received = held
         self._counters = counters
         self._open: dict[str, Listener] = {}
+        self._files: dict[str, listeners.FileId | None] = {}  # the files of Unix listeners, by held name
         self.notify_sockets: dict[str, NotifySocket] = {}
 
     def take(self, name: str) -> int | None:
@@ -80,7 +93,15 @@ class Holdings:
             with sock:
                 self.hold(name, sock.fileno())
         self._open[name] = listener
+        if listener.address.kind == "unix" and name not in self._files:
+            self._files[name] = listeners.socket_file(listener.address.path)
         return name
+
+    def close_own_listeners(self, process: str) -> None:
+        """Release the sockets that are of `process` alone (`reuse_port`): it has no child that would accept."""
+        for name in [name for name in self._names if name.startswith("listener/") and name.endswith(f"@{process}")]:
+            self.release(name)
+            self._open.pop(name, None)
 
     def close_listeners(self, keep: Mapping[str, Listener]) -> None:
         """Release every listening socket that is not in `keep` under its held name, or is there with other settings."""
@@ -91,7 +112,9 @@ class Holdings:
             self.release(name)
             self._open.pop(name, None)
             if opened is not None and opened.address.kind == "unix":
-                listeners.remove_socket_file(opened.address.path)
+                made = self._files.pop(name, None)
+                if made is not None:
+                    listeners.remove_socket_file(opened.address.path, made)
 
     # --- logs -------------------------------------------------------------------------------------------------------
 
@@ -132,7 +155,7 @@ class Holdings:
             socket = NotifySocket.from_fd(received)
         else:
             try:
-                os.makedirs(self._folder, mode=0o755, exist_ok=True)
+                make_notify_folder(self._folder)
             except OSError as error:
                 raise Failed(f"can't make the folder {self._folder}: {error.strerror}") from error
             uid = program.account.uid if program.account is not None else os.geteuid()

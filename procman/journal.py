@@ -7,6 +7,7 @@ again.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +39,7 @@ class Journal:
         self._path = path
         self._document = document
         self._forget = forget
-        self._ended: list[str] = []
+        self._ended: dict[str, str] = {}  # process → its child that ended last
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -56,11 +57,18 @@ class Journal:
 
     def forget_later(self, child: str) -> None:
         """The end of `child` is part of the document now: the keeper may forget it when that is on disk."""
-        self._ended.append(child)
+        process = child.rpartition("#")[0]
+        older = self._ended.get(process)
+        if older is not None and older != child:
+            self._forget(older)  # the newer one alone tells a successor how far it came
+        self._ended[process] = child
         self.dirty()
 
     async def saved(self) -> None:
-        """Wait until all that has changed so far is on disk, or could not be written within STUCK_SECONDS."""
+        """Wait until all that has changed so far is on disk, or could not be written within STUCK_SECONDS.
+
+        On disk means that a power loss can't undo it: what an operator asked for is done when the command says so.
+        """
         if self.closed:
             return
         future = self._loop.create_future()
@@ -91,11 +99,12 @@ class Journal:
 
     async def _write(self) -> None:
         waiting, self._waiting = self._waiting, []
-        ended, self._ended = self._ended, []
+        ended, self._ended = self._ended, {}
         self._again = False
         try:
             document = self._document()
-            await self._loop.run_in_executor(self._thread, store.save, self._path, document)
+            save = functools.partial(store.save, self._path, document, durable=bool(waiting))
+            await self._loop.run_in_executor(self._thread, save)
         except Failed as error:
             if not self.problem:
                 log.error("%s", error)
@@ -108,15 +117,18 @@ class Journal:
                 log.warning("the state file can be written again")
             self.problem = ""
         if self.problem:
-            self._ended = ended + self._ended  # the keeper is the only one who knows how they ended
+            # The keeper is the only one who knows how these ended.
+            newer, self._ended = self._ended, ended
+            for child in newer.values():
+                self.forget_later(child)
         else:
-            for child in ended:
+            for child in ended.values():
                 self._forget(child)
         for future in waiting:
             if not future.done():
                 future.set_result(None)
         self._writing = None
-        if self._waiting:
+        if self._waiting and not self.closed:
             self._start()
         elif self._again or self.problem:
             delay = RETRY_SECONDS if self.problem else GATHER_SECONDS

@@ -253,6 +253,8 @@ def succeeded(program: Program, exit: Exit) -> bool:
 
 def _start(program: Program, status: Status, why: str, now: float) -> Result:
     match status.state:
+        case State.STOPPING if status.ending == "asked":
+            return replace(status, wanted=True, why=why), []
         case State.STARTING | State.RUNNING | State.STOPPING:
             return replace(status, wanted=True), []
         case _:
@@ -333,7 +335,10 @@ def _exited(program: Program, status: Status, event: Exited, now: float) -> Resu
         return ended, [Signal(signals.SIGKILL if overdue else program.stop_signal, tree=True)]
     final = program.restart != "always" and succeeded(program, event.exit)
     failed_start = status.state is State.STARTING and not final
-    ended = replace(ended, ending="failed" if failed_start else "exited", why=event.exit.reason)
+    why = event.exit.reason
+    if failed_start and program.ready.kind == "seconds" and succeeded(program, event.exit):
+        why += f" before start_seconds = {program.start_seconds:g} s"  # else nobody sees what was wrong with it
+    ended = replace(ended, ending="failed" if failed_start else "exited", why=why)
     if event.left:  # it ended by itself: what it left behind would meet its successor
         leaving = replace(ended, state=State.STOPPING, deadline=now + KILL_AGAIN_SECONDS)
         return leaving, [Signal(signals.SIGKILL, tree=True)]

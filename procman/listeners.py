@@ -8,6 +8,9 @@ The option is set between bind() and listen(). The kernel looks at it again in l
 binds, so later sockets of the same user can join, and a classic BPF program can be attached (socket(7), SO_REUSEPORT).
 
 The file of a Unix listener has its mode and owner before listen(): until then a connection is refused, whoever tries.
+Its folder may belong to another user, and we may be root. So the folder is opened with care (`folders`), and the file
+is looked at, given away and removed relative to it, by descriptor or after a look at its inode. bind() itself has no
+such form: the worst that a swap of the folder just then can do is an unused socket, mode 0600, somewhere else.
 """
 
 from __future__ import annotations
@@ -17,12 +20,18 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Iterator
 
+from procman import rpc
 from procman.config import Address, Listener
 from procman.errors import Failed
+from procman.folders import open_folder
 
 PATH_MAX = 107
 """Bytes in the path of a Unix socket: sun_path has 108 with the NUL (unix(7))."""
+
+FileId = tuple[int, int]
+"""Device and inode: which file it is, whatever its path."""
 
 RPC_BACKLOG = 1024
 
@@ -57,16 +66,43 @@ def join(listener: Listener) -> socket.socket:
 
 
 def open_rpc_socket(path: str, mode: int, gid: int = -1) -> socket.socket:
-    """The socket that procmanctl connects to, made as a Unix listener is. Raises `Failed` if a daemon listens there."""
+    """The socket that procmanctl connects to, made as a Unix listener is. Raises `Failed` if a daemon listens there,
+    and where the folder is the default one in /tmp (`rpc.default_socket`) and somebody else made it or may write it."""
     hint = "set another daemon.socket"
-    return _open_unix(path, RPC_BACKLOG, mode, (-1, gid), hint)
+    return _open_unix(path, RPC_BACKLOG, mode, (-1, gid), hint, own_folder=rpc.tmp_owner(path) is not None)
 
 
-def remove_socket_file(path: str) -> None:
-    """Removes the file of a Unix socket that was closed for good. Any other file is left alone."""
-    with contextlib.suppress(OSError):
-        if stat.S_ISSOCK(os.lstat(path).st_mode):
-            os.unlink(path)
+def socket_file(path: str) -> FileId | None:
+    """Which socket stands at `path` now; None if none does, or the way there can't be trusted."""
+    try:
+        with _folder_of(path) as folder:
+            return _socket_in(folder, os.path.basename(path))
+    except OSError:
+        return None
+
+
+def remove_socket_file(path: str, made: FileId | None = None) -> None:
+    """Removes the file of a Unix socket that was closed for good. Any other file is left alone; with `made`, so is a
+    socket that is another one than this (see `socket_file`). A folder that others may have swapped is not entered."""
+    with contextlib.suppress(OSError), _folder_of(path) as folder:
+        name = os.path.basename(path)
+        found = _socket_in(folder, name)
+        if found is not None and made in (None, found):
+            os.unlink(name, dir_fd=folder)
+
+
+def _socket_in(folder: int, name: str) -> FileId | None:
+    found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    return (found.st_dev, found.st_ino) if stat.S_ISSOCK(found.st_mode) else None
+
+
+@contextlib.contextmanager
+def _folder_of(path: str, make: int | None = None) -> Iterator[int]:
+    folder = open_folder(os.path.dirname(path), make)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
 
 
 def _open_tcp(listener: Listener, *, found: bool) -> socket.socket:
@@ -166,7 +202,9 @@ def _describe(pid: int) -> str:
     return f"pid {pid} ({command})" if command else f"pid {pid}"
 
 
-def _open_unix(path: str, backlog: int, mode: int, owner: tuple[int, int], hint: str) -> socket.socket:
+def _open_unix(
+    path: str, backlog: int, mode: int, owner: tuple[int, int], hint: str, *, own_folder: bool = False
+) -> socket.socket:
     size = len(os.fsencode(path))
     if size > PATH_MAX:
         raise Failed(
@@ -174,16 +212,29 @@ def _open_unix(path: str, backlog: int, mode: int, owner: tuple[int, int], hint:
             hint="choose a shorter path",
         )
     try:
-        _make_folder(os.path.dirname(path))
-        _clear_stale(path, hint)
-        return _bind_unix(path, backlog, mode, owner)
+        with _folder_of(path, make=0o755) as folder:
+            if own_folder:
+                _check_own(folder, os.path.dirname(path), hint)
+            _clear_stale(folder, path, hint)
+            return _bind_unix(folder, path, backlog, mode, owner)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:  # somebody was faster, between the look and the bind
             raise Failed(f"unix:{path} is in use by another process", hint=f"stop it, or {hint}") from error
         raise Failed(f"can't listen on unix:{path}: {error.strerror}", hint=_unix_hint(error, owner)) from error
 
 
+def _check_own(folder: int, path: str, hint: str) -> None:
+    status = os.fstat(folder)
+    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise Failed(
+            f"can't use the folder {path}: it must belong to the user of procmand, and nobody else may write it",
+            hint=f"remove it, set XDG_RUNTIME_DIR, or {hint}: in /tmp any user could have made it",
+        )
+
+
 def _unix_hint(error: OSError, owner: tuple[int, int]) -> str:
+    if error.errno == errno.ELOOP:
+        return "give the path without the symlink"
     if error.errno == errno.EPERM and owner != (-1, -1):
         return "only root can give a socket to another user, or to a group that it is not in"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -191,66 +242,79 @@ def _unix_hint(error: OSError, owner: tuple[int, int]) -> str:
     return ""
 
 
-def _bind_unix(path: str, backlog: int, mode: int, owner: tuple[int, int]) -> socket.socket:
+def _bind_unix(folder: int, path: str, backlog: int, mode: int, owner: tuple[int, int]) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    bound = False
+    made: int | None = None
     try:
         # bind() gives the file the mode of the socket's own inode, less the umask. (Changing the umask for a moment
         # would hit files that the log thread makes just then.)
         os.fchmod(sock.fileno(), 0o600)
         sock.bind(path)
-        bound = True
-        _dress(path, mode, owner)
+        made = _made_now(folder, os.path.basename(path))
+        _dress(made, mode, owner)
         sock.listen(backlog)
     except BaseException:
         sock.close()
-        if bound:
-            remove_socket_file(path)
+        if made is not None:
+            _unlink(folder, os.path.basename(path), made)
         raise
+    finally:
+        if made is not None:
+            os.close(made)
     return sock
 
 
-def _dress(path: str, mode: int, owner: tuple[int, int]) -> None:
-    """Sets owner and mode of the socket file, through a descriptor: nobody can swap the path for a link in between."""
-    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+def _made_now(folder: int, name: str) -> int:
+    """A descriptor of the socket file that was just bound."""
     try:
-        found = os.fstat(fd)
-        if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
-            raise OSError(errno.EEXIST, "somebody replaced the file while it was made")
-        name = f"/proc/self/fd/{fd}"
-        if owner != (-1, -1):
-            os.chown(name, *owner)
-        os.chmod(name, mode)
-    finally:
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    except FileNotFoundError as error:
+        raise OSError(errno.EEXIST, "somebody replaced its folder while it was made") from error
+    found = os.fstat(fd)
+    if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
         os.close(fd)
+        raise OSError(errno.EEXIST, "somebody replaced the file while it was made")
+    return fd
 
 
-def _make_folder(folder: str) -> None:
-    """Makes what is missing of `folder` with mode 0755, whatever the umask; what exists stays as it is."""
-    if not folder or os.path.isdir(folder):
-        return
-    _make_folder(os.path.dirname(folder))
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(folder, 0o755)
-        os.chmod(folder, 0o755)
+def _dress(made: int, mode: int, owner: tuple[int, int]) -> None:
+    """Sets owner and mode of the socket file, through a descriptor: nobody can swap the path for a link in between."""
+    name = f"/proc/self/fd/{made}"
+    if owner != (-1, -1):
+        os.chown(name, *owner)
+    os.chmod(name, mode)
 
 
-def _clear_stale(path: str, hint: str) -> None:
+def _unlink(folder: int, name: str, known: int) -> None:
+    """Removes the socket file `name` if it still is the one that the descriptor `known` stands for."""
+    status = os.fstat(known)
+    with contextlib.suppress(FileNotFoundError):
+        if _socket_in(folder, name) == (status.st_dev, status.st_ino):
+            os.unlink(name, dir_fd=folder)
+
+
+def _clear_stale(folder: int, path: str, hint: str) -> None:
     """Removes a socket file that nobody listens on. Raises `Failed` for one that is in use, and for any other file."""
-    address = Address("unix", path=path)
     try:
-        found = os.lstat(path)
+        found = os.open(os.path.basename(path), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     except FileNotFoundError:
         return
-    if not stat.S_ISSOCK(found.st_mode):
+    try:
+        _clear_if_stale(folder, path, found, hint)
+    finally:
+        os.close(found)
+
+
+def _clear_if_stale(folder: int, path: str, found: int, hint: str) -> None:
+    address = Address("unix", path=path)
+    if not stat.S_ISSOCK(os.fstat(found).st_mode):
         raise Failed(f"can't listen on {address}: a file that is no socket is there", hint=f"remove {path}, or {hint}")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
-            probe.connect(path)
+            probe.connect(f"/proc/self/fd/{found}")  # this very file, whatever its path means by now
         except ConnectionRefusedError:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+            _unlink(folder, os.path.basename(path), found)
             return
         except FileNotFoundError:
             return

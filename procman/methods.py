@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, Protocol, TypeVar
 
 from . import logread, rpc, values
 from .errors import Failed
+from .reading import Read
 from .rpc import LogSource, Object, Peer, RpcError
 
 MAX_LINES = 100_000  # of the end of a log, for one request
@@ -34,10 +35,11 @@ class Operations(Protocol):
     def infos(self, names: Sequence[str]) -> list[Object]:
         """One ProcessInfo (rpc.PROCESS_FIELDS) for each process."""
 
-    def show(self, name: str) -> Object:
-        """The ProcessInfo of one process, and `definition`, `log`, `samples`, `processes`."""
+    async def show(self, name: str, read: Read) -> Object:
+        """The ProcessInfo of one process, and `definition`, `log`, `samples`, `processes`. What may be slow goes
+        through `read`."""
 
-    def why(self, name: str) -> Object:
+    async def why(self, name: str, read: Read) -> Object:
         """Why one process is as it is: state, wanted, why, exit, `history` and the last lines of `output`."""
 
     async def operate(
@@ -70,8 +72,8 @@ class Operations(Protocol):
     def daemon_status(self) -> Object:
         """The daemon itself: identifier, version, pids, uptime, table, counts."""
 
-    def shutdown(self, peer: Peer) -> None:
-        """Begins to stop all programs and then the daemon."""
+    async def shutdown(self, peer: Peer) -> None:
+        """Begins to stop all programs and then the daemon; returns when that is on disk and outlives a crash."""
 
     def reopen_logs(self, peer: Peer) -> None:
         """Closes and opens every log file, for a rotation by others."""
@@ -85,7 +87,7 @@ class Call:
     """One call: its checked params and who asks.
 
     `tell` sends a notification and waits while the client is slow; `mention` only sends, for callbacks.
-    `outlive` awaits an operation that goes on when the client has gone.
+    `outlive` awaits an operation that goes on when the client has gone. `read` calls a function in a thread.
     """
 
     params: Object
@@ -93,6 +95,7 @@ class Call:
     tell: Callable[[str, Object], Awaitable[None]]
     mention: Callable[[str, Object], None]
     outlive: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]]
+    read: Read
 
 
 Kind = Literal["names", "some names", "name", "flag", "lines", "seconds", "signal"]
@@ -175,11 +178,11 @@ async def _status(operations: Operations, call: Call) -> object:
 
 
 async def _show(operations: Operations, call: Call) -> object:
-    return operations.show(call.params["name"])
+    return await operations.show(call.params["name"], call.read)
 
 
 async def _why(operations: Operations, call: Call) -> object:
-    return operations.why(call.params["name"])
+    return await operations.why(call.params["name"], call.read)
 
 
 async def _operate(verb: str, operations: Operations, call: Call) -> object:
@@ -230,7 +233,7 @@ async def _logs(operations: Operations, call: Call) -> object:
     sources = operations.log_sources(call.params["names"], call.params["stderr"])
     await call.tell("sources", {"sources": [{"name": source.name, "stream": source.stream} for source in sources]})
     readers = [_LogReader(source, call.params["lines"]) for source in sources]
-    thread = _ReadingThread(readers)
+    thread = _ReadingThread(readers, call.read)
     unwatch: list[Callable[[], None]] = []
     try:
         if call.params["follow"]:
@@ -323,11 +326,12 @@ def _read_turn(readers: Sequence[_LogReader]) -> list[tuple[_LogReader, bytes]]:
 class _ReadingThread:
     """Lets readers work in a thread, one at a time, since a disk may be slow; knows which logs have grown meanwhile."""
 
-    def __init__(self, readers: Sequence[_LogReader]) -> None:
+    def __init__(self, readers: Sequence[_LogReader], read: Read) -> None:
         self._readers = readers
+        self._read = read
         self._grown = dict.fromkeys(readers)  # a set that keeps its order
         self._arrived = asyncio.Event()
-        self._work: asyncio.Future[Any] | None = None
+        self._work: asyncio.Task[Any] | None = None
 
     def grown(self, reader: _LogReader) -> None:
         """There is something to read."""
@@ -336,9 +340,9 @@ class _ReadingThread:
 
     async def run(self, work: Callable[[], T]) -> T:
         """Calls `work` in the thread."""
-        future = asyncio.get_running_loop().run_in_executor(None, work)
-        self._work = future
-        return await asyncio.shield(future)
+        task = asyncio.get_running_loop().create_task(self._read(work))
+        self._work = task
+        return await asyncio.shield(task)
 
     async def news(self) -> list[tuple[_LogReader, bytes]]:
         """What has come; waits for it. Little more than MAX_TURN bytes at once."""
@@ -369,7 +373,7 @@ async def _daemon_status(operations: Operations, _call: Call) -> object:
 
 
 async def _shutdown(operations: Operations, call: Call) -> object:
-    operations.shutdown(call.peer)
+    await operations.shutdown(call.peer)
     return {}
 
 

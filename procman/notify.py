@@ -16,6 +16,7 @@ import struct
 from dataclasses import dataclass
 
 from procman.errors import Failed
+from procman.folders import open_folder
 
 MESSAGE_MAX = 4096
 """Bytes. Longer messages are ignored, as systemd does."""
@@ -50,19 +51,27 @@ class NotifySocket:
             raise Failed(f"can't make {path}: the path of a Unix socket takes {_PATH_MAX} bytes")
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
+            self._bind(sock, path, uid)
+        except OSError as error:
+            sock.close()
+            raise Failed(f"can't make the notification socket {path}: {error.strerror}") from error
+        self._own(sock, path)
+
+    @staticmethod
+    def _bind(sock: socket.socket, path: str, uid: int) -> None:
+        folder, name = open_folder(os.path.dirname(path)), os.path.basename(path)
+        try:
             with contextlib.suppress(FileNotFoundError):
-                if stat.S_ISSOCK(os.lstat(path).st_mode):
-                    os.unlink(path)
+                if stat.S_ISSOCK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                    os.unlink(name, dir_fd=folder)
             # Credentials first, so that no message can be queued without them; the file takes the mode of the socket.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             os.fchmod(sock.fileno(), 0o600)
             sock.bind(path)
             if uid != os.geteuid():
-                os.chown(path, uid, -1, follow_symlinks=False)
-        except OSError as error:
-            sock.close()
-            raise Failed(f"can't make the notification socket {path}: {error.strerror}") from error
-        self._own(sock, path)
+                os.chown(name, uid, -1, dir_fd=folder, follow_symlinks=False)
+        finally:
+            os.close(folder)
 
     @classmethod
     def from_fd(cls, fd: int) -> NotifySocket:

@@ -239,7 +239,11 @@ def _plan(section: Section, identity: _Identity, listen: Sequence[Listener], aro
     if not section.has("app"):
         report.add(section.place / "app", 'is required with a "server"')
     if len(report.problems) > before or (section.has("listen") and not listen):
-        return None  # what the server would say about it is only an echo
+        # What the server would say about those is only an echo; its options are another matter.
+        stand_in = Listener(name="", address=Address("unix", path="/"))
+        sound = replace(request, app="app:app", middleware=(), listen=request.listen or (stand_in,), stop_timeout=None)
+        _accepted(section, sound, only_options=True)
+        return None
     plan = _accepted(section, request)
     where = plan.ready.address if plan else None
     if where and where.kind == "unix":
@@ -250,15 +254,17 @@ def _plan(section: Section, identity: _Identity, listen: Sequence[Listener], aro
     return plan
 
 
-def _accepted(section: Section, request: servers.Request) -> servers.Plan | None:
+def _accepted(section: Section, request: servers.Request, *, only_options: bool = False) -> servers.Plan | None:
     """The plan for the request. A plan refuses the first bad option only: so each is reported and taken out, and the
-    rest is asked about again."""
+    rest is asked about again. `only_options`: nothing else is reported."""
     options = dict(request.options)
     while True:
         try:
             return servers.plan(replace(request, options=options))
         except servers.BadOption as bad:
             table, _, option = bad.key.partition(".")
+            if only_options and not option:
+                return None
             place = section.at(table) if section.has(table) else section.place / table
             section.scope.report.add(place / option if option else place, bad.message)
             if options.pop(option, None) is None:

@@ -72,8 +72,15 @@ def info(process: Process, sample: Sample | None) -> Info:
         "cpu_percent": sample and sample.cpu_percent,
         "memory_bytes": sample and sample.memory_bytes,
         "exit": exit_info(status.exit),
-        "why": status.why,
+        "why": status.why + next_start(status),
     }
+
+
+def next_start(status: Status) -> str:
+    """For BACKOFF: when it is tried again."""
+    if status.state is not State.BACKOFF or status.deadline is None:
+        return ""
+    return f"; next start in {max(0.0, status.deadline - time.monotonic()):.1f} s"
 
 
 def change(process: Process) -> Info:

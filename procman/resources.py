@@ -13,8 +13,10 @@ their own).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import re
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +25,7 @@ from typing import Literal
 
 HISTORY_SECONDS = 3600
 
+_OOM_VICTIM = re.compile(rb"Killed process (\d+) \(")
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _ANCESTORS_MAX = 256
@@ -130,6 +133,38 @@ class Ring:
 
     def __len__(self) -> int:
         return len(self._at)
+
+
+class OutOfMemory:
+    """Tells which processes the kernel has killed for want of memory: it says so in its log, /dev/kmsg.
+
+    Where that can't be read (it takes root, and a container may not show it), nobody was.
+    """
+
+    def __init__(self, path: str = "/dev/kmsg") -> None:
+        self._killed: set[int] = set()
+        self._log = -1
+        with contextlib.suppress(OSError):
+            self._log = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            os.lseek(self._log, 0, os.SEEK_END)
+
+    def killed(self, pid: int) -> bool:
+        """Whether the kernel has killed `pid` since this object was made. Asked once for each process."""
+        while self._log >= 0:
+            try:
+                record = os.read(self._log, 8192)
+            except BrokenPipeError:
+                continue  # some records were overwritten before they were read
+            except OSError:
+                break
+            found = _OOM_VICTIM.search(record)
+            if found:
+                self._killed.add(int(found[1]))
+            if not record:
+                break
+        was = pid in self._killed
+        self._killed.discard(pid)
+        return was
 
 
 def daemon_usage(pids: Iterable[int]) -> Usage:

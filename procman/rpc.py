@@ -12,33 +12,35 @@ Looking:
     --> {"jsonrpc":"2.0","id":1,"method":"status","params":{"names":["shop"]}}
     <-- {"jsonrpc":"2.0","id":1,"result":[{"name":"shop:1","program":"shop","instance":1,"groups":["web"],
          "state":"RUNNING","wanted":"up","ready":true,"health":null,"pid":4711,"started_at":"2030-01-31T12:00:00.000Z",
-         "uptime_seconds":62.5,"restarts":0,"cpu_percent":1.5,"memory_bytes":41943040,"exit":null,"why":"ready"}]}
+         "uptime_seconds":62.5,"restarts":0,"cpu_percent":1.5,"memory_bytes":41943040,"exit":null,"why":"autostart"}]}
     --> {"jsonrpc":"2.0","id":2,"method":"show","params":{"name":"shop:1"}}
     <-- {"jsonrpc":"2.0","id":2,"result":{"name":"shop:1","state":"RUNNING","definition":{"argv":["python","shop.py"]},
          "log":[{"stream":"out","path":"/var/log/procman/shop.log","read":1024,"written":1024,"dropped":0,"rotations":0,
          "error":""}],"samples":[[1895572800.0,1.5,41943040]],"processes":[{"pid":4711,"command":"python shop.py",
          "memory_bytes":41943040}]}}
     --> {"jsonrpc":"2.0","id":3,"method":"why","params":{"name":"blog"}}
-    <-- {"jsonrpc":"2.0","id":3,"result":{"name":"blog","state":"BACKOFF","wanted":"up","why":"exited with status 1",
-         "exit":{"code":1,"at":"2030-01-31T12:00:00.000Z","reason":"exited with status 1"},"history":[
-         {"at":"2030-01-31T12:00:00.000Z","state":"BACKOFF","why":"exited with status 1"}],
+    <-- {"jsonrpc":"2.0","id":3,"result":{"name":"blog","state":"BACKOFF","wanted":"up","why":"exit status 1",
+         "exit":{"code":1,"at":"2030-01-31T12:00:00.000Z","reason":"exit status 1"},"history":[
+         {"at":"2030-01-31T12:00:00.000Z","state":"BACKOFF","why":"exit status 1"}],
          "output":["ModuleNotFoundError: No module named 'blog'"]}}
     --> {"jsonrpc":"2.0","id":4,"method":"daemon.status"}
-    <-- {"jsonrpc":"2.0","id":4,"result":{"identifier":"procman","version":"0.1.0","pid":4700}}
+    <-- {"jsonrpc":"2.0","id":4,"result":{"identifier":"procman","version":"0.1.0","keeper_pid":4700,
+         "supervisor_pid":4701}}
 
 Operating. The result has one object for each process, when the effect is reached or has failed. `wait` false: at once.
 `timeout` is in seconds, null for as long as the table allows:
 
     --> {"jsonrpc":"2.0","id":5,"method":"start","params":{"names":["all"],"wait":true,"timeout":30}}
-    <-- {"jsonrpc":"2.0","method":"progress","params":{"name":"blog","state":"STARTING","why":"asked by uid 0"}}
-    <-- {"jsonrpc":"2.0","id":5,"result":[{"name":"blog","ok":false,"state":"BACKOFF","why":"exited with status 1"}]}
+    <-- {"jsonrpc":"2.0","method":"progress","params":{"name":"blog","state":"STARTING","why":"start by uid 0"}}
+    <-- {"jsonrpc":"2.0","id":5,"result":[{"name":"blog","ok":false,"state":"BACKOFF","why":"exit status 1"}]}
     --> {"jsonrpc":"2.0","id":6,"method":"stop","params":{"names":["shop"]}}
     --> {"jsonrpc":"2.0","id":7,"method":"restart","params":{"names":["shop:1","blog"]}}
     --> {"jsonrpc":"2.0","id":8,"method":"reload","params":{"names":["web"]}}
     --> {"jsonrpc":"2.0","id":9,"method":"signal","params":{"signal":"HUP","names":["shop"]}}
-    <-- {"jsonrpc":"2.0","id":9,"result":[{"name":"shop:1","ok":true,"state":"RUNNING","why":"ready"}]}
+    <-- {"jsonrpc":"2.0","id":9,"result":[{"name":"shop:1","ok":true,"state":"RUNNING","why":"autostart"}]}
     --> {"jsonrpc":"2.0","id":10,"method":"daemon.reread"}
-    <-- {"jsonrpc":"2.0","id":10,"result":{"started":["new"],"stopped":[],"message":"the table was read again"}}
+    <-- {"jsonrpc":"2.0","id":10,"result":{"added":["new"],"removed":[],"changed":[],"restarted":[],
+         "message":"the table was read again"}}
     --> {"jsonrpc":"2.0","id":11,"method":"daemon.reopen_logs"}
     --> {"jsonrpc":"2.0","id":12,"method":"daemon.shutdown"}
     <-- {"jsonrpc":"2.0","id":12,"result":{}}
@@ -53,7 +55,7 @@ that are no UTF-8 come as `data`, in base64. `sources` comes first and says whos
     <-- {"jsonrpc":"2.0","id":13,"result":{}}
     --> {"jsonrpc":"2.0","id":14,"method":"events","params":{"follow":true}}
     <-- {"jsonrpc":"2.0","method":"event","params":{"at":"2030-01-31T12:00:00.000Z","type":"state","name":"blog",
-         "state":"BACKOFF","why":"exited with status 1"}}
+         "state":"BACKOFF","why":"exit status 1"}}
 
 Errors. The standard codes: -32700 no JSON, -32600 no request, -32601 no such method, -32602 wrong params, -32603 a bug
 of the daemon. procman's own errors are -32000; `data.code` is the stable part (see `errors`), `data.hint` what to do:
@@ -69,6 +71,7 @@ from __future__ import annotations
 
 import binascii
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -147,6 +150,9 @@ class Answer(NamedTuple):
     error: ProcmanError | None = None
 
 
+_TMP_FOLDER = "/tmp/procman-"
+
+
 def default_socket(environ: Mapping[str, str], uid: int) -> str:
     """Where the daemon of user `uid` listens when nobody says otherwise. $PROCMAN_SOCKET is the caller's matter.
 
@@ -155,7 +161,14 @@ def default_socket(environ: Mapping[str, str], uid: int) -> str:
     if uid == 0:
         return "/run/procman/procman.sock"
     runtime = environ.get("XDG_RUNTIME_DIR", "")
-    return f"{runtime}/procman/procman.sock" if runtime.startswith("/") else f"/tmp/procman-{uid}/procman.sock"
+    return f"{runtime}/procman/procman.sock" if runtime.startswith("/") else f"{_TMP_FOLDER}{uid}/procman.sock"
+
+
+def tmp_owner(path: str) -> int | None:
+    """Whose folder a socket lies in when that is the default one in /tmp, None for any other path. Every user can make
+    a folder of that name, so who made it, or who listens in it, has to be looked at."""
+    found = re.match(rf"{_TMP_FOLDER}([0-9]{{1,10}})/", path)
+    return int(found[1]) if found else None
 
 
 def decode(line: bytes) -> Request:

@@ -13,17 +13,21 @@ import select
 import socket
 import struct
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from . import rpc
 from .errors import Failed, NotAllowed, ProcmanError
 from .methods import METHODS, Call, Operations, Role, bind
+from .reading import Reading
 from .rpc import Object, Peer, RpcError
 from .values import suggestion
 
 MAX_CONNECTIONS = 1024
+MAX_EACH = 256  # connections of one user; root and the daemon's own may have all
+SHARE = 0.75  # of each bound for all together: the most that is left to peers who may not operate
+STRANGER = 1.0  # seconds that a peer without any role may stay connected
 MAX_QUEUED = 64 * 1024  # bytes read ahead while a call is at work; then the client waits
 MAX_UNREAD = 4 * 1024 * 1024  # bytes of answers that a client may leave unread on one connection
 MAX_HELD = 64 * 1024 * 1024  # bytes of half-sent requests, and of unread answers, on all connections together
@@ -31,6 +35,7 @@ PATIENCE = 30.0  # seconds for the rest of a line, and for reading what was sent
 FLUSH = 1.0  # seconds for last answers when the daemon goes
 
 SO_PEERGROUPS = 59  # unix(7), since Linux 4.13; Python has no name for it
+T = TypeVar("T")
 _LOG = logging.getLogger("procman.rpc")
 
 
@@ -58,11 +63,13 @@ class Server:
     def __init__(self, listening: socket.socket, operations: Operations, access: Access) -> None:
         self.access = access
         self.operations = operations
+        self.reading = Reading()
         self.connections: set[Connection] = set()
         self.held = 0  # bytes of requests that are not yet answered, over all connections
         self._listening = listening
         self._server: asyncio.Server | None = None
         self._running: set[asyncio.Task[Any]] = set()
+        self._serving: set[asyncio.Task[None]] = set()  # also of connections that are closed, until they have ended
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -83,8 +90,7 @@ class Server:
         """Accepts no more, cancels the calls at work, and gives the last answers FLUSH seconds to be read."""
         if self._server is not None:
             self._server.close()
-        tasks = [connection.task for connection in self.connections if connection.task is not None]
-        tasks += self._running
+        tasks = [*self._serving, *self._running]
         for connection in list(self.connections):
             connection.close()
         for task in self._running:
@@ -97,6 +103,7 @@ class Server:
                 connection.drop()
             await self._empty.wait()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self.reading.close()
 
     async def outlive(self, operation: Coroutine[Any, Any, Any]) -> Any:
         """The result of an operation that goes on when its client has gone."""
@@ -114,6 +121,21 @@ class Server:
         """A connection is open; told by the connection itself."""
         self.connections.add(connection)
         self._empty.clear()
+
+    def serve(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """The task of a connection, which `close` waits for."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+        return task
+
+    def crowded(self, connection: Connection) -> bool:
+        """Whether this new connection is one too many: of all, or of its user."""
+        uid = connection.peer.uid
+        if len(self.connections) > MAX_CONNECTIONS * connection.share():
+            return True
+        mine = sum(other.peer.uid == uid for other in self.connections)
+        return uid not in (0, self.access.uid) and mine > MAX_EACH
 
     def left(self, connection: Connection) -> None:
         """A connection is closed; told by the connection itself."""
@@ -144,6 +166,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._socket: socket.socket
         self.peer = Peer(0, 0)
+        self._stranger: asyncio.TimerHandle | None = None
         self._groups: frozenset[int] = frozenset()
 
     # --- what asyncio tells us
@@ -151,17 +174,19 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._socket = transport.get_extra_info("socket")
+        self.peer, self._groups = _peer(self._socket)
         self._server.joined(self)
-        if len(self._server.connections) > MAX_CONNECTIONS:
+        if self._server.crowded(self):
             self._refuse(Failed("the daemon has too many connections", hint="close some clients, then try again"))
             return
-        self.peer, self._groups = _peer(self._socket)
-        self.task = asyncio.get_running_loop().create_task(self._serve())
+        if self.role() is None:
+            self._stranger = asyncio.get_running_loop().call_later(STRANGER, self._turn_away)
+        self.task = self._server.serve(self._serve())
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
         self._server.held += len(data)
-        if self._server.held > MAX_HELD:
+        if self._server.held > MAX_HELD * self.share():
             self._refuse(Failed("the daemon holds too many unfinished requests", hint="try again"))
         elif not self._waiting and len(self._buffer) > MAX_QUEUED:
             self._transport.pause_reading()
@@ -181,6 +206,8 @@ class Connection(asyncio.Protocol):
             self.task.cancel()
         if self._deadline is not None:
             self._deadline.cancel()
+        if self._stranger is not None:
+            self._stranger.cancel()
         self._unwatch_hangup()
         self._forget()
         self._writable.set()
@@ -196,6 +223,30 @@ class Connection(asyncio.Protocol):
             self._deadline.cancel()
             self._deadline = None
 
+    # --- who it is
+
+    def role(self) -> Role | None:
+        """What this peer may do now."""
+        return self._server.access.role(self.peer.uid, self._groups)
+
+    def share(self) -> float:
+        """How much of the bounds for all connections it may use up: something must be left for operators."""
+        return 1.0 if self.role() == "operate" else SHARE
+
+    def _not_allowed(self, role: Role | None, wanted: str) -> NotAllowed:
+        uid = self.peer.uid
+        return NotAllowed(
+            f"uid {uid} may not {wanted} here" if role is None else f"uid {uid} may only look",
+            hint="root, the daemon's own user and the groups named in [daemon] of the program table may",
+        )
+
+    def _turn_away(self) -> None:
+        """A peer without a role has asked nothing in its time: others need the place."""
+        if self.role() is None:
+            self._refuse(self._not_allowed(None, "connect"))
+            if self.unread():
+                self.drop()
+
     # --- one call after the other
 
     async def _serve(self) -> None:
@@ -203,6 +254,8 @@ class Connection(asyncio.Protocol):
             while line := await self._line():
                 if not line.isspace():
                     await self._answer(line)
+                    if self.role() is None:
+                        break  # it has its answer, and gets no other
                 await asyncio.sleep(0)  # a client that sends 100,000 tiny requests at once takes turns with the others
         except ProcmanError as error:
             self._refuse(error)
@@ -265,16 +318,15 @@ class Connection(asyncio.Protocol):
         if method is None:
             near = suggestion(request.method[:80], METHODS)
             raise RpcError(rpc.NO_SUCH_METHOD, f"no such method: {request.method[:80]!r}{near}")
-        role = self._server.access.role(self.peer.uid, self._groups)
+        role = self.role()
         if role not in ("operate", method.role):
-            raise NotAllowed(
-                f"uid {self.peer.uid} may not {method.role} here"
-                if role is None
-                else f"uid {self.peer.uid} may only look",
-                hint="root, the daemon's own user and the groups named in [daemon] of the program table may",
-            )
-        call = Call(bind(method, request.params), self.peer, self._tell, self._mention, self._server.outlive)
+            raise self._not_allowed(role, method.role)
+        params = bind(method, request.params)
+        call = Call(params, self.peer, self._tell, self._mention, self._server.outlive, self._read)
         return await method.function(self._server.operations, call)
+
+    async def _read(self, work: Callable[[], T], /) -> T:
+        return await self._server.reading.run(self.peer.uid, work)
 
     # --- what goes out
 
@@ -291,7 +343,7 @@ class Connection(asyncio.Protocol):
             return
         mine = self.unread()
         big = mine + len(line) > MAX_QUEUED
-        if mine > MAX_UNREAD or (big and self._server.unread() > MAX_HELD):
+        if mine > MAX_UNREAD or (big and self._server.unread() > MAX_HELD * self.share()):
             self.drop()
             return
         self._transport.write(line)

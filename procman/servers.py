@@ -137,9 +137,11 @@ def _gunicorn(request: Request) -> Plan:
     worker, so its control socket is asked instead: it knows when a worker has sent a heartbeat."""
     options = dict(request.options)
     grace, stop_timeout = _graceful(request, "graceful-timeout")
-    if grace != int(grace) and "graceful-timeout" in options:
-        raise BadOption("server_options.graceful-timeout", "gunicorn takes whole seconds only")
-    options["graceful-timeout"] = max(1, int(grace))
+    if "graceful-timeout" in options and (grace < 1 or grace != int(grace)):
+        raise BadOption("server_options.graceful-timeout", "gunicorn takes whole seconds only, at least 1")
+    if grace < 1:
+        raise BadOption("stop_timeout", "gunicorn needs more: its own timeout is whole seconds, and must be shorter")
+    options["graceful-timeout"] = int(grace)
     wanted = options.pop("control-socket", True)
     if not isinstance(wanted, bool):
         message = "procman gives each gunicorn its own; false is for a gunicorn older than 25.1, which has none"

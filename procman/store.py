@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import errno
 import fcntl
 import json
 import os
@@ -83,7 +84,7 @@ def save(path: str, document: Mapping[str, Any], *, durable: bool = False) -> No
             file.write(content)
             file.flush()
             if durable:
-                os.fsync(fd)
+                _sync(fd)
         os.rename(beside, path)
         if durable:
             _sync_folder(os.path.dirname(path) or ".")
@@ -105,8 +106,8 @@ def boot_id() -> str:
         return ""
 
 
-def lock(state_dir: str) -> int:
-    """Makes `state_dir` (mode 0700) if needed and locks it for this daemon. Returns the descriptor that holds the lock.
+def lock(state_dir: str, pid: int) -> int:
+    """Makes `state_dir` (mode 0700) if needed and locks it for the daemon `pid`. Returns the descriptor of the lock.
 
     The lock lasts until the last copy of the descriptor is closed: a forked or SCM_RIGHTS copy holds it too (flock(2)).
     Raises `Failed`, naming the daemon that has it.
@@ -121,31 +122,17 @@ def lock(state_dir: str) -> int:
             hint="set daemon.state_dir to a folder that procmand can write",
         ) from error
     try:
-        return _take(fd, state_dir)
+        return _take(fd, state_dir, pid)
     except BaseException:
         os.close(fd)
         raise
 
 
-def lock_from_fd(fd: int, state_dir: str) -> int:
-    """Goes on with a lock that `lock` had taken and somebody held meanwhile. Returns `fd`. Raises `Failed`."""
-    try:
-        here, there = os.fstat(fd), os.stat(os.path.join(state_dir, LOCK_NAME))
-        if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
-            raise Failed(f"the held descriptor does not lock state_dir {state_dir}")
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise _in_use(fd, state_dir) from error
-    except OSError as error:
-        raise Failed(f"the held lock of state_dir {state_dir} is gone: {error.strerror}") from error
-    return fd
-
-
-def _take(fd: int, state_dir: str) -> int:
+def _take(fd: int, state_dir: str, pid: int) -> int:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(fd, f"{pid}\n".encode(), 0)
     except BlockingIOError as error:
         raise _in_use(fd, state_dir) from error
     except OSError as error:
@@ -177,6 +164,14 @@ def _put_aside(path: str) -> str:
     except OSError as error:
         return f"and it can't be put aside: {error.strerror}"
     return f"it is kept as {target}"
+
+
+def _sync(fd: int) -> None:
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that knows no fsync(2) has nothing to wait for
+            raise
 
 
 def _sync_folder(folder: str) -> None:

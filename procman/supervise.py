@@ -67,9 +67,10 @@ class _Parts:
         self.held = snapshot.held
         self._to_file = to_file
         self._own_log = -1
+        self._running: Daemon | None = None
         self.recording = Recording()
         self.config = self._table_in_force()
-        self.daemon = self.config.daemon
+        self.daemon = self._running = self.config.daemon
         self._take_lock()
         self._set_up()
 
@@ -78,26 +79,25 @@ class _Parts:
     def _table_in_force(self) -> Config:
         """What the supervisor before had read; the files only where this is the first one."""
         memory, first = self.held.pop("table", None), self.held.pop("first table", None)
-        if memory is None:
+        if memory is None or first is None:
             return self.read_table()
-        config = table.parse(self.path, recall(memory))
-        if first is None:
-            return config
         # What needs a restart of the daemon is as it was when it started: a crash is no restart.
         began = table.parse(self.path, recall(first)).daemon
+        config = table.parse(self.path, recall(memory), began)
         return replace(config, daemon=apply.daemon_in_force(began, config.daemon))
 
     def read_table(self) -> Config:
         """The table as its files say it now. Raises ConfigError."""
-        self.recording = Recording()
-        return table.parse(self.path, self.recording)
+        recording = Recording()
+        config = table.parse(self.path, recording, self._running)
+        self.recording = recording
+        return config
 
     def table_changed(self, config: Config) -> None:
         """`config` is in force from now on."""
         self.daemon = config.daemon
         self._hold_table("table")
         logging.getLogger().setLevel(config.daemon.log_level.upper())
-        self.server.access = self._access()
 
     def _hold_table(self, *names: str) -> None:
         memory = self.recording.memory()
@@ -112,9 +112,7 @@ class _Parts:
         if held is not None:
             os.close(held)  # the keeper has it, and keeps it
             return
-        fd = store.lock(self.daemon.state_dir)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{self.snapshot.keeper_pid}\n".encode(), 0)
+        fd = store.lock(self.daemon.state_dir, self.snapshot.keeper_pid)
         self.link.hold("lock", fd)
         os.close(fd)
 
@@ -190,6 +188,7 @@ class _Parts:
         holdings = Holdings(self.link, self.held, log_thread, self.daemon, counters)
         stands = ground.Ground(self.link, holdings, log_thread, os.environ)
         rpc_socket = self._rpc_socket()
+        rpc_file = listeners.socket_file(self.daemon.socket)
         supervisor = Supervisor(self.config, self.link, stands, self.read_table)
         self.server = Server(rpc_socket, Desk(supervisor, self.link, stands), self._access())
         supervisor.on_table = self.table_changed
@@ -206,7 +205,8 @@ class _Parts:
         supervisor.measures.stop()
         log_thread.stop()
         stands.close()
-        listeners.remove_socket_file(self.daemon.socket)
+        if rpc_file is not None:
+            listeners.remove_socket_file(self.daemon.socket, rpc_file)
         log.info("procmand ends with status %d", status)
         return status
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from procman import apply, launch, lifecycle, report
 from procman.config import Config, Program
-from procman.errors import Failed, ProcmanError
+from procman.errors import ConfigError, Failed, ProcmanError
 from procman.events import EventLog
 from procman.ground import Ground
 from procman.journal import Journal
@@ -56,6 +56,7 @@ class Supervisor:
         self.closing = False
         self._applying = False
         self._reread_again = False
+        self._table_problem = ""
         self._beginning = True
         self._exit_status = 0
         self.since = time.time()
@@ -179,7 +180,8 @@ class Supervisor:
             return
         exit = report.exit_of(record)
         process.feed(Exited(exit, bool(record["left"])))
-        process.amend(exit, self._ground.explain(exit))
+        process.amend(exit, self._ground.explain(exit, int(record["pid"])))
+        self.journal.dirty()
 
     def _keeper_gone(self) -> None:
         if not self.finished.done():
@@ -235,7 +237,22 @@ class Supervisor:
         if self.closing or self._applying:
             under_way = "the last change of the table is still under way"
             raise Failed("the daemon is stopping" if self.closing else under_way)
-        new = self._read_table()
+        self._applying = True
+        try:
+            # In a thread: it reads files and looks users up, and either may be on the network.
+            new = await asyncio.to_thread(self._read_table)
+            self._table_problem = ""
+            return await self._change_to(new, why)
+        except ConfigError as error:
+            self._table_problem = f"the table was refused ({why}), the one before is in force: {error}"
+            raise
+        finally:
+            self._applying = False
+            if self._reread_again:
+                self._reread_again = False
+                self.background(self._hang_up())
+
+    async def _change_to(self, new: Config, why: str) -> Info:
         plan = apply.plan(self.config, new)
         daemon = apply.daemon_in_force(self.config.daemon, new.daemon)
         self.config = replace(new, daemon=daemon)
@@ -254,11 +271,7 @@ class Supervisor:
         needs_restart = f"; restart the daemon for {', '.join(plan.ignored)}" if plan.ignored else ""
         message = f"the table was read again{needs_restart}"
         log.info("%s (%s): %s", message, why, names)
-        self._applying = True
-        try:
-            await self._apply(plan, why)
-        finally:
-            self._applying = False
+        await self._apply(plan, why)
         return {**names, "message": message}
 
     async def _hang_up(self) -> None:
@@ -271,24 +284,26 @@ class Supervisor:
             await self.reread("SIGHUP")
         except ProcmanError as error:
             log.error("the table was not taken, everything stays as it is:\n%s", error)
-        if self._reread_again:
-            self._reread_again = False
-            await self._hang_up()
 
     async def _apply(self, plan: apply.Plan, why: str) -> None:
         """The part of a change that takes time: what must stop is stopped first."""
         leaving = [self.processes[program.name] for program in (*plan.removed, *plan.restart)]
         wanted = await self._bring_down(leaving, why)
+        if self.closing:
+            return  # nothing may start any more
         for program in plan.removed:
             process = self.processes.pop(program.name)
             process.close()
             self.measures.forget(program.name, history=True)
+            self._down.discard(program.name)
             self._ground.unprepare(process.program)
         for program in plan.restart:
             self._ground.unprepare(self.processes[program.name].program)
         self._ground.close_unused(self.config)
         await self._link.sync()  # until then the keeper still holds the addresses
         wanted |= await self._bring_down([self.processes[program.name] for program in plan.restart], why)
+        if self.closing:
+            return
         for program in plan.restart:
             process = self.processes[program.name]
             process.program = program
@@ -312,6 +327,10 @@ class Supervisor:
             wanted |= {process.name for process in up if process.status.wanted}
             await carry_out("stop", up, f"the table has changed ({why})", lambda info: None)
         return wanted
+
+    def problems(self) -> list[str]:
+        """What an operator should know of: a state file that can't be written, a table that was refused."""
+        return [problem for problem in (self.journal.problem, self._table_problem) if problem]
 
     def remember(self, names: set[str], *, down: bool) -> None:
         """An operator wants these down (or up), also after a restart of the daemon."""

@@ -29,6 +29,7 @@ DAEMON_KEYS = (
     *("umask", "open_files", "shutdown_timeout", "exit_when", "sampling"),
 )
 LISTENER_KEYS = ("bind", "backlog", "mode", "owner", "reuse_port")
+SHORTEST_INTERVAL = 0.1
 MAIN_KEYS = ("include", "daemon", "defaults", "listener", "program")
 
 # Every key that is understood, by the table it stands in: what the documentation must have, no more and no less.
@@ -48,9 +49,10 @@ _EXIT_WHEN: tuple[Literal["never", "any-fatal", "all-exited"], ...] = ("never", 
 _MEMORY: tuple[Literal["rss", "pss"], ...] = ("rss", "pss")
 
 
-def parse(path: str, world: World) -> Config:
+def parse(path: str, world: World, running: Daemon | None = None) -> Config:
     """The program table in the file `path`, with all that it includes.
 
+    `running` is what a daemon runs with that reads its table again: programs keep its folders, for it can't move.
     Raises ConfigError with every problem that was found. A relative path starts at the daemon's current folder.
     """
     report = Report()
@@ -59,7 +61,9 @@ def parse(path: str, world: World) -> Config:
     daemon, scope = _daemon(main, Scope(report, world.environ), world)
     listeners = dict(_listeners(files, scope, world))
     named = {name: listener for name, (_, listener) in listeners.items()}
-    around = Around(world, scope, daemon, named, files.complete)
+    if running is not None:
+        scope = scope.knowing(state_dir=running.state_dir, log_dir=running.log_dir)
+    around = Around(world, scope, running or daemon, named, files.complete)
     defaults = _table(main, "defaults", report)
     programs.check_defaults(defaults, around)
     found: list[Definition] = []
@@ -252,11 +256,18 @@ def _daemon(main: Layer, scope: Scope, world: World) -> tuple[Daemon, Scope]:
         shutdown_timeout=section.value("shutdown_timeout", values.duration, default.shutdown_timeout),
         exit_when=section.value("exit_when", values.choice(_EXIT_WHEN), default.exit_when),
         sampling=Sampling(
-            interval=sampling.value("interval", values.duration, default.sampling.interval),
+            interval=sampling.value("interval", _interval, default.sampling.interval),
             memory=sampling.value("memory", values.choice(_MEMORY), default.sampling.memory),
         ),
     )
     return daemon, scope
+
+
+def _interval(raw: object) -> float:
+    seconds = values.duration(raw)
+    if 0 < seconds < SHORTEST_INTERVAL:
+        raise BadValue(f"expected 0 (never) or at least {SHORTEST_INTERVAL:g} s: a sample reads all of /proc")
+    return seconds
 
 
 def _default_folders(world: World) -> tuple[str, str]:

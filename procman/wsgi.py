@@ -5,7 +5,7 @@ waitress does HTTP and PEP 3333. This module adds what a supervised server needs
 imported, and above all a stop that no client notices:
 
   1. On SIGTERM or SIGINT it accepts no more. An inherited listener is left alone: it belongs to others too. A socket of
-     its own is emptied, then closed.
+     its own is emptied, then closed; a connection that is made between the two is reset, so a held one is better.
   2. Every request that has arrived, even in part, or arrives on an open connection is answered, the last one of a
      connection with `Connection: close` (RFC 9112 section 9.6). Then it sends FIN and waits for the client's own close,
      for bytes that nobody reads would make the kernel send RST, which can destroy an answer on its way.
@@ -470,8 +470,8 @@ class _Answer(Task):  # type: ignore[misc]
         return b""  # it goes out with the first piece of the body
 
     def write(self, data: bytes) -> None:
-        """Writes a piece of the body, but not for HEAD (RFC 9110 section 9.3.2), where waitress would. Raises TypeError."""
-        if isinstance(data, str):  # said before the head is built, so that the answer is a 500
+        """Writes a piece of the body, but not for HEAD (RFC 9110 section 9.3.2), where waitress would."""
+        if isinstance(data, str):  # raised before the head is built, so that the answer is a 500
             raise TypeError("the application's body must be bytes, and not str (PEP 3333)")
         super().write(b"" if self.head else data)
         self.sent += len(data)

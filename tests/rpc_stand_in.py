@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from procman.client import Client
 from procman.errors import Failed, NoSuchProgram
+from procman.reading import Read
 from procman.rpc import LogSource, Object, Peer
 from procman.server import Access, Server
 
@@ -41,7 +42,7 @@ def info(name: str, state: str = "RUNNING", **more: Any) -> Object:
         "cpu_percent": 1.53 if running else None,
         "memory_bytes": 41943040 if running else None,
         "exit": None if running else {"code": 1, "at": AT, "reason": "exit status 1"},
-        "why": "ready" if running else "exit status 1",
+        "why": "autostart" if running else "exit status 1",
         **more,
     }
 
@@ -84,7 +85,7 @@ class StandIn:
             return [{"why": "x" * 8_000_000}]
         return self.find(names)
 
-    def show(self, name: str) -> Object:
+    async def show(self, name: str, read: Read) -> Object:
         return {
             **self.find([name])[0],
             "definition": {"argv": ["gunicorn", "shop"], "umask": 18, "account": None},
@@ -93,7 +94,7 @@ class StandIn:
             "processes": [{"pid": 4711, "command": "gunicorn shop", "memory_bytes": 41943040}],
         }
 
-    def why(self, name: str) -> Object:
+    async def why(self, name: str, read: Read) -> Object:
         found = self.find([name])[0]
         history = [{"at": AT, "state": found["state"], "why": found["why"]}]
         kept = {key: found[key] for key in ("name", "state", "wanted", "why", "exit")}
@@ -148,9 +149,10 @@ class StandIn:
         return lambda: self.subscribers.remove(callback)
 
     def daemon_status(self) -> Object:
-        return {"identifier": "procman", "version": "0.1.0", "pid": os.getpid(), "keeper": {"pid": 1}, "table": None}
+        own = {"supervisor_pid": os.getpid(), "keeper_pid": 1, "limits": {"open": 9}, "table": None}
+        return {"identifier": "procman", "version": "0.1.0", **own}
 
-    def shutdown(self, peer: Peer) -> None:
+    async def shutdown(self, peer: Peer) -> None:
         self.asked.append(("shutdown", peer.uid))
         self.down.set()
 
@@ -161,7 +163,7 @@ class StandIn:
         if self.asked and self.asked[-1][0] == "reread":
             raise Failed("the table has problems", hint="procmanctl check")
         self.asked.append(("reread", peer.uid))
-        return {"started": ["new"], "stopped": [], "message": "the table was read again"}
+        return {"added": ["new"], "removed": [], "changed": [], "restarted": [], "message": "the table was read again"}
 
 
 class Daemon:

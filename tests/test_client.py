@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import tempfile
 import threading
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from procman import rpc
 from procman.client import Client
 from procman.errors import NoSuchProgram, Unreachable
 from procman.rpc import RpcError
@@ -143,6 +145,44 @@ def refused(path: str, timeout: float | None = 5) -> Unreachable:
     assert caught.value.exit_status == 6
     assert caught.value.hint
     return caught.value
+
+
+LISTEN = (
+    "import socket, sys; s = socket.socket(1); s.bind(sys.argv[1]); s.listen(); print(flush=True); sys.stdin.read()"
+)
+
+
+def test_a_third_users_daemon_in_the_default_folder_is_a_trap(
+    folder: Path, as_user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid():
+        pytest.skip("only root can be two users")
+    monkeypatch.setattr(rpc, "_TMP_FOLDER", f"{folder}/procman-")
+    folder.chmod(0o755)
+    for number in (7, as_user.uid):
+        trap = folder / f"procman-{number}"
+        trap.mkdir()
+        trap.chmod(0o777)
+        options = as_user.options() | {"stdin": subprocess.PIPE}
+        argv = [as_user.python, "-c", LISTEN, str(trap / "s")]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, **options) as daemon:
+            assert daemon.stdout is not None
+            assert daemon.stdout.readline()
+            if number == 7:
+                error = refused(f"{trap}/s")
+                assert str(error) == f"the daemon at {trap}/s is not to be trusted: it runs as user {as_user.uid}"
+            else:
+                with Client(f"{trap}/s") as client:
+                    client.connect()  # root may look after the daemon of the user that the path names
+            assert daemon.stdin is not None
+            daemon.stdin.close()
+
+
+def test_our_own_daemon_in_the_default_folder_is_ours(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc, "_TMP_FOLDER", f"{folder}/procman-")
+    (folder / "procman-7").mkdir()
+    with Fake(folder / "procman-7" / "s", answer(3)) as fake, Client(fake.path, 10) as client:
+        assert client.call("status") == 3
 
 
 def test_no_socket(folder: Path) -> None:

@@ -22,9 +22,9 @@ from typing import Any
 import pytest
 
 from procman import files, table
+from procman.client import Client
 from procman.config import Config
-from procman.ctl import main as ctl
-from procman.ctl import starter, tables
+from procman.ctl import resuming, session, starter, tables
 from procman.ctl.main import main, parser
 from procman.methods import METHODS
 from procman.rpc import PROCESS_FIELDS
@@ -176,8 +176,8 @@ def test_a_table_that_cannot_be_read(capsys: pytest.CaptureFixture[str], tmp_pat
 def test_status(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     assert Ran(capsys, "status").out == (
         "NAME    STATE    READY   PID  UPTIME   CPU   MEMORY  RESTARTS  WHY\n"
-        "shop:1  RUNNING  yes    4711   1h02m  1.5%  40.0 MB         2  ready\n"
-        "shop:2  RUNNING  yes    4711   1h02m  1.5%  40.0 MB         2  ready\n"
+        "shop:1  RUNNING  yes    4711   1h02m  1.5%  40.0 MB         2  autostart\n"
+        "shop:2  RUNNING  yes    4711   1h02m  1.5%  40.0 MB         2  autostart\n"
         "blog    FATAL    -         -       -     -        -         2  exit status 1\n"
     )
 
@@ -272,7 +272,7 @@ def test_a_failure_is_explained(daemon: Daemon, capsys: pytest.CaptureFixture[st
 
 
 def test_signal(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
-    assert Ran(capsys, "signal", "usr1", "web").out == "shop:1  RUNNING  ready\nshop:2  RUNNING  ready\n"
+    assert Ran(capsys, "signal", "usr1", "web").out == "shop:1  RUNNING  autostart\nshop:2  RUNNING  autostart\n"
     assert daemon.stand_in.asked == [("signal", ["web"], 10, os.geteuid())]
 
 
@@ -281,13 +281,16 @@ def test_signal(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_daemon_status(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     out = Ran(capsys, "daemon", "status").out
-    assert out.splitlines()[0] == "identifier  procman"
-    assert "keeper      pid 1\n" in out
-    assert Ran(capsys, "daemon", "status", "--json").json["keeper"] == {"pid": 1}
+    assert out.splitlines()[0] == "identifier      procman"
+    assert "keeper pid      1\n" in out
+    assert "limits          open 9\n" in out
+    assert Ran(capsys, "daemon", "status", "--json").json["keeper_pid"] == 1
 
 
 def test_daemon_reread(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
-    assert Ran(capsys, "daemon", "reread").out == "started  new\nstopped  -\nmessage  the table was read again\n"
+    assert Ran(capsys, "daemon", "reread").out == (
+        "added      new\nremoved    -\nchanged    -\nrestarted  -\nmessage    the table was read again\n"
+    )
     ran = Ran(capsys, "daemon", "reread")
     assert (ran.status, ran.err) == (1, "procmanctl: the table has problems\n  hint: procmanctl check\n")
 
@@ -301,14 +304,13 @@ def test_daemon_shutdown_waits_until_it_has_gone(daemon: Daemon, capsys: pytest.
 def test_daemon_shutdown_waits_for_programs_that_stop_slowly(
     daemon: Daemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ctl, "GONE_SECONDS", 0.1)
     stopped: list[float] = []
 
     def stop() -> None:
         stopped.append(time.monotonic())
         daemon.stand_in.down.set()
 
-    def shutdown(_peer: object) -> None:
+    async def shutdown(_peer: object) -> None:
         daemon.loop.call_later(0.5, stop)
 
     monkeypatch.setattr(daemon.stand_in, "shutdown", shutdown)
@@ -331,6 +333,134 @@ def test_daemon_shutdown_waits_for_the_keeper(daemon: Daemon, capsys: pytest.Cap
     assert Ran(capsys, "daemon", "shutdown").status == 0
     assert closed
     keeper.join()
+
+
+def test_daemon_shutdown_gives_up_after_its_timeout(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def shutdown(_peer: object) -> None:
+        daemon.stand_in.asked.append(("shutdown",))
+
+    monkeypatch.setattr(daemon.stand_in, "shutdown", shutdown)
+    ran = Ran(capsys, "daemon", "shutdown", "--timeout", "0.3")
+    assert (ran.status, daemon.stand_in.asked) == (1, [("shutdown",)])
+    assert "the daemon is still there after 0.3 s" in ran.err
+
+
+def drop_all(daemon: Daemon) -> None:
+    """What clients see when the supervisor dies. To be called in the daemon's loop."""
+    for connection in list(daemon.server.connections):
+        connection.drop()
+
+
+def test_daemon_shutdown_is_asked_again_when_the_daemon_goes_on(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervisor was replaced and its successor knows nothing of it."""
+    asked: list[float] = []
+
+    async def shutdown(_peer: object) -> None:
+        asked.append(time.monotonic())
+        if len(asked) == 1:
+            daemon.loop.call_later(0.1, drop_all, daemon)
+        else:
+            daemon.stand_in.down.set()
+
+    monkeypatch.setattr(daemon.stand_in, "shutdown", shutdown)
+    assert Ran(capsys, "daemon", "shutdown").status == 0
+    assert len(asked) == 2
+
+
+def test_daemon_shutdown_is_done_when_another_daemon_is_there(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def shutdown(_peer: object) -> None:
+        monkeypatch.setattr(daemon.stand_in, "daemon_status", lambda: {"keeper_pid": 2})
+        daemon.loop.call_later(0.1, drop_all, daemon)
+        daemon.stand_in.asked.append(("shutdown",))
+
+    monkeypatch.setattr(daemon.stand_in, "shutdown", shutdown)
+    assert Ran(capsys, "daemon", "shutdown").status == 0
+    assert daemon.stand_in.asked == [("shutdown",)]
+
+
+def test_reread_waits_without_a_limit(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timeouts: list[float | None] = []
+    before = session.Session.client
+
+    def client(self: session.Session, timeout: float | None = 30.0) -> Client:
+        timeouts.append(timeout)
+        return before(self, timeout)
+
+    monkeypatch.setattr(session.Session, "client", client)
+    assert Ran(capsys, "daemon", "reread").status == 0
+    assert timeouts == [None]
+
+
+# --- when the supervisor is replaced under a command
+
+
+UP, DOWN, FAILED = info("it"), info("it", "STOPPED", exit=None), info("it", "BACKOFF", wanted="up")
+STARTING = info("it", "STARTING", wanted="up", exit=None)
+NEW = info("it", pid=4712, started_at="later")
+STOPPING = info("it", "STOPPING", pid=4711, started_at=AT, exit=None)
+STOPPING_UP = {**STOPPING, "wanted": "up"}
+
+
+@pytest.mark.parametrize(
+    ("verb", "before", "now", "further"),
+    [
+        ("stop", UP, UP, "stop"),
+        ("stop", UP, STOPPING, "stop"),
+        ("stop", UP, DOWN, True),
+        ("start", DOWN, DOWN, "start"),
+        ("start", UP, UP, True),
+        ("start", DOWN, STARTING, "start"),
+        ("start", STARTING, STARTING, "start"),
+        ("start", DOWN, NEW, True),
+        ("start", DOWN, FAILED, False),
+        ("start", FAILED, FAILED, "start"),
+        ("start", FAILED, {**FAILED, "exit": {"code": 2}}, False),
+        ("start", UP, DOWN, False),
+        ("start", UP, STOPPING, False),
+        ("restart", UP, UP, "restart"),
+        ("restart", STARTING | {"pid": 4711}, UP, "restart"),
+        ("restart", UP, STOPPING_UP, "start"),
+        ("restart", UP, STOPPING, False),
+        ("restart", UP, STARTING, "start"),
+        ("restart", UP, NEW, True),
+        ("restart", UP, FAILED, False),
+        ("restart", DOWN, DOWN, "restart"),
+        ("restart", DOWN, NEW, True),
+        ("start", None, NEW, True),
+    ],
+)
+def test_what_is_still_to_be_asked(verb: str, before: Any, now: Any, further: object) -> None:
+    assert resuming.further(verb, before, now) is further or resuming.further(verb, before, now) == further
+
+
+def test_a_command_goes_on_when_the_supervisor_is_replaced(daemon: Daemon) -> None:
+    daemon.do(daemon.stand_in.gate.clear)
+    process = start(daemon, "start", "shop", "blog")
+    wait_until(lambda: daemon.stand_in.asked)
+
+    def replace() -> None:
+        daemon.stand_in.processes["blog"] = info("blog", "STARTING", wanted="up", exit=None)
+        drop_all(daemon)
+        daemon.stand_in.gate.set()
+
+    daemon.do(replace)
+    out, err = process.communicate(timeout=20)
+    assert out.decode().splitlines() == [
+        "shop:1  RUNNING  autostart",
+        "shop:2  RUNNING  autostart",
+        "blog    FATAL    exit status 1",
+    ]
+    assert err.decode().startswith(f"{resuming.REPLACED}\nprocmanctl: start failed: blog")
+    assert process.returncode == 1
+    assert [asked[:2] for asked in daemon.stand_in.asked] == [("start", ["shop", "blog"]), ("start", ["blog"])]
 
 
 # --- streams

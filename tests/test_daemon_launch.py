@@ -276,8 +276,8 @@ def test_each_step_that_fails_is_named(daemon: MakeDaemon) -> None:
     expected = {
         "missing": ["exec", "no such program", "/no/such/program"],
         "unknown": ["exec", "no such program", "no-such-program-anywhere", "PATH"],
-        "plain": ["exec", "not executable", "./plain"],
-        "folder": ["exec", "not executable", "/usr"],
+        "plain": ["exec", "can't be executed by this user", "./plain"],
+        "folder": ["exec", "can't be executed by this user", "/usr"],
         "interpreter": ["exec", "interpreter", "./interpreter"],
         "garbage": ["exec", "Exec format error", "./garbage"],
         "gone": ["directory", "No such file or directory", "nowhere"],

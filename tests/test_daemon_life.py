@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pty
 import re
@@ -173,6 +174,22 @@ def test_daemonize_logs_to_a_file_that_can_be_rotated(daemon: MakeDaemon) -> Non
         assert "restart by uid" not in old.read_text()
         os.kill(running.json("daemon", "status")["supervisor_pid"], signal.SIGKILL)
         wait_until(lambda: "the supervisor was replaced" in file.read_text(), what="the keeper writes there, too")
+
+
+def test_daemonize_moves_inherited_output_with_its_own_log(daemon: MakeDaemon) -> None:
+    table = '[program.it]\ncommand = ["sh", "-c", "while :; do echo tick; sleep 0.05; done"]\nlog.mode = "inherit"\n'
+    running = daemon(table, start=False)
+    file, old = running.log_dir / "procmand.log", running.log_dir / "old.log"
+    with background(running):
+        assert procmand(running, "--daemonize").returncode == 0
+        wait_until(lambda: "it | tick" in file.read_text())
+        file.rename(old)
+        assert running.ctl("daemon", "reopen-logs").returncode == 0
+        wait_until(lambda: file.exists() and "it | tick" in file.read_text())
+        size = old.stat().st_size
+        count = file.read_text().count("it | tick")
+        wait_until(lambda: file.read_text().count("it | tick") > count + 1)
+        assert old.stat().st_size == size
 
 
 def test_daemonize_without_a_log_folder_says_so(daemon: MakeDaemon) -> None:
@@ -396,3 +413,55 @@ def test_the_service_manager_is_told(daemon: MakeDaemon, tmp_path: Path, abstrac
         finally:
             if not abstract:
                 os.unlink(address)
+
+
+def test_nothing_is_imported_from_the_current_folder(daemon: MakeDaemon) -> None:
+    """procmand may be called by root in a folder that is somebody else's."""
+    running = daemon(PLAIN, start=False)
+    trap = "import pathlib; pathlib.Path(__file__).with_name('trapped').touch()\n"
+    for name in ("tomllib", "asyncio", "logging", "psutil"):
+        (running.folder / f"{name}.py").write_text(trap)
+    command = [running.python, "-P", "-m", "procman.daemon", "-d", "-c", str(running.table)]  # as the script procmand
+    with background(running):
+        done = subprocess.run(command, env=running.environment, cwd=running.folder, timeout=30, check=False)
+        assert done.returncode == 0
+        running.wait_for("it")
+        assert not (running.folder / "trapped").exists()
+
+
+def test_the_daemons_own_umask_name_and_descriptors(daemon: MakeDaemon) -> None:
+    running = daemon(PLAIN, settings='umask = 0o027\nidentifier = "shop"\nopen_files = 777')
+    running.wait_for("it")
+    status = Path(f"/proc/{running.supervisor_pid}/status").read_text()
+    assert re.search(r"^Umask:\s+0027$", status, re.M)
+    assert re.search(r"^Name:\s+shop$", status, re.M)
+    limits = Path(f"/proc/{running.supervisor_pid}/limits").read_text()
+    soft = int(re.search(r"Max open files\s+(\d+)", limits)[1])  # type: ignore[index]
+    assert soft >= 777
+
+
+def test_what_another_boot_has_left_is_no_status(daemon: MakeDaemon) -> None:
+    """Monotonic times and generations of another boot mean nothing; what an operator has stopped stays so."""
+    running = daemon(PLAIN + '[program.off]\ncommand = "sleep 1000"\n')
+    running.wait_for("it")
+    assert running.ctl("stop", "off").returncode == 0
+    assert running.stop() == 0
+    path = running.folder / "state" / "state.json"
+    document = json.loads(path.read_text())
+    document["boot_id"] = "another"
+    document["processes"]["it"]["restarts"] = 77
+    document["closing"] = True
+    path.write_text(json.dumps(document))
+    running.start()
+    assert running.wait_for("it")["restarts"] == 0
+    assert running.status()["off"]["wanted"] == "down"
+
+
+def test_an_env_file_that_would_block_is_refused(daemon: MakeDaemon) -> None:
+    """A FIFO without a writer: whoever owns the file must not be able to hang the daemon."""
+    waits = '[program.it]\ncommand = "sleep 1000"\nenv_file = ["fifo"]\n'
+    running = daemon(waits + PLAIN.replace(".it", ".other"), start=False)
+    os.mkfifo(running.folder / "fifo")
+    running.start()
+    running.wait_for("other")
+    assert "not a regular file" in running.wait_for("it", "BACKOFF")["why"]

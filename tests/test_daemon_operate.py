@@ -220,16 +220,41 @@ def test_reload_by_a_signal_or_a_restart(daemon: MakeDaemon) -> None:
     assert running.status()["hup"]["state"] == "STOPPED"
 
 
-def test_a_program_that_was_asked_to_reload_by_signal_stays_wanted_down(daemon: MakeDaemon) -> None:
-    """A reload that did nothing must not bring a stopped program back with the next start of the daemon."""
-    running = daemon(program("it", SIGNALS, reload='"signal:HUP"'))
+@pytest.mark.parametrize("kind", ["signal:HUP", "restart"])
+def test_a_stopped_program_that_was_asked_to_reload_stays_wanted_down(daemon: MakeDaemon, kind: str) -> None:
+    """A reload that did nothing must not bring a stopped program back, nor with the next start of the daemon."""
+    running = daemon(program("it", SIGNALS, reload=f'"{kind}"'))
     running.wait_for("it")
     assert running.ctl("stop", "it").returncode == 0
-    assert running.ctl("reload", "it").returncode == 1
+    done = running.ctl("reload", "it")
+    assert done.returncode == 1
+    assert "it does not run: stop by uid" in done.stderr
+    assert running.status()["it"]["state"] == "STOPPED"
     assert running.stop() == 0
     running.start()
     info = running.status()["it"]
     assert (info["state"], info["wanted"]) == ("STOPPED", "down")
+
+
+@pytest.mark.parametrize("kind", ["signal:HUP", "restart"])
+def test_reload_starts_what_failed_or_ended(daemon: MakeDaemon, kind: str) -> None:
+    keys = {"reload": f'"{kind}"', "restart": '"never"'}
+    table = program("failed", "sh -c 'test -e there && exec sleep 1000'", **keys) + program("ended", "true", **keys)
+    running = daemon(table)
+    running.wait_for("failed", "EXITED")
+    ended = running.wait_for("ended", "EXITED")["exit"]["at"]
+    (running.folder / "there").touch()
+    assert running.ctl("reload", "all").returncode == 0
+    assert running.wait_for("failed")["pid"] is not None
+    assert running.wait_for("ended", "EXITED")["exit"]["at"] > ended
+
+
+def test_why_reads_little_of_a_log_without_lines(daemon: MakeDaemon) -> None:
+    running = daemon(program("it", "sh -c 'head -c 5000000 /dev/zero | tr \\\\0 x; exec sleep 1000'"))
+    wait_until(lambda: len(running.log("it")) == 5000000)
+    with running.client() as client:
+        (line,) = client.call("why", name="it")["output"]
+    assert line == "x" * 65536
 
 
 def test_signal(daemon: MakeDaemon) -> None:

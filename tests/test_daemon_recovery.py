@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import MakeDaemon
-from tests.harness import RunningDaemon, free_port, wait_until
+from tests.harness import CTL, PROJECT, RunningDaemon, free_port, wait_until
 
 TABLE = """
     [program.plain]
@@ -112,6 +115,36 @@ def test_stopped_by_an_operator_stays_stopped(daemon: MakeDaemon) -> None:
     info = running.status()["plain"]
     assert (info["state"], info["wanted"]) == ("STOPPED", "down")
     assert running.ctl("start", "plain").returncode == 0
+
+
+@pytest.mark.parametrize("verb", ["start", "restart"])
+def test_an_operation_goes_on_when_the_supervisor_is_replaced(daemon: MakeDaemon, verb: str) -> None:
+    """Whether the old supervisor had written down what was asked or not: who asked is told what came of it."""
+    autostart = "true" if verb == "restart" else "false"
+    command = '"${PYTHON} -S -E ${PROGRAMS}/ready.py"'
+    running = daemon(f"[program.it]\ncommand = {command}\nstart_seconds = 1\nautostart = {autostart}\n")
+    before = running.wait_for("it")["pid"] if verb == "restart" else None
+    command_line = [sys.executable, "-c", CTL, "-s", str(running.socket), verb, "it"]
+    options: dict[str, Any] = {"env": {**os.environ, "PYTHONPATH": str(PROJECT)}, "text": True}
+    asked = subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    wait_until(lambda: f"{verb} by uid" in running.said())
+    kill_supervisor(running)
+    out, err = asked.communicate(timeout=20)
+    assert (asked.returncode, out.split()[:2]) == (0, ["it", "RUNNING"]), err
+    assert "supervisor was replaced" in err
+    assert running.status()["it"]["pid"] not in (None, before)
+
+
+def test_a_shutdown_that_was_answered_is_not_forgotten(daemon: MakeDaemon) -> None:
+    command = '"sh -c \'trap \\"sleep 0.5; exit 0\\" TERM; echo ready; while :; do sleep 0.05; done\'"'
+    running = daemon(f"[program.slow]\ncommand = {command}\nstart_seconds = 0\n")
+    wait_until(lambda: "ready" in running.log("slow"))
+    supervisor = running.supervisor_pid
+    with running.client() as client:
+        client.call("daemon.shutdown")
+        os.kill(supervisor, signal.SIGKILL)
+    assert running.process is not None
+    assert running.process.wait(20) == 0
 
 
 def test_a_stop_that_is_under_way_is_finished(daemon: MakeDaemon) -> None:

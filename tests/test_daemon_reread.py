@@ -7,13 +7,15 @@ import pwd
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import MakeDaemon
-from tests.harness import RunningDaemon, free_port, wait_until
+from tests.harness import CTL, PROJECT, RunningDaemon, free_port, wait_until
 
 
 def program(name: str, keys: str = "", command: str = "${PYTHON} -S -E ${PROGRAMS}/ready.py") -> str:
@@ -232,3 +234,71 @@ def test_logs_are_opened_again(daemon: MakeDaemon) -> None:
         wait_until(file.exists)
         assert running.ctl("signal", "USR1", "it").returncode == 0
         wait_until(lambda: running.log("it") == "got SIGUSR1\n")
+
+
+def test_a_shutdown_during_a_change_starts_nothing(daemon: MakeDaemon) -> None:
+    """What the change would start afterwards is not started: it would only be killed."""
+    slow = '[program.slow]\ncommand = "${PYTHON} -S -E ${PROGRAMS}/ignore_term.py"\nstop_timeout = "1s"\n'
+    running = daemon(slow)
+    wait_until(lambda: "ready" in running.log("slow"))
+    running.write_table(slow.replace("ignore_term.py", "ignore_term.py x") + program("new"))
+    os.kill(running.keeper_pid, signal.SIGHUP)
+    running.wait_for("slow", "STOPPING")
+    assert running.stop() == 0
+    said = running.said()
+    assert "new: STARTING" not in said
+    assert said.count("slow: STARTING") == 1
+
+
+def test_a_hangup_during_a_reread_is_obeyed_afterwards(daemon: MakeDaemon) -> None:
+    slow = '[program.slow]\ncommand = "${PYTHON} -S -E ${PROGRAMS}/ignore_term.py"\nstop_timeout = "1s"\n'
+    running = daemon(slow)
+    wait_until(lambda: "ready" in running.log("slow"))
+    running.write_table("")
+    command = [sys.executable, "-c", CTL, "-s", str(running.socket), "daemon", "reread"]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(PROJECT)}) as reread:
+        running.wait_for("slow", "STOPPING")
+        running.write_table(program("new"))
+        os.kill(running.keeper_pid, signal.SIGHUP)
+        assert reread.wait(20) == 0
+    wait_until(lambda: list(running.status()) == ["new"])
+
+
+def test_a_refused_table_is_a_problem_until_a_good_one_comes(daemon: MakeDaemon) -> None:
+    running = daemon(program("it"))
+    running.write_table("[program.it]\ncomand = 1\n")
+    os.kill(running.keeper_pid, signal.SIGHUP)
+    problems = wait_until(lambda: running.json("daemon", "status")["problems"])
+    assert "the table was refused (SIGHUP)" in problems[0]
+    assert "did you mean 'command'?" in problems[0]
+    running.write_table(program("it"))
+    assert running.ctl("daemon", "reread").returncode == 0
+    assert running.json("daemon", "status")["problems"] == []
+
+
+def test_programs_keep_the_folders_of_the_running_daemon(daemon: MakeDaemon) -> None:
+    """A new socket or log folder needs a restart of the daemon: until then no program moves, or restarts, for it."""
+    running = daemon(program("it"))
+    before = running.wait_for("it")["pid"]
+    text = running.table.read_text().replace(str(running.log_dir), f"{running.folder}/other")
+    running.table.write_text(text.replace("procman.sock", "other.sock"))
+    answer = running.json("daemon", "reread")
+    assert (answer["changed"], answer["restarted"]) == ([], [])
+    assert "daemon.log_dir" in answer["message"]
+    assert "daemon.socket" in answer["message"]
+    assert running.status()["it"]["pid"] == before
+
+
+def test_a_reuse_port_socket_goes_with_its_process(daemon: MakeDaemon) -> None:
+    """Nobody accepts from the socket of a stopped process: it must not be in the group, or requests go there."""
+    port = free_port()
+    table = f'[listener.web]\nbind = "127.0.0.1:{port}"\nreuse_port = true\n'
+    command = "${PYTHON} -S -E ${PROGRAMS}/http_one.py"
+    running = daemon(table + program("site", 'listen = "web"\ninstances = 2', command))
+    for name in ("site:1", "site:2"):
+        running.wait_for(name)
+    assert running.ctl("stop", "site:2").returncode == 0
+    pid = running.status()["site:1"]["pid"]
+    assert {ask(port) for _ in range(20)} == {pid}
+    assert running.ctl("start", "site:2").returncode == 0
+    wait_until(lambda: ask(port) != pid, what="the new one gets its share")

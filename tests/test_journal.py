@@ -161,3 +161,23 @@ def test_nobody_waits_for_a_stuck_disk(
 
     asyncio.run(check())
     assert "stuck" in caplog.text
+
+
+def test_of_each_process_only_the_last_end_is_kept_while_nothing_can_be_written(tmp_path: Path) -> None:
+    """A full disk and a crash loop: what the keeper has to remember must not grow with every restart."""
+
+    async def check() -> None:
+        async with journaling(tmp_path) as written:
+            written.path.mkdir()  # in the way of the rename
+            for generation in range(1, 51):
+                written.journal.forget_later(f"shop:1#{generation}")
+                written.journal.forget_later(f"blog#{generation}")
+                await written.journal.saved()
+            kept = {f"{name}#{number}" for name in ("shop:1", "blog") for number in range(1, 51)}
+            kept -= set(written.forgotten)
+            assert kept == {"shop:1#50", "blog#50"}
+            written.path.rmdir()
+            await written.journal.saved()
+            assert set(written.forgotten) >= {"shop:1#50", "blog#50"}
+
+    asyncio.run(check())

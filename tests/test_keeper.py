@@ -269,7 +269,7 @@ FAILURES: list[tuple[str, dict[str, Any], str, int]] = [
     ("no program", {"argv": [NOWHERE]}, "exec", errno.ENOENT),
     ("no program in PATH", {"argv": ["procman-nonexistent"]}, "exec", errno.ENOENT),
     ("below a file", {"argv": ["/etc/passwd/x"]}, "exec", errno.ENOENT),
-    ("not executable", {"argv": ["/etc/passwd"]}, "exec", errno.EACCES),
+    ("can't be executed", {"argv": ["/etc/passwd"]}, "exec", errno.EACCES),
     ("a folder", {"argv": ["/etc"]}, "exec", errno.EACCES),
     ("too long", {"argv": ["true", "x" * 3_000_000]}, "exec", errno.E2BIG),
     ("a NUL", {"argv": ["true", "\0"]}, "exec", errno.EINVAL),

@@ -20,9 +20,9 @@ PACKAGE = PROJECT / "procman"
 BANDS = {
     "pure": "errors config positions values keys programs table servers apply lifecycle launch rpc",
     "keeper": "keeper",
-    "edge": "files listeners logs logread resources probes notify store",
+    "edge": "files folders listeners logs logread resources probes notify store",
     "daemon": "events link process report operation journal measures holdings recall ground supervisor desk supervise"
-    " methods server daemon",
+    " reading methods server daemon",
     "client": "client ctl",
     "program": "wsgi",
 }
@@ -57,11 +57,12 @@ may wait as they like; wsgi is a program of its own, and its forks signal themse
 
 IMPORT_ONLY_IN: dict[str, set[str]] = {
     "threading": {"logs", "wsgi"},
-    "concurrent": {"journal"},
+    "concurrent": {"journal", "reading"},
     "multiprocessing": set(),
     "subprocess": {"ctl", "daemon"},
 }
-"""House rule 5: one thread, but for those that write to a disk, which may be stuck: the logs' and the state file's.
+"""House rule 5: one thread, but for those that use a disk, which may be stuck: the logs', the state file's, and those
+that read for clients.
 Children come from the keeper; the client may run `procmand`."""
 
 DEPENDENCIES: dict[str, set[str]] = {
@@ -117,7 +118,7 @@ def may_import(importer: str, target: str) -> bool:
     return {
         "pure": its == "pure",
         "keeper": target == "errors",
-        "edge": its == "pure",
+        "edge": its == "pure" or target == "folders",
         "daemon": its in {"pure", "edge", "daemon", "keeper"},
         "client": target in {"rpc", "errors"} or its == "client",
         "program": False,

@@ -250,6 +250,8 @@ def test_step(
         ((*RUNNING, (2.0, Stop("stop by uid 7"))), "stop by uid 7"),
         ((*RUNNING, (2.0, Stop("stop by uid 7")), (2.1, Exited(GOOD))), "stop by uid 7"),
         ((*RUNNING,), "test"),
+        ((*STARTED, (0.5, Exited(GOOD))), "exit status 0 before start_seconds = 1 s"),
+        ((*RUNNING, (2.0, Stop("down")), (2.0, Start("up again")), (2.1, Exited(GOOD))), "up again"),
     ],
 )
 def test_every_state_says_why(events: tuple[tuple[float, Event], ...], why: str) -> None:

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from procman import rpc
 from procman.config import Address, Listener
 from procman.errors import Failed
-from procman.listeners import PATH_MAX, join, open_listener, open_rpc_socket, remove_socket_file
+from procman.listeners import PATH_MAX, join, open_listener, open_rpc_socket, remove_socket_file, socket_file
 from tests.harness import User, free_port
 
 HOLD = """
@@ -322,6 +323,62 @@ def test_a_path_that_is_no_socket_is_left_alone(tmp_path: Path, kind: str) -> No
         open_listener(unix(path))
     remove_socket_file(str(path))
     assert path.lstat().st_ino == before.st_ino
+
+
+def test_only_the_socket_that_was_made_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "web.sock"
+    with open_listener(unix(path)):
+        made = socket_file(str(path))
+        path.rename(tmp_path / "moved")
+        assert socket_file(str(path)) is None
+        with open_listener(unix(path)):
+            remove_socket_file(str(path), made)
+            assert path.is_socket()
+            remove_socket_file(str(path), socket_file(str(path)))
+            assert not path.exists()
+
+
+def test_nothing_is_touched_behind_a_symlink_of_another_user(tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root can make another user's files")
+    home, victim = tmp_path / "home", tmp_path / "victim"
+    home.mkdir()
+    victim.mkdir()
+    os.chown(home, 65534, 65534)
+    path = home / "run" / "web.sock"
+    with open_listener(unix(path)), open_listener(unix(victim / "web.sock")):
+        made = socket_file(str(path))
+        path.parent.rename(home / "mine")
+        path.parent.symlink_to(victim)
+        assert socket_file(str(path)) is None
+        remove_socket_file(str(path), made)
+        remove_socket_file(str(path))
+        assert (victim / "web.sock").is_socket()
+    inode = (victim / "web.sock").stat().st_ino
+    with pytest.raises(Failed, match=f"the symlink {home}/run is not followed") as caught:
+        open_listener(unix(path))
+    assert "without the symlink" in caught.value.hint
+    assert (victim / "web.sock").stat().st_ino == inode, "it is stale, and not ours to remove"
+
+
+def test_the_default_folder_in_tmp_must_be_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc, "_TMP_FOLDER", f"{tmp_path}/procman-")
+    folder = tmp_path / "procman-7"
+    path = str(folder / "procman.sock")
+    open_rpc_socket(path, 0o600).close()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+    open_rpc_socket(path, 0o600).close()
+    owners = [(os.geteuid(), 0o775), (os.geteuid(), 0o1777)] + ([] if os.geteuid() else [(65534, 0o755)])
+    for uid, mode in owners:
+        os.chown(folder, uid, -1)
+        folder.chmod(mode)
+        with pytest.raises(Failed, match=f"can't use the folder {folder}: it must belong to the user") as caught:
+            open_rpc_socket(path, 0o600)
+        assert "XDG_RUNTIME_DIR" in caught.value.hint
+    other = tmp_path / "procman-x"
+    other.mkdir()
+    other.chmod(0o777)
+    open_rpc_socket(str(other / "procman.sock"), 0o600).close()
 
 
 def test_a_folder_that_is_a_file(tmp_path: Path) -> None:

@@ -448,3 +448,20 @@ def test_a_slow_follower_whose_files_were_dropped_goes_on_with_the_oldest(
     writer.write(b"2\n3\n4\n5\n6\n7\n8\n")
     assert read_all(follower) == b"1\n4\n5\n6\n7\n8\n"
     writer.close()
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="root is who could be led astray")
+def test_root_reads_nothing_that_a_user_led_it_to(tmp_path: Path) -> None:
+    """A program's user owns the folder of its log: a symlink on the way, or a hard link, must not show root's files."""
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "web.log").write_text("secret\n")
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, 65534, 65534)
+    (home / "log").symlink_to(secret)
+    os.chown(home / "log", 65534, 65534, follow_symlinks=False)
+    assert tail(str(home / "log" / "web.log"), 10, 1)[0] == b""
+    os.link(secret / "web.log", home / "web.log")
+    assert tail(str(home / "web.log"), 10, 1)[0] == b""
+    assert tail(str(secret / "web.log"), 10, 1)[0] == b"secret\n"

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from procman import notify
 from procman.errors import Failed
+from procman.holdings import make_notify_folder
 from procman.notify import MESSAGE_MAX, Message, NotifySocket, allowed
 from tests.harness import wait_until
 
@@ -45,6 +46,19 @@ def send(path: str, data: bytes) -> None:
 
 def from_me(**fields: str) -> Message:
     return Message(fields, os.getpid(), os.getuid())
+
+
+@pytest.mark.parametrize("left_over", [False, True])
+def test_its_folder_is_open_to_all_users_whatever_the_umask(tmp_path: Path, left_over: bool) -> None:
+    folder = tmp_path / "run" / "notify"
+    if left_over:
+        folder.mkdir(0o700, parents=True)
+    before = os.umask(0o077)
+    try:
+        make_notify_folder(str(folder))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
 
 
 def test_the_file_is_for_the_programs_user_alone(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from procman.resources import Reading, Ring, Sample, Sampler, daemon_usage, ticks_used
+from procman.resources import OutOfMemory, Reading, Ring, Sample, Sampler, daemon_usage, ticks_used
 from tests.harness import PROJECT, wait_until
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -321,3 +321,18 @@ def test_the_ring_takes_any_sample() -> None:
     for _ in range(2):
         ring.add(1.5, Sample(1e6, 2**60, 2**20))
         assert list(ring.items()) == [(1.5, Sample(1e6, 0xFFFFFFFF << 10, 0xFFFF))]
+
+
+@pytest.mark.skipif(not os.access("/dev/kmsg", os.W_OK), reason="the kernel's log can't be written here")
+def test_a_kill_by_the_kernel_is_found_in_its_log() -> None:
+    memory = OutOfMemory()
+    with open("/dev/kmsg", "w") as log:
+        log.write("Out of memory: Killed process 4194305 (python) total-vm:1kB\n")
+    assert memory.killed(4194305)
+    assert not memory.killed(4194305), "a pid may come again"
+    assert not memory.killed(1)
+    os.close(memory._log)
+
+
+def test_without_the_log_of_the_kernel_nothing_was_killed() -> None:
+    assert not OutOfMemory("/nowhere").killed(1)

@@ -45,6 +45,12 @@ json_values = st.recursive(
 )
 def test_default_socket(environ: dict[str, str], uid: int, path: str) -> None:
     assert rpc.default_socket(environ, uid) == path
+    assert rpc.tmp_owner(path) == (7 if path.startswith("/tmp") else None)
+
+
+@pytest.mark.parametrize("path", ["/tmp/procman-7", "/tmp/procman-x/s", "/tmp/procman-/s", "x/tmp/procman-7/s"])
+def test_other_paths_in_tmp_are_nobodys(path: str) -> None:
+    assert rpc.tmp_owner(path) is None
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import resource
@@ -81,7 +82,7 @@ def test_methods_answer(daemon: Daemon) -> None:
         assert client.call("why", name="blog")["history"][0]["state"] == "FATAL"
         assert client.call("daemon.status")["identifier"] == "procman"
         assert client.call("daemon.reopen_logs") == {}
-        assert client.call("daemon.reread")["started"] == ["new"]
+        assert client.call("daemon.reread")["added"] == ["new"]
         with pytest.raises(Failed, match="the table has problems") as failed:
             client.call("daemon.reread")
         assert failed.value.hint == "procmanctl check"
@@ -492,6 +493,132 @@ def test_too_many_connections(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -
     assert alive(daemon)
     for connection in held:
         connection.close()
+
+
+CROWD = """
+import socket, sys, time
+held = []
+for _ in range(int(sys.argv[2])):
+    one = socket.socket(socket.AF_UNIX)
+    one.connect(sys.argv[1])
+    one.settimeout(20)
+    held.append(one)
+    try:
+        one.sendall(b"x" * int(sys.argv[3]))
+    except OSError:
+        pass
+print("there", flush=True)
+sys.stdin.read(1)
+for one in held:
+    said = b""
+    try:
+        while data := one.recv(65536):
+            said += data
+    except ConnectionResetError:
+        pass
+    print(said.decode().strip() or "nothing")
+"""
+
+
+class Crowd:
+    """An ordinary user with `count` connections, on each of which it has sent `size` bytes and no newline."""
+
+    def __init__(self, daemon: Daemon, user: User, count: int, size: int = 0) -> None:
+        daemon.folder.chmod(0o755)
+        Path(daemon.path).chmod(0o666)
+        self._command = [user.python, "-c", CROWD, daemon.path, str(count), str(size)]
+        self._options: dict[str, Any] = user.options() | {"stdin": subprocess.PIPE}
+
+    def __enter__(self) -> Crowd:  # noqa: PYI034
+        self.process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True, **self._options)
+        assert self.process.stdout
+        assert self.process.stdout.readline() == "there\n"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def heard(self) -> list[dict[str, Any]]:
+        """What each connection was told until it was closed."""
+        return [json.loads(text) for text in self.process.communicate("x", 20)[0].splitlines()]
+
+
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+
+
+@AS_ROOT
+def test_peers_without_a_role_are_turned_away(as_user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "STRANGER", 0.3)
+    with Daemon(Access(0)) as daemon, Crowd(daemon, as_user, 10) as crowd:
+        wait_until(lambda: left(daemon), 5)
+        heard = crowd.heard()
+    assert len(heard) == 10
+    assert {message["error"]["data"]["code"] for message in heard} == {"not-allowed"}
+
+
+@AS_ROOT
+def test_a_peer_without_a_role_gets_one_answer(as_user: User) -> None:
+    code = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.settimeout(20)\n"
+        "s.sendall(sys.argv[2].encode() * 3); print(s.makefile().read())"
+    )
+    with Daemon(Access(0)) as daemon:
+        daemon.folder.chmod(0o755)
+        Path(daemon.path).chmod(0o666)
+        done = as_user.run("python", "-c", code, daemon.path, line("status").decode())
+    (answer,) = [json.loads(text) for text in done.stdout.splitlines() if text]
+    assert (answer["id"], answer["error"]["data"]["code"]) == (1, "not-allowed")
+    assert "may not look here" in answer["error"]["message"]
+
+
+@AS_ROOT
+@pytest.mark.parametrize("each", [3, 100])
+def test_readers_leave_room_for_operators(as_user: User, monkeypatch: pytest.MonkeyPatch, each: int) -> None:
+    monkeypatch.setattr(server, "MAX_EACH", each)
+    room = min(each, 6)
+    with Daemon(Access(0, look_gid=as_user.gid)) as daemon:
+        monkeypatch.setattr(server, "MAX_CONNECTIONS", 8)  # now: the backlog of the socket stays long
+        with Crowd(daemon, as_user, 12):
+            wait_until(lambda: len(daemon.server.connections) == room)
+            held = [daemon.raw(line("status")) for _ in range(8 - room)]
+            for connection in held:
+                assert "result" in read(connection)[0]
+                connection.close()
+
+
+@AS_ROOT
+def test_half_requests_of_readers_leave_room_for_operators(as_user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_HELD", 400_000)
+    with Daemon(Access(0, look_gid=as_user.gid)) as daemon, Crowd(daemon, as_user, 12, 60_000):
+        wait_until(lambda: len(daemon.server.connections) == 5)
+        with daemon.client() as client:
+            assert client.call("status", names=["shop"] * 10_000)
+
+
+def test_reads_of_one_user_wait_for_each_other_and_not_for_those_of_others(daemon: Daemon) -> None:
+    go_on = threading.Event()
+    begun: list[int] = []
+
+    def slow(number: int) -> int:
+        begun.append(number)
+        go_on.wait(10)
+        return number
+
+    async def run() -> list[int]:
+        reading = daemon.server.reading
+        tasks = [asyncio.create_task(reading.run(1, functools.partial(slow, number))) for number in range(4)]
+        await asyncio.sleep(0)
+        tasks[0].cancel()  # its client has gone, the thread has not
+        try:
+            assert await reading.run(2, lambda: "at once") == "at once"
+            assert await asyncio.get_running_loop().run_in_executor(None, lambda: "others too") == "others too"
+            assert begun == [0, 1]
+        finally:
+            go_on.set()
+        return await asyncio.gather(*tasks[1:])
+
+    assert daemon.wait(run()) == [1, 2, 3]
 
 
 def test_a_slow_call_delays_nobody_else(daemon: Daemon) -> None:

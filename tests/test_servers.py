@@ -238,7 +238,7 @@ TIMEOUTS: list[tuple[Request, float | None, object, str, float]] = [
     (GUNICORN, 10.0, None, "--graceful-timeout=5", 10.0),
     (GUNICORN, 120.0, None, "--graceful-timeout=115", 120.0),
     (GUNICORN, 6.5, None, "--graceful-timeout=3", 6.5),
-    (GUNICORN, 1.0, None, "--graceful-timeout=1", 1.0),
+    (GUNICORN, 2.0, None, "--graceful-timeout=1", 2.0),
     (GUNICORN, 61.0, 60, "--graceful-timeout=60", 61.0),
     (WSGI, None, 2.5, "--drain-timeout=2.5", 7.5),
     (WSGI, 3.0, None, "--drain-timeout=1.5", 3.0),
@@ -256,9 +256,16 @@ def test_stop_timeout(request_: Request, asked: float | None, own: object, word:
     assert word in planned.argv
 
 
+@pytest.mark.parametrize("asked", [0.0, 0.5, 1.0, 1.9])
+def test_gunicorn_needs_a_second_of_its_own(asked: float) -> None:
+    with pytest.raises(BadOption, match="must be shorter") as caught:
+        plan(replace(GUNICORN, stop_timeout=asked))
+    assert caught.value.key == "stop_timeout"
+
+
 @pytest.mark.parametrize("request_", [GUNICORN, WSGI], ids=server)
 @given(
-    asked=st.none() | st.floats(min_value=2, max_value=1e5), own=st.none() | st.integers(min_value=0, max_value=100_000)
+    asked=st.none() | st.floats(min_value=2, max_value=1e5), own=st.none() | st.integers(min_value=1, max_value=100_000)
 )
 def test_sigkill_never_comes_before_the_server_gives_up(
     request_: Request, asked: float | None, own: int | None
@@ -326,7 +333,7 @@ OPTIONS: list[tuple[Request, str, object, str]] = [
     (GUNICORN, "max_requests", 1000, "the server's own spelling is 'max-requests'"),
     (GUNICORN, "a b", 1, "not the name of an option"),
     (GUNICORN, "", 1, "not the name of an option"),
-    (GUNICORN, "graceful-timeout", 2.5, "gunicorn takes whole seconds only"),
+    (GUNICORN, "graceful-timeout", 2.5, "gunicorn takes whole seconds only, at least 1"),
     (GUNICORN, "graceful-timeout", "30", "expected a number of seconds"),
     (GUNICORN, "graceful-timeout", True, "expected a number of seconds"),
     (GUNICORN, "graceful-timeout", float("nan"), "expected a number of seconds"),

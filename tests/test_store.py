@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import fcntl
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 
 from procman import store
 from procman.errors import Failed
-from procman.store import VERSION, Loaded, boot_id, load, lock, lock_from_fd, save
+from procman.store import VERSION, Loaded, boot_id, load, lock, save
 from tests.harness import PROJECT, wait_until
 
 DOCUMENT = {"processes": {"shop": {"wanted": True, "retries": 3, "note": "ü\0\u2028"}}, "empty": []}
@@ -162,78 +163,63 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(path: str) -> None:
 
 def test_lock_makes_the_folder_and_holds(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "state"
-    fd = lock(str(folder))
+    fd = lock(str(folder), os.getpid())
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert not os.get_inheritable(fd)
     with pytest.raises(Failed, match=f"another procmand \\(pid {os.getpid()}\\) uses state_dir {folder}") as caught:
-        lock(str(folder))
+        lock(str(folder), os.getpid())
     assert "daemon.state_dir" in caught.value.hint
     os.close(fd)
-    os.close(lock(str(folder)))
+    os.close(lock(str(folder), os.getpid()))
 
 
 def test_a_failed_lock_leaks_nothing(tmp_path: Path) -> None:
-    fd = lock(str(tmp_path))
+    fd = lock(str(tmp_path), os.getpid())
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         with pytest.raises(Failed):
-            lock(str(tmp_path))
+            lock(str(tmp_path), os.getpid())
     assert len(os.listdir("/proc/self/fd")) == before
     os.close(fd)
 
 
 def test_the_lock_of_another_process_ends_with_it(tmp_path: Path) -> None:
-    code = "import sys; from procman.store import lock; lock(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
+    code = "import os, sys; from procman.store import lock; lock(sys.argv[1], os.getpid()); "
+    code += "print('held', flush=True); sys.stdin.read()"
     argv = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(argv, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
         with pytest.raises(Failed, match=f"pid {holder.pid}"):
-            lock(str(tmp_path))
+            lock(str(tmp_path), os.getpid())
         holder.kill()
-    os.close(lock(str(tmp_path)))
+    os.close(lock(str(tmp_path), os.getpid()))
 
 
 def test_a_copy_of_the_descriptor_holds_the_lock(tmp_path: Path) -> None:
-    fd = lock(str(tmp_path))
+    fd = lock(str(tmp_path), os.getpid())
     copy = os.dup(fd)
     os.close(fd)
-    assert lock_from_fd(copy, str(tmp_path)) == copy
     with pytest.raises(Failed, match="another procmand"):
-        lock(str(tmp_path))
+        lock(str(tmp_path), os.getpid())
     os.close(copy)
-
-
-def test_a_descriptor_that_is_no_lock(tmp_path: Path) -> None:
-    fd = lock(str(tmp_path))
-    other = os.open(tmp_path / store.LOCK_NAME, os.O_RDWR)
-    with pytest.raises(Failed, match=f"another procmand \\(pid {os.getpid()}\\)"):
-        lock_from_fd(other, str(tmp_path))
-    os.close(other)
-    null = os.open(os.devnull, os.O_RDWR)
-    with pytest.raises(Failed, match="does not lock state_dir"):
-        lock_from_fd(null, str(tmp_path))
-    os.close(null)
-    with pytest.raises(Failed, match="is gone"):
-        lock_from_fd(null, str(tmp_path))
-    os.close(fd)
 
 
 def test_a_state_dir_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(Failed, match=r"can't use state_dir .*: Not a directory") as caught:
-        lock(str(tmp_path / "file" / "state"))
+        lock(str(tmp_path / "file" / "state"), os.getpid())
     assert caught.value.hint
     with pytest.raises(Failed, match=r"can't use state_dir .*: File exists"):
-        lock(str(tmp_path / "file"))
+        lock(str(tmp_path / "file"), os.getpid())
 
 
 def test_garbage_in_the_lock_file_is_not_shown(tmp_path: Path) -> None:
     (tmp_path / store.LOCK_NAME).write_bytes(b"\x1b[31m\xff")
     other = os.open(tmp_path / store.LOCK_NAME, os.O_RDWR)
-    lock_from_fd(other, str(tmp_path))
+    fcntl.flock(other, fcntl.LOCK_EX)
     with pytest.raises(Failed, match="another procmand uses state_dir"):
-        lock(str(tmp_path))
+        lock(str(tmp_path), os.getpid())
     os.close(other)
 
 

@@ -462,8 +462,8 @@ def heard(server: Server) -> None:
     def refused() -> bool:
         try:
             server.client().sock.close()
-        except (ConnectionRefusedError, FileNotFoundError):
-            return True
+        except (ConnectionRefusedError, ConnectionResetError, FileNotFoundError):
+            return True  # reset: it came between the last accept(2) and the close, see docs/wsgi.md
         return False
 
     wait_until(refused, LIMIT)

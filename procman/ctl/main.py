@@ -12,19 +12,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from procman import __version__
-from procman.client import Client
-from procman.errors import ProcmanError, Unreachable
+from procman.errors import ProcmanError
 
 from . import tables
-from .session import NAMES, Help, Session, colours, procmand, shared_options, width
+from .session import LOOK_SECONDS, NAMES, Help, Session, colours, procmand, seconds, shared_options, width
 
 NOT_RUNNING = 3
-GONE_SECONDS = 5.0  # for the keeper, when all programs have stopped
 _EPILOG = (
     "exit status: 0 done; 1 failed; 2 wrong use; 3 status: something named is not RUNNING; 4 no such program; "
     "5 not allowed; 6 daemon not reachable"
@@ -184,6 +181,9 @@ def _add_daemon(commands: Any, shared: argparse.ArgumentParser) -> None:
     ):
         parser = actions.add_parser(name, help=words, description=words, parents=[shared], formatter_class=Help)
         parser.set_defaults(run=run)
+        if run is daemon_shutdown:
+            words = "give up waiting after S seconds; the daemon goes on to stop"
+            parser.add_argument("--timeout", type=seconds, metavar="S", help=words)
 
 
 def daemon_status(session: Session) -> int:
@@ -197,35 +197,22 @@ def daemon_reopen_logs(session: Session) -> int:
 
 
 def daemon_reread(session: Session) -> int:
-    """Has the table read again, and prints what that changed."""
-    return _print(session, "daemon.reread")
+    """Has the table read again, and prints what that changed. That takes as long as programs take to stop."""
+    return _print(session, "daemon.reread", timeout=None)
 
 
 def daemon_shutdown(session: Session) -> int:
     """Stops the daemon and returns when it has gone."""
-    with session.client(timeout=None) as client:
-        client.call("daemon.shutdown")
-        client.wait_closed()
-        _wait_gone(client.path)
+    from .ending import shut_down
+
+    shut_down(session, session.args.timeout)
     if session.json:
         session.print_json({})
     return 0
 
 
-def _wait_gone(path: str) -> None:
-    """All programs have stopped. The keeper still holds the socket for a moment; a new daemon may take it soon."""
-    end = time.monotonic() + GONE_SECONDS
-    while time.monotonic() < end:
-        with Client(path, 1.0) as client:
-            try:
-                client.connect()
-            except Unreachable:
-                return
-        time.sleep(0.02)
-
-
-def _print(session: Session, method: str) -> int:
-    with session.client() as client:
+def _print(session: Session, method: str, timeout: float | None = LOOK_SECONDS) -> int:
+    with session.client(timeout) as client:
         answer = client.call(method)
     if session.json:
         session.print_json(answer)

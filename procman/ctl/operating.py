@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from typing import Any, TextIO
 
@@ -11,7 +10,8 @@ from procman.errors import ProcmanError
 from procman.rpc import Object
 
 from . import tables
-from .session import LOOK_SECONDS, NAMES, Help, Session, colours, width
+from .resuming import Operation
+from .session import NAMES, Help, Session, colours, seconds, width
 
 _VERBS = {
     "start": "start programs and wait until they are ready",
@@ -30,7 +30,7 @@ def add_operating(commands: Any, shared: argparse.ArgumentParser) -> None:
         parser.add_argument("names", metavar="NAME", nargs="+", help=NAMES)
         parser.add_argument("--no-wait", dest="wait", action="store_false", help="return at once")
         parser.add_argument(
-            "--timeout", type=_seconds, metavar="S", help="give up waiting after S seconds; what was asked for goes on"
+            "--timeout", type=seconds, metavar="S", help="give up waiting after S seconds; what was asked for goes on"
         )
         parser.set_defaults(run=operate, verb=verb)
     words = "send a signal to the main process of programs"
@@ -43,13 +43,13 @@ def add_operating(commands: Any, shared: argparse.ArgumentParser) -> None:
 def operate(session: Session) -> int:
     """Does one of the four verbs: waits with progress, then says what came of it."""
     args = session.args
-    silence = None if args.timeout is None else args.timeout + LOOK_SECONDS
     progress = Progress(sys.stderr, quiet=session.json)
-    with session.client(silence if args.wait else LOOK_SECONDS) as client:
-        try:
-            found = client.stream(args.verb, progress.heard, names=args.names, wait=args.wait, timeout=args.timeout)
-        finally:
-            progress.clear()
+    try:
+        operation = Operation(session.client, progress.heard, wait=args.wait, timeout=args.timeout)
+        found = operation.run(args.verb, args.names)
+    finally:
+        progress.clear()
+    with session.client() as client:
         return _report(session, client.call, found, f"{args.verb} failed")
 
 
@@ -122,13 +122,3 @@ class Progress:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
             self._dirty = False
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1
-    if not (math.isfinite(seconds) and 0 <= seconds <= 1e9):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
-    return seconds

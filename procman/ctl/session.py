@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -55,13 +56,15 @@ class Session:
         self.json: bool = getattr(args, "json", False)
         self.config: str | None = getattr(args, "config", None)
         self.socket: str | None = getattr(args, "socket", None)
+        self._path = ""
 
     def client(self, timeout: float | None = LOOK_SECONDS) -> Client:
         """A client of the daemon that the options, $PROCMAN_SOCKET or the user name, in this order."""
         if self.socket is not None and self.config is not None:
             raise WrongUse("-s and -c both name a daemon: give one of them")
         if self.config is not None:
-            return Client(_socket_of(self.config), timeout)
+            self._path = self._path or _socket_of(self.config)  # once: it takes a while, and the table may change
+            return Client(self._path, timeout)
         own = os.environ.get("PROCMAN_SOCKET") or rpc.default_socket(os.environ, os.geteuid())
         return Client(self.socket or own, timeout)
 
@@ -97,6 +100,17 @@ def width(stream: TextIO) -> int | None:
         return os.get_terminal_size(stream.fileno()).columns or None
     except OSError:
         return None
+
+
+def seconds(text: str) -> float:
+    """The value of a `--timeout`, for argparse."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not (math.isfinite(seconds) and 0 <= seconds <= 1e9):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return seconds
 
 
 def procmand(*arguments: str, capture: bool = False) -> Any:

@@ -143,7 +143,8 @@ class Children:
         self._reported(child)
         if not child.end:
             used = {"user": usage.ru_utime, "system": usage.ru_stime, "max_rss_kb": usage.ru_maxrss}
-            child.end = {"op": "exited", "child": child.id, "status": status, "ended_at": time.time(), "rusage": used}
+            child.end = {"op": "exited", "child": child.id, "pid": pid, "status": status, "rusage": used}
+            child.end["ended_at"] = time.time()
         self._tell(child.end | {"left": child.left})
         if not child.left:
             tree.remove_cgroup(child.cgroup)

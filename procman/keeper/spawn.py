@@ -59,10 +59,11 @@ def prctl(option: int, value: int) -> None:
 
 
 def fork_child(set_up_and_exec: Callable[[int], NoReturn], cgroup: str = "") -> tuple[int, int]:
-    """Fork, into `cgroup` where one is given. The child runs `set_up_and_exec(report_fd)`, with all signals blocked;
-    the parent gets the pid and the read end
-    of the report pipe: it ends empty when exec has succeeded, otherwise it holds the report of `fail`. Raises
-    OSError."""
+    """Fork, into `cgroup` where one is given. The child runs `set_up_and_exec(report_fd)`, with all signals blocked.
+
+    The parent gets the pid and the read end of the report pipe: it ends empty when exec has succeeded, otherwise it
+    holds what `failure` made. Raises OSError.
+    """
     read_end, write_end = os.pipe()
     # A signal between fork and exec would run the keeper's handlers in the child and be lost to the program.
     _changed_signals()
@@ -259,7 +260,8 @@ def _exec(request: Mapping[str, Any]) -> NoReturn:
     except NotADirectoryError as error:
         raise OSError(errno.ENOENT, f"no such program: {argv[0]!r}") from error
     except PermissionError as error:
-        raise OSError(errno.EACCES, f"not executable: {argv[0]!r}") from error
+        what = f"{argv[0]!r}" if "/" in argv[0] else f"{argv[0]!r} in PATH {environment.get('PATH', os.defpath)}"
+        raise OSError(errno.EACCES, f"{what} can't be executed by this user: it, or what leads to it") from error
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror}: {argv[0]!r}") from error
 

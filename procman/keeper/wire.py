@@ -26,7 +26,7 @@ keeper → supervisor
     {"op": "begin"}                                            the snapshot is complete; from here on: events
     {"op": "spawned", "child": "shop:1#7", "pid": 4711, "at": 1790000000.0}
     {"op": "failed", "child": "shop:1#7", "step": "chdir", "errno": 2, "message": "No such file or directory: '/srv'"}
-    {"op": "exited", "child": "shop:1#7", "status": 9, "at": ..., "left": true, "rusage": {...}}
+    {"op": "exited", "child": "shop:1#7", "pid": 4711, "status": 9, "at": ..., "left": true, "rusage": {...}}
     {"op": "gone", "child": "shop:1#7"}
     {"op": "signal", "signal": 15}                             somebody sent it to procmand
     {"op": "synced", "number": 1}

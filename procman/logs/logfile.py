@@ -23,6 +23,9 @@ path ends with a newline (or is gone), path.next holds the only copy: do what is
 
 All this is safe against the death of the process, not of the machine: nothing is fsync'ed.
 
+The folder may belong to a program's user, and we may be root. It is opened once with the file, with care (`folders`),
+and every step names files relative to its descriptor: a folder that is swapped meanwhile changes nothing.
+
 Knows nothing of pipes' owners, counters and threads; a caller gives it a descriptor to take bytes from.
 """
 
@@ -36,6 +39,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from procman.config import Log
+from procman.folders import open_folder, others_may_write
 
 CHUNK = 1 << 20  # most bytes that are moved in one call, so that one program can't starve the others
 RETRY_SECONDS = 1.0  # how soon a failed file is tried again, and how often a foreign hand on the path is looked for
@@ -74,6 +78,8 @@ class LogFile:
     def __init__(self, path: str, log: Log) -> None:
         self.path = path
         self.log = log
+        self._place, self._name = os.path.split(path)
+        self._folder = -1
         self.size = 0
         self.users = 0
         self.rotations = 0
@@ -148,10 +154,11 @@ class LogFile:
             self.fail(error, now)
 
     def close(self) -> None:
-        """Closes the descriptor, if open. The next `prepare` opens the path again."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        """Closes the descriptors, if open. The next `prepare` opens the path again."""
+        for fd in (self._fd, self._folder):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._folder = -1
 
     # --- opening -------------------------------------------------------------------------------------------------
 
@@ -161,15 +168,22 @@ class LogFile:
     def _still_at_path(self, status: os.stat_result, now: float) -> bool:
         self._look_at = now + RETRY_SECONDS
         try:
-            found = os.lstat(self.path)
+            folder = open_folder(self._place)
+        except OSError:
+            return False  # opening it again says why
+        try:
+            found = os.stat(self._name, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
             return False
+        finally:
+            os.close(folder)
         return (found.st_dev, found.st_ino) == (status.st_dev, status.st_ino)
 
     def _open(self, now: float) -> None:
-        os.makedirs(os.path.dirname(self.path) or ".", 0o750, exist_ok=True)
+        self.close()
+        self._folder = open_folder(self._place, 0o750)
         self._recover()
-        self._fd = open_regular(self.path, self.log.mode_bits)
+        self._fd = open_regular(self._name, self.log.mode_bits, self._folder)
         self.size = os.fstat(self._fd).st_size
         self._look_at = now + RETRY_SECONDS
         self.error = ""
@@ -177,31 +191,44 @@ class LogFile:
     def _recover(self) -> None:
         """Finishes or undoes a rotation that a predecessor began."""
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._partial)
-        if not os.path.lexists(self._next):
+            self._unlink(self._partial)
+        if not self._exists(self._next):
             return
-        ending = last_byte(self.path)
+        ending = last_byte(self._name, self._folder)
         if ending is None:
             self._enter()
         elif ending in (b"\n", b""):
             self._shift()
             self._finish(carried=True)
         else:
-            os.unlink(self._next)
+            self._unlink(self._next)
             crossing("undo")
 
     # --- rotation: see the module's docstring -----------------------------------------------------------------------
 
     @property
     def _partial(self) -> str:
-        return f"{self.path}.partial"
+        return f"{self._name}.partial"
 
     @property
     def _next(self) -> str:
-        return f"{self.path}.next"
+        return f"{self._name}.next"
 
     def _rotated(self, number: int) -> str:
-        return f"{self.path}.{number}"
+        return f"{self._name}.{number}"
+
+    def _exists(self, name: str) -> bool:
+        try:
+            os.stat(name, dir_fd=self._folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _rename(self, name: str, new: str) -> None:
+        os.rename(name, new, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+
+    def _unlink(self, name: str) -> None:
+        os.unlink(name, dir_fd=self._folder)
 
     def _rotate(self, now: float) -> bool:
         """Starts a new file. False where that can't be done (a folder that may not be written, say): the old one goes
@@ -214,23 +241,24 @@ class LogFile:
                 self._copy_from(line_end)
             self._shift()
             if carried:
-                self._name()
+                self._keep_partial()
                 self._truncate(line_end)
         except OSError as error:
             for rest in (self._partial, self._next):
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(rest)
+                    self._unlink(rest)
             self.error = f"rotation: {describe(error)}"
             self._rotate_at = now + RETRY_SECONDS
             return False
-        self.close()
+        os.close(self._fd)
+        self._fd = -1
         self._finish(carried)
         self.lines_split += split
         self._open(now)
         return True
 
     def _copy_from(self, start: int) -> None:
-        target = create(self._partial, self.log.mode_bits)
+        target = create(self._partial, self.log.mode_bits, self._folder)
         try:
             crossing("create")
             while start < self.size:
@@ -244,18 +272,18 @@ class LogFile:
 
     def _shift(self) -> None:
         gap = 1
-        while gap <= self.log.keep and os.path.lexists(self._rotated(gap)):
+        while gap <= self.log.keep and self._exists(self._rotated(gap)):
             gap += 1
         if gap > self.log.keep > 0:
             gap = self.log.keep
-            os.unlink(self._rotated(gap))
+            self._unlink(self._rotated(gap))
             crossing("drop")
         for number in range(gap - 1, 0, -1):
-            os.rename(self._rotated(number), self._rotated(number + 1))
+            self._rename(self._rotated(number), self._rotated(number + 1))
             crossing("shift")
 
-    def _name(self) -> None:
-        os.rename(self._partial, self._next)
+    def _keep_partial(self) -> None:
+        self._rename(self._partial, self._next)
         crossing("name")
 
     def _truncate(self, size: int) -> None:
@@ -264,10 +292,10 @@ class LogFile:
 
     def _finish(self, carried: bool) -> None:
         if self.log.keep:
-            os.rename(self.path, self._rotated(1))
+            self._rename(self._name, self._rotated(1))
             crossing("retire")
         elif not carried:
-            os.unlink(self.path)
+            self._unlink(self._name)
             crossing("retire")
         if carried:
             self._enter()
@@ -275,43 +303,48 @@ class LogFile:
         self._prune()
 
     def _enter(self) -> None:
-        os.rename(self._next, self.path)
+        self._rename(self._next, self._name)
         crossing("enter")
 
     def _prune(self) -> None:
         """Removes what an earlier, larger `keep` has left; highest first: a crash leaves no gap that hides the rest."""
         number = max(self.log.keep, 0) + 1
-        while os.path.lexists(self._rotated(number)):
+        while self._exists(self._rotated(number)):
             number += 1
         for extra in range(number - 1, self.log.keep, -1):
             with contextlib.suppress(OSError):  # a folder of that name, say: not ours, and no reason to lose output
-                os.unlink(self._rotated(extra))
+                self._unlink(self._rotated(extra))
             crossing("prune")
 
 
-def open_regular(path: str, mode: int) -> int:
-    """Opens a regular file for reading and writing, or creates it with exactly `mode`. Follows no symlink (open(2))."""
+def open_regular(name: str, mode: int, folder: int) -> int:
+    """Opens a regular file for reading and writing, or creates it with exactly `mode`. Follows no symlink (open(2)),
+    nor as root a hard link that others could have made in `folder`: it may be any file of this file system."""
     try:
-        fd = os.open(path, OPEN_FLAGS)
+        fd = os.open(name, OPEN_FLAGS, dir_fd=folder)
     except FileNotFoundError:
-        fd = create(path, mode)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        fd = create(name, mode, folder)
+    status = os.fstat(fd)
+    problem = "" if stat.S_ISREG(status.st_mode) else "not a regular file"
+    if status.st_nlink > 1 and os.geteuid() == 0 and others_may_write(os.fstat(folder)):
+        problem = "the file has a second name, and others may write its folder"
+    if problem:
         os.close(fd)
-        raise OSError(errno.EINVAL, "not a regular file")
+        raise OSError(errno.EINVAL, problem)
     return fd
 
 
-def create(path: str, mode: int) -> int:
+def create(name: str, mode: int, folder: int) -> int:
     """Makes a file that must not exist yet, with exactly `mode`: the umask does not count, the program table does."""
-    fd = os.open(path, OPEN_FLAGS | os.O_CREAT | os.O_EXCL, mode)
+    fd = os.open(name, OPEN_FLAGS | os.O_CREAT | os.O_EXCL, mode, dir_fd=folder)
     os.fchmod(fd, mode)
     return fd
 
 
-def last_byte(path: str) -> bytes | None:
-    """The last byte of a file, b"" when it is empty, None when there is none."""
+def last_byte(name: str, folder: int) -> bytes | None:
+    """The last byte of a file in `folder`, b"" when it is empty, None when there is none."""
     try:
-        fd = os.open(path, OPEN_FLAGS)
+        fd = os.open(name, OPEN_FLAGS, dir_fd=folder)
     except FileNotFoundError:
         return None
     try:

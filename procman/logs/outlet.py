@@ -76,14 +76,18 @@ class Outlet:
     """Prints pieces to `fd` without ever blocking; `fd` stays the caller's and stays open."""
 
     def __init__(self, fd: int) -> None:
-        self.fd, self._own = _own_description(fd)
-        self._regular = stat.S_ISREG(os.fstat(self.fd).st_mode)
-        self._poll = select.poll()
-        self._poll.register(self.fd, select.POLLOUT)
+        self._open(fd)
         self._pieces: deque[Piece] = deque()
         self._sent = 0  # bytes of the first piece that went out already
         self._mid_line = False
         self.error = ""
+
+    def redirect(self, fd: int) -> None:
+        """Goes on with another `fd`, which stays the caller's too. Pieces that could not be printed yet go there."""
+        before = self.fd
+        self._open(fd)
+        os.close(before)
+        self._mid_line = False
 
     @property
     def waiting(self) -> bool:
@@ -128,6 +132,12 @@ class Outlet:
     def close(self) -> None:
         """Closes what this object opened, not the caller's descriptor."""
         os.close(self.fd)
+
+    def _open(self, fd: int) -> None:
+        self.fd, self._own = _own_description(fd)
+        self._regular = stat.S_ISREG(os.fstat(self.fd).st_mode)
+        self._poll = select.poll()
+        self._poll.register(self.fd, select.POLLOUT)
 
     def _settle(self, sent: int) -> tuple[int, int]:
         """Takes `sent` more bytes off the queue; returns as `push` does."""

@@ -1,0 +1,123 @@
+"""An operation that goes on when the daemon's supervisor is replaced under it: ask again for what is not reached yet.
+
+A new supervisor finishes what the old one had written down, and nobody tells us which that is. So each process is
+compared with what it was before the command: its aim is reached or missed, or it is on its way (then `start` and `stop`
+change nothing and wait for it), or it stands as before (then it is asked for again).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from procman.client import Client, Closed
+from procman.rpc import Object
+
+from .session import LOOK_SECONDS
+
+REPLACED = "procmanctl: the daemon's supervisor was replaced meanwhile; waiting goes on"
+ANSWER_SECONDS = 2.0  # for a new supervisor to say what has come of it, when the time is up
+_OVER = ("BACKOFF", "FATAL", "EXITED")
+
+Ask = str
+"""The verb that brings a process on its way, or waits for it."""
+
+Connect = Callable[[float | None], Client]
+"""Makes a client with this timeout."""
+
+Heard = Callable[[str, Object], None]
+
+
+def further(verb: str, before: Object | None, now: Object) -> Ask | bool:
+    """What is still to be asked for a process that was `before` when `verb` was asked and is `now` as it is; or whether
+    it has reached its aim. Pure. `verb` is "start", "stop" or "restart"."""
+    state = now["state"]
+    if verb == "stop":
+        return True if state == "STOPPED" else "stop"
+    if before is not None and all(before[key] == now[key] for key in ("state", "pid", "started_at", "exit")):
+        return True if verb == "start" and state == "RUNNING" else verb
+    if state in ("STOPPED", *_OVER):
+        return False
+    fresh = verb == "start" or before is None or now["pid"] != before["pid"]
+    if not fresh and state != "STOPPING":
+        return verb
+    if now["wanted"] != "up":
+        return False
+    return True if state == "RUNNING" else "start"
+
+
+class Operation:
+    """One of the four verbs for some processes. `connect` makes the connections, `heard` gets the progress."""
+
+    def __init__(self, connect: Connect, heard: Heard, *, wait: bool, timeout: float | None) -> None:
+        self._connect = connect
+        self._heard = heard
+        self._wait = wait
+        self._timeout = timeout
+        self._end: float | None = None
+        self._found: dict[str, Object] = {}
+        self._said = False
+
+    def run(self, verb: str, names: Sequence[str]) -> list[Object]:
+        """One {name, ok, state, why} for each process. Raises what the daemon raises, and Unreachable when nobody
+        answers any more."""
+        with self._connect(LOOK_SECONDS) as client:
+            before = {info["name"]: info for info in client.call("status", names=names)}
+        todo: dict[Ask, list[str]] | None = {verb: list(names)}
+        while True:
+            try:
+                if todo is None:
+                    todo = self._rest(verb, names, before)
+                for ask, some in todo.items():
+                    self._found |= {one["name"]: one for one in self._asked(ask, some)}
+            except Closed:
+                todo = None
+            else:
+                order = {name: number for number, name in enumerate(before)}
+                return sorted(self._found.values(), key=lambda one: order.get(one["name"], len(order)))
+
+    def _left(self) -> float | None:
+        if self._timeout is None or self._end is None:
+            return self._timeout
+        return round(max(0.0, self._end - time.monotonic()), 1)  # the daemon may show it
+
+    def _asked(self, verb: str, names: Sequence[str]) -> list[Object]:
+        left = self._left()
+        if self._end is None and left is not None:
+            self._end = time.monotonic() + left
+        silence = LOOK_SECONDS if not self._wait else None if left is None else left + LOOK_SECONDS
+        with self._connect(silence) as client:
+            found: list[Object] = client.stream(verb, self._heard, names=names, wait=self._wait, timeout=left)
+        return found
+
+    def _rest(self, verb: str, names: Sequence[str], before: dict[str, Object]) -> dict[Ask, list[str]]:
+        """What is still to be asked; the others have their result. Waits for the new supervisor."""
+        todo: dict[Ask, list[str]] = {}
+        left = self._left()
+        with self._connect(LOOK_SECONDS if left is None else min(LOOK_SECONDS, left + ANSWER_SECONDS)) as client:
+            infos = client.call("status", names=names)
+            if not self._said:
+                print(REPLACED, file=sys.stderr, flush=True)
+                self._said = True
+            for now in infos:
+                name = now["name"]
+                if name in self._found:
+                    continue
+                kind = verb
+                if verb == "reload":
+                    signalled = client.call("show", name=name)["definition"]["reload_signal"]
+                    kind = "reload" if signalled or now["wanted"] != "up" else "restart"
+                answer = kind if kind == "reload" else further(kind, before.get(name), now)
+                if answer is True or answer is False:
+                    ok = answer or (now["state"] == "EXITED" and _succeeded(client, now))
+                    self._found[name] = {"name": name, "ok": ok, "state": now["state"], "why": now["why"]}
+                else:
+                    todo.setdefault(answer, []).append(name)
+        return todo
+
+
+def _succeeded(client: Client, now: Object) -> bool:
+    """Whether the table counts this end as a success."""
+    good = client.call("show", name=now["name"])["definition"]["success_exit_codes"]
+    return (now["exit"] or {}).get("code") in good
