@@ -33,11 +33,10 @@ HOT_LOG_CHANGES: dict[str, object] = {
 RESTART_LOG_CHANGES: dict[str, object] = {"mode": "discard", "stderr": "separate"}
 HOT_DAEMON_CHANGES: dict[str, object] = {
     "log_level": "debug", "shutdown_timeout": 1.0, "exit_when": "any-fatal", "sampling": Sampling(1.0),
-    "socket_gid": 1, "read_only_gid": 2,
 }  # fmt: skip
 IGNORED_DAEMON_CHANGES: dict[str, object] = {
     "identifier": "x", "socket": "/x", "socket_mode": 0o666, "state_dir": "/x", "log_dir": "/x", "umask": 0,
-    "open_files": 1,
+    "open_files": 1, "socket_gid": 1, "read_only_gid": 2,
 }  # fmt: skip
 
 
