@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -357,8 +356,3 @@ def test_sampling_can_be_switched_off(daemon: MakeDaemon) -> None:
     info = running.wait_for("it")
     assert info["cpu_percent"] is None
     assert info["memory_bytes"] is None
-
-
-def test_disk_space_is_there_for_these_tests(tmp_path: Path) -> None:
-    """The tests above write some 150 MB: a full disk should be seen here, and not as a riddle there."""
-    assert shutil.disk_usage(tmp_path).free > 500_000_000

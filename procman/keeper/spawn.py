@@ -207,7 +207,7 @@ def _enter_folder(path: str) -> None:
 
 
 def _limit(name: str, value: int) -> None:
-    """Set soft and hard limit; -1 is no limit. Raising the hard one needs CAP_SYS_RESOURCE: then the soft one only."""
+    """Set soft and hard limit; -1 is no limit. Raises OSError for more than the hard limit without CAP_SYS_RESOURCE."""
     what = _RLIMITS[name]
     wanted = resource.RLIM_INFINITY if value < 0 else value
     try:
