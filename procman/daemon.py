@@ -2,6 +2,8 @@
 
     procmand                    becomes the keeper, which starts
     python -m procman.daemon supervisor ... FD      the supervisor, FD being its end of the wire
+    python -m procman.daemon check-upgrade ... FD   before an upgrade: could this code take over what FD tells?
+    python -m procman.daemon ... --handed-over FD   the keeper's next self after an upgrade
 
 The keeper must stay small: nothing is imported at the top of this module that only the supervisor needs.
 """
@@ -27,11 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["supervisor"]:
         return _supervisor(arguments[1:])
+    if arguments[:1] == ["check-upgrade"]:
+        return _check_upgrade(arguments[1:])
     options = _parser().parse_args(arguments)
     options.config = _table_path(options.config)  # before anything changes the current folder
     if options.check or options.socket:
         return _look(options)
-    if options.daemonize:
+    if options.daemonize and options.handed_over < 0:
         return _in_background(options)
     return _keep(options, lambda: None)
 
@@ -49,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         help="how often the supervisor must show that it is not stuck; it is replaced after four misses (default: 5)",
     )  # fmt: skip
     parser.add_argument("--no-cgroup", action="store_true", help="do not use cgroups, also where they can be made")
+    parser.add_argument("--handed-over", type=int, default=-1, help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"procman {__version__}")
     parser.epilog = f"Without -c, the table is the first of: {', '.join(_usual_tables())}."
     return parser
@@ -89,15 +94,26 @@ def _look(options: argparse.Namespace) -> int:
 # --- the keeper -----------------------------------------------------------------------------------------------------
 
 
-def _keep(options: argparse.Namespace, on_ready: Callable[[], None], *, background: bool = False) -> int:
+def _keep(options: argparse.Namespace, on_ready: Callable[[], None]) -> int:
     from procman.keeper import keeper
 
     # -P: whatever lies in the current folder must not be imported, least of all by root.
-    command = [sys.executable, "-P", "-m", "procman.daemon", "supervisor", "--config", options.config]
-    if background:
-        command.append("--log-to-file")
-    use_cgroup = not options.no_cgroup
-    return keeper.run(command, heartbeat=options.heartbeat, on_ready=on_ready, use_cgroup=use_cgroup)
+    daemon = [sys.executable, "-P", "-m", "procman.daemon"]
+    table = ["--config", options.config]
+    own = [*table, "--heartbeat", str(options.heartbeat)]
+    own += [name for name, given in (("-d", options.daemonize), ("--no-cgroup", options.no_cgroup)) if given]
+    commands = keeper.Commands(
+        supervisor=[*daemon, "supervisor", *table, *(["--log-to-file"] if options.daemonize else [])],
+        check=[*daemon, "check-upgrade", *table],
+        keeper=[*daemon, *own, "--handed-over"],
+    )
+    return keeper.run(
+        commands,
+        heartbeat=options.heartbeat,
+        on_ready=on_ready,
+        use_cgroup=not options.no_cgroup,
+        handed_over=options.handed_over,
+    )
 
 
 def _in_background(options: argparse.Namespace) -> int:
@@ -124,7 +140,7 @@ def _in_background(options: argparse.Namespace) -> int:
             os.close(ready_write)
             ready_write = -1
 
-    status = _keep(options, lambda: tell(0), background=True)
+    status = _keep(options, lambda: tell(0))
     tell(status)
     os._exit(status)
 
@@ -155,6 +171,28 @@ def _supervisor(arguments: list[str]) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _check_upgrade(arguments: Sequence[str]) -> int:
+    """In a process of new code: say whether it understands what the running keeper would hand over."""
+    parser = argparse.ArgumentParser(prog="procmand check-upgrade")
+    parser.add_argument("--config", required=True)
+    parser.add_argument("document", type=int)
+    options = parser.parse_args(arguments)
+    from procman import supervise
+    from procman.errors import ProcmanError
+    from procman.keeper import handover
+
+    try:
+        supervise.check_table(options.config, handover.read(options.document)["held"])
+    except ConfigError as error:
+        print(f"version {__version__} refuses the table that runs:\n{error}")
+        return EXIT_BAD_TABLE
+    except ProcmanError as error:
+        print(f"{error}{f' ({error.hint})' if error.hint else ''}")
+        return EXIT_FAILED
+    print(f"version {__version__} can take over")
+    return 0
 
 
 if __name__ == "__main__":

@@ -181,6 +181,7 @@ class Desk:
         return {
             "identifier": self._supervisor.config.daemon.identifier,
             "version": __version__,
+            **self._supervisor.keeper.info(),
             "keeper_pid": pids[0],
             "supervisor_pid": pids[1],
             "supervisor_starts": self._supervisor.snapshot.starts,
@@ -204,6 +205,10 @@ class Desk:
     def reopen_logs(self, peer: Peer) -> None:
         self._supervisor.note("operation", "", what="reopen-logs", uid=peer.uid, pid=peer.pid)
         self._ground.reopen_logs()
+
+    async def upgrade(self, peer: Peer) -> None:
+        self._supervisor.note("operation", "", what="upgrade", uid=peer.uid, pid=peer.pid)
+        await self._supervisor.upgrade(f"upgrade by uid {peer.uid}")
 
     async def reread(self, peer: Peer) -> Info:
         return await self._supervisor.reread(f"reread by uid {peer.uid}")

@@ -40,6 +40,9 @@ CHILDLESS = frozenset({State.STOPPED, State.BACKOFF, State.EXITED, State.FATAL})
 PROBED = frozenset({"http", "tcp", "unix", "command", "gunicorn"})
 ENV_FILE_MAX = 1024 * 1024
 
+PAUSE_SECONDS = 10.0
+"""How long the log thread may take to come to rest: what it has at hand is written first."""
+
 LINE_MAX = 1024 * 1024
 """Bytes of an unfinished line that a `log` readiness pattern is tried on."""
 
@@ -357,6 +360,27 @@ class Ground:
         """Close and open every log file, the daemon's own too."""
         self.on_reopen()
         self._logs.reopen(stdout_fd=1)  # after it: stdout is where the daemon's own log is now
+
+    async def pause_logs(self) -> bool:
+        """Let the output of programs wait in its pipes until `resume_logs`. False if the log thread does not come to
+        rest within PAUSE_SECONDS: then it goes on."""
+        paused = asyncio.Event()
+
+        def done() -> None:  # in the log thread
+            self._loop.call_soon_threadsafe(paused.set)
+
+        self._logs.pause(done)
+        try:
+            async with asyncio.timeout(PAUSE_SECONDS):
+                await paused.wait()
+        except TimeoutError:
+            self._logs.go_on()
+            return False
+        return True
+
+    def resume_logs(self) -> None:
+        """Go on after `pause_logs`. Somebody else may have rotated the files meanwhile."""
+        self._logs.go_on()
 
     def _log_path(self, key: str) -> str:
         name, _, stream = key.rpartition("/")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import select
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,29 @@ from dataclasses import dataclass, field
 from procman.keeper.wire import Message, Wire, WireClosed, WireError
 
 log = logging.getLogger("procman")
+
+
+@dataclass(frozen=True, slots=True)
+class Keeper:
+    """What is known of the keeper's code: its version, how often it was upgraded, whether that happens now, and why the
+    last try has failed ("": it has not)."""
+
+    version: str = ""
+    upgrades: int = 0
+    upgrading: bool = False
+    problem: str = ""
+
+    @staticmethod
+    def of(message: Message) -> Keeper:
+        """As a "hello" or a "keeper" message tells it."""
+        upgrading = bool(message.get("upgrading", False))
+        problem = str(message.get("problem", ""))
+        return Keeper(str(message.get("version", "")), int(message.get("upgrades", 0)), upgrading, problem)
+
+    def info(self) -> dict[str, object]:
+        """The fields of `daemon status`."""
+        shown = {"keeper_version": self.version, "upgrades": self.upgrades}
+        return shown | {"upgrading": self.upgrading, "upgrade_problem": self.problem}
 
 
 @dataclass(slots=True)
@@ -28,6 +52,7 @@ class Snapshot:
     last: str = ""
     cgroup: str = ""
     keeper_pid: int = 0
+    keeper: Keeper = field(default_factory=Keeper)
     children: dict[str, Message] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)
 
@@ -124,6 +149,26 @@ class KeeperLink:
         self.send({"op": "sync", "number": number})
         await self._syncs[number]
 
+    def stand_still(self) -> None:
+        """Tell the keeper that all work is put down, and do nothing at all until it says "resume": the event loop does
+        not run. What it says meanwhile is taken in afterwards, in order. It ends this process, or the upgrade, in
+        bounded time."""
+        self.send({"op": "yielded"})
+        poll = select.poll()
+        try:
+            while True:
+                poll.register(self._wire.fileno(), select.POLLIN | (select.POLLOUT if self._wire.waiting else 0))
+                poll.poll()
+                self._wire.flush()
+                for message, descriptors in self._wire.receive():
+                    for fd in descriptors:
+                        os.close(fd)
+                    self._loop.call_soon(self._take, message)
+                    if message.get("op") == "resume":
+                        return
+        except WireError:
+            self._loop.call_soon(self._on_end)
+
     # --- what can be asked ------------------------------------------------------------------------------------------
 
     def spawn(self, request: Mapping[str, object]) -> None:
@@ -158,6 +203,7 @@ def _collect(snapshot: Snapshot, message: Message, descriptors: list[int]) -> bo
             snapshot.last = str(message["last"])
             snapshot.cgroup = str(message["cgroup"])
             snapshot.keeper_pid = int(message["pid"])
+            snapshot.keeper = Keeper.of(message)
         case {"op": "child", "child": str(name)}:
             snapshot.children[name] = message
         case {"op": "held", "name": str(name)} if descriptors:

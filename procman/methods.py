@@ -81,6 +81,10 @@ class Operations(Protocol):
     async def reread(self, peer: Peer) -> Object:
         """Reads the table again and applies it; what changed, and what must be restarted to change."""
 
+    async def upgrade(self, peer: Peer) -> None:
+        """Has the daemon become the installed version. Where that works, who asks is not answered: the connection is
+        closed by the end of this process. Raises Failed when all is as before."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -386,6 +390,11 @@ async def _reread(operations: Operations, call: Call) -> object:
     return await call.outlive(operations.reread(call.peer))
 
 
+async def _upgrade(operations: Operations, call: Call) -> object:
+    await call.outlive(operations.upgrade(call.peer))
+    return {}
+
+
 _OPERATE: dict[str, tuple[Kind, object]] = {
     "names": ("some names", REQUIRED),
     "wait": ("flag", True),
@@ -416,4 +425,5 @@ METHODS: dict[str, Method] = {
     "daemon.shutdown": Method(_shutdown, "operate"),
     "daemon.reopen_logs": Method(_reopen_logs, "operate"),
     "daemon.reread": Method(_reread, "operate"),
+    "daemon.upgrade": Method(_upgrade, "operate"),
 }

@@ -42,6 +42,7 @@ Operating. The result has one object for each process, when the effect is reache
     <-- {"jsonrpc":"2.0","id":10,"result":{"added":["new"],"removed":[],"changed":[],"restarted":[],
          "message":"the table was read again"}}
     --> {"jsonrpc":"2.0","id":11,"method":"daemon.reopen_logs"}
+    --> {"jsonrpc":"2.0","id":15,"method":"daemon.upgrade"}
     --> {"jsonrpc":"2.0","id":12,"method":"daemon.shutdown"}
     <-- {"jsonrpc":"2.0","id":12,"result":{}}
 

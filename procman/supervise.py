@@ -78,13 +78,7 @@ class _Parts:
 
     def _table_in_force(self) -> Config:
         """What the supervisor before had read; the files only where this is the first one."""
-        memory, first = self.held.pop("table", None), self.held.pop("first table", None)
-        if memory is None or first is None:
-            return self.read_table()
-        # What needs a restart of the daemon is as it was when it started: a crash is no restart.
-        began = table.parse(self.path, recall(first)).daemon
-        config = table.parse(self.path, recall(memory), began)
-        return replace(config, daemon=apply.daemon_in_force(began, config.daemon))
+        return _recalled(self.path, self.held) or self.read_table()
 
     def read_table(self) -> Config:
         """The table as its files say it now. Raises ConfigError."""
@@ -219,6 +213,22 @@ class _Parts:
         self.link.send({"op": "notify", "state": f"READY=1\nSTATUS={processes} processes"})
         gc.collect()
         gc.freeze()  # what start-up made stays: no collection need look at it again
+
+
+def _recalled(path: str, held: dict[str, int]) -> Config | None:
+    """The table in force, from the memory that the keeper holds; None where it holds none. Closes what it takes."""
+    memory, first = held.pop("table", None), held.pop("first table", None)
+    if memory is None or first is None:
+        return None
+    # What needs a restart of the daemon is as it was when it started: a crash is no restart.
+    began = table.parse(path, recall(first)).daemon
+    config = table.parse(path, recall(memory), began)
+    return replace(config, daemon=apply.daemon_in_force(began, config.daemon))
+
+
+def check_table(path: str, held: dict[str, int]) -> None:
+    """Before an upgrade: whether this code understands the table that the keeper holds. Raises ConfigError."""
+    _recalled(path, dict(held))
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, callback: object, *arguments: object) -> None:

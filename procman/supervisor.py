@@ -23,7 +23,7 @@ from procman.ground import Ground
 from procman.journal import Journal
 from procman.keeper.wire import Message
 from procman.lifecycle import Exited, Gone, Ready, Spawned, SpawnFailed, Start, State, Status, Stop
-from procman.link import KeeperLink, Snapshot
+from procman.link import Keeper, KeeperLink, Snapshot
 from procman.measures import Measures
 from procman.operation import carry_out, levels
 from procman.process import Process
@@ -58,6 +58,8 @@ class Supervisor:
         self._reread_again = False
         self._table_problem = ""
         self._beginning = True
+        self.keeper = Keeper()
+        self._upgrade: asyncio.Future[str] | None = None
         self._exit_status = 0
         self.since = time.time()
         self.snapshot = Snapshot()
@@ -74,6 +76,7 @@ class Supervisor:
         `document` is the state file's, None where there is none.
         """
         self.snapshot = snapshot
+        self.keeper = snapshot.keeper
         state = document or {}
         recovered = snapshot.starts > 1
         self._down = {str(name) for name in state.get("down", [])}
@@ -88,6 +91,8 @@ class Supervisor:
         self._link.listen(self._keeper_says, self._keeper_gone)
         if recovered and state.get("closing"):
             self.shut_down("continued after the supervisor was replaced")
+        elif recovered and state.get("reread"):
+            self.background(self._hang_up())
         for process in itertools.chain.from_iterable(levels(self.all())):
             fresh = process.status.generation == 0 and process.status.state is State.STOPPED
             if fresh and process.program.autostart and process.name not in self._down and not self.closing:
@@ -151,9 +156,16 @@ class Supervisor:
     # --- what the keeper and the processes say ----------------------------------------------------------------------
 
     def _keeper_says(self, message: Message) -> None:
-        if message["op"] == "signal":
-            self._signalled(int(message["signal"]))
-            return
+        match message["op"]:
+            case "signal":
+                self._signalled(int(message["signal"]))
+                return
+            case "yield":
+                self.background(self._yield())
+                return
+            case "keeper":
+                self._keeper_is(Keeper.of(message))
+                return
         child = str(message.get("child", ""))
         if self._ground.ran(child, message):
             return
@@ -169,6 +181,9 @@ class Supervisor:
             case "exited" | "failed":
                 self._ended(process, message)
                 self.journal.forget_later(child)
+            case "child":
+                if message["note"] == READY and process.program.ready.kind != "seconds":
+                    process.feed(Ready())  # it told a successor that was on trial
             case "gone":
                 if not process.status.alive and process.status.state is State.STOPPING:
                     process.feed(Gone())
@@ -234,9 +249,7 @@ class Supervisor:
 
         Returns when all has been added, removed and asked to start again: which processes, and what it can't change.
         """
-        if self.closing or self._applying:
-            under_way = "the last change of the table is still under way"
-            raise Failed("the daemon is stopping" if self.closing else under_way)
+        self._check_free()
         self._applying = True
         try:
             # In a thread: it reads files and looks users up, and either may be on the network.
@@ -248,9 +261,12 @@ class Supervisor:
             raise
         finally:
             self._applying = False
-            if self._reread_again:
-                self._reread_again = False
-                self.background(self._hang_up())
+            self._reread_if_asked()
+
+    def _reread_if_asked(self) -> None:
+        if self._reread_again:
+            self._reread_again = False
+            self.background(self._hang_up())
 
     async def _change_to(self, new: Config, why: str) -> Info:
         plan = apply.plan(self.config, new)
@@ -274,10 +290,19 @@ class Supervisor:
         await self._apply(plan, why)
         return {**names, "message": message}
 
+    def _check_free(self) -> None:
+        """Raises Failed while something goes on that neither a change of the table nor an upgrade may meet."""
+        if self.closing:
+            raise Failed("the daemon is stopping")
+        if self._applying:
+            raise Failed("the last change of the table is still under way")
+        if self._upgrade is not None:
+            raise Failed("an upgrade is under way")
+
     async def _hang_up(self) -> None:
         """SIGHUP: nobody waits for the answer, so it goes to the log. One that comes during a change follows after
         it."""
-        if self._applying:
+        if self._applying or self._upgrade is not None:
             self._reread_again = True
             return
         try:
@@ -328,6 +353,44 @@ class Supervisor:
             await carry_out("stop", up, f"the table has changed ({why})", lambda info: None)
         return wanted
 
+    # --- another version --------------------------------------------------------------------------------------------
+
+    async def upgrade(self, why: str) -> None:
+        """Ask the keeper for new code in both processes (`keeper.upgrade`), and wait. Where it works, this process does
+        not live to see it. Raises Failed where all is as before."""
+        self._check_free()
+        log.info("upgrading to the installed version (%s)", why)
+        self._upgrade = asyncio.get_running_loop().create_future()
+        try:
+            await self.journal.saved()
+            self._link.send({"op": "upgrade"})
+            problem = await self._upgrade or "it was called off"
+            raise Failed(
+                f"the daemon was not upgraded: {problem}",
+                hint=f"version {self.keeper.version} goes on; mend what it says, or install that version again",
+            )
+        finally:
+            self._upgrade = None
+            self._reread_if_asked()
+
+    async def _yield(self) -> None:
+        """Put all work down for a successor on trial; take it up again if that one fails."""
+        if not await self._ground.pause_logs():
+            return  # a disk is stuck: the keeper does not wait for long, and goes on with us
+        await self.journal.saved()
+        self._link.stand_still()
+        self._ground.resume_logs()
+        self.journal.dirty()
+
+    def _keeper_is(self, keeper: Keeper) -> None:
+        """News of the keeper's own code: an upgrade has come to its end."""
+        self.keeper = keeper
+        if keeper.problem:
+            log.error("the upgrade failed: %s", keeper.problem)
+        self.note("daemon", "", what="upgrade", version=keeper.version, why=keeper.problem or "done")
+        if self._upgrade is not None and not self._upgrade.done():
+            self._upgrade.set_result(keeper.problem)
+
     def problems(self) -> list[str]:
         """What an operator should know of: a state file that can't be written, a table that was refused."""
         return [problem for problem in (self.journal.problem, self._table_problem) if problem]
@@ -348,7 +411,7 @@ class Supervisor:
     def _document(self) -> dict[str, Any]:
         statuses = {p.name: report.status_document(p.status) for p in self.all() if p.status.generation}
         logs = self._ground.counters_document(self.config.programs)
-        end = {"closing": self.closing, "exit_status": self._exit_status}
+        end = {"closing": self.closing, "exit_status": self._exit_status, "reread": self._reread_again}
         return {"down": sorted(self._down), **end, "processes": statuses, "logs": logs}
 
     # --- the end ----------------------------------------------------------------------------------------------------

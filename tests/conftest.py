@@ -15,7 +15,7 @@ from typing import Protocol
 
 import pytest
 
-from tests.harness import PROGRAMS, PROJECT, RunningDaemon, User
+from tests.harness import PROGRAMS, PROJECT, Installed, RunningDaemon, User
 
 started = pytest.StashKey[list[RunningDaemon]]()
 
@@ -30,6 +30,7 @@ class MakeDaemon(Protocol):
         settings: str = "",
         user: User | None = None,
         environment: Mapping[str, str] | None = None,
+        installed: Installed | None = None,
         start: bool = True,
     ) -> RunningDaemon: ...
 
@@ -46,9 +47,10 @@ def daemon(request: pytest.FixtureRequest) -> Iterator[MakeDaemon]:
         settings: str = "",
         user: User | None = None,
         environment: Mapping[str, str] | None = None,
+        installed: Installed | None = None,
         start: bool = True,
     ) -> RunningDaemon:
-        new = RunningDaemon(table, settings=settings, user=user, environment=environment)
+        new = RunningDaemon(table, settings=settings, user=user, environment=environment, installed=installed)
         made.append(new)
         if start:
             new.start()

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
 from procman.client import Client
@@ -93,6 +93,12 @@ class User:
         return {"user": self.uid, "group": self.gid, "extra_groups": []} if os.geteuid() == 0 else {}
 
 
+class Installed(Protocol):
+    """An environment of its own that procman is installed in (tests/installed.py)."""
+
+    python: str
+
+
 @dataclass(frozen=True, slots=True)
 class Seen:
     """A process that the daemon started: the pid, and when it began, for pids come again."""
@@ -151,10 +157,17 @@ class RunningDaemon:
     """
 
     def __init__(
-        self, table: str, *, settings: str = "", user: User | None = None, environment: Mapping[str, str] | None = None
+        self,
+        table: str,
+        *,
+        settings: str = "",
+        user: User | None = None,
+        environment: Mapping[str, str] | None = None,
+        installed: Installed | None = None,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="pm", dir="/tmp"))  # short: sockets stand in it
         self.user = user
+        self.installed = installed
         self.mark = uuid4().hex
         self.seen: set[Seen] = set()
         self.process: subprocess.Popen[bytes] | None = None
@@ -179,10 +192,15 @@ class RunningDaemon:
         paths = f"{self.user.root}:{self.user.root}/site" if self.user else str(PROJECT)
         programs = self.user.root / "programs" if self.user else PROGRAMS
         own = {"PYTHONPATH": paths, "PYTHON": self.python, "PROGRAMS": str(programs), MARK: self.mark}
+        if self.installed:
+            del own["PYTHONPATH"]  # what is installed runs, not this checkout
+            kept.pop("PYTHONPATH", None)
         return {**kept, "HOME": str(self.folder), **own, **more}
 
     @property
     def python(self) -> str:
+        if self.installed:
+            return self.installed.python
         return self.user.python if self.user else sys.executable
 
     def write_table(self, table: str, *, settings: str = "") -> None:

@@ -156,6 +156,10 @@ class StandIn:
         self.asked.append(("shutdown", peer.uid))
         self.down.set()
 
+    async def upgrade(self, peer: Peer) -> None:
+        self.asked.append(("upgrade", peer.uid))
+        raise Failed("the installed version can't take over")
+
     def reopen_logs(self, peer: Peer) -> None:
         self.asked.append(("reopen_logs", peer.uid))
 

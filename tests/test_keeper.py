@@ -23,17 +23,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from procman import __version__
 from procman.keeper.wire import HEADER, Message, Wire, WireClosed
 from tests.harness import PROJECT, descendants, wait_until
 
 KEEPER = """
 import sys, json
-from procman.keeper import keeper
+from procman.keeper import keeper, upgrade
 settings = json.loads(sys.argv[2])
 for name in [name for name in settings if name.isupper()]:
-    setattr(keeper, name, settings.pop(name))
+    setattr(upgrade if hasattr(upgrade, name) else keeper, name, settings.pop(name))
 command = [sys.executable, "-S", "-E", "-c", sys.argv[3], sys.argv[1]]
-sys.exit(keeper.run(command, on_ready=lambda: print("on_ready", flush=True), **settings))
+again = settings.pop("again", [sys.executable, "-S", "-c", sys.orig_argv[3], *sys.argv[1:4]])
+commands = keeper.Commands(command, settings.pop("check", ["/bin/true"]), again)
+settings["handed_over"] = int(sys.argv[4]) if sys.argv[4:] else -1
+sys.exit(keeper.run(commands, on_ready=lambda: print("on_ready", flush=True), **settings))
 """
 
 STUB = """
@@ -205,7 +209,8 @@ class Start(Protocol):
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts keepers; `settings` are arguments of keeper.run, and constants of keeper.py in capitals."""
+    """Starts keepers; `settings` are arguments of keeper.run, and constants of keeper.py and upgrade.py in
+    capitals. "check" and "again" are the commands of an upgrade; by default: one that succeeds, and the same keeper."""
     made: list[RunningKeeper] = []
 
     def make(*, options: dict[str, Any] | None = None, **settings: Any) -> RunningKeeper:
@@ -235,7 +240,8 @@ def alive(pid: int) -> bool:
 
 def test_hello_comes_first(keeper: RunningKeeper) -> None:
     boss = keeper.supervisor()
-    assert boss.hello == {"op": "hello", "pid": keeper.process.pid, "starts": 1, "last": "", "cgroup": ""}
+    expected = {"op": "hello", "pid": keeper.process.pid, "starts": 1, "last": "", "cgroup": "", "version": __version__}
+    assert boss.hello == expected | {"upgrades": 0, "upgrading": False}
     boss.send("ready")
     boss.sync()
     assert keeper.said() == "on_ready\n"
@@ -639,7 +645,8 @@ def test_a_first_start_that_is_killed_ends_the_keeper(keeper: RunningKeeper) -> 
 
 
 def test_a_supervisor_that_can_not_be_executed(tmp_path: Path) -> None:
-    code = f"from procman.keeper import keeper; raise SystemExit(keeper.run([{NOWHERE!r}], use_cgroup=False))"
+    code = f"from procman.keeper import keeper; commands = keeper.Commands([{NOWHERE!r}], [], [])"
+    code += "; raise SystemExit(keeper.run(commands, use_cgroup=False))"
     environment = {"PYTHONPATH": str(PROJECT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=20, check=False)
     assert done.returncode == 127

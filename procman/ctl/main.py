@@ -178,6 +178,7 @@ def _add_daemon(commands: Any, shared: argparse.ArgumentParser) -> None:
         ("shutdown", "stop all programs and the daemon, and wait until it has gone", daemon_shutdown),
         ("reopen-logs", "close and open every log file, for a rotation by others", daemon_reopen_logs),
         ("reread", "read the program table again", daemon_reread),
+        ("upgrade", "go over to the version that is installed now; programs notice nothing", daemon_upgrade),
     ):
         parser = actions.add_parser(name, help=words, description=words, parents=[shared], formatter_class=Help)
         parser.set_defaults(run=run)
@@ -199,6 +200,19 @@ def daemon_reopen_logs(session: Session) -> int:
 def daemon_reread(session: Session) -> int:
     """Has the table read again, and prints what that changed. That takes as long as programs take to stop."""
     return _print(session, "daemon.reread", timeout=None)
+
+
+def daemon_upgrade(session: Session) -> int:
+    """Has supervisor and keeper become the installed version. Programs go on."""
+    from .upgrading import upgrade
+
+    done = upgrade(session)
+    if session.json:
+        session.print_json(done)
+    else:
+        count = sum(done["daemon"]["processes"].values())
+        print(f"upgraded from {done['from']} to {done['to']}; {count} processes went on")
+    return 0
 
 
 def daemon_shutdown(session: Session) -> int:

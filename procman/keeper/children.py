@@ -55,18 +55,19 @@ class Child:
 
 
 class Children:
-    """All that are not forgotten. `tell` gets every message for the supervisor, `supervisor` returns its pid, or 0."""
+    """All that are not forgotten. `tell` gets every message for the supervisor, `others` returns the pids of the
+    keeper's own processes that are no children of this kind."""
 
     def __init__(
         self,
         selector: selectors.BaseSelector,
         tell: Callable[[Message], None],
-        supervisor: Callable[[], int],
+        others: Callable[[], list[int]],
         cgroup_root: str,
     ) -> None:
         self._selector = selector
         self._tell = tell
-        self._supervisor = supervisor
+        self._others = others
         self._cgroup_root = cgroup_root
         self._by_id: dict[str, Child] = {}
         self._tag = 0
@@ -82,6 +83,26 @@ class Children:
     def records(self) -> list[Message]:
         """The snapshot's messages."""
         return [child.record() for child in self._by_id.values()]
+
+    def document(self) -> dict[str, Any]:
+        """All of it as JSON, for the keeper's next self (`handover`), who gets `descriptors` under the same numbers."""
+        children = [{name: getattr(child, name) for name in Child.__slots__} for child in self._by_id.values()]
+        return {"tag": self._tag, "children": children}
+
+    def descriptors(self) -> list[int]:
+        """Those that `document` names."""
+        return [child.report for child in self._by_id.values() if child.report >= 0]
+
+    def resume(self, document: Mapping[str, Any]) -> None:
+        """The reverse of `document`, in the next self."""
+        self._tag = int(document["tag"])
+        for fields in document["children"]:
+            child = Child.__new__(Child)
+            for name in Child.__slots__:
+                setattr(child, name, fields[name])
+            self._by_id[child.id] = child
+            if child.report >= 0:
+                self._await_report(child)
 
     def spawn(self, name: str, request: Mapping[str, Any], held: Mapping[str, int]) -> None:
         """Start the child `name`, unless it was already. Whatever is wrong with `request` is told as "failed"."""
@@ -104,7 +125,10 @@ class Children:
         kill_tree = request.get("kill") != "main"
         child = Child(name, self._tag, pid=pid, report=report, cgroup=cgroup, kill_tree=kill_tree)
         self._by_id[name] = child
-        self._selector.register(report, selectors.EVENT_READ, lambda events: self._reported(child))
+        self._await_report(child)
+
+    def _await_report(self, child: Child) -> None:
+        self._selector.register(child.report, selectors.EVENT_READ, lambda events: self._reported(child))
 
     def _reported(self, child: Child) -> None:
         """Exec has happened, or failed, or the child has ended before."""
@@ -212,4 +236,4 @@ class Children:
             del self._by_id[name]
 
     def _known(self) -> list[int]:
-        return [self._supervisor(), *(child.pid for child in self._by_id.values() if child.state != "exited")]
+        return [*self._others(), *(child.pid for child in self._by_id.values() if child.state != "exited")]

@@ -12,15 +12,18 @@ import os
 import selectors
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NamedTuple
 
-from procman.keeper import spawn, tree
+from procman import __version__
+from procman.keeper import handover, spawn, tree
 from procman.keeper.children import Children
+from procman.keeper.say import describe, say
 from procman.keeper.service import Service
-from procman.keeper.wire import Message, Wire, WireClosed, WireError
+from procman.keeper.supervisor import Supervisor
+from procman.keeper.upgrade import Upgrade
+from procman.keeper.wire import Message
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
@@ -38,54 +41,74 @@ LAST_RESORT_SECONDS = 10.0
 """procmand was told to end, and there is no supervisor that could see to it: how long the keeper waits before it sends
 SIGTERM to all programs itself, and then SIGKILL."""
 
+TABLES = ("table", "first table")
+"""Held for the supervisors; the check of an upgrade reads them."""
+
 AGAIN_SECONDS = 1.0
 """What the keeper itself failed to do is tried again after this time."""
+
+
+class Commands(NamedTuple):
+    """What the keeper executes, each with the number of a descriptor as one more argument: the supervisor (its end of
+    the wire), and for an upgrade the check of the new code and the keeper's own next self (`handover`)."""
+
+    supervisor: Sequence[str]
+    check: Sequence[str]
+    keeper: Sequence[str]
 
 
 class Keeper:
     """See `run`."""
 
-    def __init__(
-        self, command: Sequence[str], heartbeat: float, on_ready: Callable[[], None], use_cgroup: bool
-    ) -> None:
-        self.command = list(command)
+    def __init__(self, commands: Commands, heartbeat: float, on_ready: Callable[[], None], cgroup_root: str) -> None:
+        self.commands = commands
         self.heartbeat = heartbeat
         self.on_ready = on_ready
         self.selector = selectors.DefaultSelector()
-        self.cgroup_root = tree.make_cgroup_root() if use_cgroup else ""
-        self.children = Children(self.selector, self._tell, lambda: self.supervisor_pid, self.cgroup_root)
+        self.cgroup_root = cgroup_root
+        self.children = Children(self.selector, self._tell, self._own_pids, self.cgroup_root)
         self.held: dict[str, int] = {}
         self.pending_signals: list[int] = []
         self.service = Service()
         self.exit_status: int | None = None
         # The supervisor
-        self.wire: Wire | None = None
-        self.supervisor_pid = 0
-        self.supervisor_since = 0.0
-        self.ready = False
+        self.supervisor: Supervisor | None = None
+        self.upgrade: Upgrade | None = None
+        self.upgrades = 0
         self.was_ready = False
         self.starts = 0
         self.failures = 0
-        self.replaced = False
         self.last = ""
-        self.missed = 0
         # Deadlines on CLOCK_MONOTONIC, by what is due
         self.due: dict[str, float] = {}
         self.actions: dict[str, Callable[[], None]] = {
             "supervisor": self._start_supervisor,
             "ping": self._ping,
+            "upgrade": self._upgrade_due,
             "watchdog": self._watchdog,
             "terminate": self._terminate_all,
             "kill": self._kill_all,
             "reap": self._reap,
         }
 
+    def _own_pids(self) -> list[int]:
+        supervisor = [self.supervisor.pid] if self.supervisor is not None else []
+        return supervisor if self.upgrade is None else [*supervisor, *self.upgrade.pids()]
+
     # --- the loop ---------------------------------------------------------------------------------------------------
 
-    def run(self) -> int:
-        """Run until the supervisor asks for the end, or can't be started at all. Returns the exit status."""
+    def run(self, document: handover.Document | None) -> int:
+        """Run until the supervisor asks for the end, or can't be started at all. Returns the exit status. `document` is
+        what an earlier self handed over."""
+        if document is None:
+            spawn.raise_open_files()
+        else:
+            spawn.OPEN_FILES = tuple(document["open_files"])
         self._set_up()
-        self._start_supervisor()
+        if document is None:
+            self._start_supervisor()
+        else:
+            self._resume(document)
         while self.exit_status is None:
             timeout = max(0.0, min(self.due.values()) - time.monotonic()) if self.due else None
             for key, events in self.selector.select(timeout):
@@ -108,7 +131,6 @@ class Keeper:
     def _set_up(self) -> None:
         spawn.prctl(spawn.PR_SET_CHILD_SUBREAPER, 1)
         spawn.close_on_exec()
-        spawn.raise_open_files()
         self.wake_read, self.wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
         for number in (*FORWARDED, signal.SIGCHLD):
@@ -132,12 +154,19 @@ class Keeper:
             return []
 
     def _forward(self, number: int) -> None:
-        if self.ready:
+        listening = self._listening()
+        if listening:
             self._tell({"op": "signal", "signal": number})
-        if (number in ENDING or not self.ready) and number not in self.pending_signals:
+        if (number in ENDING or not listening) and number not in self.pending_signals:
             self.pending_signals.append(number)  # the end is asked for until it comes, whoever dies on the way
-        if not self.ready:
+        if self.upgrade is not None and number in ENDING:
+            self.upgrade.fail("procmand was told to end")
+        elif not listening:
             self._expect_end()
+
+    def _listening(self) -> bool:
+        """There is a supervisor that does what it is told, and will still be there to have done it."""
+        return self.supervisor is not None and self.supervisor.ready and self.upgrade is None
 
     def _expect_end(self) -> None:
         """There is no ready supervisor: if the end was asked for, it must come in bounded time all the same."""
@@ -160,165 +189,202 @@ class Keeper:
     def _end(self) -> None:
         """Leave nothing behind: what still lives is killed."""
         self.service.notify("STOPPING=1")
-        self._drop_wire()
+        if self.upgrade is not None:
+            self.upgrade.call_off()
+        if self.supervisor is not None:
+            self.supervisor.drop_wire()
         deadline = time.monotonic() + 5
         next_kill = 0.0
-        while (self.supervisor_pid or not self.children.over) and time.monotonic() < deadline:
+        while (self.supervisor is not None or not self.children.over) and time.monotonic() < deadline:
             if time.monotonic() >= next_kill:
                 self._safely("reap", self.children.kill)
                 next_kill = time.monotonic() + AGAIN_SECONDS
             self._safely("reap", self._reap)
             self.selector.select(0.05)  # SIGCHLD ends the wait
             self._wakeups()
-        if self.supervisor_pid:
-            os.kill(self.supervisor_pid, signal.SIGKILL)
-            os.waitpid(self.supervisor_pid, 0)
+        if self.supervisor is not None:
+            self.supervisor.end()
+            os.waitpid(self.supervisor.pid, 0)
         tree.remove_cgroup(self.cgroup_root)
 
     # --- the supervisor ---------------------------------------------------------------------------------------------
 
     def _start_supervisor(self) -> None:
         try:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.supervisor = self._another_supervisor()
         except OSError as error:
-            self._not_started(error)
+            self.last = f"fork: {error.strerror}"
+            say(f"can't start a supervisor: {error.strerror}; trying again")
+            self._retry_supervisor()
             return
-
-        def become(report: int) -> NoReturn:
-            try:
-                spawn.become_supervisor(self.command, theirs.fileno())
-            except BaseException as error:  # noqa: BLE001 - said, and then this process ends
-                say(f"can't start the supervisor {self.command[0]}: {error}")
-            os._exit(127)
-
-        try:
-            pid, report = spawn.fork_child(become)
-        except OSError as error:
-            ours.close()
-            self._not_started(error)
-            return
-        finally:
-            theirs.close()
-        os.close(report)
-        self.starts += 1
-        self.supervisor_pid, self.supervisor_since = pid, time.monotonic()
-        self.ready, self.replaced, self.missed = False, False, 0
         self.due["ping"] = time.monotonic() + self.heartbeat
-        self.wire = Wire(ours)
-        self.selector.register(ours.fileno(), selectors.EVENT_READ, self._wire_event)
-        self._snapshot()
 
-    def _not_started(self, error: OSError) -> None:
-        self.last = f"fork: {error.strerror}"
-        say(f"can't start a supervisor: {error.strerror}; trying again")
-        self._retry_supervisor()
-
-    def _snapshot(self) -> None:
-        hello = {"op": "hello", "pid": os.getpid(), "starts": self.starts, "last": self.last}
-        self._tell(hello | {"cgroup": self.cgroup_root})
+    def _another_supervisor(self) -> Supervisor:
+        supervisor = Supervisor.start(self.commands.supervisor, self.selector, self._obey_safely)
+        self.starts += 1
+        supervisor.tell(self._hello())
         for record in self.children.records():
-            self._tell(record)
+            supervisor.tell(record)
         for name, fd in self.held.items():
-            self._tell({"op": "held", "name": name}, [fd])
-        self._tell({"op": "begin"})
+            supervisor.tell({"op": "held", "name": name}, [fd])
+        supervisor.tell({"op": "begin"})
+        return supervisor
 
-    def _supervisor_ended(self, status: int) -> None:
+    def _hello(self) -> Message:
+        hello = {"op": "hello", "pid": os.getpid(), "starts": self.starts, "last": self.last}
+        return hello | {"cgroup": self.cgroup_root} | self._version()
+
+    def _version(self) -> Message:
+        return {"version": __version__, "upgrades": self.upgrades, "upgrading": self.upgrade is not None}
+
+    def _supervisor_ended(self, supervisor: Supervisor, status: int) -> None:
         self.last = describe(status)
-        self.supervisor_pid = 0
         self.due.pop("ping", None)
-        self._hear_last_words()
+        supervisor.hear_last_words()
+        self.supervisor = None
         if self.exit_status is not None:
             return
         if not self.was_ready and not self.children:
             # The first start failed (a bad table, a lock that is held): it has said why. Nobody needs us.
             self.exit_status = os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 1
             return
-        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and not self.replaced
-        if self.ready and (killed or time.monotonic() - self.supervisor_since > STEADY_SECONDS):
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and not supervisor.replaced
+        if supervisor.ready and (killed or time.monotonic() - supervisor.since > STEADY_SECONDS):
             self.failures = 0
         say(f"the supervisor has ended ({self.last}); starting another one")
-        self.ready = False
+        if self.upgrade is not None:
+            self.upgrade.incumbent_ended()
         self._expect_end()
-        self._retry_supervisor()
+        if self.supervisor is None:
+            self._retry_supervisor()
 
     def _retry_supervisor(self) -> None:
         delay = 0.0 if not self.failures else min(RETRY_SECONDS * 2 ** (self.failures - 1), RETRY_SECONDS_MAX)
         self.failures = min(self.failures + 1, 20)
         self.due["supervisor"] = time.monotonic() + delay
 
-    def _hear_last_words(self) -> None:
-        """What a supervisor said before its end counts: "exit", or a descriptor to hold."""
-        while self.wire is not None:
-            try:
-                messages = self.wire.receive()
-            except WireError:
-                break
-            if not messages:
-                break
-            self._obey_all(messages)
-        self._drop_wire()
-
-    def _drop_wire(self) -> None:
-        if self.wire is not None:
-            self.selector.unregister(self.wire.fileno())
-            self.wire.close()
-            self.wire = None
-
     def _ping(self) -> None:
-        if not self.supervisor_pid:
+        if self.supervisor is None:
             return
-        if self.missed >= MISSED_PINGS:
-            self._replace_supervisor("does not answer")
-        self.missed += 1
         self.due["ping"] = time.monotonic() + self.heartbeat
-        self._tell({"op": "ping"})
-
-    def _replace_supervisor(self, why: str) -> None:
-        """It is of no use any more. Its end is reported by SIGCHLD."""
-        if self.supervisor_pid:
-            say(f"the supervisor {why}; replacing it")
-            self.replaced = True
-            os.kill(self.supervisor_pid, signal.SIGKILL)
-        self._drop_wire()
-
-    def _tell(self, message: Message, descriptors: Sequence[int] = ()) -> None:
-        if self.wire is None:
+        if self.upgrade is not None and self.upgrade.frozen:
+            self.supervisor.missed = 0
             return
+        if self.supervisor.missed >= MISSED_PINGS:
+            self.supervisor.replace("does not answer")
+        self.supervisor.missed += 1
+        self.supervisor.tell({"op": "ping"})
+
+    def _tell(self, message: Message) -> None:
+        """Tell the supervisor, and one that is on trial as well: whichever goes on must know."""
+        if self.supervisor is not None:
+            self.supervisor.tell(message)
+        if self.upgrade is not None and self.upgrade.successor is not None:
+            self.upgrade.successor.tell(message)
+
+    # --- an upgrade: see `upgrade` ----------------------------------------------------------------------------------
+
+    def _begin_upgrade(self, supervisor: Supervisor) -> None:
+        problem = "an upgrade is under way" if self.upgrade is not None else ""
+        if ENDING.intersection(self.pending_signals):
+            problem = "procmand was told to end"
+        if not problem:
+            document = handover.write(self._document())
+            tables = [self.held[name] for name in TABLES if name in self.held]
+            try:
+                self.upgrade = Upgrade(self, self.commands.check, document, tables)
+            except OSError as error:
+                problem = f"can't start the check of the new version: {error.strerror}"
+            os.close(document)
+        if problem:
+            supervisor.tell({"op": "keeper", "problem": problem} | self._version())
+
+    def start_successor(self) -> Supervisor:
+        """See `upgrade.Holder`, as for the next four."""
+        self.last = "an upgrade"
+        return self._another_supervisor()
+
+    def take_successor(self, successor: Supervisor) -> None:
+        self.supervisor = successor
+        self.failures = 0
+        self.due["ping"] = time.monotonic() + self.heartbeat
+
+    def tell_children(self) -> None:
+        if self.supervisor is not None:
+            for record in self.children.records():
+                self.supervisor.tell(record)
+
+    def wait_for_upgrade(self, seconds: float) -> None:
+        self.due["upgrade"] = time.monotonic() + seconds
+
+    def upgrade_over(self, problem: str) -> None:
+        self.upgrade = None
+        self.due.pop("upgrade", None)
+        self._tell({"op": "keeper", "problem": problem} | self._version())
+        self._tell_pending()
+
+    def become_new(self) -> str:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            self.wire.send(message, descriptors)
-            self._watch_wire()
-        except WireClosed:
-            pass  # its last words may be on the wire still: `_wire_event` finds them, and the end
-        except WireError as error:
-            self._replace_supervisor(f"can't be told what happens ({error})")
+            self._woken(0)  # what comes after this waits, blocked, for our next self
+            if self.supervisor is None or ENDING.intersection(self.pending_signals):
+                return "procmand was told to end, or has no supervisor"
+            if not self.silent():
+                return "there is always something half said to the supervisor"
+            wire = self.supervisor.wire_number()
+            inherited = [*self.held.values(), *self.children.descriptors(), wire]
+            environment = {**os.environ, **self.service.told}
+            return handover.become(self.commands.keeper, self._document(), inherited, environment)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def _watch_wire(self) -> None:
-        if self.wire is not None:
-            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self.wire.waiting else 0)
-            self.selector.modify(self.wire.fileno(), events, self._wire_event)
+    def silent(self) -> bool:
+        return self.supervisor is not None and self.supervisor.wire_number() >= 0
 
-    def _wire_event(self, events: int) -> None:
-        if self.wire is None:
-            return
-        try:
-            if events & selectors.EVENT_READ:
-                self._obey_all(self.wire.receive())
-            if events & selectors.EVENT_WRITE and self.wire is not None:
-                self.wire.flush()
-                self._watch_wire()
-        except WireClosed:
-            self._drop_wire()  # it is on its way out; if it is not, pings find out
-        except WireError as error:
-            self._replace_supervisor(f"talks nonsense ({error})")
+    def _upgrade_due(self) -> None:
+        if self.upgrade is not None:
+            self.upgrade.due()
 
-    def _obey_all(self, messages: list[tuple[Message, list[int]]]) -> None:
-        for message, descriptors in messages:
-            self._safely("reap", self._obey, message, descriptors)
-            for fd in descriptors:
-                os.close(fd)
+    def _document(self) -> handover.Document:
+        """All that the next self must know."""
+        supervisor = self.supervisor
+        return {
+            "cgroup": self.cgroup_root,
+            "held": self.held,
+            "children": self.children.document(),
+            "signals": self.pending_signals,
+            "supervisor": supervisor and {"pid": supervisor.pid, "wire": supervisor.wire_number()},
+            "starts": self.starts,
+            "upgrades": self.upgrades + 1,
+            "open_files": spawn.OPEN_FILES,
+            "name": spawn.name(),
+        }
 
-    def _obey(self, message: Message, descriptors: list[int]) -> None:
+    def _resume(self, document: handover.Document) -> None:
+        """Go on where the keeper before, this same process, has become this code."""
+        self.held = document["held"]
+        self.children.resume(document["children"])
+        self.pending_signals = document["signals"]
+        self.starts, self.upgrades = document["starts"], document["upgrades"]
+        self.was_ready = True
+        pid, wire = document["supervisor"]["pid"], document["supervisor"]["wire"]
+        self.supervisor = Supervisor(pid, socket.socket(fileno=wire), self.selector, self._obey_safely)
+        self.supervisor.ready = True
+        self.due["ping"] = time.monotonic() + self.heartbeat
+        self._tell({"op": "keeper", "problem": ""} | self._version())
+        self._tell_pending()
+        self._reap()
+        say(f"the keeper runs version {__version__} now")
+
+    # --- what a supervisor says -------------------------------------------------------------------------------------
+
+    def _obey_safely(self, supervisor: Supervisor, message: Message, descriptors: list[int]) -> None:
+        self._safely("reap", self._obey, supervisor, message, descriptors)
+
+    def _obey(self, supervisor: Supervisor, message: Message, descriptors: list[int]) -> None:
         """Do what one message says. `descriptors` that stay in the list are closed by the caller."""
+        if self.upgrade is not None and self.upgrade.heard(supervisor, message):
+            return
         match message:
             case {"op": "spawn", "child": str(name)}:
                 self.children.spawn(name, message, self.held)
@@ -337,31 +403,37 @@ class Keeper:
             case {"op": "release", "name": str(name)}:
                 self._release(name)
             case {"op": "sync", "number": int(number)}:
-                self._tell({"op": "synced", "number": number})
+                supervisor.tell({"op": "synced", "number": number})
             case {"op": "ready"}:
-                self._supervisor_ready()
+                self._supervisor_ready(supervisor)
             case {"op": "notify", "state": str(state)}:
                 self.service.notify(state)
             case {"op": "log"} if descriptors:
                 os.dup2(descriptors[0], 1)
                 os.dup2(descriptors[0], 2)
             case {"op": "pong"}:
-                self.missed = 0
+                supervisor.missed = 0
+            case {"op": "upgrade"}:
+                self._begin_upgrade(supervisor)
             case {"op": "exit", "status": int(status)}:
                 self.exit_status = status
             case _:
                 say(f"the supervisor asks for something unknown: {str(message)[:200]}")
 
-    def _supervisor_ready(self) -> None:
-        self.ready = True
+    def _supervisor_ready(self, supervisor: Supervisor) -> None:
+        supervisor.ready = True
         self.due.pop("terminate", None)
         self.due.pop("kill", None)
-        for number in self.pending_signals:
-            self._tell({"op": "signal", "signal": number})
-        self.pending_signals = [number for number in self.pending_signals if number in ENDING]
+        self._tell_pending()
         if not self.was_ready:
             self.was_ready = True
             self.on_ready()
+
+    def _tell_pending(self) -> None:
+        if self._listening():
+            for number in self.pending_signals:
+                self._tell({"op": "signal", "signal": number})
+            self.pending_signals = [number for number in self.pending_signals if number in ENDING]
 
     def _release(self, name: str) -> None:
         if (fd := self.held.pop(name, None)) is not None:
@@ -382,9 +454,9 @@ class Keeper:
             if self.children.ended(info.si_pid):
                 continue
             _, status, _ = os.wait4(info.si_pid, 0)
-            if info.si_pid == self.supervisor_pid:
-                self._supervisor_ended(status)
-            else:
+            if self.supervisor is not None and info.si_pid == self.supervisor.pid:
+                self._supervisor_ended(self.supervisor, status)
+            elif self.upgrade is None or not self.upgrade.ended(info.si_pid, status):
                 strangers = True
         if strangers:
             self.children.stranger_ended()
@@ -396,33 +468,21 @@ class Keeper:
         self.service.notify("WATCHDOG=1")
 
 
-def say(text: str) -> None:
-    """A line on stderr, the keeper's only log. Nobody may be there to read it."""
-    try:
-        print(f"procmand: {text}", file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        pass
-
-
-def describe(status: int) -> str:
-    """A wait status in words: "exit status 3", "killed by SIGKILL"."""
-    if os.WIFSIGNALED(status):
-        try:
-            return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
-        except ValueError:
-            return f"killed by signal {os.WTERMSIG(status)}"
-    return f"exit status {os.WEXITSTATUS(status)}"
-
-
 def run(
-    command: Sequence[str],
+    commands: Commands,
     *,
     heartbeat: float = 5.0,
     on_ready: Callable[[], None] = lambda: None,
     use_cgroup: bool = True,
+    handed_over: int = -1,
 ) -> int:
-    """Be the keeper: start `command` as the supervisor (its last argument becomes the descriptor of the wire), bring it
-    back whenever it dies, and return the exit status when all is over. `on_ready` is called once, when the supervisor
-    first says that the table runs. `heartbeat` is in seconds. Without `use_cgroup` descendants are found by other means
-    only."""
-    return Keeper(command, heartbeat, on_ready, use_cgroup).run()
+    """Be the keeper: start the supervisor, bring it back whenever it dies, and return the exit status when all is over.
+    `on_ready` is called once, when the supervisor first says that the table runs. `heartbeat` is in seconds. Without
+    `use_cgroup` descendants are found by other means only. `handed_over` is the descriptor of what an earlier self in
+    this process has left. Raises HandoverError when that can't be understood."""
+    if handed_over < 0:
+        return Keeper(commands, heartbeat, on_ready, tree.make_cgroup_root() if use_cgroup else "").run(None)
+    document = handover.read(handed_over)
+    os.close(handed_over)
+    spawn.set_name(document["name"])
+    return Keeper(commands, heartbeat, on_ready, document["cgroup"]).run(document)

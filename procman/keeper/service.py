@@ -17,6 +17,8 @@ class Service:
 
     def __init__(self) -> None:
         told = {name: os.environ.pop(name, "") for name in OURS}
+        self.told = {name: told[name] for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID") if told[name]}
+        """What our next self must find in its environment again."""
         self._address = told["NOTIFY_SOCKET"]
         self.watchdog = _seconds(told["WATCHDOG_USEC"], told["WATCHDOG_PID"])
         """It wants to hear from us within this many seconds; 0: it does not watch."""

@@ -291,6 +291,21 @@ def close_on_exec() -> None:
             pass  # that of listdir itself
 
 
+def name() -> str:
+    """What `ps -o comm` calls this process (proc(5))."""
+    try:
+        with open("/proc/self/comm") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def set_name(name: str) -> None:
+    """The reverse: at most 15 bytes."""
+    with contextlib.suppress(OSError):
+        _write("/proc/self/comm", name)
+
+
 def raise_open_files() -> None:
     """Let this process hold as many descriptors as the hard limit allows."""
     hard = OPEN_FILES[1]

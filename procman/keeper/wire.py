@@ -83,6 +83,11 @@ class Wire:
         """There is something to send that the peer has not taken yet: call `flush` when the socket is writable."""
         return bool(self._out)
 
+    @property
+    def idle(self) -> bool:
+        """Nothing is half sent or half received: the socket may go on under another Wire."""
+        return not (self._out or self._in or self._descriptors)
+
     def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
         """Send `message` with copies of `descriptors`; it may be queued, and never blocks.
 

@@ -60,6 +60,8 @@ class LogThread:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
         self._stopping = False
+        self._may_move = threading.Event()
+        self._may_move.set()
         self._by_fd: dict[int, Flow] = {}
         self._files: dict[str, LogFile] = {}
         self._outlet = Outlet(stdout_fd)
@@ -116,6 +118,17 @@ class LogThread:
         """Closes and opens every file again: an external logrotate has moved them. `stdout_fd`, when given, is where
         "inherit" programs' lines go from now on: the daemon's stdout may be a new file too."""
         self._submit(lambda: self._reopen(stdout_fd))
+
+    def pause(self, done: Done) -> None:
+        """Brings the thread to rest: prints what it holds in memory, calls `done` in the log thread, and moves nothing
+        until `go_on`. Somebody else may take the bytes meanwhile."""
+        self._may_move.clear()
+        self._submit(lambda: self._rest(done))
+
+    def go_on(self) -> None:
+        """Ends a pause. Files are opened again: they may have been rotated by somebody else."""
+        self._submit(lambda: self._reopen(None))
+        self._may_move.set()
 
     def counters(self, key: str) -> Counters:
         """What became of the stream's bytes so far."""
@@ -289,6 +302,19 @@ class LogThread:
             self._outlet_retry_at = 0.0
             if debtor:
                 self._push(debtor, time.monotonic())
+
+    def _rest(self, done: Done) -> None:
+        for flow in self._by_fd.values():
+            self._end_line(flow, time.monotonic())
+        while self._debtor and not self._may_move.is_set():
+            if not select.select([], [self._outlet.fd], [], 0.1)[1] and time.monotonic() >= self._stalled_at:
+                self._give_up(self._debtor, "the daemon's stdout takes nothing", time.monotonic())
+            else:
+                self._push(self._debtor, time.monotonic())
+        for flow in self._by_fd.values():
+            self._end_line(flow, time.monotonic())
+        done()
+        self._may_move.wait()
 
     # --- the daemon's stdout ---------------------------------------------------------------------------------------
 
