@@ -4,7 +4,8 @@
         ...                                # the load goes on, in a process of its own
     load.tally.failed                      # {"reset": 2, ...}; {} when every request was answered rightly
 
-Every other connection is kept alive; the rest say `Connection: close` and connect anew for each request. What is asked
+Every other connection is kept alive, if `keep_alive`; the rest say `Connection: close` and connect anew for each
+request. What is asked
 for is `/body/N` with N = 0, 1, 2, ...; the right answer is `body(N)` (tests/sites/flask_site.py serves it).
 
 An idle connection that the server closes is no failure (RFC 9112, 9.3.1): it is counted as `reopened` where the client
@@ -78,6 +79,7 @@ class Plan:
     url: str
     connections: int = 8
     rate: float = 20.0
+    keep_alive: bool = True
     patience: float = 20.0
     limit: float = 3600.0
 
@@ -87,7 +89,7 @@ class Connection:
 
     def __init__(self, plan: Plan, number: int, began: float) -> None:
         self.plan = plan
-        self.keep_alive = number % 2 == 0
+        self.keep_alive = plan.keep_alive and number % 2 == 0
         self.tally = Tally()
         self._began = began
         self._number = number
@@ -175,8 +177,10 @@ def kind_of(error: Exception) -> str:
 class Load:
     """See the module. `tally` is complete after the `with`; the arguments are those of Plan."""
 
-    def __init__(self, url: str, *, connections: int = 8, rate: float = 20.0, patience: float = 20.0) -> None:
-        self.plan = Plan(url, connections, rate, patience)
+    def __init__(
+        self, url: str, *, connections: int = 8, rate: float = 20.0, keep_alive: bool = True, patience: float = 20.0
+    ) -> None:
+        self.plan = Plan(url, connections, rate, keep_alive, patience)
         self.tally = Tally()
 
     def __enter__(self) -> Self:

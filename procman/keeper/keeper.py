@@ -234,8 +234,9 @@ class Keeper:
             self.exit_status = os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 1
             return
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and not self.replaced
-        if self.ready and (killed or time.monotonic() - self.supervisor_since > STEADY_SECONDS):
-            self.failures = 0
+        if killed or (self.ready and time.monotonic() - self.supervisor_since > STEADY_SECONDS):
+            # Somebody else ended it: no failure of its own. Before it was ready, it may be for want of memory.
+            self.failures = 0 if self.ready else 1
         say(f"the supervisor has ended ({self.last}); starting another one")
         self.ready = False
         self._expect_end()

@@ -32,6 +32,7 @@ SERVERS = {
     "gunicorn": 'server = "gunicorn"\nworkers = 2\nthreads = 4',
     "uwsgi": 'server = "uwsgi"\nworkers = 2',
 }
+NO_KEEP_ALIVE = ("uwsgi",)  # its "http" protocol ends each connection, without saying so
 LOG_FILE_SIZE = 16 * 1024 * 1024
 BACK_SECONDS = 40.0
 """Within this time after the last kill the daemon must answer. Generous: the machine may be busy."""
@@ -194,13 +195,14 @@ def kill(running: RunningDaemon) -> bool:
 
 
 def keep_killing(running: RunningDaemon, options: Options, check: LogCheck) -> int:
-    """Kills at fixed times, whoever is there then. Returns how many were."""
+    """Kills at fixed times, or as soon as there is somebody to kill. Returns how many were."""
     start = time.monotonic()
     kills, at = 0, options.every
     while at <= options.seconds and not check.problem:
         time.sleep(max(0.0, start + at - time.monotonic()))
-        kills += kill(running)
-        at += options.every
+        wait_until(lambda: kill(running), 30, "a supervisor runs")
+        kills += 1
+        at = max(at + options.every, time.monotonic() - start)
     return kills
 
 
@@ -232,7 +234,12 @@ def _load(running: RunningDaemon, options: Options, ports: dict[str, int], folde
         with contextlib.ExitStack() as stack:
             loads = {
                 name: stack.enter_context(
-                    Load(f"http://127.0.0.1:{port}", connections=options.connections, rate=options.rate)
+                    Load(
+                        f"http://127.0.0.1:{port}",
+                        connections=options.connections,
+                        rate=options.rate,
+                        keep_alive=name not in NO_KEEP_ALIVE,
+                    )
                 )
                 for name, port in ports.items()
             }
