@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-import sys
+import socket
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from typing import Any, NamedTuple
@@ -41,7 +41,9 @@ class Output(NamedTuple):
 
 def plan(outputs: Iterable[Output]) -> int:
     """A descriptor (memfd_create(2)) that holds the plan for the next supervisor."""
-    document = [{"key": key, "process": process, "log": asdict(log), "path": path} for key, process, log, path in outputs]
+    document = [
+        {"key": key, "process": process, "log": asdict(log), "path": path} for key, process, log, path in outputs
+    ]
     fd = os.memfd_create("procman-interim", os.MFD_CLOEXEC)
     with open(fd, "wb", closefd=False) as file:
         file.write(json.dumps(document).encode())
@@ -52,11 +54,10 @@ class Interim:
     """The time between the snapshot, which it reads from the wire `descriptor`, and the log threads of `supervise`."""
 
     def __init__(self, descriptor: int) -> None:
-        import socket
-
         os.set_inheritable(descriptor, False)
         self.wire = Wire(socket.socket(fileno=descriptor))
         self.snapshot: Snapshot = receive(self.wire)
+        self.problem = ""
         self._keys: list[str] = []
         self._thread: LogThread | None = None
         memory = self.snapshot.held.pop(HELD_NAME, None)
@@ -65,7 +66,7 @@ class Interim:
                 self._begin(_read(memory))
             except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
                 # No more than a delay: what was not begun here is done when all is up.
-                print(f"procmand: output waits a moment: {error}", file=sys.stderr)
+                self.problem = f"the output of programs had to wait for the new supervisor: {error}"
 
     def _begin(self, outputs: list[Output]) -> None:
         for key, process, log, path in outputs:

@@ -194,8 +194,8 @@ class _Parts:
     async def supervise(self) -> int:
         """From the first listener to the last goodbye."""
         loaded = store.load(os.path.join(self.daemon.state_dir, store.STATE_NAME))
-        if loaded.problem:
-            log.error("%s", loaded.problem)
+        for problem in filter(None, (loaded.problem, self.before.problem)):
+            log.error("%s", problem)
         document = loaded.document
         if document is not None and document.get("boot_id") != store.boot_id():
             document = {"down": document.get("down", [])}

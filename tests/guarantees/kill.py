@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -145,7 +146,7 @@ class LogCheck:
             if not found:
                 return
             if found != expected[: len(found)]:
-                same = len(os.path.commonprefix([found, expected]))
+                same = next(at for at, (one, other) in enumerate(zip(found, expected, strict=False)) if one != other)
                 shown = f"{found[same : same + 80]!r}, not {expected[same : same + 80]!r}"
                 self.problem = f"the log differs at byte {self.position + same}: {shown}"
                 return
@@ -168,39 +169,34 @@ def table(ports: dict[str, int], folder: Path, megabytes: float) -> str:
         """
 
 
-def supervisor_of(running: RunningDaemon) -> int:
-    """The pid of the supervisor; 0 while there is none."""
+def kill(running: RunningDaemon, before: int) -> int:
+    """Kills the supervisor, and returns its pid; 0 when there is none, or it is the one that was killed `before`."""
     below = (seen.pid for seen in descendants(running.keeper_pid))
-    return next((pid for pid in below if SUPERVISOR in command_line(pid)), 0)
-
-
-def kill(running: RunningDaemon) -> bool:
-    """Kills the supervisor, if there is one now."""
-    pid = supervisor_of(running)
-    if not pid:
-        return False
+    pid = next((pid for pid in below if SUPERVISOR in command_line(pid)), 0)
+    if pid in (0, before):
+        return 0
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:
-        return False
+        return 0
     try:
         if SUPERVISOR not in command_line(pid):  # the pid might be somebody else's by now
-            return False
+            return 0
         signal.pidfd_send_signal(handle, signal.SIGKILL)
     except ProcessLookupError:
-        return False
+        return 0
     finally:
         os.close(handle)
-    return True
+    return pid
 
 
 def keep_killing(running: RunningDaemon, options: Options, check: LogCheck) -> int:
     """Kills at fixed times, or as soon as there is somebody to kill. Returns how many were."""
     start = time.monotonic()
-    kills, at = 0, options.every
+    kills, pid, at = 0, 0, options.every
     while at <= options.seconds and not check.problem:
         time.sleep(max(0.0, start + at - time.monotonic()))
-        wait_until(lambda: kill(running), 30, "a supervisor runs")
+        pid = wait_until(functools.partial(kill, running, pid), BACK_SECONDS, "another supervisor runs")
         kills += 1
         at = max(at + options.every, time.monotonic() - start)
     return kills
@@ -283,9 +279,9 @@ def _end_of_lines(running: RunningDaemon, folder: Path, check: LogCheck, result:
         result.problems.append(check.problem)
     counters = running.json("show", "lines")["log"][0]
     result.counters = {key: counters[key] for key in ("read", "written", "dropped", "held")}
-    size = result.blocks * BLOCK
-    if (counters["read"], counters["written"], counters["dropped"]) != (size, size, 0):
-        result.problems.append(f"{size} bytes were written, the daemon counts {result.counters}")
+    # Not compared with what the program wrote: a count lives in memory, and is on disk after the next change of state.
+    if counters["read"] != counters["written"] + counters["dropped"] + counters["held"] or counters["dropped"]:
+        result.problems.append(f"the counters of the log do not agree: {result.counters}")
 
 
 def main(argv: list[str]) -> int:

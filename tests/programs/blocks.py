@@ -9,8 +9,8 @@ import signal
 import sys
 import time
 
-LINES = 4096
-LINE = 64
+LINES = 1024
+LINE = 256
 BLOCK = LINES * LINE
 _MARK = b"NNNNNNNNNN"
 _TEMPLATE = b"".join(b"%s %04d %s\n" % (_MARK, line, b"x" * (LINE - 17)) for line in range(LINES))
