@@ -208,8 +208,8 @@ def test_a_hung_supervisor_is_replaced(daemon: MakeDaemon) -> None:
         running.wait_for(name)
     before, hung = pids(running), running.supervisor_pid
     os.kill(hung, signal.SIGSTOP)
-    wait_until(lambda: running.supervisor_pid != hung, what="the hung supervisor is replaced")
-    wait_until(running.answers)
+    wait_until(lambda: running.supervisor_pid != hung, 30, "the hung supervisor is replaced")
+    wait_until(running.answers, 30)
     assert pids(running) == before
     assert "does not answer; replacing it" in running.said()
 

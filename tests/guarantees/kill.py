@@ -62,6 +62,7 @@ class Result:
     blocks: int = 0
     files: int = 0
     longest_write: float = 0.0
+    rate: float = 0.0
     back_after: float = 0.0
     restarts: int = 0
     counters: dict[str, Any] = field(default_factory=dict)
@@ -74,9 +75,8 @@ class Result:
             failed = ", ".join(f"{kind} {count}" for kind, count in tally.failed.items()) or "0"
             more = f"retried {tally.retried}, reopened {tally.reopened}, slowest {tally.slowest:.2f} s"
             yield f"{name}: requests {tally.requests}, failed {failed}, {more}"
-        size = self.blocks * BLOCK
-        rate = size / 1e6 / self.seconds if self.seconds else 0.0
-        yield f"lines {self.blocks * LINES}, bytes {size}, {rate:.1f} MB/s, files {self.files}"
+        size = f"bytes {self.blocks * BLOCK}, files {self.files}"
+        yield f"lines {self.blocks * LINES}, {size}, {self.rate:.1f} MB/s while the supervisor was killed"
         yield f"longest wait of a write {self.longest_write:.2f} s, the daemon answered after {self.back_after:.2f} s"
         yield f"restarts {self.restarts}, counters of the log: {self.counters}"
 
@@ -239,8 +239,14 @@ def _load(running: RunningDaemon, options: Options, ports: dict[str, int], folde
                 )
                 for name, port in ports.items()
             }
+            began, written = time.monotonic(), bytes_written(before["lines"]["pid"])
             result.kills = keep_killing(running, options, check)
             ended = time.monotonic()
+            result.rate = (bytes_written(before["lines"]["pid"]) - written) / 1e6 / (ended - began)
+            if result.rate < options.megabytes / 4:  # a busy machine may be slow, nobody may wait until it is over
+                result.problems.append(
+                    f"the program wrote {result.rate:.1f} MB/s of {options.megabytes}: it had to wait"
+                )
             wait_until(running.answers, BACK_SECONDS, "the daemon answers after the last kill")
             result.back_after = time.monotonic() - ended
         result.seconds = time.monotonic() - start
@@ -254,6 +260,12 @@ def _load(running: RunningDaemon, options: Options, ports: dict[str, int], folde
         if tally.failed or not tally.requests:
             shown = "; ".join(f"{failure.at} s {failure.kind} {failure.detail}" for failure in tally.failures[:5])
             result.problems.append(f"{name}: {tally.failed} of {tally.requests} requests: {shown}")
+
+
+def bytes_written(pid: int) -> int:
+    """What a process has given to write(2) so far: wchar of /proc/PID/io (proc(5))."""
+    fields = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
+    return int(fields["wchar"])
 
 
 def _judge(before: dict[str, Any], after: dict[str, Any], result: Result) -> None:
