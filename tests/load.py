@@ -122,6 +122,8 @@ class Connection:
                 self._http.close()
                 answer = self._send(number)
             problem = self._problem(number, answer)
+            if not self.keep_alive:
+                self._http.close()  # we said so; some servers do not repeat it
         except (OSError, http.client.HTTPException) as error:
             problem = (kind_of(error), f"{type(error).__name__}: {error}")
             self._http.close()
