@@ -164,10 +164,13 @@ def _supervisor(arguments: list[str]) -> NoReturn:
     options = parser.parse_args(arguments)
     # asyncio imports ssl where it can, which costs 4 MB; nothing in the daemon speaks TLS.
     sys.modules["ssl"] = None  # type: ignore[assignment]
+    from procman.interim import Interim
+
+    interim = Interim(options.wire)  # at once: before what takes long to import
     from procman import supervise
 
     # Threads may hang on a dead disk: they must not keep the process.
-    status = supervise.run(options.config, options.wire, to_file=options.log_to_file)
+    status = supervise.run(options.config, interim, to_file=options.log_to_file)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

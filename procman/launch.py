@@ -76,6 +76,13 @@ def log_pipes(program: Program) -> tuple[str | None, str | None]:
     return out, errors[log.stderr]
 
 
+def log_paths(program: Program) -> dict[str, str]:
+    """Where the bytes of each of `log_pipes` go, in "file" mode."""
+    out, err = log_pipes(program)
+    paths = {out: program.log.path, err: program.log.path if err == out else program.log.error_path}
+    return {name: path for name, path in paths.items() if name is not None}
+
+
 def request(
     program: Program, generation: int, env: Mapping[str, str], listen: Mapping[str, str]
 ) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The supervisor's end of the wire to the keeper: requests go out, the snapshot and then events come in.
+"""The supervisor's end of the wire to the keeper: requests go out, events come in. `snapshot` has come before them.
 
 It decides nothing. See `keeper/wire.py` for the messages.
 """
@@ -9,84 +9,23 @@ import asyncio
 import logging
 import os
 import select
-import socket
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 
 from procman.keeper.wire import Message, Wire, WireClosed, WireError
 
 log = logging.getLogger("procman")
 
 
-@dataclass(frozen=True, slots=True)
-class Keeper:
-    """What is known of the keeper's code: its version, how often it was upgraded, whether that happens now, and why the
-    last try has failed ("": it has not)."""
-
-    version: str = ""
-    upgrades: int = 0
-    upgrading: bool = False
-    problem: str = ""
-
-    @staticmethod
-    def of(message: Message) -> Keeper:
-        """As a "hello" or a "keeper" message tells it."""
-        upgrading = bool(message.get("upgrading", False))
-        problem = str(message.get("problem", ""))
-        return Keeper(str(message.get("version", "")), int(message.get("upgrades", 0)), upgrading, problem)
-
-    def info(self) -> dict[str, object]:
-        """The fields of `daemon status`."""
-        shown = {"keeper_version": self.version, "upgrades": self.upgrades}
-        return shown | {"upgrading": self.upgrading, "upgrade_problem": self.problem}
-
-
-@dataclass(slots=True)
-class Snapshot:
-    """What the keeper holds when a supervisor comes up. `held` descriptors belong to the receiver.
-
-    `starts` counts supervisors, this one included: 1 means that the daemon itself has just been started.
-    """
-
-    starts: int = 1
-    last: str = ""
-    cgroup: str = ""
-    keeper_pid: int = 0
-    keeper: Keeper = field(default_factory=Keeper)
-    children: dict[str, Message] = field(default_factory=dict)
-    held: dict[str, int] = field(default_factory=dict)
-
-
 class KeeperLink:
-    """One connection to the keeper, for as long as this supervisor lives."""
+    """One connection to the keeper, for as long as this supervisor lives. `early` came on the wire already."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._wire = Wire(socket.socket(fileno=descriptor))
-        os.set_inheritable(descriptor, False)
+    def __init__(self, wire: Wire, early: Sequence[Message] = ()) -> None:
+        self._wire = wire
         self._loop = asyncio.get_running_loop()
         self._on_event: Callable[[Message], None] | None = None
         self._on_end: Callable[[], None] = lambda: None
-        self._early: list[Message] = []
+        self._early = list(early)
         self._syncs: dict[int, asyncio.Future[None]] = {}
-
-    async def snapshot(self) -> Snapshot:
-        """The keeper's account of everything; it comes first, once. Raises WireError."""
-        snapshot = Snapshot()
-        readable = asyncio.Event()
-        self._loop.add_reader(self._wire.fileno(), readable.set)
-        complete = False
-        while not complete:
-            await readable.wait()
-            readable.clear()
-            for message, descriptors in self._wire.receive():
-                if complete:
-                    self._early.append(message)
-                else:
-                    complete = _collect(snapshot, message, descriptors)
-                for fd in descriptors:  # all that were not taken
-                    os.close(fd)
-        self._loop.remove_reader(self._wire.fileno())
-        return snapshot
 
     def listen(self, on_event: Callable[[Message], None], on_end: Callable[[], None]) -> None:
         """From now on call `on_event` with each message, and `on_end` when the keeper has gone."""
@@ -194,20 +133,3 @@ class KeeperLink:
     def release(self, name: str) -> None:
         """The keeper closes what it holds as `name`."""
         self.send({"op": "release", "name": name})
-
-
-def _collect(snapshot: Snapshot, message: Message, descriptors: list[int]) -> bool:
-    match message:
-        case {"op": "hello"}:
-            snapshot.starts = int(message["starts"])
-            snapshot.last = str(message["last"])
-            snapshot.cgroup = str(message["cgroup"])
-            snapshot.keeper_pid = int(message["pid"])
-            snapshot.keeper = Keeper.of(message)
-        case {"op": "child", "child": str(name)}:
-            snapshot.children[name] = message
-        case {"op": "held", "name": str(name)} if descriptors:
-            snapshot.held[name] = descriptors.pop()
-        case {"op": "begin"}:
-            return True
-    return False

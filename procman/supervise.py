@@ -1,6 +1,8 @@
 """The supervisor process: everything is put together here, in order, and taken apart in the reverse order.
 
-    wire → snapshot → table → lock → own log → sockets → log thread → processes → "ready"
+    table → lock → own log → sockets → log thread → processes → "ready"
+
+What comes before is in `interim`: the wire, the snapshot, and the output of programs that run already.
 """
 
 from __future__ import annotations
@@ -15,13 +17,15 @@ import socket
 import sys
 from dataclasses import replace
 
-from procman import apply, ground, listeners, store, table
+from procman import apply, ground, interim, listeners, store, table
 from procman.config import Config, Daemon
 from procman.desk import Desk
 from procman.errors import ConfigError, Failed, ProcmanError
 from procman.holdings import Holdings
-from procman.link import KeeperLink, Snapshot
-from procman.logs import LogThread
+from procman.interim import Interim
+from procman.launch import log_paths
+from procman.link import KeeperLink
+from procman.logs import Counters, LogThread
 from procman.recall import Recording, recall
 from procman.server import Access, Server
 from procman.supervisor import Supervisor
@@ -31,20 +35,23 @@ log = logging.getLogger("procman")
 DAEMON_LOG = "procmand.log"
 """In `log_dir`: where a daemon in the background writes its own messages."""
 
+STUCK_SECONDS = 5.0
+"""How often it is looked whether a disk that is stuck goes on."""
+
 EXIT_FAILED, EXIT_BAD_TABLE = 1, 2
 
 
-def run(path: str, wire: int, *, to_file: bool) -> int:
-    """Supervise the table at `path` until the end; `wire` is the descriptor of the wire. Returns the exit status."""
-    return asyncio.run(_run(path, wire, to_file))
+def run(path: str, before: Interim, *, to_file: bool) -> int:
+    """Supervise the table at `path` until the end; `before` has read the snapshot. Returns the exit status."""
+    return asyncio.run(_run(path, before, to_file))
 
 
-async def _run(path: str, wire: int, to_file: bool) -> int:
-    link = KeeperLink(wire)
-    snapshot = await link.snapshot()
+async def _run(path: str, before: Interim, to_file: bool) -> int:
+    snapshot = before.snapshot
+    link = KeeperLink(before.wire, snapshot.events)
     done = False
     try:
-        parts = _Parts(path, link, snapshot, to_file)
+        parts = _Parts(path, link, before, to_file)
         status = await parts.supervise()
         done = True
     except ConfigError as error:
@@ -62,9 +69,9 @@ async def _run(path: str, wire: int, to_file: bool) -> int:
 class _Parts:
     """What a running supervisor consists of."""
 
-    def __init__(self, path: str, link: KeeperLink, snapshot: Snapshot, to_file: bool) -> None:
-        self.path, self.link, self.snapshot = path, link, snapshot
-        self.held = snapshot.held
+    def __init__(self, path: str, link: KeeperLink, before: Interim, to_file: bool) -> None:
+        self.path, self.link, self.before, self.snapshot = path, link, before, before.snapshot
+        self.held = self.snapshot.held
         self._to_file = to_file
         self._own_log = -1
         self._running: Daemon | None = None
@@ -91,12 +98,23 @@ class _Parts:
         """`config` is in force from now on."""
         self.daemon = config.daemon
         self._hold_table("table")
+        self._hold_interim(config)
         logging.getLogger().setLevel(config.daemon.log_level.upper())
 
     def _hold_table(self, *names: str) -> None:
         memory = self.recording.memory()
         for name in names:
             self.link.hold(name, memory)
+        os.close(memory)
+
+    def _hold_interim(self, config: Config) -> None:
+        memory = interim.plan(
+            interim.Output(key, program.name, program.log, path)
+            for program in config.programs
+            if program.log.mode == "file" and program.ready.kind != "log"
+            for key, path in log_paths(program).items()
+        )
+        self.link.hold(interim.HELD_NAME, memory)
         os.close(memory)
 
     # --- the daemon's own things ------------------------------------------------------------------------------------
@@ -170,8 +188,8 @@ class _Parts:
     async def supervise(self) -> int:
         """From the first listener to the last goodbye."""
         loaded = store.load(os.path.join(self.daemon.state_dir, store.STATE_NAME))
-        if loaded.problem:
-            log.error("%s", loaded.problem)
+        for problem in filter(None, (loaded.problem, self.before.problem)):
+            log.error("%s", problem)
         document = loaded.document
         if document is not None and document.get("boot_id") != store.boot_id():
             document = {"down": document.get("down", [])}
@@ -179,6 +197,8 @@ class _Parts:
         stdout = self._own_log if self._own_log >= 0 else 1
         log_thread = LogThread(lambda path: _call_soon(loop, stands.news, path), stdout)
         counters = ground.counters_from((document or {}).get("logs") if self.snapshot.starts > 1 else None)
+        for key, counted in self.before.stop().items():
+            counters[key] = interim.add(counters.get(key, Counters()), counted)
         holdings = Holdings(self.link, self.held, log_thread, self.daemon, counters)
         stands = ground.Ground(self.link, holdings, log_thread, os.environ)
         rpc_socket = self._rpc_socket()
@@ -189,8 +209,10 @@ class _Parts:
         stands.on_reopen = self._reopen_own_log
         if self.snapshot.starts == 1:
             self._hold_table("table", "first table")
+            self._hold_interim(self.config)
         supervisor.begin(self.snapshot, document)
-        log_thread.start()  # not sooner: whoever waits for a line of a child that runs already must see what comes now
+        # Not sooner: whoever waits for a line of a child that runs already must see what comes now.
+        self._start_logs(log_thread)
         holdings.close_received()
         await self.server.start()
         self._ready(len(supervisor.processes))
@@ -203,6 +225,13 @@ class _Parts:
             listeners.remove_socket_file(self.daemon.socket, rpc_file)
         log.info("procmand ends with status %d", status)
         return status
+
+    def _start_logs(self, log_thread: LogThread) -> None:
+        if self.before.ended():
+            log_thread.start()
+        else:
+            log.warning("the disk of the logs is stuck: output waits")
+            asyncio.get_running_loop().call_later(STUCK_SECONDS, self._start_logs, log_thread)
 
     def _ready(self, processes: int) -> None:
         log.info("procmand is ready: %d processes, socket %s", processes, self.daemon.socket)

@@ -23,11 +23,12 @@ from procman.ground import Ground
 from procman.journal import Journal
 from procman.keeper.wire import Message
 from procman.lifecycle import Exited, Gone, Ready, Spawned, SpawnFailed, Start, State, Status, Stop
-from procman.link import Keeper, KeeperLink, Snapshot
+from procman.link import KeeperLink
 from procman.measures import Measures
 from procman.operation import carry_out, levels
 from procman.process import Process
 from procman.report import Info
+from procman.snapshot import Keeper, Snapshot
 
 log = logging.getLogger("procman")
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -200,13 +203,13 @@ def test_edits_of_the_table_do_not_come_with_a_crash(daemon: MakeDaemon) -> None
 
 def test_a_hung_supervisor_is_replaced(daemon: MakeDaemon) -> None:
     running = daemon(TABLE, start=False)
-    running.start("--heartbeat", "0.2")
+    running.start("--heartbeat", "1", timeout=30)
     for name in ("plain", "twice:1", "twice:2"):
         running.wait_for(name)
     before, hung = pids(running), running.supervisor_pid
     os.kill(hung, signal.SIGSTOP)
-    wait_until(lambda: running.supervisor_pid != hung, what="the hung supervisor is replaced")
-    wait_until(running.answers)
+    wait_until(lambda: running.supervisor_pid != hung, 30, "the hung supervisor is replaced")
+    wait_until(running.answers, 30)
     assert pids(running) == before
     assert "does not answer; replacing it" in running.said()
 
@@ -278,3 +281,98 @@ def test_readiness_is_remembered_without_a_state_file(daemon: MakeDaemon) -> Non
     state.mkdir()  # nothing can be written there, and nothing read
     kill_supervisor(running)
     assert running.wait_for("once")["pid"] == pid
+
+
+# --- no supervisor can start any more ---------------------------------------------------------------------------------
+
+BROKEN = 'raise ImportError("a broken install")'
+
+
+class Install:
+    """A copy of procman that a daemon of its own runs from, and that can be broken and mended meanwhile."""
+
+    def __init__(self, folder: Path) -> None:
+        shutil.copytree(PROJECT / "procman", folder / "procman", ignore=shutil.ignore_patterns("__pycache__"))
+        self._package = folder / "procman"
+        self._whole: dict[Path, str] = {}
+        self.environment = {"PYTHONPATH": str(folder)}
+
+    def break_it(self, module: str) -> None:
+        path = self._package / module
+        self._whole[path] = path.read_text()
+        path.write_text(f"{BROKEN}  # {time.monotonic_ns()}\n")
+
+    def mend(self) -> None:
+        for path, text in self._whole.items():
+            path.write_text(text)
+
+
+def tries(running: RunningDaemon) -> int:
+    """How many supervisors have failed."""
+    return running.output.read_text().count("the supervisor has ended (exit status 1)")
+
+
+def wait_for_tries(running: RunningDaemon, number: int) -> None:
+    wait_until(lambda: tries(running) >= number, 40, f"{number} supervisors have failed")
+
+
+@pytest.mark.parametrize("module", ["__init__.py", "supervise.py"])
+def test_programs_go_on_while_no_supervisor_can_start(daemon: MakeDaemon, tmp_path: Path, module: str) -> None:
+    install, port = Install(tmp_path), free_port()
+    running = daemon(
+        f"""
+        [program.site]
+        command = "${{PYTHON}} -S -E ${{PROGRAMS}}/http_one.py"
+        listen = "127.0.0.1:{port}"
+        ready = {{ http = "/" }}
+        [program.lines]
+        command = "sh -c 'i=0; while read go; do i=$((i+1)); echo line $i; done < lines'"
+        start_seconds = 0
+        [program.once]
+        command = "sh -c 'read line < once; exit 7'"
+        restart = "never"
+        start_seconds = 0
+        """,
+        environment=install.environment,
+        start=False,
+    )
+    for name in ("lines", "once"):
+        os.mkfifo(running.folder / name)
+    running.start()
+    before = {name: running.wait_for(name) for name in ("site", "lines", "once")}
+    began = time.monotonic()
+    install.break_it(module)
+    os.kill(running.supervisor_pid, signal.SIGKILL)
+    with (running.folder / "lines").open("w") as fifo:
+        for number in range(1, 4):
+            wait_for_tries(running, number)
+            fifo.write("go\n")
+            fifo.flush()
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+                assert int(answer.read()) == before["site"]["pid"]
+        (running.folder / "once").write_text("go\n")
+        # Each delay is twice the one before, from 0.1 s on, and the first has none: so they get rarer, not a flood.
+        failed = tries(running)
+        assert failed <= 3 + math.log2(1 + (time.monotonic() - began) / 0.1)
+        assert running.output.read_text().count("ImportError: a broken install") >= failed, "it is said why"
+        install.mend()
+        wait_until(running.answers, 40, "the daemon answers again")
+        after = {name: running.wait_for(name) for name in ("site", "lines")}
+        wait_until(lambda: running.log("lines") == "line 1\nline 2\nline 3\n", 20, "every line, once")
+        ended = running.wait_for("once", "EXITED")
+    for name, info in after.items():
+        assert (info["pid"], info["restarts"]) == (before[name]["pid"], 0)
+    assert (ended["exit"]["code"], ended["restarts"]) == (7, 0)
+
+
+def test_a_daemon_without_a_supervisor_can_be_ended(daemon: MakeDaemon, tmp_path: Path) -> None:
+    install = Install(tmp_path)
+    running = daemon(TABLE, environment=install.environment)
+    for name in ("plain", "twice:1", "twice:2"):
+        running.wait_for(name)
+    install.break_it("__init__.py")
+    os.kill(running.supervisor_pid, signal.SIGKILL)
+    wait_for_tries(running, 1)
+    assert running.stop(60) == 1
+    assert "no supervisor to see to it: ending all programs" in running.said()
+    assert not running.leftovers()

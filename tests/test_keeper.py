@@ -682,6 +682,20 @@ def test_a_ready_supervisor_that_is_killed_has_a_successor_at_once(start: Start)
     keeper.supervisor()
 
 
+def test_a_supervisor_that_somebody_kills_before_it_is_ready_has_not_failed(start: Start) -> None:
+    """The delay stays small. If it doubled, as for one that fails, the last one here would be 6.4 s."""
+    keeper = start(RETRY_SECONDS=0.2)
+    boss = keeper.supervisor()
+    boss.spawned("a#1")  # else nobody would need another supervisor
+    for _ in range(6):
+        boss.die()
+        boss = keeper.supervisor()
+    boss.die()
+    at = time.monotonic()
+    keeper.supervisor()
+    assert time.monotonic() - at < 4
+
+
 def test_a_supervisor_that_failed_long_after_it_was_ready_has_not_failed_again(start: Start) -> None:
     keeper = start(RETRY_SECONDS=60.0, STEADY_SECONDS=0.0)
     for _ in range(4):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
@@ -16,13 +16,13 @@ from procman.link import KeeperLink
 HELLO: Message = {"op": "hello", "pid": 42, "starts": 3, "last": "killed by SIGKILL", "cgroup": "/c"}
 
 
-def linked(check: Callable[[KeeperLink, Wire], Coroutine[Any, Any, None]]) -> None:
-    """Runs `check` with a link and the keeper's end, and counts descriptors."""
+def linked(check: Callable[[KeeperLink, Wire], Coroutine[Any, Any, None]], early: Sequence[Message] = ()) -> None:
+    """Runs `check` with a link and the keeper's end, and counts descriptors. `early` came right after the snapshot."""
 
     async def run() -> None:
         ours, theirs = socket.socketpair()
         keeper = Wire(ours)
-        link = KeeperLink(theirs.detach())
+        link = KeeperLink(Wire(theirs), early)
         try:
             await asyncio.wait_for(check(link, keeper), 10)
         finally:
@@ -42,42 +42,8 @@ async def answer(keeper: Wire) -> list[Message]:
     return [message for message, _ in messages]
 
 
-def test_snapshot() -> None:
-    async def check(link: KeeperLink, keeper: Wire) -> None:
-        read_end, write_end = os.pipe()
-        waiting = asyncio.create_task(link.snapshot())
-        keeper.send(HELLO)
-        await asyncio.sleep(0.01)
-        keeper.send({"op": "child", "child": "a#1", "state": "running", "pid": 7})
-        keeper.send({"op": "held", "name": "out"}, [write_end, read_end])  # one too many: closed
-        assert not waiting.done()
-        keeper.send({"op": "begin"})
-        snapshot = await waiting
-        assert (snapshot.starts, snapshot.last) == (3, "killed by SIGKILL")
-        assert (snapshot.cgroup, snapshot.keeper_pid) == ("/c", 42)
-        assert snapshot.children["a#1"]["pid"] == 7
-        assert list(snapshot.held) == ["out"]
-        for fd in (*snapshot.held.values(), read_end, write_end):
-            os.close(fd)
-
-    linked(check)
-
-
-def test_a_keeper_that_goes_before_the_snapshot_is_complete() -> None:
-    async def check(link: KeeperLink, keeper: Wire) -> None:
-        keeper.send(HELLO)
-        keeper.close()
-        with pytest.raises(WireError):
-            await link.snapshot()
-
-    linked(check)
-
-
 def test_what_comes_with_the_snapshot_is_not_lost() -> None:
     async def check(link: KeeperLink, keeper: Wire) -> None:
-        for message in (HELLO, {"op": "begin"}, {"op": "ping"}, {"op": "spawned", "child": "a#1"}):
-            keeper.send(message)
-        await link.snapshot()
         keeper.send({"op": "gone", "child": "a#1"})
         events: list[str] = []
         link.listen(lambda message: events.append(message["op"]), lambda: None)
@@ -86,7 +52,7 @@ def test_what_comes_with_the_snapshot_is_not_lost() -> None:
             await asyncio.sleep(0.001)
         assert events == ["spawned", "gone"], "pings are nobody else's"
 
-    linked(check)
+    linked(check, [{"op": "ping"}, {"op": "spawned", "child": "a#1"}])
 
 
 def test_an_event_that_can_not_be_taken_in_does_not_take_others_with_it(caplog: pytest.LogCaptureFixture) -> None:

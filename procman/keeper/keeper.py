@@ -249,8 +249,9 @@ class Keeper:
             self.exit_status = os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 1
             return
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and not supervisor.replaced
-        if supervisor.ready and (killed or time.monotonic() - supervisor.since > STEADY_SECONDS):
-            self.failures = 0
+        if killed or (supervisor.ready and time.monotonic() - supervisor.since > STEADY_SECONDS):
+            # Somebody else ended it: no failure of its own. Before it was ready, it may be for want of memory.
+            self.failures = 0 if supervisor.ready else 1
         say(f"the supervisor has ended ({self.last}); starting another one")
         if self.upgrade is not None:
             self.upgrade.incumbent_ended()
