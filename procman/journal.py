@@ -41,6 +41,7 @@ class Journal:
         self._forget = forget
         self._ended: dict[str, str] = {}  # process → its child that ended last
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._thread.submit(int)  # makes the thread now: later there may be no process left for one
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None

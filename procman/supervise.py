@@ -15,13 +15,13 @@ import socket
 import sys
 from dataclasses import replace
 
-from procman import apply, ground, listeners, store, table
+from procman import apply, disks, ground, listeners, store, table
 from procman.config import Config, Daemon
 from procman.desk import Desk
-from procman.errors import ConfigError, Failed, ProcmanError
+from procman.errors import ConfigError, Failed, ProcmanError, is_shortage
 from procman.holdings import Holdings
 from procman.link import KeeperLink, Snapshot
-from procman.logs import LogThread
+from procman.logs import LogThreads
 from procman.recall import Recording, recall
 from procman.server import Access, Server
 from procman.supervisor import Supervisor
@@ -30,6 +30,9 @@ log = logging.getLogger("procman")
 
 DAEMON_LOG = "procmand.log"
 """In `log_dir`: where a daemon in the background writes its own messages."""
+
+HOLD_AGAIN_SECONDS = 1.0
+"""When the keeper could not be given something for want of a descriptor, the next try follows this much later."""
 
 EXIT_FAILED, EXIT_BAD_TABLE = 1, 2
 
@@ -100,10 +103,19 @@ class _Parts:
         logging.getLogger().setLevel(config.daemon.log_level.upper())
 
     def _hold_table(self, *names: str) -> None:
-        memory = self.recording.memory()
-        for name in names:
-            self.link.hold(name, memory)
-        os.close(memory)
+        try:
+            memory = self.recording.memory()
+            try:
+                for name in names:
+                    self.link.hold(name, memory)
+            finally:
+                os.close(memory)
+        except (OSError, ProcmanError) as error:
+            if not is_shortage(error):
+                raise
+            # The table is in force all the same; only a successor would not know it yet.
+            log.error("the table can't be handed to the keeper now: %s", error)
+            asyncio.get_running_loop().call_later(HOLD_AGAIN_SECONDS, self._hold_table, *names)
 
     # --- the daemon's own things ------------------------------------------------------------------------------------
 
@@ -183,7 +195,7 @@ class _Parts:
             document = {"down": document.get("down", [])}
         loop = asyncio.get_running_loop()
         stdout = self._own_log if self._own_log >= 0 else 1
-        log_thread = LogThread(lambda path: _call_soon(loop, stands.news, path), stdout)
+        log_thread = LogThreads(lambda path: _call_soon(loop, stands.news, path), stdout, disks.of)
         counters = ground.counters_from((document or {}).get("logs") if self.snapshot.starts > 1 else None)
         holdings = Holdings(self.link, self.held, log_thread, self.daemon, counters)
         stands = ground.Ground(self.link, holdings, log_thread, os.environ)

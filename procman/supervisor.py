@@ -176,7 +176,7 @@ class Supervisor:
 
     def _ended(self, process: Process, record: Message) -> None:
         if "status" not in record:
-            process.feed(SpawnFailed(report.failure_of(record)))
+            process.feed(SpawnFailed(report.failure_of(record), report.is_short(record)))
             return
         exit = report.exit_of(record)
         process.feed(Exited(exit, bool(record["left"])))
