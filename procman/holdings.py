@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from procman import listeners, logs, servers
 from procman.config import Daemon, Listener, Program
@@ -66,10 +66,22 @@ class Holdings:
         """The descriptor that the snapshot brought under `name`, now the caller's; None if there is none."""
         return self._received.pop(name, None)
 
-    def hold(self, name: str, descriptor: int) -> None:
-        """Let the keeper hold a copy of `descriptor`."""
-        self._link.hold(name, descriptor)
-        self._names.add(name)
+    def hold(self, descriptors: Mapping[str, int]) -> None:
+        """Let the keeper hold copies of `descriptors`, all or none."""
+        self._link.hold(descriptors)
+        self._names.update(descriptors)
+
+    def lost(self, names: Sequence[str]) -> None:
+        """The keeper had no room for these: they are opened again when a child needs them."""
+        for name in names:
+            self._names.discard(name)
+            self._open.pop(name, None)
+            stream = name.rpartition("/")[0]
+            if stream in self._captured:
+                self._captured.discard(stream)
+                self._log_thread.remove(stream)
+            if name.startswith("notify/"):
+                self.close_notify_socket(name.removeprefix("notify/"))
 
     def release(self, name: str) -> None:
         """The keeper may close it."""
@@ -92,7 +104,7 @@ class Holdings:
             group = listener.reuse_port and any(other.startswith(held_name(listener, "")) for other in self._names)
             sock = listeners.join(listener) if group else listeners.open_listener(listener)
             with sock:
-                self.hold(name, sock.fileno())
+                self.hold({name: sock.fileno()})
         self._open[name] = listener
         if listener.address.kind == "unix" and name not in self._files:
             self._files[name] = listeners.socket_file(listener.address.path)
@@ -143,10 +155,8 @@ class Holdings:
         except OSError as error:
             raise Failed(f"can't make the pipe for its output: {error.strerror}") from error
         try:
-            self.hold(f"{name}/r", read_end)
-            self.hold(f"{name}/w", write_end)
+            self.hold({f"{name}/r": read_end, f"{name}/w": write_end})
         except ProcmanError:
-            self.release(f"{name}/r")
             os.close(read_end)
             raise
         finally:
@@ -185,7 +195,7 @@ class Holdings:
             uid = program.account.uid if program.account is not None else os.geteuid()
             socket = NotifySocket(os.path.join(self._folder, program.name), uid)
             try:
-                self.hold(name, socket.fileno())
+                self.hold({name: socket.fileno()})
             except ProcmanError:
                 socket.close()
                 raise

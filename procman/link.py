@@ -41,6 +41,7 @@ class KeeperLink:
         self._loop = asyncio.get_running_loop()
         self._on_event: Callable[[Message], None] | None = None
         self._on_end: Callable[[], None] = lambda: None
+        self.on_lost: Callable[[list[str]], None] = lambda names: None
         self._early: list[Message] = []
         self._syncs: dict[int, asyncio.Future[None]] = {}
 
@@ -87,6 +88,8 @@ class KeeperLink:
         assert self._on_event is not None
         if message.get("op") == "ping":
             self.send({"op": "pong"})
+        elif message.get("op") == "lost":
+            self.on_lost([str(name) for name in message["names"]])
         elif message.get("op") == "synced":
             if (future := self._syncs.pop(message["number"], None)) is not None and not future.done():
                 future.set_result(None)
@@ -142,9 +145,10 @@ class KeeperLink:
         """The keeper remembers `text` with this child, for the next supervisor."""
         self.send({"op": "note", "child": child, "note": text})
 
-    def hold(self, name: str, descriptor: int) -> None:
-        """Give the keeper a copy of `descriptor` to keep under `name`."""
-        self.send({"op": "hold", "name": name}, descriptor)
+    def hold(self, descriptors: Mapping[str, int]) -> None:
+        """Give the keeper copies of `descriptors` to keep under their names: all, or none when it has no room, which
+        `on_lost` is told then. Raises WireError when they can't be copied."""
+        self.send({"op": "hold", "names": list(descriptors)}, *descriptors.values())
 
     def release(self, name: str) -> None:
         """The keeper closes what it holds as `name`."""
@@ -160,7 +164,9 @@ def _collect(snapshot: Snapshot, message: Message, descriptors: list[int]) -> bo
             snapshot.keeper_pid = int(message["pid"])
         case {"op": "child", "child": str(name)}:
             snapshot.children[name] = message
-        case {"op": "held", "name": str(name)} if descriptors:
+        case {"op": "held", "name": str(name)}:
+            if not descriptors:
+                raise WireError(f"no file descriptor is free for {name}: open_files is too small")
             snapshot.held[name] = descriptors.pop()
         case {"op": "begin"}:
             return True

@@ -47,9 +47,11 @@ def failure_of(message: Message) -> str:
 
 
 def is_short(message: Message) -> bool:
-    """Whether the "failed" message tells of a shortage (`lifecycle.SpawnFailed`): no process could be made, or, by
-    execve(2), its user has too many or it does not fit into memory."""
+    """Whether the "failed" message tells of a shortage (`lifecycle.SpawnFailed`): no process could be made; its user
+    has too many, or it does not fit into memory (execve(2)); the keeper had no room for what it was to hold (EBADF)."""
     number, step = message["errno"], message["step"]
+    if step == "descriptors":
+        return bool(number == errno.EBADF)
     return number in SHORTAGES and (step == "fork" or (step == "exec" and number in (errno.EAGAIN, errno.ENOMEM)))
 
 

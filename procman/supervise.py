@@ -43,6 +43,7 @@ def run(path: str, wire: int, *, to_file: bool) -> int:
 
 
 async def _run(path: str, wire: int, to_file: bool) -> int:
+    _raise_open_files(0)  # the snapshot may bring more descriptors than our first soft limit allows
     link = KeeperLink(wire)
     snapshot = await link.snapshot()
     done = False
@@ -106,8 +107,7 @@ class _Parts:
         try:
             memory = self.recording.memory()
             try:
-                for name in names:
-                    self.link.hold(name, memory)
+                self.link.hold(dict.fromkeys(names, memory))
             finally:
                 os.close(memory)
         except (OSError, ProcmanError) as error:
@@ -115,7 +115,17 @@ class _Parts:
                 raise
             # The table is in force all the same; only a successor would not know it yet.
             log.error("the table can't be handed to the keeper now: %s", error)
-            asyncio.get_running_loop().call_later(HOLD_AGAIN_SECONDS, self._hold_table, *names)
+            self._hold_table_later(*names)
+
+    def _hold_table_later(self, *names: str) -> None:
+        asyncio.get_running_loop().call_later(HOLD_AGAIN_SECONDS, self._hold_table, *names)
+
+    def _lost(self, names: list[str], holdings: Holdings) -> None:
+        """The keeper could not take these."""
+        tables = [name for name in names if name in ("table", "first table")]
+        if tables:
+            self._hold_table_later(*tables)
+        holdings.lost([name for name in names if name not in tables])
 
     # --- the daemon's own things ------------------------------------------------------------------------------------
 
@@ -125,7 +135,7 @@ class _Parts:
             os.close(held)  # the keeper has it, and keeps it
             return
         fd = store.lock(self.daemon.state_dir, self.snapshot.keeper_pid)
-        self.link.hold("lock", fd)
+        self.link.hold({"lock": fd})
         os.close(fd)
 
     def _set_up(self) -> None:
@@ -177,7 +187,7 @@ class _Parts:
             return socket.socket(fileno=held)
         daemon = self.daemon
         sock = listeners.open_rpc_socket(daemon.socket, daemon.socket_mode, daemon.socket_gid)
-        self.link.hold("rpc", sock.fileno())
+        self.link.hold({"rpc": sock.fileno()})
         return sock
 
     def _access(self) -> Access:
@@ -198,6 +208,7 @@ class _Parts:
         log_thread = LogThreads(lambda path: _call_soon(loop, stands.news, path), stdout, disks.of)
         counters = ground.counters_from((document or {}).get("logs") if self.snapshot.starts > 1 else None)
         holdings = Holdings(self.link, self.held, log_thread, self.daemon, counters)
+        self.link.on_lost = lambda names: self._lost(names, holdings)
         stands = ground.Ground(self.link, holdings, log_thread, os.environ)
         rpc_socket = self._rpc_socket()
         rpc_file = listeners.socket_file(self.daemon.socket)
@@ -247,10 +258,11 @@ def _set_name(name: str) -> None:
 
 
 def _raise_open_files(wanted: int) -> None:
-    """Raise RLIMIT_NOFILE as far as the hard limit lets us; what is missing is said."""
+    """Raise RLIMIT_NOFILE to `wanted`, or as far as the hard limit lets us; what is missing is said. 0: to the hard
+    limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), max(hard, wanted)))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted or hard), max(hard, wanted)))
     except (ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, wanted), hard), hard))
         if hard < wanted != Daemon.__dataclass_fields__["open_files"].default:

@@ -240,7 +240,10 @@ class Supervisor:
         self._applying = True
         try:
             # In a thread: it reads files and looks users up, and either may be on the network.
-            new = await asyncio.to_thread(self._read_table)
+            try:
+                new = await asyncio.to_thread(self._read_table)
+            except RuntimeError as error:  # can't start new thread: RLIMIT_NPROC counts threads too
+                raise Failed(f"the table can't be read now: {error}") from error
             self._table_problem = ""
             return await self._change_to(new, why)
         except ConfigError as error:

@@ -331,9 +331,13 @@ class Keeper:
                 self.children.forget(name)
             case {"op": "note", "child": str(name), "note": str(text)}:
                 self.children.note(name, text)
-            case {"op": "hold", "name": str(name)} if descriptors:
-                self._release(name)
-                self.held[name] = descriptors.pop()
+            case {"op": "hold", "names": list(names)} if len(names) == len(descriptors):
+                for name in map(str, names):
+                    self._release(name)
+                    self.held[name] = descriptors.pop(0)
+            case {"op": "hold", "names": list(names)} if not descriptors:
+                say(f"no file descriptor is free to hold {', '.join(map(str, names))}")
+                self._tell({"op": "lost", "names": names})
             case {"op": "release", "name": str(name)}:
                 self._release(name)
             case {"op": "sync", "number": int(number)}:
