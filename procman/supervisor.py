@@ -333,7 +333,7 @@ class Supervisor:
 
     def problems(self) -> list[str]:
         """What an operator should know of: a state file that can't be written, a table that was refused."""
-        return [problem for problem in (self.journal.problem, self._table_problem) if problem]
+        return [problem for problem in (self.journal.stuck(), self.journal.problem, self._table_problem) if problem]
 
     def remember(self, names: set[str], *, down: bool) -> None:
         """An operator wants these down (or up), also after a restart of the daemon."""

@@ -23,11 +23,15 @@ from typing import Self
 from tests.harness import PROGRAMS
 
 _BY_MACHINE: dict[str, dict[str, int]] = {
-    "x86_64": {"clone": 56, "fork": 57, "vfork": 58, "clone3": 435, "splice": 275, "pwrite64": 18, "fsync": 74},
-    "aarch64": {"clone": 220, "clone3": 435, "splice": 76, "pwrite64": 68, "fsync": 82},
+    "x86_64": {"clone": 56, "fork": 57, "vfork": 58, "clone3": 435}
+    | {"splice": 275, "pwrite64": 18, "fsync": 74, "openat": 257},
+    "aarch64": {"clone": 220, "clone3": 435, "splice": 76, "pwrite64": 68, "fsync": 82, "openat": 56},
 }
 NUMBERS = _BY_MACHINE.get(platform.machine(), {})
 """The calls that can be named here, on this machine."""
+
+HANG = -1
+"""What a rule returns instead of an errno."""
 
 FORKS = ("clone", "fork", "vfork", "clone3")
 
@@ -51,16 +55,29 @@ class Asked:
         except OSError:
             return ""
 
+    def text(self, argument: int) -> str:
+        """The string that this argument points to, as far as it stands in one page."""
+        address = self.arguments[argument]
+        try:
+            with open(f"/proc/{self.pid}/mem", "rb") as memory:
+                memory.seek(address)
+                return memory.read(4096 - address % 4096).partition(b"\0")[0].decode(errors="replace")
+        except OSError:
+            return ""
+
 
 class Faults:
     """Use it in a `with`, around the whole life of the daemon; `prefix` goes before its command.
 
-    `rule` may be replaced at any time. It returns an errno, or 0 to let the call be done; while it waits, the call
-    hangs, and all others with it that are asked about here.
+    `rule` may be replaced at any time. It returns an errno, or 0 to let the call be done, or HANG: then the call does
+    not return before `release`.
     """
 
     def __init__(self, folder: Path, python: str, *calls: str) -> None:
         self.rule: Callable[[Asked], int] = lambda asked: 0
+        self.hanging: list[Asked] = []
+        self._held: list[int] = []
+        self._listener = -1
         self._names = {NUMBERS[call]: call for call in calls if call in NUMBERS}
         self._path = folder / "faults"
         self._server = socket.socket(socket.AF_UNIX)
@@ -92,12 +109,28 @@ class Faults:
         with connection:
             connection.setblocking(True)
             _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+        self._listener = descriptors[0]
         try:
-            self._answer(descriptors[0])
+            self._answer_all()
         finally:
-            os.close(descriptors[0])
+            os.close(self._listener)
 
-    def _answer(self, listener: int) -> None:
+    def release(self) -> None:
+        """Lets all that hangs be done, and what comes too."""
+        self.rule = lambda asked: 0
+        while self._held:
+            self._send(self._held.pop(), 0)
+        self.hanging.clear()
+
+    def _send(self, number: int, error: int) -> None:
+        try:
+            fcntl.ioctl(self._listener, SEND, ANSWER.pack(number, 0, -error, 0 if error else CONTINUE))
+        except OSError as problem:
+            if problem.errno != errno.ENOENT:  # it was killed meanwhile
+                raise
+
+    def _answer_all(self) -> None:
+        listener = self._listener
         poll = select.poll()
         poll.register(listener, select.POLLIN)
         poll.register(self._end_read, 0)  # POLLHUP comes unasked
@@ -108,12 +141,18 @@ class Faults:
             record = bytearray(NOTIFICATION.size)
             try:
                 fcntl.ioctl(listener, RECEIVE, record)
-                number, pid, _, call, _, _, *arguments = NOTIFICATION.unpack(record)
-                error = self.rule(Asked(self._names[call], process_of(pid), tuple(arguments)))
-                fcntl.ioctl(listener, SEND, ANSWER.pack(number, 0, -error, 0 if error else CONTINUE))
             except OSError as problem:
-                if problem.errno not in (errno.ENOENT, errno.EINTR):  # it was killed meanwhile
-                    raise
+                if problem.errno == errno.ENOENT:  # it was killed meanwhile
+                    continue
+                raise
+            number, pid, _, call, _, _, *arguments = NOTIFICATION.unpack(record)
+            asked = Asked(self._names[call], process_of(pid), tuple(arguments))
+            error = self.rule(asked)
+            if error == HANG:
+                self._held.append(number)
+                self.hanging.append(asked)
+            else:
+                self._send(number, error)
 
 
 def process_of(thread: int) -> int:

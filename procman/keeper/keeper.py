@@ -172,8 +172,15 @@ class Keeper:
             self._wakeups()
         if self.supervisor_pid:
             os.kill(self.supervisor_pid, signal.SIGKILL)
-            os.waitpid(self.supervisor_pid, 0)
+            self._wait_for_supervisor()
         tree.remove_cgroup(self.cgroup_root)
+
+    def _wait_for_supervisor(self) -> None:
+        """Not without end: a thread of it may be in a write(2) to a dead disk, which no signal ends."""
+        deadline = time.monotonic() + AGAIN_SECONDS
+        while os.waitpid(self.supervisor_pid, os.WNOHANG)[0] == 0 and time.monotonic() < deadline:
+            self.selector.select(0.05)
+            self._wakeups()
 
     # --- the supervisor ---------------------------------------------------------------------------------------------
 
