@@ -129,7 +129,8 @@ def test_no_descriptor_in_the_supervisor(daemon: MakeDaemon) -> None:
             running.write_table(PLAIN + ADDED)
             assert client.call("daemon.reread")["added"] == ["added"]
             wait_until(lambda: "Too many open files" in info(client, "added")["why"], 30)
-            wait_until(lambda: "state file" in problems(client), 30)
+            with crowded(running, supervisor, free=0):
+                wait_until(lambda: "state file" in problems(client), 30)
             # More tries than start_retries allows to a program that fails itself.
             wait_until(lambda: info(client, "added")["restarts"] > 3, 30)
             assert info(client, "added")["state"] in ("BACKOFF", "STARTING")
