@@ -368,7 +368,7 @@ def test_an_env_file_on_a_dead_disk(daemon: MakeDaemon) -> None:
         command = "sh -c 'echo $WORD; exec sleep 1000'"
         env_file = "dead.env"
         start_seconds = 0
-        start_timeout = "2s"
+        start_timeout = "1s"
         restart_delay = "100ms"
         """,
     )

@@ -129,7 +129,9 @@ def test_no_descriptor_in_the_supervisor(daemon: MakeDaemon) -> None:
             running.write_table(PLAIN + ADDED)
             assert client.call("daemon.reread")["added"] == ["added"]
             wait_until(lambda: "Too many open files" in info(client, "added")["why"], 30)
-            with crowded(running, supervisor, free=0):
+            with crowded(running, supervisor, free=0), socket.socket(socket.AF_UNIX) as waiting:
+                waiting.connect(str(running.socket))
+                wait_until(lambda: "no new client can be let in" in running.said(), 30)
                 wait_until(lambda: "state file" in problems(client), 30)
             # More tries than start_retries allows to a program that fails itself.
             wait_until(lambda: info(client, "added")["restarts"] > 3, 30)
@@ -138,6 +140,8 @@ def test_no_descriptor_in_the_supervisor(daemon: MakeDaemon) -> None:
         wait_until(lambda: info(client, "added")["state"] == "RUNNING", 30)
         wait_until(lambda: not problems(client), 30)
     assert running.supervisor_pid == supervisor
+    assert running.output.read_text().count("no new client can be let in") <= 2  # not at each try
+    assert "Traceback" not in running.output.read_text()
     assert running.ctl("status").returncode == 0
     say(running, "after")
     pid = running.status()["added"]["pid"]
