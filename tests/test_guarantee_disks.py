@@ -329,6 +329,7 @@ def test_a_dead_disk(daemon: MakeDaemon) -> None:
     )
     for name in ("lines", "plain", "writer", "elsewhere"):
         running.wait_for(name)
+    wait_until((mounted / "disk/state/state.json").exists)
     before = latencies(running, 200)
     with frozen(running):
         (running.folder / "go").write_text("go")
@@ -345,7 +346,8 @@ def test_a_dead_disk(daemon: MakeDaemon) -> None:
         wait_until(lambda: "the state file is not written" in problems(running), 30)
         wait_until(lambda: re.search(r"disk/\w+.log is not written: is its disk stuck\?", problems(running)), 30)
         assert counters(running, "writer")["written"] < 30000 * 95
-    wait_until(lambda: "meanwhile\n" in (mounted / "disk/lines.log").read_text(), 30)
+    wait_until(lambda: counters(running)["written"] == len("meanwhile\n"), 30)
+    assert (mounted / "disk/lines.log").read_text() == "meanwhile\n"
     wait_until(lambda: counters(running, "writer")["written"] == 30000 * 95, 30)
     lines = (mounted / "disk/writer.log").read_text().splitlines()
     assert [int(line.split()[1]) for line in lines] == list(range(30000))
