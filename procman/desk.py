@@ -21,7 +21,7 @@ from procman.operation import Outcome, carry_out
 from procman.process import Process
 from procman.reading import Read
 from procman.report import Info
-from procman.resources import daemon_usage
+from procman.resources import daemon_usage, descriptors_short
 from procman.rpc import LogSource, Peer
 from procman.supervisor import Supervisor
 
@@ -195,7 +195,7 @@ class Desk:
             "memory_bytes": usage.memory_bytes,
             "cpu_seconds": usage.cpu_seconds,
             "stopping": self._supervisor.closing,
-            "problems": self._supervisor.problems() + self._ground.problems(),
+            "problems": _short(*pids) + self._supervisor.problems() + self._ground.problems(),
         }
 
     async def shutdown(self, peer: Peer) -> None:
@@ -212,3 +212,9 @@ class Desk:
 
     async def reread(self, peer: Peer) -> Info:
         return await self._supervisor.reread(f"reread by uid {peer.uid}")
+
+
+def _short(keeper: int, supervisor: int) -> list[str]:
+    """Which of the two processes has no file descriptors left."""
+    found = {"the keeper": descriptors_short(keeper), "the supervisor": descriptors_short(supervisor)}
+    return [f"{who}: {text}" for who, text in found.items() if text]

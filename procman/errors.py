@@ -14,8 +14,12 @@ An error is raised where it is found, travels over the RPC socket as its `code`,
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import NamedTuple
+
+SHORTAGES = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
+"""Too little of what the machine, or a limit, has: processes, memory, file descriptors (fork(2), open(2))."""
 
 
 class ProcmanError(Exception):
@@ -85,6 +89,16 @@ class ConfigError(ProcmanError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(sorted(problems))
         super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether `error`, or what it was raised from, is one of SHORTAGES: nobody's mistake, and it may pass."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in SHORTAGES):
+            return True
+        cause = cause.__cause__
+    return False
 
 
 BY_CODE: dict[str, type[ProcmanError]] = {

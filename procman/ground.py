@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import itertools
 import logging
 import os
@@ -17,10 +18,10 @@ import signal
 import stat
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from procman import launch, logread, notify, probes
+from procman import disks, launch, logread, notify, probes
 from procman.config import Config, Listener, Program
 from procman.errors import Failed, ProcmanError
 from procman.holdings import Holdings, held_name
@@ -28,8 +29,9 @@ from procman.keeper.wire import Message
 from procman.launch import log_pipes
 from procman.lifecycle import Exit, Ready, State, Status
 from procman.link import KeeperLink
-from procman.logs import Counters, LogThread
+from procman.logs import Counters, LogThreads
 from procman.process import Process
+from procman.reading import Reading
 from procman.resources import OutOfMemory
 from procman.rpc import LogSource
 
@@ -50,13 +52,26 @@ OUTPUT_BYTES = 64 * 1024
 """Of the end of a log, for `why`."""
 
 
+STUCK_SECONDS = 5.0
+"""A disk that has not answered for so long counts as stuck: `daemon status` tells."""
+
+
+@dataclass(slots=True)
+class _EnvFilesRead:
+    """The env files of a child that the keeper will be asked for. `since` is monotonic time."""
+
+    task: asyncio.Task[dict[str, str]]
+    since: float
+    called_off: bool = False
+
+
 class Ground:
     """See the module. `environ` is the daemon's own environment."""
 
-    def __init__(self, link: KeeperLink, holdings: Holdings, log_thread: LogThread, environ: Mapping[str, str]) -> None:
+    def __init__(self, link: KeeperLink, holdings: Holdings, logs: LogThreads, environ: Mapping[str, str]) -> None:
         self._link = link
         self._holdings = holdings
-        self._logs = log_thread
+        self._logs = logs
         self._environ = dict(environ)
         self.on_reopen: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()
@@ -69,6 +84,8 @@ class Ground:
         self._matched: dict[str, asyncio.Event] = {}
         self._watching: dict[str, list[Callable[[], None]]] = {}
         self._out_of_memory = OutOfMemory()
+        self._slow = Reading()
+        self._reading: dict[str, _EnvFilesRead] = {}  # by child
 
     def attach(self, on_change: Callable[[Process, Status], None], processes: Mapping[str, Process]) -> None:
         """Tell `on_change` of every change of a process; `processes` are all there are, by name, now and later."""
@@ -79,15 +96,46 @@ class Ground:
 
     def spawn(self, process: Process, generation: int) -> None:
         """See `process.Surroundings`, as for the next three."""
+        if not process.program.env_files:
+            self._ask(process, generation, {})
+            return
+        reading = self._loop.create_task(self._env_files(process.program))
+        self._reading[process.child] = _EnvFilesRead(reading, self._loop.time())
+        reading.add_done_callback(lambda reading: self._env_files_read(process, generation, reading))
+
+    def _env_files_read(self, process: Process, generation: int, reading: asyncio.Task[dict[str, str]]) -> None:
+        """The other half of `spawn`, for a program with env files."""
+        called_off = self._reading.pop(launch.child_id(process.name, generation)).called_off
+        if not process.status.alive or process.status.generation != generation:
+            return
+        try:
+            if called_off or reading.cancelled():
+                files = ", ".join(process.program.env_files)
+                raise Failed(f"can't start: env_file {files} has not been read: is its disk stuck?")
+            self._ask(process, generation, reading.result())
+        except ProcmanError as error:
+            process.spawn_failed(generation, error)
+
+    def _ask(self, process: Process, generation: int, from_files: Mapping[str, str]) -> None:
+        """Ask the keeper for the child; `from_files` are the variables of its env files."""
         program = process.program
-        self._holdings.control_folder(program)
-        listen = {name: self._holdings.listener(self._listeners[name], program.name) for name in program.listen}
-        asked = launch.request(program, generation, self._environment(program), listen)
+        try:
+            self._holdings.control_folder(program)
+            self._holdings.open_logs(program)
+            listen = {name: self._holdings.listener(self._listeners[name], program.name) for name in program.listen}
+            asked = launch.request(program, generation, self._environment(program, from_files), listen)
+        except OSError as error:  # of whatever kind: it must not end what else is being done
+            raise Failed(f"can't start: {error.strerror}") from error
         if program.ready.kind == "log":
             self._listen_for_line(program)  # now: a fast child may say it before the keeper says that it runs
         self._link.spawn(asked)
 
     def signal(self, child: str, number: int, tree: bool) -> None:
+        pending = self._reading.get(child)
+        if pending is not None:  # the keeper knows of no such child yet, and will not
+            pending.called_off = True
+            pending.task.cancel()
+            return
         self._link.signal(child, number, tree)
 
     def changed(self, process: Process, before: Status) -> None:
@@ -96,7 +144,7 @@ class Ground:
             for message in self._early.pop(process.name, ()):
                 self._notified(process, message)
         elif before.pid is not None and status.pid is None:
-            for name in {name for name in log_pipes(process.program) if name is not None}:
+            for name in self._holdings.captured(process.program):
                 self._logs.flush(name)
         if status.state in CHILDLESS and before.state not in CHILDLESS:
             self._holdings.close_own_listeners(process.name)
@@ -138,7 +186,7 @@ class Ground:
             if any(pattern.search(line) for line in (*lines, rest)):
                 self._loop.call_soon_threadsafe(seen.set)
 
-        for key in {name for name in log_pipes(program) if name is not None}:
+        for key in self._holdings.captured(program):
             self._logs.tap(key, look)
         return seen
 
@@ -148,9 +196,8 @@ class Ground:
         finally:
             if self._matched.get(program.name) is seen:
                 del self._matched[program.name]
-                for key in {name for name in log_pipes(program) if name is not None}:
-                    with contextlib.suppress(KeyError):
-                        self._logs.tap(key, None)
+                for key in self._holdings.captured(program):
+                    self._logs.tap(key, None)
         ready()
 
     # --- before a child ---------------------------------------------------------------------------------------------
@@ -161,16 +208,17 @@ class Ground:
         for name in program.listen:
             if self._listeners[name].reuse_port:
                 continue  # a socket of its own, as long as it has a child: else it would take connections to nobody
-            try:
-                self._holdings.listener(self._listeners[name], program.name)
-            except ProcmanError as error:
-                log.error("%s: %s", program.name, error)
-        self._holdings.open_logs(program)
+            self._try(program, functools.partial(self._holdings.listener, self._listeners[name], program.name))
+        self._try(program, lambda: self._holdings.open_logs(program))
         if program.notify:
-            try:
-                self._open_notify(program)
-            except ProcmanError as error:
-                log.error("%s: %s", program.name, error)
+            self._try(program, lambda: self._open_notify(program))
+
+    @staticmethod
+    def _try(program: Program, open_one: Callable[[], object]) -> None:
+        try:
+            open_one()
+        except (ProcmanError, OSError) as error:
+            log.error("%s: %s", program.name, error)
 
     def unprepare(self, program: Program) -> None:
         """`program` has gone from the table."""
@@ -183,6 +231,7 @@ class Ground:
 
     def close(self) -> None:
         """The daemon ends: nothing may stay behind in its runtime folder."""
+        self._slow.close()
         for process in self._processes.values():
             self._holdings.remove_control_folder(process.program)
         self._holdings.remove_files()
@@ -201,18 +250,24 @@ class Ground:
         """The output of `program` goes where its table says now."""
         out, err = log_pipes(program)
         for key, path in ((out, program.log.path), (err, program.log.error_path if err != out else program.log.path)):
-            if key is not None:
+            if key in self._holdings.captured(program):
                 self._logs.change(key, program.log, path)
 
-    def _environment(self, program: Program) -> dict[str, str]:
-        from_files: dict[str, str] = {}
+    async def _env_files(self, program: Program) -> dict[str, str]:
+        """The variables of its env files. In a thread: their disk may be dead, and then this ends by being cancelled.
+        Raises Failed."""
+        variables: dict[str, str] = {}
         for path in program.env_files:
             try:
-                from_files |= launch.parse_env_file(_read_regular(path))
+                text = await self._slow.run(disks.of(path), functools.partial(_read_regular, path))
+                variables |= launch.parse_env_file(text)
             except OSError as error:
                 raise Failed(f"can't start: env_file {path}: {error.strerror}") from error
             except ValueError as error:
                 raise Failed(f"can't start: env_file {path}: {error}") from error
+        return variables
+
+    def _environment(self, program: Program, from_files: Mapping[str, str]) -> dict[str, str]:
         address = ""
         if program.notify:
             address = self._open_notify(program)
@@ -254,7 +309,8 @@ class Ground:
         """Run a probe's command as the program would run; its exit status, 127 when it can't start."""
         child = f"{program.name}/probe#{next(self._run_numbers)}-{os.getpid()}"
         quiet = replace(program, argv=argv, log=replace(program.log, mode="discard"))
-        asked = launch.request(quiet, 0, self._environment(program), {})
+        environment = self._environment(program, await self._env_files(program))
+        asked = launch.request(quiet, 0, environment, {})
         future: asyncio.Future[int] = self._loop.create_future()
         self._runs[child] = future
         self._link.spawn(asked | {"child": child})
@@ -301,6 +357,11 @@ class Ground:
     def problems(self) -> list[str]:
         """What is wrong with the output of processes now."""
         found = [f"a mistake in the log thread: {self._logs.trouble}"] if self._logs.trouble else []
+        now = self._loop.time()
+        found += [f"{path} is not written: is its disk stuck?" for path in self._logs.stuck(STUCK_SECONDS)]
+        for child, pending in self._reading.items():
+            if now - pending.since > STUCK_SECONDS:
+                found.append(f"{child}: its env_file is not read after {now - pending.since:.0f} s: is its disk stuck?")
         for process in self._processes.values():
             errors = [shown["error"] for shown in self.log_counters(process.program) if shown["error"]]
             found += [f"{process.name}: its output is not written: {error}" for error in errors]
@@ -310,7 +371,7 @@ class Ground:
         """Bytes read, written and dropped of each output."""
         paths = {source.key: source.path for source in self.log_sources(program)}
         found = []
-        for name in dict.fromkeys(name for name in log_pipes(program) if name is not None):
+        for name in self._holdings.captured(program):
             stream = name.rpartition("/")[2]
             path = paths.get(f"{program.name}/{stream}")
             found.append({"stream": stream, "path": path, **asdict(self._logs.counters(name))})
@@ -318,12 +379,8 @@ class Ground:
 
     def counters_document(self, programs: Sequence[Program]) -> dict[str, dict[str, Any]]:
         """All counters, for the state file."""
-        names = {name for program in programs for name in log_pipes(program) if name is not None}
-        found: dict[str, dict[str, Any]] = {}
-        for name in sorted(names):
-            with contextlib.suppress(KeyError):  # of a program that is being added or removed
-                found[name] = asdict(self._logs.counters(name))
-        return found
+        names = {name for program in programs for name in self._holdings.captured(program)}
+        return {name: asdict(self._logs.counters(name)) for name in sorted(names)}
 
     def last_output(self, program: Program, lines: int) -> list[str]:
         """The last lines of its output, at most OUTPUT_BYTES of them; standard error's where they are apart. Reads
@@ -395,14 +452,16 @@ class Ground:
         /proc: for a thread."""
         if pid is None:
             return []
-        import psutil
-
-        found = []
+        found: list[dict[str, Any]] = []
+        try:
+            import psutil
+        except (ImportError, OSError):  # no descriptor is free; the rest of what is asked for can be told all the same
+            return found
         try:
             main = psutil.Process(pid)
             processes = [main, *main.children(recursive=True)]
         except psutil.Error:
-            return []
+            return found
         for process in processes:
             with contextlib.suppress(psutil.Error):
                 command = " ".join(process.cmdline()) or process.name()

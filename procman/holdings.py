@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from procman import listeners, logs, servers
 from procman.config import Daemon, Listener, Program
-from procman.errors import Failed
+from procman.errors import Failed, ProcmanError
 from procman.folders import open_folder
 from procman.launch import log_pipes
 from procman.link import KeeperLink
@@ -46,7 +46,7 @@ class Holdings:
         self,
         link: KeeperLink,
         held: dict[str, int],
-        log_thread: logs.LogThread,
+        log_thread: logs.LogThreads,
         daemon: Daemon,
         counters: Mapping[str, logs.Counters],
     ) -> None:
@@ -57,6 +57,7 @@ class Holdings:
         self._names = set(held)
         self._received = held
         self._counters = counters
+        self._captured: set[str] = set()
         self._open: dict[str, Listener] = {}
         self._files: dict[str, listeners.FileId | None] = {}  # the files of Unix listeners, by held name
         self.notify_sockets: dict[str, NotifySocket] = {}
@@ -65,10 +66,22 @@ class Holdings:
         """The descriptor that the snapshot brought under `name`, now the caller's; None if there is none."""
         return self._received.pop(name, None)
 
-    def hold(self, name: str, descriptor: int) -> None:
-        """Let the keeper hold a copy of `descriptor`."""
-        self._link.hold(name, descriptor)
-        self._names.add(name)
+    def hold(self, descriptors: Mapping[str, int]) -> None:
+        """Let the keeper hold copies of `descriptors`, all or none."""
+        self._link.hold(descriptors)
+        self._names.update(descriptors)
+
+    def lost(self, names: Sequence[str]) -> None:
+        """The keeper had no room for these: they are opened again when a child needs them."""
+        for name in names:
+            self._names.discard(name)
+            self._open.pop(name, None)
+            stream = name.rpartition("/")[0]
+            if stream in self._captured:
+                self._captured.discard(stream)
+                self._log_thread.remove(stream)
+            if name.startswith("notify/"):
+                self.close_notify_socket(name.removeprefix("notify/"))
 
     def release(self, name: str) -> None:
         """The keeper may close it."""
@@ -91,7 +104,7 @@ class Holdings:
             group = listener.reuse_port and any(other.startswith(held_name(listener, "")) for other in self._names)
             sock = listeners.join(listener) if group else listeners.open_listener(listener)
             with sock:
-                self.hold(name, sock.fileno())
+                self.hold({name: sock.fileno()})
         self._open[name] = listener
         if listener.address.kind == "unix" and name not in self._files:
             self._files[name] = listeners.socket_file(listener.address.path)
@@ -119,25 +132,46 @@ class Holdings:
     # --- logs -------------------------------------------------------------------------------------------------------
 
     def open_logs(self, program: Program) -> None:
-        """Pipes for the output of `program`, and somebody who empties them."""
+        """Pipes for the output of `program`, and somebody who empties them; what is open already stays. Raises
+        ProcmanError."""
         out, err = log_pipes(program)
         paths = {out: program.log.path, err: program.log.path if err == out else program.log.error_path}
         for name, path in paths.items():
-            if name is None:
+            if name is None or name in self._captured:
                 continue
-            read_end = self.take(f"{name}/r")
-            write_end = self.take(f"{name}/w")
-            if read_end is None or write_end is None:
-                read_end, write_end = logs.make_pipe()
-                self.hold(f"{name}/r", read_end)
-                self.hold(f"{name}/w", write_end)
-            os.close(write_end)
+            read_end = self._log_pipe(name)
             stream = logs.Stream(name, program.name, program.log, path, read_end)
             self._log_thread.add(stream, self._counters.get(name))
+            self._captured.add(name)
+
+    def _log_pipe(self, name: str) -> int:
+        """The read end of the held pipe `name`, which is made if need be."""
+        read_end, write_end = self.take(f"{name}/r"), self.take(f"{name}/w")
+        if read_end is not None and write_end is not None:
+            os.close(write_end)
+            return read_end
+        try:
+            read_end, write_end = logs.make_pipe()
+        except OSError as error:
+            raise Failed(f"can't make the pipe for its output: {error.strerror}") from error
+        try:
+            self.hold({f"{name}/r": read_end, f"{name}/w": write_end})
+        except ProcmanError:
+            os.close(read_end)
+            raise
+        finally:
+            os.close(write_end)
+        return read_end
+
+    def captured(self, program: Program) -> list[str]:
+        """Names of the pipes of `program` that are being emptied: all of them, but for what `open_logs` could not
+        open."""
+        return [name for name in dict.fromkeys(log_pipes(program)) if name is not None and name in self._captured]
 
     def close_logs(self, program: Program) -> None:
         """What is still in the pipes is written, then they close."""
-        for name in {name for name in log_pipes(program) if name is not None}:
+        for name in self.captured(program):
+            self._captured.discard(name)
             self.release(f"{name}/w")
             self._log_thread.remove(name)
             self.release(f"{name}/r")
@@ -160,7 +194,11 @@ class Holdings:
                 raise Failed(f"can't make the folder {self._folder}: {error.strerror}") from error
             uid = program.account.uid if program.account is not None else os.geteuid()
             socket = NotifySocket(os.path.join(self._folder, program.name), uid)
-            self.hold(name, socket.fileno())
+            try:
+                self.hold({name: socket.fileno()})
+            except ProcmanError:
+                socket.close()
+                raise
         self.notify_sockets[program.name] = socket
         return socket
 

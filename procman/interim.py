@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 from collections.abc import Iterable
 from dataclasses import asdict, fields
@@ -55,6 +56,9 @@ class Interim:
 
     def __init__(self, descriptor: int) -> None:
         os.set_inheritable(descriptor, False)
+        # The snapshot may bring more descriptors than our first soft limit allows.
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         self.wire = Wire(socket.socket(fileno=descriptor))
         self.snapshot: Snapshot = receive(self.wire)
         self.problem = ""

@@ -21,7 +21,7 @@ log = logging.getLogger("procman")
 GATHER_SECONDS = 0.05
 """Changes that come within this time are written together."""
 
-RETRY_SECONDS = 5.0
+RETRY_SECONDS = 1.0
 """After a write that failed, the next one follows this much later."""
 
 STUCK_SECONDS = 5.0
@@ -35,12 +35,14 @@ class Journal:
     """
 
     def __init__(self, path: str, document: Callable[[], dict[str, Any]], forget: Callable[[str], None]) -> None:
-        self.problem = ""
+        self.problem = ""  # with the last write that ended
+        self._since = 0.0
         self._path = path
         self._document = document
         self._forget = forget
         self._ended: dict[str, str] = {}  # process → its child that ended last
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._thread.submit(int)  # makes the thread now: later there may be no process left for one
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
@@ -54,6 +56,13 @@ class Journal:
             self._again = True
         elif self._timer is None and not self.closed:
             self._timer = self._loop.call_later(GATHER_SECONDS, self._start)
+
+    def stuck(self) -> str:
+        """"", or that the write that is under way takes longer than STUCK_SECONDS."""
+        seconds = self._loop.time() - self._since
+        if self._writing is None or seconds < STUCK_SECONDS:
+            return ""
+        return f"the state file is not written after {seconds:.0f} s: is its disk stuck?"
 
     def forget_later(self, child: str) -> None:
         """The end of `child` is part of the document now: the keeper may forget it when that is on disk."""
@@ -98,6 +107,7 @@ class Journal:
         self._writing = self._loop.create_task(self._write())
 
     async def _write(self) -> None:
+        self._since = self._loop.time()
         waiting, self._waiting = self._waiting, []
         ended, self._ended = self._ended, {}
         self._again = False

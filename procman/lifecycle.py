@@ -142,9 +142,14 @@ class Spawned:
 
 @dataclass(frozen=True, slots=True)
 class SpawnFailed:
-    """There is no child: set-up or exec failed. `reason` names the step and the error."""
+    """There is no child: set-up or exec failed. `reason` names the step and the error.
+
+    `shortage`: the machine had no process, memory or descriptor to spare. The program never ran, so this is no failed
+    start of it: it is tried again until it works.
+    """
 
     reason: str
+    shortage: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +226,10 @@ def step(program: Program, status: Status, event: Event, now: float) -> Result:
     match event:
         case Spawned(pid, at):
             return _spawned(program, status, pid, at, now)
-        case SpawnFailed(reason):
+        case SpawnFailed(reason, shortage):
             ended = replace(status, alive=False, pid=None, why=reason, ending=status.ending or "failed")
+            if shortage and ended.wanted and ended.ending == "failed":
+                return _postpone(program, ended, now)
             return _settle(program, ended, now)
         case Exited():
             return _exited(program, status, event, now)
@@ -373,6 +380,15 @@ def _retry(program: Program, status: Status, now: float) -> Result:
         return replace(failed, state=State.FATAL, why=f"{status.why}; gave up after {failures} failed starts"), []
     delay = backoff_seconds(program, failures)
     return replace(failed, state=State.BACKOFF, deadline=now + delay), []
+
+
+def _postpone(program: Program, status: Status, now: float) -> Result:
+    """A start that was not possible now. The delay grows, but it never was the last try."""
+    failures = status.failures + 1
+    if program.start_retries >= 0:
+        failures = min(failures, max(1, program.start_retries))
+    later = replace(status, state=State.BACKOFF, ending="", failures=failures)
+    return replace(later, deadline=now + backoff_seconds(program, failures)), []
 
 
 def backoff_seconds(program: Program, failures: int) -> float:

@@ -24,6 +24,7 @@ class KeeperLink:
         self._loop = asyncio.get_running_loop()
         self._on_event: Callable[[Message], None] | None = None
         self._on_end: Callable[[], None] = lambda: None
+        self.on_lost: Callable[[list[str]], None] = lambda names: None
         self._early = list(early)
         self._syncs: dict[int, asyncio.Future[None]] = {}
 
@@ -51,6 +52,8 @@ class KeeperLink:
         assert self._on_event is not None
         if message.get("op") == "ping":
             self.send({"op": "pong"})
+        elif message.get("op") == "lost":
+            self.on_lost([str(name) for name in message["names"]])
         elif message.get("op") == "synced":
             if (future := self._syncs.pop(message["number"], None)) is not None and not future.done():
                 future.set_result(None)
@@ -126,9 +129,10 @@ class KeeperLink:
         """The keeper remembers `text` with this child, for the next supervisor."""
         self.send({"op": "note", "child": child, "note": text})
 
-    def hold(self, name: str, descriptor: int) -> None:
-        """Give the keeper a copy of `descriptor` to keep under `name`."""
-        self.send({"op": "hold", "name": name}, descriptor)
+    def hold(self, descriptors: Mapping[str, int]) -> None:
+        """Give the keeper copies of `descriptors` to keep under their names: all, or none when it has no room, which
+        `on_lost` is told then. Raises WireError when they can't be copied."""
+        self.send({"op": "hold", "names": list(descriptors)}, *descriptors.values())
 
     def release(self, name: str) -> None:
         """The keeper closes what it holds as `name`."""

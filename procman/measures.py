@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping
 
 from procman.config import Sampling
 from procman.resources import Ring, Sample, Sampler
+
+log = logging.getLogger("procman")
 
 
 class Measures:
@@ -15,6 +18,7 @@ class Measures:
 
     def __init__(self, sampling: Sampling, mains: Callable[[], Mapping[str, int]]) -> None:
         self._mains = mains
+        self._failed = False
         self._timer: asyncio.TimerHandle | None = None
         self._latest: dict[str, Sample] = {}
         self._rings: dict[str, Ring] = {}
@@ -57,7 +61,14 @@ class Measures:
         mains = self._mains()
         if not mains:
             return
-        self._latest = self._sampler.sample(mains)
+        try:
+            self._latest = self._sampler.sample(mains)
+        except OSError as error:
+            if not self._failed:  # no descriptor free, say: once, not at each interval
+                log.error("CPU and memory are not measured now: %s", error.strerror)
+            self._failed = True
+            return
+        self._failed = False
         now = time.time()
         for name, sample in self._latest.items():
             self._rings.setdefault(name, Ring(interval)).add(now, sample)

@@ -49,11 +49,13 @@ class NotifySocket:
         """
         if len(os.fsencode(path)) > _PATH_MAX:
             raise Failed(f"can't make {path}: the path of a Unix socket takes {_PATH_MAX} bytes")
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        sock = None
         try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._bind(sock, path, uid)
         except OSError as error:
-            sock.close()
+            if sock is not None:
+                sock.close()
             raise Failed(f"can't make the notification socket {path}: {error.strerror}") from error
         self._own(sock, path)
 

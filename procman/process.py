@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from procman import lifecycle
 from procman.config import Program
-from procman.errors import ProcmanError
+from procman.errors import ProcmanError, is_shortage
 from procman.launch import child_id
 from procman.lifecycle import Deadline, Event, Exit, IllegalEvent, Ready, Spawn, SpawnFailed, State, Status
 
@@ -29,7 +29,8 @@ class Surroundings(Protocol):
     """What a process needs of the daemon around it."""
 
     def spawn(self, process: Process, generation: int) -> None:
-        """Ask for a child. Raises ProcmanError when that can't even be asked."""
+        """Ask for a child, now or when what it needs has been read. Raises ProcmanError when that can't even be asked;
+        what turns out later goes to `process.spawn_failed`."""
 
     def signal(self, child: str, number: int, tree: bool) -> None:
         """Send a signal."""
@@ -126,11 +127,13 @@ class Process:
         try:
             self._surroundings.spawn(self, generation)
         except ProcmanError as error:
-            self._loop.call_soon(self._spawn_failed, generation, str(error))
+            self._loop.call_soon(self.spawn_failed, generation, error)
 
-    def _spawn_failed(self, generation: int, reason: str) -> None:
+    def spawn_failed(self, generation: int, error: ProcmanError) -> None:
+        """The keeper was not asked for child `generation` after all. Not for use within `Surroundings.spawn`, which
+        raises."""
         if self.status.alive and self.status.generation == generation:
-            self.feed(SpawnFailed(reason))
+            self.feed(SpawnFailed(str(error), is_shortage(error)))
 
     def _deadline(self) -> None:
         self.feed(Deadline(self._not_ready))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import signal
@@ -10,6 +11,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from procman.config import Program
+from procman.errors import SHORTAGES
 from procman.events import rfc3339
 from procman.keeper.wire import Message
 from procman.lifecycle import Exit, State, Status
@@ -42,6 +44,15 @@ def exit_of(message: Message) -> Exit:
 def failure_of(message: Message) -> str:
     """Why there is no child, from the keeper's "failed" message: the step of its set-up, and what went wrong."""
     return f"can't start: {message['step']}: {message['message']}"
+
+
+def is_short(message: Message) -> bool:
+    """Whether the "failed" message tells of a shortage (`lifecycle.SpawnFailed`): no process could be made; its user
+    has too many, or it does not fit into memory (execve(2)); the keeper had no room for what it was to hold (EBADF)."""
+    number, step = message["errno"], message["step"]
+    if step == "descriptors":
+        return bool(number == errno.EBADF)
+    return number in SHORTAGES and (step == "fork" or (step == "exec" and number in (errno.EAGAIN, errno.ENOMEM)))
 
 
 def exit_info(exit: Exit | None) -> Info | None:

@@ -17,13 +17,19 @@ import contextlib
 import math
 import os
 import re
+import resource
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from procman.errors import is_shortage
+
 HISTORY_SECONDS = 3600
+
+SPARE_DESCRIPTORS = 8
+"""With fewer free ones a process counts as short of them."""
 
 _OOM_VICTIM = re.compile(rb"Killed process (\d+) \(")
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -179,6 +185,17 @@ def daemon_usage(pids: Iterable[int]) -> Usage:
     return Usage(memory, ticks / _TICKS)
 
 
+def descriptors_short(pid: int) -> str:
+    """"", or that the process `pid` (of our own user, or we are root) has hardly a file descriptor left: which, and its
+    limit. What it can't find out is no shortage, but for our own."""
+    try:
+        limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)[0]
+        used = sum(int(name) < limit for name in os.listdir(f"/proc/{pid}/fd"))
+    except (OSError, ValueError) as error:
+        return "no file descriptor is free" if is_shortage(error) else ""
+    return f"{used} of {limit} file descriptors are open" if used > limit - SPARE_DESCRIPTORS else ""
+
+
 def ticks_used(before: Mapping[int, Reading], now: Mapping[int, Reading], since: int) -> int:
     """Clock ticks of CPU that a tree used between two readings of it; `since` is the boot time of the first, in ticks.
 
@@ -299,8 +316,10 @@ def _read(pid: int) -> Reading | None:
 
 def _pss(pid: int) -> int | None:
     """Proportional set size in bytes; None if it may not be read or the process is gone."""
-    import psutil  # 1.6 MB that a daemon without "pss" need not carry
-
+    try:
+        import psutil  # 1.6 MB that a daemon without "pss" need not carry
+    except (ImportError, OSError):  # it can't be read: no descriptor is free
+        return None
     try:
         return int(psutil.Process(pid).memory_full_info().pss)
     except (psutil.Error, OSError):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from . import rpc
-from .errors import Failed, NotAllowed, ProcmanError
+from .errors import Failed, NotAllowed, ProcmanError, is_shortage
 from .methods import METHODS, Call, Operations, Role, bind
 from .reading import Reading
 from .rpc import Object, Peer, RpcError
@@ -32,6 +32,7 @@ MAX_QUEUED = 64 * 1024  # bytes read ahead while a call is at work; then the cli
 MAX_UNREAD = 4 * 1024 * 1024  # bytes of answers that a client may leave unread on one connection
 MAX_HELD = 64 * 1024 * 1024  # bytes of half-sent requests, and of unread answers, on all connections together
 PATIENCE = 30.0  # seconds for the rest of a line, and for reading what was sent
+QUIET = 60.0  # seconds in which it is not said again that nobody can be let in
 FLUSH = 1.0  # seconds for last answers when the daemon goes
 
 SO_PEERGROUPS = 59  # unix(7), since Linux 4.13; Python has no name for it
@@ -68,6 +69,7 @@ class Server:
         self.held = 0  # bytes of requests that are not yet answered, over all connections
         self._listening = listening
         self._server: asyncio.Server | None = None
+        self._quiet_until = 0.0
         self._running: set[asyncio.Task[Any]] = set()
         self._serving: set[asyncio.Task[None]] = set()  # also of connections that are closed, until they have ended
         self._empty = asyncio.Event()
@@ -82,9 +84,20 @@ class Server:
 
         # A socket that the keeper holds must keep its path when we go: 3.13 would remove it.
         options: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-        self._server = await loop.create_unix_server(
-            connection, sock=self._listening, backlog=MAX_CONNECTIONS, **options
-        )
+        # One accept(2) at a time: after one that found no free descriptor asyncio would try, and log, all the others.
+        self._server = await loop.create_unix_server(connection, sock=self._listening, backlog=1, **options)
+        self._listening.listen(MAX_CONNECTIONS)  # the queue of the socket itself is as long as before
+        loop.set_exception_handler(self._mistake)
+
+    def _mistake(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What nobody caught. A shortage while accepting is none: asyncio tries again each second, and the clients wait
+        in the backlog."""
+        error = context.get("exception")
+        if error is None or not is_shortage(error) or "socket" not in context:
+            loop.default_exception_handler(context)
+        elif loop.time() >= self._quiet_until:
+            self._quiet_until = loop.time() + QUIET
+            _LOG.error("no new client can be let in: %s", error)
 
     async def close(self) -> None:
         """Accepts no more, cancels the calls at work, and gives the last answers FLUSH seconds to be read."""

@@ -10,7 +10,7 @@ import os
 import select
 from dataclasses import dataclass, field
 
-from procman.keeper.wire import Message, Wire
+from procman.keeper.wire import Message, Wire, WireError
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,9 @@ def _collect(snapshot: Snapshot, message: Message, descriptors: list[int]) -> bo
             snapshot.keeper = Keeper.of(message)
         case {"op": "child", "child": str(name)}:
             snapshot.children[name] = message
-        case {"op": "held", "name": str(name)} if descriptors:
+        case {"op": "held", "name": str(name)}:
+            if not descriptors:
+                raise WireError(f"no file descriptor is free for {name}: open_files is too small")
             snapshot.held[name] = descriptors.pop()
         case {"op": "begin"}:
             return True

@@ -12,6 +12,7 @@ import contextlib
 import datetime as dt
 import errno
 import fcntl
+import functools
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from procman.errors import Failed
+from procman.errors import Failed, is_shortage
 
 VERSION = 1
 """Of the document's format. Raise it when an older reader would misunderstand."""
@@ -73,12 +74,12 @@ def save(path: str, document: Mapping[str, Any], *, durable: bool = False) -> No
     `durable` waits for the disk: a power loss then can't undo it. Without it only a crash of the machine can. Raises
     `Failed`; the old file is then untouched.
     """
-    stamp = {"version": VERSION, "boot_id": boot_id(), "written_at": dt.datetime.now(dt.UTC).isoformat()}
-    content = json.dumps({**document, **stamp}, separators=(",", ":")).encode()
     # One writer (the holder of the lock), hence one name: a crash leaves at most one such file, and the next save
     # reuses it.
     beside = f"{path}.new"
     try:
+        stamp = {"version": VERSION, "boot_id": boot_id(), "written_at": dt.datetime.now(dt.UTC).isoformat()}
+        content = json.dumps({**document, **stamp}, separators=(",", ":")).encode()
         fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with open(fd, "wb") as file:
             file.write(content)
@@ -97,12 +98,18 @@ def save(path: str, document: Mapping[str, Any], *, durable: bool = False) -> No
         ) from error
 
 
+@functools.cache
 def boot_id() -> str:
-    """Names this boot of the machine: monotonic times and pids of another boot mean nothing (random(4))."""
+    """Names this boot of the machine: monotonic times and pids of another boot mean nothing (random(4)).
+
+    "" where nothing tells. Raises OSError for want of a descriptor.
+    """
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()
-    except OSError:
+    except OSError as error:
+        if is_shortage(error):
+            raise  # no other boot, and it must not look like one
         return ""
 
 

@@ -17,15 +17,15 @@ import socket
 import sys
 from dataclasses import replace
 
-from procman import apply, ground, interim, listeners, store, table
+from procman import apply, disks, ground, interim, listeners, store, table
 from procman.config import Config, Daemon
 from procman.desk import Desk
-from procman.errors import ConfigError, Failed, ProcmanError
+from procman.errors import ConfigError, Failed, ProcmanError, is_shortage
 from procman.holdings import Holdings
 from procman.interim import Interim
 from procman.launch import log_paths
 from procman.link import KeeperLink
-from procman.logs import Counters, LogThread
+from procman.logs import Counters, LogThreads
 from procman.recall import Recording, recall
 from procman.server import Access, Server
 from procman.supervisor import Supervisor
@@ -37,6 +37,8 @@ DAEMON_LOG = "procmand.log"
 
 STUCK_SECONDS = 5.0
 """How often it is looked whether a disk that is stuck goes on."""
+HOLD_AGAIN_SECONDS = 1.0
+"""When the keeper could not be given something for want of a descriptor, the next try follows this much later."""
 
 EXIT_FAILED, EXIT_BAD_TABLE = 1, 2
 
@@ -102,10 +104,28 @@ class _Parts:
         logging.getLogger().setLevel(config.daemon.log_level.upper())
 
     def _hold_table(self, *names: str) -> None:
-        memory = self.recording.memory()
-        for name in names:
-            self.link.hold(name, memory)
-        os.close(memory)
+        try:
+            memory = self.recording.memory()
+            try:
+                self.link.hold(dict.fromkeys(names, memory))
+            finally:
+                os.close(memory)
+        except (OSError, ProcmanError) as error:
+            if not is_shortage(error):
+                raise
+            # The table is in force all the same; only a successor would not know it yet.
+            log.error("the table can't be handed to the keeper now: %s", error)
+            self._hold_table_later(*names)
+
+    def _hold_table_later(self, *names: str) -> None:
+        asyncio.get_running_loop().call_later(HOLD_AGAIN_SECONDS, self._hold_table, *names)
+
+    def _lost(self, names: list[str], holdings: Holdings) -> None:
+        """The keeper could not take these."""
+        tables = [name for name in names if name in ("table", "first table")]
+        if tables:
+            self._hold_table_later(*tables)
+        holdings.lost([name for name in names if name not in tables])
 
     def _hold_interim(self, config: Config) -> None:
         memory = interim.plan(
@@ -114,7 +134,7 @@ class _Parts:
             if program.log.mode == "file" and program.ready.kind != "log"
             for key, path in log_paths(program).items()
         )
-        self.link.hold(interim.HELD_NAME, memory)
+        self.link.hold({interim.HELD_NAME: memory})
         os.close(memory)
 
     # --- the daemon's own things ------------------------------------------------------------------------------------
@@ -125,7 +145,7 @@ class _Parts:
             os.close(held)  # the keeper has it, and keeps it
             return
         fd = store.lock(self.daemon.state_dir, self.snapshot.keeper_pid)
-        self.link.hold("lock", fd)
+        self.link.hold({"lock": fd})
         os.close(fd)
 
     def _set_up(self) -> None:
@@ -177,7 +197,7 @@ class _Parts:
             return socket.socket(fileno=held)
         daemon = self.daemon
         sock = listeners.open_rpc_socket(daemon.socket, daemon.socket_mode, daemon.socket_gid)
-        self.link.hold("rpc", sock.fileno())
+        self.link.hold({"rpc": sock.fileno()})
         return sock
 
     def _access(self) -> Access:
@@ -195,11 +215,12 @@ class _Parts:
             document = {"down": document.get("down", [])}
         loop = asyncio.get_running_loop()
         stdout = self._own_log if self._own_log >= 0 else 1
-        log_thread = LogThread(lambda path: _call_soon(loop, stands.news, path), stdout)
+        log_thread = LogThreads(lambda path: _call_soon(loop, stands.news, path), stdout, disks.of)
         counters = ground.counters_from((document or {}).get("logs") if self.snapshot.starts > 1 else None)
         for key, counted in self.before.stop().items():
             counters[key] = interim.add(counters.get(key, Counters()), counted)
         holdings = Holdings(self.link, self.held, log_thread, self.daemon, counters)
+        self.link.on_lost = lambda names: self._lost(names, holdings)
         stands = ground.Ground(self.link, holdings, log_thread, os.environ)
         rpc_socket = self._rpc_socket()
         rpc_file = listeners.socket_file(self.daemon.socket)
@@ -226,7 +247,7 @@ class _Parts:
         log.info("procmand ends with status %d", status)
         return status
 
-    def _start_logs(self, log_thread: LogThread) -> None:
+    def _start_logs(self, log_thread: LogThreads) -> None:
         if self.before.ended():
             log_thread.start()
         else:
@@ -274,10 +295,11 @@ def _set_name(name: str) -> None:
 
 
 def _raise_open_files(wanted: int) -> None:
-    """Raise RLIMIT_NOFILE as far as the hard limit lets us; what is missing is said."""
+    """Raise RLIMIT_NOFILE to `wanted`, or as far as the hard limit lets us; what is missing is said. 0: to the hard
+    limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), max(hard, wanted)))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted or hard), max(hard, wanted)))
     except (ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, wanted), hard), hard))
         if hard < wanted != Daemon.__dataclass_fields__["open_files"].default:

@@ -192,7 +192,7 @@ class Supervisor:
 
     def _ended(self, process: Process, record: Message) -> None:
         if "status" not in record:
-            process.feed(SpawnFailed(report.failure_of(record)))
+            process.feed(SpawnFailed(report.failure_of(record), report.is_short(record)))
             return
         exit = report.exit_of(record)
         process.feed(Exited(exit, bool(record["left"])))
@@ -254,7 +254,10 @@ class Supervisor:
         self._applying = True
         try:
             # In a thread: it reads files and looks users up, and either may be on the network.
-            new = await asyncio.to_thread(self._read_table)
+            try:
+                new = await asyncio.to_thread(self._read_table)
+            except RuntimeError as error:  # can't start new thread: RLIMIT_NPROC counts threads too
+                raise Failed(f"the table can't be read now: {error}") from error
             self._table_problem = ""
             return await self._change_to(new, why)
         except ConfigError as error:
@@ -394,7 +397,7 @@ class Supervisor:
 
     def problems(self) -> list[str]:
         """What an operator should know of: a state file that can't be written, a table that was refused."""
-        return [problem for problem in (self.journal.problem, self._table_problem) if problem]
+        return [problem for problem in (self.journal.stuck(), self.journal.problem, self._table_problem) if problem]
 
     def remember(self, names: set[str], *, down: bool) -> None:
         """An operator wants these down (or up), also after a restart of the daemon."""

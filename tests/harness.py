@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -210,11 +210,11 @@ class RunningDaemon:
 
     # Life
 
-    def start(self, *arguments: str, wait: bool = True, timeout: float = 20.0) -> None:
-        """Starts the daemon and waits until it answers `status`."""
+    def start(self, *arguments: str, wait: bool = True, timeout: float = 20.0, prefix: Sequence[str] = ()) -> None:
+        """Starts the daemon and waits until it answers `status`. `prefix`: a command that becomes procmand."""
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
-                [self.python, "-m", "procman.daemon", "-c", str(self.table), *arguments],
+                [*prefix, self.python, "-m", "procman.daemon", "-c", str(self.table), *arguments],
                 env=self.environment,
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,

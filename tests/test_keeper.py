@@ -330,7 +330,7 @@ def test_another_user_needs_root(keeper: RunningKeeper) -> None:
 def test_another_user(keeper: RunningKeeper, tmp_path: Path) -> None:
     boss = keeper.supervisor()
     read_end, write_end = os.pipe()
-    boss.send("hold", write_end, name="out")
+    boss.send("hold", write_end, names=["out"])
     os.close(write_end)
     who: dict[str, Any] = {"uid": 12345, "gid": 23456, "groups": [7], "umask": 0o27}
     boss.spawn("a#1", ["sh", "-c", "id -u; id -g; id -G; umask"], stdout="out", **who)
@@ -361,8 +361,8 @@ def test_what_a_child_gets(start: Start, tmp_path: Path) -> None:
     boss = keeper.supervisor()
     read_end, write_end = os.pipe()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        boss.send("hold", write_end, name="out")
-        boss.send("hold", listener.fileno(), name="listener/web")
+        boss.send("hold", write_end, names=["out"])
+        boss.send("hold", listener.fileno(), names=["listener/web"])
         os.close(write_end)
         code = (
             "import os, json, re\n"
@@ -464,10 +464,10 @@ def test_held_descriptors_come_back_and_work(keeper: RunningKeeper) -> None:
     boss = keeper.supervisor()
     boss.send("ready")
     read_end, write_end = os.pipe()
-    boss.send("hold", write_end, name="log/a/out/w")
-    boss.send("hold", read_end, name="log/a/out/r")
+    boss.send("hold", write_end, names=["log/a/out/w"])
+    boss.send("hold", read_end, names=["log/a/out/r"])
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        boss.send("hold", listener.fileno(), name="listener/web")
+        boss.send("hold", listener.fileno(), names=["listener/web"])
         address = listener.getsockname()
     os.close(write_end)
     os.close(read_end)
@@ -493,8 +493,8 @@ def test_what_is_held_anew_replaces_the_old(keeper: RunningKeeper) -> None:
     boss = keeper.supervisor()
     first_read, first_write = os.pipe()
     second_read, second_write = os.pipe()
-    boss.send("hold", first_write, name="x")
-    boss.send("hold", second_write, name="x")
+    boss.send("hold", first_write, names=["x"])
+    boss.send("hold", second_write, names=["x"])
     os.close(first_write)
     os.close(second_write)
     assert os.read(first_read, 1) == b"", "the first one was closed"
@@ -524,7 +524,7 @@ time.sleep(60)
 def leaver(boss: Supervisor, **fields: Any) -> tuple[int, int]:
     """A child, and its grandchild in a session of its own, which has forgotten whose it is."""
     read_end, write_end = os.pipe()
-    boss.send("hold", write_end, name="out")
+    boss.send("hold", write_end, names=["out"])
     os.close(write_end)
     pid = boss.spawned("a#1", python(LEAVER), stdout="out", **fields)
     grandchild = int(os.read(read_end, 20))
@@ -818,7 +818,7 @@ def test_started_without_standard_descriptors(start: Start) -> None:
     keeper = start(options={"preexec_fn": lambda: os.closerange(0, 3)})
     boss = keeper.supervisor()
     read_end, write_end = os.pipe()
-    boss.send("hold", write_end, name="out")
+    boss.send("hold", write_end, names=["out"])
     os.close(write_end)
     boss.spawn("a#1", ["echo", "hello"], stdout="out")
     boss.expect("exited", status=0)
@@ -869,7 +869,7 @@ def test_the_last_resort(start: Start, number: int) -> None:
     boss = keeper.supervisor()
     obedient = boss.spawned("a#1")
     read_end, write_end = os.pipe()
-    boss.send("hold", write_end, name="out")
+    boss.send("hold", write_end, names=["out"])
     os.close(write_end)
     stubborn = boss.spawned("b#1", IGNORES_TERM, stdout="out")
     assert os.read(read_end, 1) == b"x"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 from hypothesis import settings
@@ -277,6 +278,29 @@ def test_gives_up_after_start_retries() -> None:
             status, _ = step(program, status, Deadline(), now)
     assert states == [State.BACKOFF, State.BACKOFF, State.FATAL]
     assert status.why == "exit status 3; gave up after 3 failed starts"
+
+
+@pytest.mark.parametrize("restart", ["always", "never"])
+def test_a_shortage_is_no_failed_start(restart: Literal["always", "never"]) -> None:
+    """However often: it is tried again, ever later. What fails by itself afterwards has its last try as ever."""
+    program = replace(PLAIN, restart=restart, start_retries=2)
+    status, _ = play(program, (0.0, Start("t")))
+    delays = []
+    for _ in range(10):
+        status, _ = step(program, status, SpawnFailed("fork: no", shortage=True), 0.0)
+        assert (status.state, status.why, status.alive) == (State.BACKOFF, "fork: no", False)
+        assert status.deadline is not None
+        delays.append(status.deadline)
+        status, actions = step(program, status, Deadline(), status.deadline)
+        assert actions == [Spawn(status.generation)]
+    assert delays[0] < delays[1] == delays[9]
+    status, _ = step(program, status, SpawnFailed("exec: no"), 0.0)
+    assert status.state is State.FATAL
+
+
+def test_a_shortage_while_it_is_stopped() -> None:
+    status, _ = play(PLAIN, (0.0, Start("t")), (0.1, Stop("op")), (0.2, SpawnFailed("fork: no", shortage=True)))
+    assert status.state is State.STOPPED
 
 
 def test_counts_restarts_and_forgets_failures_after_a_good_run() -> None:

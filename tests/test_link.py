@@ -91,10 +91,10 @@ def test_requests() -> None:
             {"op": "release", "name": "out"},
         ]
         read_end, write_end = os.pipe()
-        link.hold("out", write_end)
+        link.hold({"out": write_end})
         os.close(write_end)
         ((message, descriptors),) = keeper.receive()
-        assert message == {"op": "hold", "name": "out"}
+        assert message == {"op": "hold", "names": ["out"]}
         os.write(descriptors[0], b"x")
         assert os.read(read_end, 1) == b"x"
         os.close(read_end)

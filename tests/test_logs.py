@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import os
 import resource
 import select
@@ -23,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from procman.config import Log
-from procman.logs import Counters, LogThread, Stream, capture, logfile, make_pipe
+from procman.logs import Counters, LogThread, LogThreads, Stream, capture, logfile, make_pipe
 from procman.logs.logfile import LogFile
 from procman.logs.outlet import LINE_LIMIT, Lines, Outlet
 from tests.harness import PROJECT, wait_until
@@ -1052,3 +1053,117 @@ def test_a_mistake_inside_the_thread_does_not_end_it(logs: Capture) -> None:
 )
 def test_errors_are_told_as_people_know_them(error: OSError, text: str) -> None:
     assert logfile.describe(error) == text
+
+
+# --- one thread for each disk ---------------------------------------------------------------------------------------
+
+
+def first_folder(path: str) -> str:
+    """What stands for the disk of a path here."""
+    return Path(path).parent.name
+
+
+def waiting_for(event: threading.Event) -> Callable[[bytes], None]:
+    """A tap that holds up its thread until then."""
+
+    def wait(_chunk: bytes) -> None:
+        event.wait(60)
+
+    return wait
+
+
+def settled(threads: LogThreads, key: str) -> Counters:
+    """The counts of a stream when all that was written to it is dealt with."""
+    done = threading.Event()
+    threads.flush(key, done.set)
+    assert done.wait(20)
+    return threads.counters(key)
+
+
+def test_who_waits_for_a_disk_holds_up_no_other(tmp_path: Path) -> None:
+    """The tap stands for a write(2) that hangs: it is called in the thread of the stream's disk."""
+    threads = LogThreads(lambda path: None, -1, first_folder)
+    pipes = {}
+    for key, folder in (("a", "dead"), ("b", "dead"), ("c", "good")):
+        read_fd, pipes[key] = make_pipe()
+        threads.add(Stream(key, key, Log(), str(tmp_path / folder / f"{key}.log"), read_fd))
+    back = threading.Event()
+    threads.tap("a", waiting_for(back))
+    threads.start()
+    os.write(pipes["a"], b"a\n")
+    wait_until(lambda: threads.stuck(0.01), what="it is known that a disk hangs")
+    assert threads.stuck(0.01) == [str(tmp_path / "dead/a.log")]
+    os.write(pipes["b"], b"b\n")
+    os.write(pipes["c"], b"c\n")
+    assert settled(threads, "c").written == 2
+    assert threads.counters("b").read == 0
+    back.set()
+    assert settled(threads, "b").written == 2
+    assert threads.stuck(0.0) == []
+    close_all(threads, pipes)
+
+
+def close_all(threads: LogThreads, pipes: dict[str, int]) -> None:
+    for fd in pipes.values():
+        os.close(fd)
+    assert threads.stop()
+
+
+def test_a_log_that_moves_to_another_disk_loses_nothing(tmp_path: Path) -> None:
+    """Back and forth, while its program prints: each line is there once, in order, and the counts go on."""
+    threads = LogThreads(lambda path: None, -1, first_folder)
+    read_fd, write_fd = make_pipe()
+    threads.add(Stream("a", "a", Log(), str(tmp_path / "one/a.log"), read_fd))
+    threads.start()
+    text = [b"%08d\n" % number for number in range(20_000)]
+    writer = threading.Thread(target=lambda: [os.write(write_fd, line) for line in text])
+    writer.start()
+
+    def more_than(count: int) -> bool:
+        return threads.counters("a").read > count or not writer.is_alive()
+
+    for place in ("two", "one") * 10:
+        before = settled(threads, "a").read
+        threads.change("a", Log(), str(tmp_path / place / "a.log"))
+        wait_until(functools.partial(more_than, before))
+    writer.join(20)
+    found = wait_until(lambda: (done := settled(threads, "a")).read == 180_000 and done)
+    assert found == Counters(read=180_000, written=180_000)
+    parts = [(tmp_path / place / "a.log").read_bytes().splitlines(keepends=True) for place in ("one", "two")]
+    assert all(part == sorted(part) for part in parts)
+    assert sorted(parts[0] + parts[1]) == text
+    close_all(threads, {"a": write_fd})
+
+
+def test_a_stream_that_is_removed_on_its_way_to_another_disk_is_closed(tmp_path: Path) -> None:
+    threads = LogThreads(lambda path: None, -1, first_folder)
+    read_fd, write_fd = make_pipe()
+    threads.add(Stream("a", "a", Log(), str(tmp_path / "one/a.log"), read_fd))
+    threads.start()
+    back = threading.Event()
+    threads.tap("a", waiting_for(back))
+    os.write(write_fd, b"first\n")
+    wait_until(lambda: threads.stuck(0.0))
+    threads.change("a", Log(), str(tmp_path / "two/a.log"))
+    threads.remove("a")
+    os.write(write_fd, b"last\n")
+    back.set()
+    poll = select.poll()
+    poll.register(write_fd, 0)
+    assert poll.poll(20_000) == [(write_fd, select.POLLERR)]  # nobody has the read end any more
+    assert (tmp_path / "two/a.log").read_text() == "last\n"
+    close_all(threads, {"a": write_fd})
+
+
+def test_more_disks_than_threads(tmp_path: Path) -> None:
+    threads = LogThreads(lambda path: None, -1, first_folder)
+    threads.start()
+    pipes = {}
+    for number in range(40):
+        key = f"p{number}"
+        read_fd, pipes[key] = make_pipe()
+        threads.add(Stream(key, key, Log(), str(tmp_path / f"disk{number}" / "log"), read_fd))
+        os.write(pipes[key], b"x\n")
+    assert sum(settled(threads, key).written for key in pipes) == 80
+    assert sum(thread.name == "logs" for thread in threading.enumerate()) <= 17
+    close_all(threads, pipes)

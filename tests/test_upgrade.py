@@ -31,7 +31,7 @@ class Stage:
         self.old.send("ready")
         self.child = self.old.spawned("it#1")
         read, self.write = os.pipe()
-        self.old.send("hold", read, name="pipe")
+        self.old.send("hold", read, names=["pipe"])
         os.close(read)
         self.old.sync()
 

@@ -204,8 +204,15 @@ class Keeper:
             self._wakeups()
         if self.supervisor is not None:
             self.supervisor.end()
-            os.waitpid(self.supervisor.pid, 0)
+            self._wait_for_supervisor(self.supervisor.pid)
         tree.remove_cgroup(self.cgroup_root)
+
+    def _wait_for_supervisor(self, pid: int) -> None:
+        """Not without end: a thread of it may be in a write(2) to a dead disk, which no signal ends."""
+        deadline = time.monotonic() + AGAIN_SECONDS
+        while os.waitpid(pid, os.WNOHANG)[0] == 0 and time.monotonic() < deadline:
+            self.selector.select(0.05)
+            self._wakeups()
 
     # --- the supervisor ---------------------------------------------------------------------------------------------
 
@@ -398,9 +405,13 @@ class Keeper:
                 self.children.forget(name)
             case {"op": "note", "child": str(name), "note": str(text)}:
                 self.children.note(name, text)
-            case {"op": "hold", "name": str(name)} if descriptors:
-                self._release(name)
-                self.held[name] = descriptors.pop()
+            case {"op": "hold", "names": list(names)} if len(names) == len(descriptors):
+                for name in map(str, names):
+                    self._release(name)
+                    self.held[name] = descriptors.pop(0)
+            case {"op": "hold", "names": list(names)} if not descriptors:
+                say(f"no file descriptor is free to hold {', '.join(map(str, names))}")
+                self._tell({"op": "lost", "names": names})
             case {"op": "release", "name": str(name)}:
                 self._release(name)
             case {"op": "sync", "number": int(number)}:

@@ -173,16 +173,21 @@ def _steps(request: Mapping[str, Any], held: Mapping[str, int]) -> list[tuple[st
     limits: Mapping[str, Any] = request.get("limits") or {}
     uid, gid = request.get("uid"), request.get("gid")
     steps: list[tuple[str, Callable[[], object]]] = [("setsid", os.setsid), ("signals", reset_signals)]
-    steps.append(("open_files", lambda: resource.setrlimit(resource.RLIMIT_NOFILE, OPEN_FILES)))
     if "rss" in request:
         steps.append(("rss", functools.partial(_tag, int(request["rss"]))))
-    steps += [(name, functools.partial(_limit, name, int(limits[name]))) for name in _RLIMITS if name in limits]
+    chosen = [(name, functools.partial(_limit, name, int(limits[name]))) for name in _RLIMITS if name in limits]
+    steps += [step for step in chosen if step[0] != "open_files"]
     if "nice" in limits:
         steps.append(("nice", lambda: os.setpriority(os.PRIO_PROCESS, 0, int(limits["nice"]))))
     if "oom_score_adj" in limits:
         steps.append(("oom_score_adj", lambda: _write("/proc/self/oom_score_adj", str(limits["oom_score_adj"]))))
     if limits.get("cpu_affinity"):
         steps.append(("cpu_affinity", lambda: os.sched_setaffinity(0, limits["cpu_affinity"])))
+    # Until here files are opened, among all that the keeper holds: its own limit must be in force. From here on the
+    # program's is, and may be far below the numbers that are in use.
+    steps.append(("descriptors", lambda: _place_descriptors(request, held)))
+    steps.append(("open_files", lambda: resource.setrlimit(resource.RLIMIT_NOFILE, OPEN_FILES)))
+    steps += [step for step in chosen if step[0] == "open_files"]
     if uid is not None:
         steps.append(("groups", lambda: os.setgroups(request.get("groups") or [])))
     if gid is not None:
@@ -195,7 +200,6 @@ def _steps(request: Mapping[str, Any], held: Mapping[str, int]) -> list[tuple[st
     ]
     if limits.get("no_new_privileges"):
         steps.append(("no_new_privileges", lambda: prctl(PR_SET_NO_NEW_PRIVS, 1)))
-    steps.append(("descriptors", lambda: _place_descriptors(request, held)))
     return steps
 
 

@@ -11,7 +11,8 @@ supervisor → keeper
     {"op": "signal", "child": "shop:1#7", "signal": 15, "tree": false}
     {"op": "forget", "child": "shop:1#7"}                      its end has been taken note of
     {"op": "note", "child": "shop:1#7", "note": "ready"}       kept with the child, for the next supervisor
-    {"op": "hold", "name": "listener/web"} + 1 descriptor      {"op": "release", "name": "listener/web"}
+    {"op": "hold", "names": ["log/shop:1/out/r", ...]} + as many descriptors, all held or none
+    {"op": "release", "name": "listener/web"}
     {"op": "sync", "number": 1}                                answered by "synced" when all before it has been done
     {"op": "ready"}                                            the table runs; the start has succeeded
     {"op": "notify", "state": "READY=1"}                       for the service manager, sd_notify(3)
@@ -29,6 +30,7 @@ keeper → supervisor
     {"op": "exited", "child": "shop:1#7", "pid": 4711, "status": 9, "at": ..., "left": true, "rusage": {...}}
     {"op": "gone", "child": "shop:1#7"}
     {"op": "signal", "signal": 15}                             somebody sent it to procmand
+    {"op": "lost", "names": ["log/shop:1/out/r", ...]}         asked to hold them, the keeper had no descriptor free
     {"op": "synced", "number": 1}
     {"op": "ping"}
 """
@@ -50,6 +52,9 @@ HEADER = struct.Struct("!IB")
 MAX_MESSAGE = 64 * 1024 * 1024
 MAX_DESCRIPTORS = 16
 READ_SIZE = 64 * 1024
+
+LOST = -1
+"""Stands for descriptors that the kernel closed, because this process may not have more."""
 
 Message = dict[str, Any]
 
@@ -125,7 +130,8 @@ class Wire:
                 self._out[0] = (packet[sent:], [])
 
     def receive(self) -> list[tuple[Message, list[int]]]:
-        """All the messages that are here. Their descriptors belong to the caller.
+        """All the messages that are here. Their descriptors belong to the caller; a message whose descriptors found no
+        room (EMFILE) comes without any.
 
         Raises WireClosed at the end, WireError for nonsense: what came in the same moment is then dropped with it.
         """
@@ -155,7 +161,7 @@ class Wire:
                     received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
                     self._descriptors.extend(received)
             if flags & socket.MSG_CTRUNC:
-                raise WireError("a file descriptor was lost on the way: too many are open")
+                self._descriptors.append(LOST)
             if not data:
                 if messages:
                     return  # the end is reported by the next call
@@ -178,11 +184,26 @@ class Wire:
                 message = json.loads(self._in[at + HEADER.size : end])
             except (ValueError, RecursionError) as error:
                 raise WireError(f"not JSON: {error}") from error
-            if not isinstance(message, dict) or count > len(self._descriptors):
+            if not isinstance(message, dict):
                 raise WireError("malformed message")
-            found.append((message, [self._descriptors.popleft() for _ in range(count)]))
+            found.append((message, self._take_descriptors(count)))
             at = end
         del self._in[:at]
+
+    def _take_descriptors(self, count: int) -> list[int]:
+        """Those of one message: all, or none when the kernel had no room for one of them. What comes in one call
+        belongs to one message (unix(7)), so the others' are not touched by that."""
+        taken: list[int] = []
+        while len(taken) < count:
+            if not self._descriptors:
+                _close(taken)
+                raise WireError("malformed message")
+            fd = self._descriptors.popleft()
+            if fd == LOST:
+                _close(taken)
+                return []
+            taken.append(fd)
+        return taken
 
     def close(self) -> None:
         """Close the socket and every descriptor that was not delivered."""
@@ -199,4 +220,5 @@ class Wire:
 
 def _close(descriptors: Iterable[int]) -> None:
     for fd in descriptors:
-        os.close(fd)
+        if fd != LOST:
+            os.close(fd)

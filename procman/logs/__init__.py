@@ -1,6 +1,7 @@
-"""Capture of what programs print: pipe in, file (or the daemon's stdout) out, in one thread of its own.
+"""Capture of what programs print: pipe in, file (or the daemon's stdout) out, in threads of its own, one for each disk.
 
-    capture.py   LogThread: all streams, the thread, epoll
+    threads.py   LogThreads: which stream is with which thread, one for each disk
+    capture.py   LogThread: its streams, the thread, epoll
     flow.py      Stream, Counters, Flow: one stream, its counts and turns; make_pipe
     logfile.py   LogFile: one file that stays whole however the supervisor dies, and its rotation
     outlet.py    Outlet, Lines: the daemon's stdout, which may be slow or gone
@@ -12,5 +13,6 @@ from __future__ import annotations
 
 from procman.logs.capture import LogThread
 from procman.logs.flow import Counters, Stream, make_pipe
+from procman.logs.threads import LogThreads
 
-__all__ = ["Counters", "LogThread", "Stream", "make_pipe"]
+__all__ = ["Counters", "LogThread", "LogThreads", "Stream", "make_pipe"]

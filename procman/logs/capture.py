@@ -48,20 +48,24 @@ class LogThread:
     thread (the event loop's); they take effect in the log thread, in the order of the calls.
 
     `on_news(path)` is called in the log thread, see `watch`. `stdout_fd` is where "inherit" programs' lines go.
+    `watched` is for several that share the set of watched paths, one of each path at a time.
     `trouble` is "", or the last mistake inside the log thread that it survived, for the daemon's own log.
     """
 
-    def __init__(self, on_news: Callable[[str], None] = _no_news, stdout_fd: int = 1) -> None:
+    def __init__(
+        self, on_news: Callable[[str], None] = _no_news, stdout_fd: int = 1, watched: set[str] | None = None
+    ) -> None:
         self.trouble = ""
         self._on_news = on_news
         self._flows: dict[str, Flow] = {}  # the caller's; all below but the queue is the log thread's
-        self._watched: set[str] = set()
+        self._watched: set[str] = set() if watched is None else watched
         self._commands: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
         self._stopping = False
         self._may_move = threading.Event()
         self._may_move.set()
+        self._busy: tuple[float, str] | None = None  # since when with which path; written by the thread alone
         self._by_fd: dict[int, Flow] = {}
         self._files: dict[str, LogFile] = {}
         self._outlet = Outlet(stdout_fd)
@@ -75,8 +79,19 @@ class LogThread:
     # --- for the caller ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Starts the thread. Streams may be added before."""
-        self._thread.start()
+        """Starts the thread, unless it runs. Streams may be added before. Raises RuntimeError when there can't be one
+        more."""
+        if self._thread.ident is None:
+            self._thread.start()
+
+    @property
+    def started(self) -> bool:
+        """Whether it has been started."""
+        return self._thread.ident is not None
+
+    def finish(self) -> None:
+        """Asks the thread to end after what was asked of it before; waits for nothing."""
+        self._submit(self._end)
 
     def stop(self, timeout: float = 5.0) -> bool:
         """Ends the thread after what was asked of it, and closes its descriptors; what pipes still hold is left to a
@@ -85,10 +100,14 @@ class LogThread:
             return True
         self._submit(self._end)
         if self._thread.ident is None:
-            self._thread.start()  # it closes what it owns on its way out
-        self._thread.join(timeout)
-        if self._thread.is_alive():
-            return False
+            try:
+                self._thread.start()  # it closes what it owns on its way out
+            except RuntimeError:  # there can't be one more
+                self._close_all()
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+            if self._thread.is_alive():
+                return False
         os.close(self._wake)
         self._wake = -1
         return True
@@ -113,6 +132,16 @@ class LogThread:
         calls `done` in the log thread."""
         flow = self._flows[key]
         self._submit(lambda: self._flush(flow, done))
+
+    def hand_over(self, key: str, heir: LogThread, log: Log, path: str) -> None:
+        """From now on the stream is with `heir`, and goes where `change` would have sent it."""
+        flow = heir._flows[key] = self._flows.pop(key)
+        self._submit(lambda: self._let_go(flow, lambda: heir._submit(lambda: heir._adopt(flow, log, path))))
+
+    def waits_for(self, seconds: float) -> str:
+        """The path with which the thread has been busy for longer than `seconds`; "" where there is none."""
+        busy = self._busy
+        return busy[1] if busy is not None and time.monotonic() - busy[0] > seconds else ""
 
     def reopen(self, stdout_fd: int | None = None) -> None:
         """Closes and opens every file again: an external logrotate has moved them. `stdout_fd`, when given, is where
@@ -203,6 +232,7 @@ class LogThread:
         """Moves what waits in one pipe, CHUNK bytes at most, so that each gets its turn."""
         try:
             if flow.file is not None:
+                self._busy = (time.monotonic(), flow.file.path)
                 flow.append(flow.file, now)
             elif now >= self._outlet_retry_at:
                 self._print(flow, flow.next_lines(), now)
@@ -210,6 +240,7 @@ class LogThread:
                 flow.drop(self._outlet.error)
         except Exception as error:  # noqa: BLE001  as above
             self._note(error)
+        self._busy = None
         if flow.trouble:
             self.trouble, flow.trouble = flow.trouble, ""
         flow.publish()
@@ -267,6 +298,7 @@ class LogThread:
                 del self._files[file.path]
 
     def _remove(self, flow: Flow, done: Done | None) -> None:
+        flow.unwanted = True  # where it is still with another thread: `_adopt` sees it
         self._flush(flow, None)
         self._forget(flow)
         if done:
@@ -274,12 +306,34 @@ class LogThread:
 
     def _forget(self, flow: Flow) -> None:
         if self._by_fd.get(flow.fd) is flow:
-            if flow.listening:
-                self._epoll.unregister(flow.fd)
-                flow.listening = False
-            del self._by_fd[flow.fd]
+            self._part_with(flow)
             os.close(flow.fd)
-            self._release(flow.file)
+
+    def _part_with(self, flow: Flow) -> None:
+        if flow.listening:
+            self._epoll.unregister(flow.fd)
+            flow.listening = False
+        del self._by_fd[flow.fd]
+        self._release(flow.file)
+        flow.file = None
+
+    def _let_go(self, flow: Flow, then: Done) -> None:
+        """The first half of `hand_over`. A pipe that has ended meanwhile is nobody's any more."""
+        if self._by_fd.get(flow.fd) is not flow:
+            return
+        now = time.monotonic()
+        self._end_line(flow, now)
+        if self._debtor is flow:
+            self._give_up(flow, "its log has moved", now)
+        self._part_with(flow)
+        then()
+
+    def _adopt(self, flow: Flow, log: Log, path: str) -> None:
+        """The second half, in the heir."""
+        flow.null = self._null
+        self._add(flow, log, path)
+        if flow.unwanted:
+            self._remove(flow, None)
 
     def _flush(self, flow: Flow, done: Done | None) -> None:
         if self._by_fd.get(flow.fd) is flow:

@@ -76,6 +76,7 @@ class Flow:
         self.file: LogFile | None = None
         self.tap: Callable[[bytes], None] | None = None
         self.listening = False
+        self.unwanted = False
         self.trouble = ""
         self._capacity = fcntl.fcntl(self.fd, fcntl.F_GETPIPE_SZ)
         self.read = counters.read
@@ -83,7 +84,7 @@ class Flow:
         self.dropped = counters.dropped + counters.held  # a predecessor held it in memory, and died
         self.unreported = counters.unreported + counters.held
         self.error = counters.error
-        self._null = null
+        self.null = null
         self._lines = Lines(stream.process)
         self._rotations = counters.rotations
         self._lines_split = counters.lines_split
@@ -155,7 +156,7 @@ class Flow:
                 data = os.read(self.fd, CHUNK)
                 count = len(data)
             else:
-                count = os.splice(self.fd, self._null, CHUNK, flags=os.SPLICE_F_NONBLOCK)
+                count = os.splice(self.fd, self.null, CHUNK, flags=os.SPLICE_F_NONBLOCK)
             self.read += count
             self.lose(count + self._lines.discard(), reason)
             self._tell(data)

@@ -39,6 +39,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from procman.config import Log
+from procman.errors import is_shortage
 from procman.folders import open_folder, others_may_write
 
 CHUNK = 1 << 20  # most bytes that are moved in one call, so that one program can't starve the others
@@ -169,8 +170,9 @@ class LogFile:
         self._look_at = now + RETRY_SECONDS
         try:
             folder = open_folder(self._place)
-        except OSError:
-            return False  # opening it again says why
+        except OSError as error:
+            # Without a free descriptor nobody can tell; the open file is good, and opening another one would fail.
+            return is_shortage(error)  # else opening it again says why
         try:
             found = os.stat(self._name, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
