@@ -95,7 +95,7 @@ class Ground:
         elif before.pid is not None and status.pid is None:
             for name in {name for name in log_pipes(process.program) if name is not None}:
                 self._logs.flush(name)
-        if status.state in CHILDLESS and before.state not in CHILDLESS:
+        if process.program.listen and status.state in CHILDLESS and before.state not in CHILDLESS:
             self._holdings.close_own_listeners(process.name)
         self._on_change(process, before)
 

@@ -122,6 +122,8 @@ class Supervisor:
                 self._catch_up(process, record)
             elif process.status.alive:
                 process.request_again()
+            elif process.status.state is State.STOPPING:
+                process.feed(Gone())  # the supervisor before had heard it, and the keeper has forgotten the child
             process.resume()
             for child in snapshot.children:
                 name, older = launch.split_child_id(child)

@@ -69,6 +69,7 @@ class Children:
         self._supervisor = supervisor
         self._cgroup_root = cgroup_root
         self._by_id: dict[str, Child] = {}
+        self._by_pid: dict[int, Child] = {}  # those that are not reaped yet
         self._tag = 0
 
     def __bool__(self) -> bool:
@@ -103,7 +104,7 @@ class Children:
             return
         kill_tree = request.get("kill") != "main"
         child = Child(name, self._tag, pid=pid, report=report, cgroup=cgroup, kill_tree=kill_tree)
-        self._by_id[name] = child
+        self._by_id[name] = self._by_pid[pid] = child
         self._selector.register(report, selectors.EVENT_READ, lambda events: self._reported(child))
 
     def _reported(self, child: Child) -> None:
@@ -133,12 +134,13 @@ class Children:
 
     def ended(self, pid: int) -> bool:
         """Whether `pid`, which can be reaped, is a child of ours; then it is reaped and its end is told."""
-        child = next((c for c in self._by_id.values() if c.pid == pid and c.state != "exited"), None)
+        child = self._by_pid.get(pid)
         if child is None:
             return False
         # Look for what it leaves while its pid can't be given to another process: it is not reaped yet.
         child.left = child.kill_tree and self._anything_left(child)
         _, status, usage = os.wait4(child.pid, 0)
+        del self._by_pid[pid]
         child.state = "exited"
         self._reported(child)
         if not child.end:
@@ -212,4 +214,4 @@ class Children:
             del self._by_id[name]
 
     def _known(self) -> list[int]:
-        return [self._supervisor(), *(child.pid for child in self._by_id.values() if child.state != "exited")]
+        return [self._supervisor(), *self._by_pid]
