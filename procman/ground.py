@@ -319,7 +319,7 @@ class Ground:
         found: dict[str, dict[str, Any]] = {}
         for name in sorted(names):
             with contextlib.suppress(KeyError):  # of a program that is being added or removed
-                found[name] = asdict(self._logs.counters(name))
+                found[name] = self._logs.counters(name).document()
         return found
 
     def last_output(self, program: Program, lines: int) -> list[str]:

@@ -10,6 +10,7 @@ other program on the machine maps or unmaps the same files.
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 from collections.abc import Callable, Sequence
@@ -77,7 +78,7 @@ def _fields(text: str) -> dict[str, str]:
 
 
 def _kib(text: str) -> int:
-    return int(text.split()[0]) * KIB
+    return int(text.removesuffix("kB")) * KIB
 
 
 def children(pid: int) -> tuple[int, frozenset[tuple[int, int]]]:
@@ -119,7 +120,7 @@ def judge(censuses: Sequence[Census], *, memory_slack: int, count_slack: int) ->
     ]
     for what, series, value, slack in compared:
         _compare(verdict, what, [value(census) for census in series], slack)
-    for one, two in zip(censuses, censuses[1:], strict=False):
+    for one, two in itertools.pairwise(censuses):
         for pid, _ in one.zombies & two.zombies:
             verdict.wrong.append(f"zombie {pid} was there in two counts")
     return verdict
@@ -133,6 +134,6 @@ def _compare(verdict: Verdict, what: str, values: Sequence[int], slack: int) -> 
         return
     first = round(statistics.median(values[: len(values) // 4]))
     later = round(statistics.median(values[len(values) // 2 :]))
-    verdict.lines.append(f"{what}: {first:,} in the first quarter, {later:,} in the second half of {len(values)} counts")
+    verdict.lines.append(f"{what}: {first:,} in the first quarter, {later:,} in the second half ({len(values)} counts)")
     if 0 <= slack < later - first:
         verdict.wrong.append(f"{what}: it grew by {later - first:,}")

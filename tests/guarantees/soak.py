@@ -27,7 +27,7 @@ KINDS = (
     ("fails", "/bin/sh -c 'exit 3'"),
     ("ends", "/bin/true"),
     ("is-killed", "/bin/sh -c 'kill -9 $$$$'"),
-    ("prints", "/bin/sh -c 'for i in 1 2 3 4 5 6 7 8; do echo line $i of some forty characters of output; done; exit 1'"),
+    ("prints", "/bin/sh -c 'for i in 1 2 3 4 5 6 7 8; do echo line $i of some forty characters; done; exit 1'"),
 )
 """What most programs are: each ends at once, and is started again after the delay."""
 
@@ -124,12 +124,11 @@ class Soak:
         self.began = time.monotonic()
 
     def run(self) -> Figures:
-        self.running.start(timeout=60)
-        self.cgroup = str(self._call("daemon.status")["cgroup"] or "")
-        self.began = time.monotonic()
         chores = self._chores()
-        next_count = self.began
         try:
+            self.running.start(timeout=60)
+            self.cgroup = str(self._call("daemon.status")["cgroup"] or "")
+            next_count = self.began = time.monotonic()
             while not self._over():
                 if time.monotonic() >= next_count:
                     next_count = time.monotonic() + self.plan.every
@@ -226,9 +225,10 @@ class Soak:
             )
         )
         last = self.figures.censuses[-1]
+        there = f"{living} children, {last.cgroups} cgroups"
         memory = f"{last.keeper.memory / 1e6:.1f} + {last.supervisor.memory / 1e6:.1f} MB"
         cpu = f"CPU {last.keeper.cpu_seconds:.0f} + {last.supervisor.cpu_seconds:.0f} s"
-        self.say(f"{last.at:6.1f} s: {last.restarts} restarts, {memory}, {cpu}, {living} children, {last.cgroups} cgroups")
+        self.say(f"{last.at:6.1f} s: {last.restarts} restarts, {memory}, {cpu}, {there}")
 
     def _cgroups(self) -> int:
         return sum(entry.is_dir() for entry in os.scandir(self.cgroup)) if self.cgroup else 0
@@ -276,6 +276,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--restarts", type=int, default=100_000)
     parser.add_argument("--minutes", type=float, default=10)
     options = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout` must not leave the daemon behind
     seconds = options.minutes * 60
     plan = Plan(options.programs, options.restarts, seconds, every=max(1.0, seconds / 200), kills=10)
     running = RunningDaemon(table(plan), settings=SETTINGS)
