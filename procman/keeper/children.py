@@ -20,8 +20,8 @@ class Child:
     """One child, from the request until the supervisor forgets it. `report` is -1 once exec has happened or failed.
 
     It was started `at` the wall-clock time that people are told, `since` the time on CLOCK_MONOTONIC that counts: the
-    wall clock may jump. `note` is what the supervisor wants the next one to know of it. (No dataclass: that module alone
-    is 1.6 MB of memory.)
+    wall clock may jump. `note` is what the supervisor wants the next one to know of it. (No dataclass: that module
+    alone is 1.6 MB of memory.)
     """
 
     __slots__ = (

@@ -19,6 +19,12 @@ from pathlib import Path
 
 KIB = 1024
 
+THREADS = 8
+"""How many the supervisor's pools of threads may still get after the first quarter: they are made when first used."""
+
+COUNTS_MIN = 8
+"""Fewer counts than this are no series."""
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -113,7 +119,7 @@ def judge(censuses: Sequence[Census], *, memory_slack: int, count_slack: int) ->
         ("supervisor: memory", one_life, lambda census: census.supervisor.memory, memory_slack),
         ("supervisor: PSS", one_life, lambda census: census.supervisor.pss, -1),
         ("supervisor: descriptors", one_life, lambda census: census.supervisor.descriptors, count_slack),
-        ("supervisor: threads", one_life, lambda census: census.supervisor.threads, 1),
+        ("supervisor: threads", one_life, lambda census: census.supervisor.threads, THREADS),
         ("cgroups", censuses, lambda census: census.cgroups, count_slack),
         ("state file, bytes", one_life, lambda census: census.state_bytes, memory_slack),
         ("log files", one_life, lambda census: census.log_files, count_slack),
@@ -129,7 +135,7 @@ def judge(censuses: Sequence[Census], *, memory_slack: int, count_slack: int) ->
 def _compare(verdict: Verdict, what: str, values: Sequence[int], slack: int) -> None:
     """Adds a line, and what is wrong when the second half lies more than `slack` above the first quarter. A slack below
     0: only shown."""
-    if len(values) < 8:
+    if len(values) < COUNTS_MIN:
         verdict.wrong.append(f"{what}: only {len(values)} counts, which tell nothing")
         return
     first = round(statistics.median(values[: len(values) // 4]))

@@ -34,7 +34,7 @@ autostart = false
 
 def main(argv: Sequence[str]) -> int:
     """Returns 0, or 1 when a foreign process was hit."""
-    parser = argparse.ArgumentParser(prog="python -m tests.guarantees reuse", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.guarantees reuse")
     parser.add_argument("--no-cgroup", action="store_true")
     options = parser.parse_args(argv)
     if os.getpid() != 1:
