@@ -31,10 +31,6 @@ CHILDREN_KNOWN = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 """The kernel has CONFIG_PROC_CHILDREN: what is below a process is found without reading the whole process table."""
 
 
-KILL_ROUNDS, STOP_ROUNDS = 5, 50
-"""How often new processes of a family are looked for while it is killed, and while it is frozen to be killed."""
-
-
 class Process(NamedTuple):
     """One line of the process table (proc(5)). `start` is in clock ticks since boot: with the pid it is unique."""
 
@@ -147,8 +143,7 @@ def _children_of_task(pid: int, task: str) -> list[bytes]:
 
 
 def send(family: Family, known: Iterable[int], number: int) -> None:
-    """Send signal `number` to all that is left of `family`. SIGKILL also goes to those that they fork meanwhile; what
-    outruns even that is left to the caller, who comes again.
+    """Send signal `number` to all that is left of `family`. For SIGKILL it is repeated until no new process turns up.
 
     Raises OSError for a number that is no signal, and where nobody can tell what is left.
     """
@@ -161,26 +156,14 @@ def send(family: Family, known: Iterable[int], number: int) -> None:
         except OSError:
             pass  # before Linux 5.14, or not writable: one by one
     known = list(known)
-    if number != signal.SIGKILL:
-        _each_once(family, known, number, rounds=1)
-    elif not _each_once(family, known, number, rounds=KILL_ROUNDS):
-        # It forks faster than it is killed, and each one that is killed makes room for another. One that is stopped
-        # does not, so it comes to the limit that it has.
-        _each_once(family, known, signal.SIGSTOP, rounds=STOP_ROUNDS)
-        _each_once(family, known, number, rounds=KILL_ROUNDS)
-
-
-def _each_once(family: Family, known: list[int], number: int, rounds: int) -> bool:
-    """Send `number` to each of the family, and look for new ones so often; whether none turned up in the end."""
     hit: set[tuple[int, int]] = set()
-    for _ in range(rounds):
+    for _ in range(50 if number == signal.SIGKILL else 1):  # a fork bomb may outrun this; the caller comes again
         fresh = [process for process in members(family, known) if (process.pid, process.start) not in hit]
         if not fresh:
-            return True
+            return
         for process in fresh:
             hit.add((process.pid, process.start))
             send_one(process, number)
-    return False
 
 
 def send_one(process: Process, number: int) -> None:

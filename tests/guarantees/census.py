@@ -102,22 +102,24 @@ def children(pid: int) -> tuple[int, frozenset[tuple[int, int]]]:
     return living, frozenset(zombies)
 
 
-def judge(censuses: Sequence[Census], *, memory_slack: int, count_slack: int) -> Verdict:
+def judge(censuses: Sequence[Census], *, memory_slack: int, count_slack: int, warm_up: int = 0) -> Verdict:
     """Whether what the two processes hold is flat over `censuses`, of which all are of one keeper.
 
-    The supervisor is judged over the life of the last one only: a new one begins with fresh memory. `memory_slack` is
-    in bytes, `count_slack` in descriptors, cgroups or files.
+    The supervisor is judged over the life of the last one only: a new one begins with fresh memory. Its first `warm_up`
+    restarts are left out, in which the histories that it keeps are filled. `memory_slack` is in bytes, `count_slack` in
+    descriptors, cgroups or files.
     """
     verdict = Verdict()
     last = censuses[-1].supervisor.pid
     one_life = [census for census in censuses if census.supervisor.pid == last]
+    warm = [census for census in one_life if census.restarts >= one_life[0].restarts + warm_up]
     compared: list[tuple[str, Sequence[Census], Callable[[Census], int], int]] = [
         ("keeper: memory", censuses, lambda census: census.keeper.memory, memory_slack),
         ("keeper: PSS", censuses, lambda census: census.keeper.pss, -1),
         ("keeper: descriptors", censuses, lambda census: census.keeper.descriptors, count_slack),
         ("keeper: threads", censuses, lambda census: census.keeper.threads, 0),
-        ("supervisor: memory", one_life, lambda census: census.supervisor.memory, memory_slack),
-        ("supervisor: PSS", one_life, lambda census: census.supervisor.pss, -1),
+        ("supervisor: memory", warm, lambda census: census.supervisor.memory, memory_slack),
+        ("supervisor: PSS", warm, lambda census: census.supervisor.pss, -1),
         ("supervisor: descriptors", one_life, lambda census: census.supervisor.descriptors, count_slack),
         ("supervisor: threads", one_life, lambda census: census.supervisor.threads, THREADS),
         ("cgroups", censuses, lambda census: census.cgroups, count_slack),

@@ -274,7 +274,8 @@ def judged(figures: Figures, plan: Plan) -> Verdict:
     """What is to be said of the figures. Slack: what the bounded histories still take while they fill up, and what is
     open for a moment only."""
     count_slack = max(8, plan.programs // 10)
-    verdict = judge(figures.censuses, memory_slack=MEMORY_SLACK, count_slack=count_slack)
+    warm_up = 8 * plan.programs if plan.restarts >= 50 * plan.programs else 0  # a restart is three changes of twenty
+    verdict = judge(figures.censuses, memory_slack=MEMORY_SLACK, count_slack=count_slack, warm_up=warm_up)
     verdict.wrong += figures.wrong
     return verdict
 
