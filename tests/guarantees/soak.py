@@ -79,6 +79,7 @@ class Figures:
 
     censuses: list[Census] = field(default_factory=list)
     answers: list[float] = field(default_factory=list)  # seconds that `daemon.status` took
+    recoveries: list[float] = field(default_factory=list)  # the same, right after the supervisor was killed
     listings: list[float] = field(default_factory=list)  # seconds that `status` of all took
     calls: dict[str, int] = field(default_factory=dict)
     kills: int = 0
@@ -212,6 +213,9 @@ class Soak:
         if self.figures.kills < self.plan.kills and done >= 0.1 + 0.1 * self.figures.kills / self.plan.kills:
             self.figures.kills += 1
             os.kill(self.running.supervisor_pid, signal.SIGKILL)
+            start = time.monotonic()
+            self._call("daemon.status")
+            self.figures.recoveries.append(time.monotonic() - start)
 
     # --- counting ---------------------------------------------------------------------------------------------------
 
@@ -235,6 +239,8 @@ class Soak:
             )
         )
         last = self.figures.censuses[-1]
+        if last.log_files > 3 * self.plan.programs:
+            self.figures.wrong.append(f"{last.log_files} log files, with keep = 2")
         there = f"{living} children, {last.cgroups} cgroups"
         memory = f"{last.keeper.memory / 1e6:.1f} + {last.supervisor.memory / 1e6:.1f} MB"
         cpu = f"CPU {last.keeper.cpu_seconds:.0f} + {last.supervisor.cpu_seconds:.0f} s"
@@ -309,10 +315,15 @@ def report(figures: Figures, plan: Plan, left: Sequence[str]) -> int:
     rate = (last.restarts - first.restarts) / seconds if seconds else 0.0
     print(f"\n{plan.programs} programs, {last.restarts} restarts in {last.at:.0f} s ({rate:.0f}/s), seed {plan.seed}")
     print(f"{figures.kills} kills of the supervisor, {sum(figures.calls.values())} calls")
-    for what, times in (("daemon.status", figures.answers), ("status of all", figures.listings)):
-        ordered = sorted(times)
+    asked = {
+        "daemon.status": figures.answers,
+        "status of all": figures.listings,
+        "daemon.status after a kill": figures.recoveries,
+    }
+    for what, times in asked.items():
+        ordered = sorted(times or [0.0])
         p99 = ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
-        print(f"{what}: median {statistics.median(times) * 1000:.0f} ms, 99 % within {p99 * 1000:.0f} ms")
+        print(f"{what}: median {statistics.median(ordered) * 1000:.0f} ms, 99 % within {p99 * 1000:.0f} ms")
     print("\n".join(verdict.lines))
     wrong = [*verdict.wrong, *left]
     print("\n".join(f"WRONG: {each}" for each in wrong) if wrong else "nothing grew, nothing was left behind")
