@@ -146,7 +146,7 @@ class Ground:
         elif before.pid is not None and status.pid is None:
             for name in self._holdings.captured(process.program):
                 self._logs.flush(name)
-        if status.state in CHILDLESS and before.state not in CHILDLESS:
+        if process.program.listen and status.state in CHILDLESS and before.state not in CHILDLESS:
             self._holdings.close_own_listeners(process.name)
         self._on_change(process, before)
 
@@ -380,7 +380,7 @@ class Ground:
     def counters_document(self, programs: Sequence[Program]) -> dict[str, dict[str, Any]]:
         """All counters, for the state file."""
         names = {name for program in programs for name in self._holdings.captured(program)}
-        return {name: asdict(self._logs.counters(name)) for name in sorted(names)}
+        return {name: self._logs.counters(name).document() for name in sorted(names)}
 
     def last_output(self, program: Program, lines: int) -> list[str]:
         """The last lines of its output, at most OUTPUT_BYTES of them; standard error's where they are apart. Reads

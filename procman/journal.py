@@ -21,6 +21,10 @@ log = logging.getLogger("procman")
 GATHER_SECONDS = 0.05
 """Changes that come within this time are written together."""
 
+SHARE, REST_SECONDS_MAX = 0.1, 1.0
+"""Of the time, how much may go into writing: after a write comes a rest, but none longer than the second. The document
+holds every process, so with a thousand of them that never stay up there would be no time for anything else."""
+
 RETRY_SECONDS = 1.0
 """After a write that failed, the next one follows this much later."""
 
@@ -47,6 +51,7 @@ class Journal:
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
         self._again = False
+        self._not_before = 0.0
         self._waiting: list[asyncio.Future[None]] = []
         self.closed = False
 
@@ -55,7 +60,11 @@ class Journal:
         if self._writing is not None:
             self._again = True
         elif self._timer is None and not self.closed:
-            self._timer = self._loop.call_later(GATHER_SECONDS, self._start)
+            self._timer = self._loop.call_at(self._next(), self._start)
+
+    def _next(self) -> float:
+        """When a change of now is to be written: loop time."""
+        return max(self._loop.time() + GATHER_SECONDS, self._not_before)
 
     def stuck(self) -> str:
         """"", or that the write that is under way takes longer than STUCK_SECONDS."""
@@ -111,6 +120,7 @@ class Journal:
         waiting, self._waiting = self._waiting, []
         ended, self._ended = self._ended, {}
         self._again = False
+        began = self._loop.time()
         try:
             document = self._document()
             save = functools.partial(store.save, self._path, document, durable=bool(waiting))
@@ -138,8 +148,10 @@ class Journal:
             if not future.done():
                 future.set_result(None)
         self._writing = None
+        now = self._loop.time()
+        self._not_before = now + min((now - began) * (1 / SHARE - 1), REST_SECONDS_MAX)
         if self._waiting and not self.closed:
             self._start()
         elif self._again or self.problem:
-            delay = RETRY_SECONDS if self.problem else GATHER_SECONDS
-            self._timer = None if self.closed else self._loop.call_later(delay, self._start)
+            at = now + RETRY_SECONDS if self.problem else self._next()
+            self._timer = None if self.closed else self._loop.call_at(at, self._start)

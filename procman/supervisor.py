@@ -54,6 +54,7 @@ class Supervisor:
         self._link = link
         self._ground = ground
         self._down: set[str] = set()
+        self._documents: dict[str, tuple[Status, Info]] = {}
         self.closing = False
         self._applying = False
         self._reread_again = False
@@ -121,13 +122,15 @@ class Supervisor:
             generation, record = newest.get(process.name, (0, {}))
             status = process.status
             if generation > status.generation:
-                started = now - max(0.0, time.time() - float(record["at"]))
+                started = float(record.get("since", now))  # not from its wall-clock time: that clock may have jumped
                 status = lifecycle.adopted(process.program, status, generation, started)
             process.status = lifecycle.restore(process.program, status, now)
             if generation == process.status.generation and generation:
                 self._catch_up(process, record)
             elif process.status.alive:
                 process.request_again()
+            elif process.status.state is State.STOPPING:
+                process.feed(Gone())  # the supervisor before had heard it, and the keeper has forgotten the child
             process.resume()
             for child in snapshot.children:
                 name, older = launch.split_child_id(child)
@@ -324,6 +327,7 @@ class Supervisor:
             process = self.processes.pop(program.name)
             process.close()
             self.measures.forget(program.name, history=True)
+            self._documents.pop(program.name, None)
             self._down.discard(program.name)
             self._ground.unprepare(process.program)
         for program in plan.restart:
@@ -413,10 +417,17 @@ class Supervisor:
         return {p.name: p.status.pid for p in self.all() if p.status.pid is not None}
 
     def _document(self) -> dict[str, Any]:
-        statuses = {p.name: report.status_document(p.status) for p in self.all() if p.status.generation}
+        statuses = {p.name: self._status_document(p) for p in self.all() if p.status.generation}
         logs = self._ground.counters_document(self.config.programs)
         end = {"closing": self.closing, "exit_status": self._exit_status, "reread": self._reread_again}
         return {"down": sorted(self._down), **end, "processes": statuses, "logs": logs}
+
+    def _status_document(self, process: Process) -> Info:
+        """Made once for each status: of a thousand processes most have not changed since the last write."""
+        known = self._documents.get(process.name)
+        if known is None or known[0] is not process.status:
+            known = self._documents[process.name] = (process.status, report.status_document(process.status))
+        return known[1]
 
     # --- the end ----------------------------------------------------------------------------------------------------
 

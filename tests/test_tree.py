@@ -79,8 +79,33 @@ def test_what_an_ended_child_left_is_told_by_its_tag(family: tuple[subprocess.Po
 def test_the_session_tells_too(family: tuple[subprocess.Popen[str], int]) -> None:
     """A program that cleared its tag, but stays in the session."""
     child, grandchild = family
-    assert pids(tree.members(Family(TAG + 1, 0, child.pid, ""), [child.pid])) == {child.pid}
-    assert pids(tree.members(Family(TAG + 1, 0, grandchild, ""), [child.pid])) == {grandchild}
+    child.kill()
+    child.wait()
+    assert pids(tree.members(Family(TAG + 1, 0, grandchild, ""), [])) == {grandchild}
+    assert tree.members(Family(TAG + 1, 0, child.pid, ""), []) == []
+
+
+def test_below_a_stranger_without_a_tag_the_session_is_looked_for_everywhere() -> None:
+    """It shed its tag and left the session; what it had started before has done neither the second."""
+    with subprocess.Popen(["sleep", "60"]) as unmarked, subprocess.Popen(
+        ["sh", "-c", "sleep 60 & exec sleep 60"], start_new_session=True
+    ) as child:
+        below = wait_until(lambda: tree.members(Family(TAG, child.pid, -1, ""), [])[1:], what="it has a child")
+        assert pids(tree.members(Family(TAG, 0, child.pid, ""), [child.pid])) == {child.pid, *pids(below)}
+        for pid in (unmarked.pid, child.pid, *pids(below)):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("kernel_tells", [True, False])
+def test_a_family_of_three_generations(monkeypatch: pytest.MonkeyPatch, kernel_tells: bool) -> None:
+    """Also where the kernel does not list the children of a process."""
+    monkeypatch.setattr(tree, "CHILDREN_KNOWN", kernel_tells)
+    script = "sh -c 'sleep 60 & exec sleep 60' & exec sleep 60"
+    with subprocess.Popen(["sh", "-c", script], start_new_session=True) as child:
+        family = Family(TAG, child.pid, -1, "")
+        wait_until(lambda: len(tree.members(family, [child.pid])) == 3, what="there are three")
+        tree.send(family, [child.pid], signal.SIGKILL)
+        assert child.wait(10) == -signal.SIGKILL
 
 
 def test_kill_takes_all(family: tuple[subprocess.Popen[str], int]) -> None:

@@ -19,19 +19,20 @@ from procman.keeper.wire import Message
 class Child:
     """One child, from the request until the supervisor forgets it. `report` is -1 once exec has happened or failed.
 
-    `note` is what the supervisor wants the next one to know of it. (No dataclass: that module alone is 1.6 MB of
-    memory.)
+    It was started `at` the wall-clock time that people are told, `since` the time on CLOCK_MONOTONIC that counts: the
+    wall clock may jump. `note` is what the supervisor wants the next one to know of it. (No dataclass: that module
+    alone is 1.6 MB of memory.)
     """
 
     __slots__ = (
         *("at", "cgroup", "end", "forgotten", "id", "kill_tree", "left"),
-        *("note", "pid", "report", "session", "state", "tag"),
+        *("note", "pid", "report", "session", "since", "state", "tag"),
     )
 
     def __init__(self, name: str, tag: int, *, pid: int, report: int, cgroup: str, kill_tree: bool) -> None:
         self.id, self.tag, self.pid, self.report = name, tag, pid, report
         self.cgroup, self.kill_tree = cgroup, kill_tree
-        self.at = time.time()
+        self.at, self.since = time.time(), time.monotonic()
         self.state = "starting"
         self.left = self.forgotten = False
         self.session = pid or -1
@@ -50,7 +51,7 @@ class Child:
     def record(self) -> Message:
         """How the snapshot shows it."""
         shown: Message = {"op": "child", "child": self.id, "state": self.state, "pid": self.pid}
-        shown |= {"at": self.at, "note": self.note}
+        shown |= {"at": self.at, "since": self.since, "note": self.note}
         return shown | {"left": self.left} | {key: value for key, value in self.end.items() if key != "op"}
 
 
@@ -70,6 +71,7 @@ class Children:
         self._others = others
         self._cgroup_root = cgroup_root
         self._by_id: dict[str, Child] = {}
+        self._by_pid: dict[int, Child] = {}  # those that are not reaped yet
         self._tag = 0
 
     def __bool__(self) -> bool:
@@ -101,6 +103,8 @@ class Children:
             for name in Child.__slots__:
                 setattr(child, name, fields[name])
             self._by_id[child.id] = child
+            if child.state != "exited":
+                self._by_pid[child.pid] = child
             if child.report >= 0:
                 self._await_report(child)
 
@@ -124,7 +128,7 @@ class Children:
             return
         kill_tree = request.get("kill") != "main"
         child = Child(name, self._tag, pid=pid, report=report, cgroup=cgroup, kill_tree=kill_tree)
-        self._by_id[name] = child
+        self._by_id[name] = self._by_pid[pid] = child
         self._await_report(child)
 
     def _await_report(self, child: Child) -> None:
@@ -157,12 +161,13 @@ class Children:
 
     def ended(self, pid: int) -> bool:
         """Whether `pid`, which can be reaped, is a child of ours; then it is reaped and its end is told."""
-        child = next((c for c in self._by_id.values() if c.pid == pid and c.state != "exited"), None)
+        child = self._by_pid.get(pid)
         if child is None:
             return False
         # Look for what it leaves while its pid can't be given to another process: it is not reaped yet.
         child.left = child.kill_tree and self._anything_left(child)
         _, status, usage = os.wait4(child.pid, 0)
+        del self._by_pid[pid]
         child.state = "exited"
         self._reported(child)
         if not child.end:
@@ -236,4 +241,4 @@ class Children:
             del self._by_id[name]
 
     def _known(self) -> list[int]:
-        return [*self._others(), *(child.pid for child in self._by_id.values() if child.state != "exited")]
+        return [*self._others(), *self._by_pid]

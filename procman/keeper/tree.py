@@ -27,6 +27,10 @@ TAG_BASE = 1 << 62
 """Bytes. A soft RLIMIT_RSS of this plus a child's tag says whose descendant a process is."""
 
 
+CHILDREN_KNOWN = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
+"""The kernel has CONFIG_PROC_CHILDREN: what is below a process is found without reading the whole process table."""
+
+
 class Process(NamedTuple):
     """One line of the process table (proc(5)). `start` is in clock ticks since boot: with the pid it is unique."""
 
@@ -77,28 +81,65 @@ def every_process() -> Iterator[Process]:
 def members(family: Family, known: Iterable[int]) -> list[Process]:
     """All that is left of `family`, its main process included. `known` are the pids of all the keeper's own children.
 
+    This is on the way to every restart, so it costs what the family and the orphans are, not what the machine is.
     Raises OSError when the process table can't be read: no file descriptor is free, say.
     """
     strangers = set(direct_children()) - set(known)
-    inside = _cgroup_pids(family.cgroup)
-    if not family.pid and not strangers and not inside:
-        return []
+    found = dict.fromkeys(_cgroup_pids(family.cgroup))
+    if family.pid:
+        found[family.pid] = None
+    for stranger in filter(None, map(read_process, strangers)):
+        tag = _tag(stranger.pid)
+        if stranger.session == family.session or tag == family.tag:
+            found[stranger.pid] = None
+        elif not tag:
+            return _look_everywhere(family, [*found])  # it has shed its tag: what is below it may be of any family
+    pending = list(found)
+    while pending:
+        below = _children(pending.pop())
+        if below is None:
+            return _look_everywhere(family, [*found])
+        pending += [pid for pid in below if pid not in found]
+        found.update(dict.fromkeys(below))
+    found.pop(os.getpid(), None)
+    return list(filter(None, map(read_process, found)))
+
+
+def _look_everywhere(family: Family, found: list[int]) -> list[Process]:
+    """`members` by the whole process table, which costs as much as the machine has processes: all that is below `found`
+    or in the session of the family, and strangers that carry its tag."""
     table = {process.pid: process for process in every_process()}
-    found = {pid for pid in inside if pid in table}
-    if family.pid in table:
-        found.add(family.pid)
-    found |= {process.pid for process in table.values() if process.session == family.session}
-    found |= {pid for pid in strangers if pid in table and _tag(pid) == family.tag}
+    own = os.getpid()
+    ours = {pid for pid in found if pid in table}
+    ours |= {process.pid for process in table.values() if process.session == family.session}
+    ours |= {process.pid for process in table.values() if process.parent == own and _tag(process.pid) == family.tag}
     children: dict[int, list[int]] = {}
     for process in table.values():
         children.setdefault(process.parent, []).append(process.pid)
-    pending = list(found)
+    pending = list(ours)
     while pending:
-        below = [pid for pid in children.get(pending.pop(), ()) if pid not in found]
-        found.update(below)
+        below = [pid for pid in children.get(pending.pop(), ()) if pid not in ours]
+        ours.update(below)
         pending += below
-    found.discard(os.getpid())
-    return [table[pid] for pid in found]
+    ours.discard(own)
+    return [table[pid] for pid in ours]
+
+
+def _children(pid: int) -> list[int] | None:
+    """The pids of all children of `pid`, none when it has gone. None where the kernel does not tell."""
+    if not CHILDREN_KNOWN:
+        return None
+    try:
+        return [int(child) for task in os.listdir(f"/proc/{pid}/task") for child in _children_of_task(pid, task)]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _children_of_task(pid: int, task: str) -> list[bytes]:
+    try:
+        return _read(f"/proc/{pid}/task/{task}/children").split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []  # that thread has ended
 
 
 def send(family: Family, known: Iterable[int], number: int) -> None:

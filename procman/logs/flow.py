@@ -67,6 +67,10 @@ class Counters:
     lines_split: int = 0
     error: str = ""
 
+    def document(self) -> dict[str, int | str]:
+        """For the state file: `Counters(**document)` is this again. (dataclasses.asdict takes ten times as long.)"""
+        return {name: getattr(self, name) for name in self.__slots__}
+
 
 class Flow:
     """A stream as the log thread sees it. `file` is None for one that is printed to the outlet; `null` is /dev/null."""
