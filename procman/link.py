@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from procman.keeper.wire import Message, Wire, WireClosed, WireError
@@ -21,7 +21,9 @@ log = logging.getLogger("procman")
 class Snapshot:
     """What the keeper holds when a supervisor comes up. `held` descriptors belong to the receiver.
 
-    `starts` counts supervisors, this one included: 1 means that the daemon itself has just been started.
+    `starts` counts supervisors, this one included: 1 means that the daemon itself has just been started. Children may
+    be there even so: `adopted` names the processes whose child an earlier keeper had started, each with what was lost,
+    and `changed` those of them that the table now describes otherwise.
     """
 
     starts: int = 1
@@ -29,6 +31,8 @@ class Snapshot:
     cgroup: str = ""
     keeper_pid: int = 0
     children: dict[str, Message] = field(default_factory=dict)
+    adopted: dict[str, list[str]] = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
     held: dict[str, int] = field(default_factory=dict)
 
 
@@ -47,6 +51,33 @@ class KeeperLink:
     async def snapshot(self) -> Snapshot:
         """The keeper's account of everything; it comes first, once. Raises WireError."""
         snapshot = Snapshot()
+        await self._early_until(lambda message, descriptors: _collect(snapshot, message, descriptors))
+        return snapshot
+
+    async def adopt(self, house: int, last: int, requests: Iterable[Message]) -> dict[str, Message]:
+        """Have the keeper tag its children with `house` and numbers above `last`, and take over what an earlier keeper
+        had started. Returns the records of those that it took, as in the snapshot. Comes before `listen`."""
+        self.send({"op": "house", "house": house, "last": last})
+        for request in requests:
+            self.send({"op": "adopt", **request})
+        self.send({"op": "sync", "number": 0})
+        records: dict[str, Message] = {}
+
+        def collect(message: Message, _descriptors: list[int]) -> bool:
+            match message:
+                case {"op": "child", "child": str(name)}:
+                    records[name] = message
+                case {"op": "synced", "number": 0}:
+                    return True
+                case _:
+                    self._early.append(message)
+            return False
+
+        await self._early_until(collect)
+        return records
+
+    async def _early_until(self, collect: Callable[[Message, list[int]], bool]) -> None:
+        """Give each message to `collect` until it says that this was the last one; what comes after is for `listen`."""
         readable = asyncio.Event()
         self._loop.add_reader(self._wire.fileno(), readable.set)
         complete = False
@@ -57,11 +88,10 @@ class KeeperLink:
                 if complete:
                     self._early.append(message)
                 else:
-                    complete = _collect(snapshot, message, descriptors)
+                    complete = collect(message, descriptors)
                 for fd in descriptors:  # all that were not taken
                     os.close(fd)
         self._loop.remove_reader(self._wire.fileno())
-        return snapshot
 
     def listen(self, on_event: Callable[[Message], None], on_end: Callable[[], None]) -> None:
         """From now on call `on_event` with each message, and `on_end` when the keeper has gone."""

@@ -15,7 +15,7 @@ import socket
 import sys
 from dataclasses import replace
 
-from procman import apply, ground, listeners, store, table
+from procman import apply, ground, listeners, orphans, store, table
 from procman.config import Config, Daemon
 from procman.desk import Desk
 from procman.errors import ConfigError, Failed, ProcmanError
@@ -108,13 +108,11 @@ class _Parts:
     # --- the daemon's own things ------------------------------------------------------------------------------------
 
     def _take_lock(self) -> None:
-        held = self.held.pop("lock", None)
-        if held is not None:
-            os.close(held)  # the keeper has it, and keeps it
-            return
-        fd = store.lock(self.daemon.state_dir, self.snapshot.keeper_pid)
-        self.link.hold("lock", fd)
-        os.close(fd)
+        """The keeper holds it, and so do we: while one of the two lives, however shortly, no other daemon begins."""
+        self.lock: store.Lock | None = None
+        if self.held.pop("lock", None) is None:
+            self.lock = store.lock(self.daemon.state_dir, self.snapshot.keeper_pid)
+            self.link.hold("lock", self.lock.fd)
 
     def _set_up(self) -> None:
         _set_name(self.daemon.identifier)
@@ -181,10 +179,13 @@ class _Parts:
         document = loaded.document
         if document is not None and document.get("boot_id") != store.boot_id():
             document = {"down": document.get("down", [])}
+        if self.lock is not None:
+            await orphans.adopt(self.link, self.snapshot, self.lock, document or {}, self.config)
         loop = asyncio.get_running_loop()
         stdout = self._own_log if self._own_log >= 0 else 1
         log_thread = LogThread(lambda path: _call_soon(loop, stands.news, path), stdout)
-        counters = ground.counters_from((document or {}).get("logs") if self.snapshot.starts > 1 else None)
+        goes_on = self.snapshot.starts > 1 or self.snapshot.children
+        counters = ground.counters_from((document or {}).get("logs") if goes_on else None)
         holdings = Holdings(self.link, self.held, log_thread, self.daemon, counters)
         stands = ground.Ground(self.link, holdings, log_thread, os.environ)
         rpc_socket = self._rpc_socket()

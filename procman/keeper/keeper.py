@@ -38,6 +38,9 @@ LAST_RESORT_SECONDS = 10.0
 """procmand was told to end, and there is no supervisor that could see to it: how long the keeper waits before it sends
 SIGTERM to all programs itself, and then SIGKILL."""
 
+SERVICE_SECONDS = 0.1
+"""What the service manager does not take at once is offered again after this time."""
+
 AGAIN_SECONDS = 1.0
 """What the keeper itself failed to do is tried again after this time."""
 
@@ -54,9 +57,9 @@ class Keeper:
         self.selector = selectors.DefaultSelector()
         self.cgroup_root = tree.make_cgroup_root() if use_cgroup else ""
         self.children = Children(self.selector, self._tell, lambda: self.supervisor_pid, self.cgroup_root)
-        self.held: dict[str, int] = {}
         self.pending_signals: list[int] = []
-        self.service = Service()
+        self.service = Service(lambda: self.due.setdefault("service", time.monotonic() + SERVICE_SECONDS))
+        self.held: dict[str, int] = self.service.take_stored()
         self.exit_status: int | None = None
         # The supervisor
         self.wire: Wire | None = None
@@ -78,6 +81,7 @@ class Keeper:
             "terminate": self._terminate_all,
             "kill": self._kill_all,
             "reap": self._reap,
+            "service": self.service.flush,
         }
 
     # --- the loop ---------------------------------------------------------------------------------------------------
@@ -107,6 +111,7 @@ class Keeper:
 
     def _set_up(self) -> None:
         spawn.prctl(spawn.PR_SET_CHILD_SUBREAPER, 1)
+        spawn.clear_tag(tree.TAG_BASE)
         spawn.close_on_exec()
         spawn.raise_open_files()
         self.wake_read, self.wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -168,11 +173,14 @@ class Keeper:
                 self._safely("reap", self.children.kill)
                 next_kill = time.monotonic() + AGAIN_SECONDS
             self._safely("reap", self._reap)
-            self.selector.select(0.05)  # SIGCHLD ends the wait
-            self._wakeups()
+            for key, events in self.selector.select(0.05):  # SIGCHLD ends the wait, and the end of an adopted child
+                self._safely("reap", key.data, events)
         if self.supervisor_pid:
             os.kill(self.supervisor_pid, signal.SIGKILL)
             os.waitpid(self.supervisor_pid, 0)
+        for name in self.held:
+            self.service.drop(name)
+        self.service.finish()
         tree.remove_cgroup(self.cgroup_root)
 
     # --- the supervisor ---------------------------------------------------------------------------------------------
@@ -327,6 +335,10 @@ class Keeper:
                     self.children.signal(name, number, whole_tree=bool(message.get("tree")))
                 except (OSError, OverflowError) as error:
                     say(f"signal {number} for {name}: {error}")
+            case {"op": "house", "house": int(house), "last": int(last)}:
+                self.children.belong(house, last)
+            case {"op": "adopt", "child": str(name), "tag": int()}:
+                self.children.adopt(name, message)
             case {"op": "forget", "child": str(name)}:
                 self.children.forget(name)
             case {"op": "note", "child": str(name), "note": str(text)}:
@@ -334,6 +346,7 @@ class Keeper:
             case {"op": "hold", "name": str(name)} if descriptors:
                 self._release(name)
                 self.held[name] = descriptors.pop()
+                self.service.store(name, self.held[name])
             case {"op": "release", "name": str(name)}:
                 self._release(name)
             case {"op": "sync", "number": int(number)}:
@@ -365,6 +378,7 @@ class Keeper:
 
     def _release(self, name: str) -> None:
         if (fd := self.held.pop(name, None)) is not None:
+            self.service.drop(name)
             os.close(fd)
 
     # --- ends -------------------------------------------------------------------------------------------------------

@@ -7,7 +7,9 @@ outlives a child hangs below a direct child of the keeper, and the end of the la
 Whose it is tells, in this order: the cgroup v2 of the child (where one can be made), the family tree below the child,
 its
 session, and a *tag*: the soft limit RLIMIT_RSS, which Linux ignores since 2.4.30 (setrlimit(2)), so that a number in it
-harms nobody. fork and exec hand it on; no daemon clears it, as some do with their environment.
+harms nobody. fork and exec hand it on; no daemon clears it, as some do with their environment. The tag names the
+*house* too (the state folder that the daemon works for), and everybody may read it: so a keeper finds what one that was
+killed has left. Of such a family nobody is below us, and the tag is looked for in the whole process table.
 """
 
 from __future__ import annotations
@@ -20,11 +22,20 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 MARKER = "PROCMAN_CHILD"
-"""Environment variable that names the child ("shop:1#7") in what descends from it. For people: the keeper uses the
-tag."""
+"""Environment variable that names the child ("shop:1#7") in what descends from it. For people, and for a daemon whose
+state file is lost: the keeper uses the tag."""
+
+MARKER_PID = "PROCMAN_CHILD_PID"
+"""Environment variable with the pid of that child: whoever has this pid itself is the child, not a descendant."""
 
 TAG_BASE = 1 << 62
-"""Bytes. A soft RLIMIT_RSS of this plus a child's tag says whose descendant a process is."""
+"""Bytes. A soft RLIMIT_RSS of this plus a tag says whose descendant a process is."""
+
+NUMBER_BITS = 32
+"""A tag is the number of a house (30 bits), and then the number of a child in so many bits."""
+
+ROOT_NAME = "procman-"
+"""How the name of a cgroup folder of ours starts; the pid of its keeper follows."""
 
 
 class Process(NamedTuple):
@@ -37,13 +48,14 @@ class Process(NamedTuple):
 
 
 class Family(NamedTuple):
-    """Of a child: its tag, its pid (0 when it has been reaped), its session (-1: gone), its cgroup folder ("":
-    none)."""
+    """Of a child: its tag, its pid (0 when it has ended), its session (-1: gone), its cgroup folder ("": none), and
+    whether an earlier keeper had started it."""
 
     tag: int
     pid: int
     session: int
     cgroup: str
+    adopted: bool = False
 
 
 def read_process(pid: int) -> Process | None:
@@ -81,17 +93,20 @@ def members(family: Family, known: Iterable[int]) -> list[Process]:
     """
     strangers = set(direct_children()) - set(known)
     inside = _cgroup_pids(family.cgroup)
-    if not family.pid and not strangers and not inside:
+    if not family.pid and not strangers and not inside and not family.adopted:
         return []
     table = {process.pid: process for process in every_process()}
+    if family.adopted:
+        strangers = {pid for pid in table if tag_of(pid) == family.tag and may_signal(pid)}
     found = {pid for pid in inside if pid in table}
     if family.pid in table:
         found.add(family.pid)
     found |= {process.pid for process in table.values() if process.session == family.session}
-    found |= {pid for pid in strangers if pid in table and _tag(pid) == family.tag}
+    found |= {pid for pid in strangers if pid in table and tag_of(pid) == family.tag}
     children: dict[int, list[int]] = {}
     for process in table.values():
-        children.setdefault(process.parent, []).append(process.pid)
+        if process.pid != os.getpid():  # somebody may have started us from within a program
+            children.setdefault(process.parent, []).append(process.pid)
     pending = list(found)
     while pending:
         below = [pid for pid in children.get(pending.pop(), ()) if pid not in found]
@@ -141,24 +156,60 @@ def send_one(process: Process, number: int) -> None:
         os.close(fd)
 
 
-def make_cgroup_root() -> str:
-    """A cgroup v2 folder below our own for the programs' cgroups, or "" where none can be made (cgroups(7))."""
-    mount = ""
+def may_signal(pid: int) -> bool:
+    """Whether that process exists and is one that we may signal: anybody can give himself somebody's tag."""
     try:
-        with open("/proc/self/mountinfo") as file:
-            for line in file:
-                before, _, after = line.partition(" - ")
-                if after.split()[0] == "cgroup2" and before.split()[3] == "/":
-                    mount = before.split()[4]
-        with open("/proc/self/cgroup") as file:
-            own = next((line[3:].strip() for line in file if line.startswith("0::")), "")
-        if not mount or not own:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
+def make_cgroup_root() -> str:
+    """A cgroup v2 folder below our own for the programs' cgroups, or "" where none can be made (cgroups(7)). Empty ones
+    of keepers that were killed are removed."""
+    try:
+        own = _cgroup_folder(os.getpid())
+        if not own:
             return ""
-        root = f"{mount}{own.rstrip('/')}/procman-{os.getpid()}"
+        for name in os.listdir(own):
+            pid = name.removeprefix(ROOT_NAME)
+            if name.startswith(ROOT_NAME) and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+                remove_cgroup(f"{own}/{name}")
+        root = f"{own}/{ROOT_NAME}{os.getpid()}"
         os.makedirs(root, exist_ok=True)
         return root if os.access(f"{root}/cgroup.procs", os.W_OK) else ""
     except (OSError, IndexError):
         return ""
+
+
+def old_cgroup(pid: int, name: str) -> str:
+    """The folder that an earlier keeper had made for its child `name`, whose process `pid` is in it; "" for none, and
+    for one that we are in ourselves."""
+    try:
+        path, own = _cgroup_folder(pid), _cgroup_folder(os.getpid())
+    except (OSError, IndexError):
+        return ""
+    folder = name.replace("/", "_")
+    above, found, _ = f"{path}/".partition(f"/{folder}/")
+    root = os.path.basename(above)
+    if not found or not (root.startswith(ROOT_NAME) and root.removeprefix(ROOT_NAME).isdigit()):
+        return ""
+    made = f"{above}/{folder}"
+    return "" if f"{own}/".startswith(f"{made}/") else made
+
+
+def _cgroup_folder(pid: int) -> str:
+    """Where the cgroup v2 of `pid` is mounted, "" for nowhere. Raises OSError."""
+    mount = ""
+    with open("/proc/self/mountinfo") as file:
+        for line in file:
+            before, _, after = line.partition(" - ")
+            if after.split()[0] == "cgroup2" and before.split()[3] == "/":
+                mount = before.split()[4]
+    with open(f"/proc/{pid}/cgroup") as file:
+        path = next((line[3:].strip() for line in file if line.startswith("0::")), "")
+    return f"{mount}{path.rstrip('/')}" if mount and path else ""
 
 
 def make_cgroup(root: str, name: str) -> str:
@@ -209,7 +260,7 @@ def _read(path: str) -> bytes:
     return b"".join(chunks)
 
 
-def _tag(pid: int) -> int:
+def tag_of(pid: int) -> int:
     """The tag of a process, 0 if it has none."""
     try:
         lines = _read(f"/proc/{pid}/limits").splitlines()
