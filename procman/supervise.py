@@ -202,6 +202,8 @@ class _Parts:
         await self.server.start()
         self._ready(len(supervisor.processes))
         status = await supervisor.finished
+        if supervisor.deserted:
+            return status  # the programs go on, and every file and socket of ours is theirs and the next daemon's
         await self.server.close()
         supervisor.measures.stop()
         log_thread.stop()

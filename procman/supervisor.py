@@ -61,6 +61,7 @@ class Supervisor:
         self._ground = ground
         self._down: set[str] = set()
         self.closing = False
+        self.deserted = False
         self._applying = False
         self._reread_again = False
         self._table_problem = ""
@@ -223,7 +224,8 @@ class Supervisor:
 
     def _keeper_gone(self) -> None:
         if not self.finished.done():
-            log.error("the keeper has gone; the supervisor ends")
+            log.error("the keeper has gone; the supervisor ends, and leaves everything to the next procmand")
+        self.deserted = True
         self._finish(1)
 
     def _signalled(self, number: int) -> None:
