@@ -66,7 +66,7 @@ class Register:
         """The keeper's "spawned" message, or its record of a child."""
         child = str(message["child"])
         known = Known(int(message["pid"]), int(message.get("start", 0)), int(message.get("tag", 0)), kill)
-        self._last = max(self._last, known.tag & (1 << tree.NUMBER_BITS) - 1)
+        self._last = max(self._last, _number(known.tag))
         self._known[launch.split_child_id(child)[0]] = child, known
 
     def document(self, processes: Iterable[Process], config: Config) -> dict[str, Any]:
@@ -117,17 +117,15 @@ def plan(seen: Sequence[Seen], known: Mapping[str, Known], last: int, programs: 
         found = found or bool(family)
         requests.append(_request(child, entry.tag, main, family, entry.kill))
     for tag, family in by_tag.items():
-        if request := _judge(tag, family, known, last, programs):
+        if request := _judge(tag, family, last, programs):
             requests.append(request)
             found = True
-    return _newest_only(requests) if found else []
+    return _one_each(requests, known) if found else []
 
 
-def _judge(
-    tag: int, family: Sequence[Seen], known: Mapping[str, Known], last: int, programs: Mapping[str, Program]
-) -> Message | None:
+def _judge(tag: int, family: Sequence[Seen], last: int, programs: Mapping[str, Program]) -> Message | None:
     """What to do about a family that the state file does not know; None: leave it alone."""
-    number = tag & (1 << tree.NUMBER_BITS) - 1
+    number = _number(tag)
     if not tag:
         return None
     child = next((process.child for process in family if process.child), "")
@@ -141,34 +139,36 @@ def _judge(
         log.warning("pid %d says that it belongs to %s, but not its user does: left alone", family[0].pid, name)
         return None
     main = next((p for p in family if p.child_pid == p.pid and p.child == child and p.uid == uid), None)
-    if child in known or (main is None and program.kill == "main"):
+    if main is None and program.kill == "main":
         return None
     return _request(child, tag, main, family, program.kill)
 
 
 def _request(child: str, tag: int, main: Seen | None, family: Sequence[Seen], kill: str = "tree") -> Message:
-    process = {"pid": main.pid, "start": main.start, "at": _time_of(main.start)} if main else {"pid": 0, "start": 0}
+    process = {"pid": main.pid, "start": main.start} if main else {"pid": 0, "start": 0}
     members = [*([main.pid] if main else []), *(member.pid for member in family if member != main)]
     return {"child": child, "tag": tag, "kill": kill, "members": members, **process}
 
 
-def _time_of(start: int) -> float:
-    """The wall-clock time of a number of clock ticks since boot."""
-    age = time.clock_gettime(time.CLOCK_BOOTTIME) - start / os.sysconf("SC_CLK_TCK")
-    return time.time() - age
+def _one_each(requests: list[Message], known: Mapping[str, Known]) -> list[Message]:
+    """Each process has one child: the one that the state file knows, if it lives, else the newest. The others are
+    renamed, so that they are ended."""
 
+    def rank(request: Message) -> tuple[bool, int, bool]:
+        lives = bool(request["pid"])
+        return lives and request["child"] in known, launch.split_child_id(str(request["child"]))[1], lives
 
-def _newest_only(requests: list[Message]) -> list[Message]:
-    """Each process has one child, the newest. What an older one has left is renamed, so that it is ended."""
-    newest: dict[str, int] = {}
-    for request in requests:
-        name, generation = launch.split_child_id(str(request["child"]))
-        newest[name] = max(newest.get(name, 0), generation)
-    for request in requests:
-        name, generation = launch.split_child_id(str(request["child"]))
-        if generation != newest[name]:
-            request["child"] = f"{name}/left#{generation}"
+    taken: set[str] = set()
+    for request in sorted(requests, key=rank, reverse=True):
+        name, _ = launch.split_child_id(str(request["child"]))
+        if name in taken:
+            request["child"] = f"{name}/left#{_number(request['tag'])}"
+        taken.add(name)
     return requests
+
+
+def _number(tag: int) -> int:
+    return tag & (1 << tree.NUMBER_BITS) - 1
 
 
 # --- the machine ----------------------------------------------------------------------------------------------------
@@ -208,6 +208,12 @@ def _real_uid(pid: int) -> int:
     return int(line.split()[1])
 
 
+def _time_of(start: int) -> float:
+    """The wall-clock time of a number of clock ticks since boot."""
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - start / os.sysconf("SC_CLK_TCK")
+    return time.time() - age
+
+
 async def adopt(
     link: KeeperLink, snapshot: Snapshot, lock: store.Lock, document: Mapping[str, Any], config: Config
 ) -> None:
@@ -221,7 +227,9 @@ async def adopt(
     seen = [] if lock.fresh else look(lock.house, known)
     programs = {program.name: program for program in config.programs}
     requests = plan(seen, known, last, programs)
-    above = max([last, *(process.tag & (1 << tree.NUMBER_BITS) - 1 for process in seen)])
+    for request in requests:
+        request["at"] = _time_of(request["start"]) if request["pid"] else 0.0
+    above = max([last, *(_number(process.tag) for process in seen)])
     records = await link.adopt(lock.house, above, requests)
     if missing := [str(request["child"]) for request in requests if request["child"] not in records]:
         raise Failed(f"can't adopt what runs already: {', '.join(missing)}", hint="the keeper has said why")
