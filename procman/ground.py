@@ -377,6 +377,10 @@ class Ground:
             found.append({"stream": stream, "path": path, **asdict(self._logs.counters(name))})
         return found
 
+    def held_document(self) -> dict[str, Any]:
+        """What is held, for the state file."""
+        return self._holdings.document()
+
     def counters_document(self, programs: Sequence[Program]) -> dict[str, dict[str, Any]]:
         """All counters, for the state file."""
         names = {name for program in programs for name in self._holdings.captured(program)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from procman import listeners, logs, servers
 from procman.config import Daemon, Listener, Program
@@ -60,7 +61,12 @@ class Holdings:
         self._captured: set[str] = set()
         self._open: dict[str, Listener] = {}
         self._files: dict[str, listeners.FileId | None] = {}  # the files of Unix listeners, by held name
+        self._pipes: dict[str, int] = {}  # inodes, by the name of the stream
         self.notify_sockets: dict[str, NotifySocket] = {}
+
+    def document(self) -> dict[str, Any]:
+        """Part of the state file: how pipes and the files of Unix listeners are known again without the keeper."""
+        return {"pipes": self._pipes, "sockets": self._files}
 
     def take(self, name: str) -> int | None:
         """The descriptor that the snapshot brought under `name`, now the caller's; None if there is none."""
@@ -140,6 +146,7 @@ class Holdings:
             if name is None or name in self._captured:
                 continue
             read_end = self._log_pipe(name)
+            self._pipes[name] = os.fstat(read_end).st_ino
             stream = logs.Stream(name, program.name, program.log, path, read_end)
             self._log_thread.add(stream, self._counters.get(name))
             self._captured.add(name)
@@ -172,6 +179,7 @@ class Holdings:
         """What is still in the pipes is written, then they close."""
         for name in self.captured(program):
             self._captured.discard(name)
+            self._pipes.pop(name, None)
             self.release(f"{name}/w")
             self._log_thread.remove(name)
             self.release(f"{name}/r")

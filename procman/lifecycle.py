@@ -75,8 +75,8 @@ WAITING = frozenset({State.STARTING, State.STOPPING, State.BACKOFF})
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a child ended: `code` (0-255) or `signal`, one of them. `at` is seconds since the epoch, `reason` one
-    phrase."""
+    """How a child ended: `code` (0-255) or `signal`, one of them; neither where nobody knows, which is no success. `at`
+    is seconds since the epoch, `reason` one phrase."""
 
     code: int | None
     signal: int | None

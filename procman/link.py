@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import select
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from procman.keeper.wire import Message, Wire, WireClosed, WireError
 
@@ -27,6 +27,33 @@ class KeeperLink:
         self.on_lost: Callable[[list[str]], None] = lambda names: None
         self._early = list(early)
         self._syncs: dict[int, asyncio.Future[None]] = {}
+
+    async def adopt(self, house: int, last: int, requests: Iterable[Message]) -> dict[str, Message]:
+        """Have the keeper tag its children with `house` and numbers above `last`, and take over what an earlier keeper
+        had started. Returns the records of those that it took, as in the snapshot. Comes before `listen`."""
+        self.send({"op": "house", "house": house, "last": last})
+        for request in requests:
+            self.send({"op": "adopt", **request})
+        self.send({"op": "sync", "number": 0})
+        records: dict[str, Message] = {}
+        readable = asyncio.Event()
+        self._loop.add_reader(self._wire.fileno(), readable.set)
+        complete = False
+        while not complete:
+            await readable.wait()
+            readable.clear()
+            for message, descriptors in self._wire.receive():
+                match message:
+                    case {"op": "child", "child": str(name)} if not complete:
+                        records[name] = message
+                    case {"op": "synced", "number": 0}:
+                        complete = True
+                    case _:
+                        self._early.append(message)
+                for fd in descriptors:
+                    os.close(fd)
+        self._loop.remove_reader(self._wire.fileno())
+        return records
 
     def listen(self, on_event: Callable[[Message], None], on_end: Callable[[], None]) -> None:
         """From now on call `on_event` with each message, and `on_end` when the keeper has gone."""

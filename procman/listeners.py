@@ -65,6 +65,29 @@ def join(listener: Listener) -> socket.socket:
     return _open_tcp(listener, found=False)
 
 
+def fits(sock: socket.socket, listener: Listener, made: FileId | None = None) -> bool:
+    """Whether `sock`, which an earlier daemon had opened, is what `listener` asks for now, and can be reached.
+
+    `made`: the file of a Unix listener as it was made then, where that is known.
+    """
+    address = listener.address
+    try:
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) or sock.type is not socket.SOCK_STREAM:
+            return False
+        where = sock.getsockname()
+        if address.kind == "unix":
+            there = socket_file(address.path)
+            leads_here = there is not None and made in (None, there)
+            return sock.family == socket.AF_UNIX and where == address.path and leads_here
+        if sock.family == socket.AF_INET6:
+            v6_only = bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
+            if v6_only != (address.host != ""):
+                return False
+        return any(sock.family == family and where[:2] == wanted[:2] for family, wanted in _tcp_candidates(listener))
+    except (OSError, Failed):
+        return False
+
+
 def open_rpc_socket(path: str, mode: int, gid: int = -1) -> socket.socket:
     """The socket that procmanctl connects to, made as a Unix listener is. Raises `Failed` if a daemon listens there,
     and where the folder is the default one in /tmp (`rpc.default_socket`) and somebody else made it or may write it."""

@@ -24,6 +24,10 @@ STATUS_FIELDS = tuple(field.name for field in fields(Status))
 EXIT_FIELDS = tuple(field.name for field in fields(Exit))
 
 
+UNKNOWN_END = "ended; how is not known: it was adopted from a procmand that was killed"
+"""The reason of an exit whose status nobody could tell any more."""
+
+
 def signal_name(number: int) -> str:
     """ "SIGTERM" for 15; "signal 77" for a number without a name."""
     try:
@@ -34,8 +38,10 @@ def signal_name(number: int) -> str:
 
 def exit_of(message: Message) -> Exit:
     """The end of a child as the keeper's "exited" message tells it."""
-    result = os.waitstatus_to_exitcode(int(message["status"]))
     at = float(message.get("ended_at") or time.time())
+    if message["status"] is None:
+        return Exit(None, None, at, UNKNOWN_END)
+    result = os.waitstatus_to_exitcode(int(message["status"]))
     if result < 0:
         return Exit(None, -result, at, f"killed by {signal_name(-result)}")
     return Exit(result, None, at, f"exit status {result}")

@@ -40,8 +40,10 @@ class Keeper:
 class Snapshot:
     """What the keeper holds when a supervisor comes up. `held` descriptors belong to the receiver.
 
-    `starts` counts supervisors, this one included: 1 means that the daemon itself has just been started. `events` are
-    messages that came right behind the snapshot.
+    `starts` counts supervisors, this one included: 1 means that the daemon itself has just been started. Children may
+    be there even so: `adopted` names the processes whose child an earlier keeper had started, each with what was lost,
+    and `changed` those of them that the table now describes otherwise. `events` are messages that came right behind the
+    snapshot.
     """
 
     starts: int = 1
@@ -50,6 +52,8 @@ class Snapshot:
     keeper_pid: int = 0
     keeper: Keeper = field(default_factory=Keeper)
     children: dict[str, Message] = field(default_factory=dict)
+    adopted: dict[str, list[str]] = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
     held: dict[str, int] = field(default_factory=dict)
     events: list[Message] = field(default_factory=list)
 

@@ -16,9 +16,12 @@ import functools
 import json
 import os
 import re
+import secrets
+import select
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from procman.errors import Failed, is_shortage
 
@@ -29,6 +32,20 @@ BAD_KEPT = 3
 
 LOCK_NAME = "lock"
 STATE_NAME = "state.json"
+
+HOUSE_BITS = 30
+"""Of the number by which processes show that they belong to a state folder."""
+
+DYING_SECONDS = 5.0
+"""How long the supervisor of a keeper that was killed may take to die after it."""
+
+
+class Lock(NamedTuple):
+    """A state folder that is ours: the descriptor of the lock, the number of its `house`, and whether that is new."""
+
+    fd: int
+    house: int
+    fresh: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +130,8 @@ def boot_id() -> str:
         return ""
 
 
-def lock(state_dir: str, pid: int) -> int:
-    """Makes `state_dir` (mode 0700) if needed and locks it for the daemon `pid`. Returns the descriptor of the lock.
+def lock(state_dir: str, pid: int) -> Lock:
+    """Makes `state_dir` (mode 0700) if needed and locks it for the daemon `pid`. The file holds that pid and the house.
 
     The lock lasts until the last copy of the descriptor is closed: a forked or SCM_RIGHTS copy holds it too (flock(2)).
     Raises `Failed`, naming the daemon that has it.
@@ -135,20 +152,46 @@ def lock(state_dir: str, pid: int) -> int:
         raise
 
 
-def _take(fd: int, state_dir: str, pid: int) -> int:
+def _take(fd: int, state_dir: str, pid: int) -> Lock:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{pid}\n".encode(), 0)
+        _wait_for(fd)
+        house = _second_line(fd)
+        known = house.isascii() and house.isdecimal() and 0 < int(house) < 1 << HOUSE_BITS
+        number = int(house) if known else secrets.randbelow((1 << HOUSE_BITS) - 1) + 1
+        text = f"{pid}\n{number}\n".encode()
+        os.pwrite(fd, text, 0)  # over the old text: no moment at which the house is not there
+        os.ftruncate(fd, len(text))
     except BlockingIOError as error:
         raise _in_use(fd, state_dir) from error
     except OSError as error:
         raise Failed(f"can't lock state_dir {state_dir}: {error.strerror}") from error
-    return fd
+    return Lock(fd, number, not known)
+
+
+def _wait_for(fd: int) -> None:
+    """Lock at once, or after a daemon whose keeper was killed: its supervisor is about to die too. Raises OSError."""
+    end = time.monotonic() + DYING_SECONDS
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            keeper = _first_line(fd)
+            if not keeper.isdecimal() or os.path.exists(f"/proc/{keeper}") or time.monotonic() > end:
+                raise
+        select.select([], [], [], 0.01)  # nothing tells when a lock is free without waiting for it without end
+
+
+def _first_line(fd: int) -> str:
+    return os.pread(fd, 64, 0).decode("ascii", "replace").partition("\n")[0]
+
+
+def _second_line(fd: int) -> str:
+    return os.pread(fd, 64, 0).decode("ascii", "replace").partition("\n")[2].partition("\n")[0]
 
 
 def _in_use(fd: int, state_dir: str) -> Failed:
-    pid = os.pread(fd, 32, 0).strip().decode("ascii", "replace")
+    pid = _first_line(fd)
     who = f" (pid {pid})" if pid.isdigit() else ""
     return Failed(
         f"another procmand{who} uses state_dir {state_dir}",

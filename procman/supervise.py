@@ -17,7 +17,7 @@ import socket
 import sys
 from dataclasses import replace
 
-from procman import apply, disks, ground, interim, listeners, store, table
+from procman import apply, disks, ground, interim, listeners, orphans, store, table
 from procman.config import Config, Daemon
 from procman.desk import Desk
 from procman.errors import ConfigError, Failed, ProcmanError, is_shortage
@@ -140,13 +140,11 @@ class _Parts:
     # --- the daemon's own things ------------------------------------------------------------------------------------
 
     def _take_lock(self) -> None:
-        held = self.held.pop("lock", None)
-        if held is not None:
-            os.close(held)  # the keeper has it, and keeps it
-            return
-        fd = store.lock(self.daemon.state_dir, self.snapshot.keeper_pid)
-        self.link.hold({"lock": fd})
-        os.close(fd)
+        """The keeper holds it, and so do we: while one of the two lives, however shortly, no other daemon begins."""
+        self.lock: store.Lock | None = None
+        if self.held.pop("lock", None) is None:
+            self.lock = store.lock(self.daemon.state_dir, self.snapshot.keeper_pid)
+            self.link.hold({"lock": self.lock.fd})
 
     def _set_up(self) -> None:
         _set_name(self.daemon.identifier)
@@ -213,10 +211,13 @@ class _Parts:
         document = loaded.document
         if document is not None and document.get("boot_id") != store.boot_id():
             document = {"down": document.get("down", [])}
+        if self.lock is not None:
+            await orphans.adopt(self.link, self.snapshot, self.lock, document or {}, self.config)
         loop = asyncio.get_running_loop()
         stdout = self._own_log if self._own_log >= 0 else 1
         log_thread = LogThreads(lambda path: _call_soon(loop, stands.news, path), stdout, disks.of)
-        counters = ground.counters_from((document or {}).get("logs") if self.snapshot.starts > 1 else None)
+        goes_on = self.snapshot.starts > 1 or self.snapshot.children
+        counters = ground.counters_from((document or {}).get("logs") if goes_on else None)
         for key, counted in self.before.stop().items():
             counters[key] = interim.add(counters.get(key, Counters()), counted)
         holdings = Holdings(self.link, self.held, log_thread, self.daemon, counters)
@@ -238,6 +239,8 @@ class _Parts:
         await self.server.start()
         self._ready(len(supervisor.processes))
         status = await supervisor.finished
+        if supervisor.deserted:
+            return status  # the programs go on, and every file and socket of ours is theirs and the next daemon's
         await self.server.close()
         supervisor.measures.stop()
         log_thread.stop()

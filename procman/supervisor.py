@@ -26,11 +26,18 @@ from procman.lifecycle import Exited, Gone, Ready, Spawned, SpawnFailed, Start, 
 from procman.link import KeeperLink
 from procman.measures import Measures
 from procman.operation import carry_out, levels
+from procman.orphans import Register
 from procman.process import Process
 from procman.report import Info
 from procman.snapshot import Keeper, Snapshot
 
 log = logging.getLogger("procman")
+
+ADOPTED = "adopted: the procmand before was killed"
+"""Why a process is what it is when a new daemon has found it."""
+
+SAID_ONCE = frozenset({"notify", "log"})
+"""Kinds of readiness that a program shows only once: nobody may have heard it."""
 
 READY = "ready"
 """What the keeper remembers of a child that became ready."""
@@ -56,6 +63,7 @@ class Supervisor:
         self._down: set[str] = set()
         self._documents: dict[str, tuple[Status, Info]] = {}
         self.closing = False
+        self.deserted = False
         self._applying = False
         self._reread_again = False
         self._table_problem = ""
@@ -65,6 +73,7 @@ class Supervisor:
         self._exit_status = 0
         self.since = time.time()
         self.snapshot = Snapshot()
+        self._register = Register()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.journal = Journal(f"{config.daemon.state_dir}/state.json", self._document, link.forget)
         self.measures = Measures(config.daemon.sampling, self._mains)
@@ -75,26 +84,30 @@ class Supervisor:
     def begin(self, snapshot: Snapshot, document: dict[str, Any] | None) -> None:
         """Take up the processes: those of a supervisor that died as they are now, else start what is to be started.
 
-        `document` is the state file's, None where there is none.
+        `document` is the state file's, None where there is none. A daemon that is new takes them up too, where children
+        of one that was killed go on; but it was started to run the programs, whatever the old one was about to do.
         """
         self.snapshot = snapshot
         self.keeper = snapshot.keeper
         state = document or {}
-        recovered = snapshot.starts > 1
+        replaces = snapshot.starts > 1
+        recovered = replaces or bool(snapshot.children)
         self._down = {str(name) for name in state.get("down", [])}
-        self._exit_status = int(state.get("exit_status", 0)) if recovered else 0
+        self._exit_status = int(state.get("exit_status", 0)) if replaces else 0
         statuses = state.get("processes", {}) if recovered else {}
         for program in self.config.programs:
             self._add(program, _status_of(statuses.get(program.name)))
-        if recovered:
+        if replaces:
             self.note("daemon", "", what="supervisor restarted", why=snapshot.last)
             log.warning("the supervisor was replaced (%s); %d children go on", snapshot.last, len(snapshot.children))
         self._take_up(snapshot)
         self._link.listen(self._keeper_says, self._keeper_gone)
-        if recovered and state.get("closing"):
+        if replaces and state.get("closing"):
             self.shut_down("continued after the supervisor was replaced")
-        elif recovered and state.get("reread"):
+        elif replaces and state.get("reread"):
             self.background(self._hang_up())
+        elif recovered and not replaces:
+            self._settle_adopted(snapshot, starting=bool(state.get("closing")))
         for process in itertools.chain.from_iterable(levels(self.all())):
             fresh = process.status.generation == 0 and process.status.state is State.STOPPED
             if fresh and process.program.autostart and process.name not in self._down and not self.closing:
@@ -106,11 +119,36 @@ class Supervisor:
             self._check_exit_when(process)
         self.journal.dirty()
 
+    def _settle_adopted(self, snapshot: Snapshot, *, starting: bool) -> None:
+        """Say which children were adopted, and what of them was lost. `starting`: the daemon before was ending all."""
+        for name, lost in snapshot.adopted.items():
+            process = self.processes[name]
+            status, said = process.status, list(lost)
+            if status.pid is None:
+                continue
+            if status.state is State.STARTING and process.program.ready.kind in SAID_ONCE:
+                said.append("it may have said meanwhile that it is ready, so it counts as ready")
+                process.feed(Ready())
+            why = "; ".join([ADOPTED, *said])
+            process.status = replace(process.status, why=why)
+            if process.status.state is State.RUNNING:
+                self._link.note(process.child, READY)
+            self.note("adopted", name, state=str(process.status.state), pid=status.pid, why=why)
+            log.warning("%s: pid %d goes on (%s)", name, status.pid, why)
+            if name in snapshot.changed and status.wanted:
+                process.feed(Stop("the table has changed since it was started"))
+                process.feed(Start("the table has changed since it was started"))
+        for process in self.all():
+            if starting and process.program.autostart and process.name not in self._down and not process.status.wanted:
+                process.feed(Start("autostart"))
+
     def _take_up(self, snapshot: Snapshot) -> None:
         """Bring what the state file said and what the keeper holds together. The keeper is right about children."""
         newest: dict[str, tuple[int, Message]] = {}
         for child, record in snapshot.children.items():
             name, generation = launch.split_child_id(child)
+            if name in self.processes:
+                self._register.born(record, self.processes[name].program.kill)
             if name not in self.processes:
                 log.warning("%s belongs to no process of the table; it is ended", child)
                 self._link.signal(child, signal.SIGKILL, tree=True)
@@ -181,6 +219,7 @@ class Supervisor:
             return
         match message["op"]:
             case "spawned":
+                self._register.born(message, process.program.kill)
                 process.feed(Spawned(int(message["pid"]), float(message["at"])))
             case "exited" | "failed":
                 self._ended(process, message)
@@ -204,7 +243,8 @@ class Supervisor:
 
     def _keeper_gone(self) -> None:
         if not self.finished.done():
-            log.error("the keeper has gone; the supervisor ends")
+            log.error("the keeper has gone; the supervisor ends, and leaves everything to the next procmand")
+        self.deserted = True
         self._finish(1)
 
     def _signalled(self, number: int) -> None:
@@ -420,7 +460,8 @@ class Supervisor:
         statuses = {p.name: self._status_document(p) for p in self.all() if p.status.generation}
         logs = self._ground.counters_document(self.config.programs)
         end = {"closing": self.closing, "exit_status": self._exit_status, "reread": self._reread_again}
-        return {"down": sorted(self._down), **end, "processes": statuses, "logs": logs}
+        found_again = self._register.document(self.all(), self.config) | self._ground.held_document()
+        return {"down": sorted(self._down), **end, "processes": statuses, "logs": logs, **found_again}
 
     def _status_document(self, process: Process) -> Info:
         """Made once for each status: of a thousand processes most have not changed since the last write."""
@@ -485,7 +526,10 @@ def _status_of(document: object) -> Status:
 
 
 def _shell_status(status: Status) -> int:
-    """The exit status of a child as a shell shows it: 128 + number for a signal; 0 when there was none."""
+    """The exit status of a child as a shell shows it: 128 + number for a signal; 0 when there was none, 1 when nobody
+    knows it."""
     if status.exit is None:
         return 0
+    if status.exit.code is None and status.exit.signal is None:
+        return 1
     return status.exit.code or 0 if status.exit.signal is None else 128 + status.exit.signal

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeDaemon
-from tests.harness import PROJECT, RunningDaemon, descendants, wait_until
+from tests.harness import PROJECT, RunningDaemon, descendants, free_port, wait_until
 
 SYSTEMD = "/usr/lib/systemd/systemd"
 GROUPS = next(
@@ -47,6 +48,12 @@ Environment=PYTHONPATH={project} PYTHON={python} PROGRAMS={project}/tests/progra
 WatchdogSec=1
 StandardOutput=append:{folder}/daemon.out
 StandardError=inherit
+"""
+SITE = """
+[program.site]
+command = "${{PYTHON}} -S -E ${{PROGRAMS}}/http_one.py"
+listen = "127.0.0.1:{port}"
+ready = {{ http = "/" }}
 """
 PLAIN = '[program.{}]\ncommand = "${{PYTHON}} -S -E ${{PROGRAMS}}/ready.py"\nstart_seconds = 0\n'
 
@@ -145,3 +152,35 @@ def test_the_shipped_unit(box: tuple[Box, RunningDaemon]) -> None:
     ended = [systemd.show(name) for name in ("ActiveState", "Result", "ExecMainStatus")]
     assert ended == ["inactive", "success", "0"]
     assert systemd.run("pgrep", "-f", "procman.daemon|programs/ready.py").stdout == ""
+
+
+def test_the_keeper_is_killed(box: tuple[Box, RunningDaemon]) -> None:
+    """systemd starts another one, which adopts; what died with it finds its socket and its pipe in systemd's store."""
+    systemd, running = box
+    port = free_port()
+    running.write_table(SITE.format(port=port) + PLAIN.format("it"))
+    assert systemd.run("systemctl", "start", "procman.service").returncode == 0, running.said()
+    names = ("site", "it")
+    before = {name: running.wait_for(name)["pid"] for name in names}
+    stored = 1 + 2 * len(names)  # a socket, and both ends of a pipe for each
+    wait_until(lambda: systemd.show("NFileDescriptorStore") == str(stored))
+    keeper = systemd.show("MainPID")
+    assert systemd.run("kill", "-9", keeper).returncode == 0
+    wait_until(lambda: systemd.show("MainPID") not in {keeper, "0"} and running.answers(), 30, "another keeper")
+    assert {name: running.wait_for(name)["pid"] for name in names} == before
+    assert all(info["why"] == "adopted: the procmand before was killed" for info in running.status().values())
+    assert systemd.show("NFileDescriptorStore") == str(stored)
+
+    # Now the program dies with the keeper: who connects meanwhile waits in the queue, and is answered.
+    cgroup = running.json("daemon", "status")["cgroup"]
+    assert systemd.run("sh", "-c", f"kill -9 {systemd.show('MainPID')} {before['site']}").returncode == 0
+    with socket.create_connection(("127.0.0.1", port), 20) as client:
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        client.settimeout(30)
+        assert b"200" in client.recv(100)
+    assert running.wait_for("it")["pid"] == before["it"]
+    assert running.wait_for("site")["pid"] != before["site"]
+    assert systemd.run("test", "-d", cgroup).returncode == 1, "the folder of the keeper before is removed"
+    assert systemd.run("systemctl", "stop", "procman.service").returncode == 0
+    assert [systemd.show(name) for name in ("ActiveState", "Result", "ExecMainStatus")] == ["inactive", "success", "0"]
+    assert systemd.run("pgrep", "-f", "procman.daemon|programs/").stdout == ""

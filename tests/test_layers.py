@@ -20,9 +20,9 @@ PACKAGE = PROJECT / "procman"
 BANDS = {
     "pure": "errors config positions values keys programs table servers apply lifecycle launch rpc",
     "keeper": "keeper",
-    "edge": "disks files folders listeners logs logread resources probes notify store",
-    "daemon": "events snapshot interim link process report operation journal measures holdings recall ground supervisor"
-    " desk supervise reading methods server daemon",
+    "edge": "disks files folders listeners logs logread resources probes notify store salvage",
+    "daemon": "events snapshot interim link process report operation journal measures holdings recall orphans ground"
+    " supervisor desk supervise reading methods server daemon",
     "client": "client ctl",
     "program": "wsgi",
 }

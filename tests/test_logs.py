@@ -155,8 +155,21 @@ def test_remove_writes_what_is_in_the_pipe_and_closes_it(logs: Capture) -> None:
     logs.thread.remove("shop", done.set)
     assert done.wait(5)
     assert (logs.folder / "shop.log").read_bytes() == b"last words\n"
-    with pytest.raises(BrokenPipeError):
-        os.write(pipe, b"x")
+    link = os.readlink(f"/proc/self/fd/{pipe}")
+    others = [fd for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}") and int(fd) != pipe]
+    assert link not in [os.readlink(f"/proc/self/fd/{fd}") for fd in others if os.path.lexists(f"/proc/self/fd/{fd}")]
+
+
+def test_nobody_gets_sigpipe_while_no_reader_is_there() -> None:
+    """Who writes is a reader himself: what is written waits, and whoever opens the pipe again finds it."""
+    read_fd, write_fd = make_pipe()
+    os.close(read_fd)
+    os.write(write_fd, b"waits")
+    again = os.open(f"/proc/self/fd/{write_fd}", os.O_RDONLY | os.O_NONBLOCK)
+    assert os.read(again, 100) == b"waits"
+    os.close(write_fd)
+    assert os.read(again, 100) == b"", "and its end is still an end"
+    os.close(again)
 
 
 def test_remove_does_not_wait_for_a_program_that_never_stops(logs: Capture) -> None:

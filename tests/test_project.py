@@ -256,7 +256,7 @@ def test_the_unit_is_sound(tmp_path: Path) -> None:
 
 def test_the_unit_says() -> None:
     lines = (PROJECT / "etc/procman.service").read_text().splitlines()
-    assert {"Type=notify", "NotifyAccess=main", "Delegate=yes", "KillMode=mixed"} <= set(lines)
+    assert {"Type=notify", "NotifyAccess=main", "Delegate=yes", "KillMode=process"} <= set(lines)
 
 
 # Docs

@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -163,18 +164,18 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(path: str) -> None:
 
 def test_lock_makes_the_folder_and_holds(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "state"
-    fd = lock(str(folder), os.getpid())
+    fd = lock(str(folder), os.getpid()).fd
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert not os.get_inheritable(fd)
     with pytest.raises(Failed, match=f"another procmand \\(pid {os.getpid()}\\) uses state_dir {folder}") as caught:
         lock(str(folder), os.getpid())
     assert "daemon.state_dir" in caught.value.hint
     os.close(fd)
-    os.close(lock(str(folder), os.getpid()))
+    os.close(lock(str(folder), os.getpid()).fd)
 
 
 def test_a_failed_lock_leaks_nothing(tmp_path: Path) -> None:
-    fd = lock(str(tmp_path), os.getpid())
+    fd = lock(str(tmp_path), os.getpid()).fd
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         with pytest.raises(Failed):
@@ -193,11 +194,11 @@ def test_the_lock_of_another_process_ends_with_it(tmp_path: Path) -> None:
         with pytest.raises(Failed, match=f"pid {holder.pid}"):
             lock(str(tmp_path), os.getpid())
         holder.kill()
-    os.close(lock(str(tmp_path), os.getpid()))
+    os.close(lock(str(tmp_path), os.getpid()).fd)
 
 
 def test_a_copy_of_the_descriptor_holds_the_lock(tmp_path: Path) -> None:
-    fd = lock(str(tmp_path), os.getpid())
+    fd = lock(str(tmp_path), os.getpid()).fd
     copy = os.dup(fd)
     os.close(fd)
     with pytest.raises(Failed, match="another procmand"):
@@ -221,6 +222,36 @@ def test_garbage_in_the_lock_file_is_not_shown(tmp_path: Path) -> None:
     with pytest.raises(Failed, match="another procmand uses state_dir"):
         lock(str(tmp_path), os.getpid())
     os.close(other)
+
+
+def test_the_house_of_a_state_folder_stays(tmp_path: Path) -> None:
+    first = lock(str(tmp_path), 123456789)
+    assert first.fresh
+    assert 0 < first.house < 1 << store.HOUSE_BITS
+    os.close(first.fd)
+    again = lock(str(tmp_path), 7)
+    assert (again.house, again.fresh) == (first.house, False)
+    assert (tmp_path / store.LOCK_NAME).read_text() == f"7\n{first.house}\n"
+    os.close(again.fd)
+
+
+@pytest.mark.parametrize("text", ["", "77\n", "77\n0\n", "77\nx\n", f"77\n{1 << store.HOUSE_BITS}\n", "77\n-1\n"])
+def test_a_lock_file_without_a_house_gets_one(tmp_path: Path, text: str) -> None:
+    (tmp_path / store.LOCK_NAME).write_text(text)
+    taken = lock(str(tmp_path), 7)
+    assert taken.fresh
+    assert (tmp_path / store.LOCK_NAME).read_text() == f"7\n{taken.house}\n"
+    os.close(taken.fd)
+
+
+def test_the_rest_of_a_killed_daemon_is_waited_for(tmp_path: Path) -> None:
+    """Its keeper has gone, its supervisor is about to."""
+    fd = lock(str(tmp_path), 2**22 + 1).fd  # there is no such pid
+    timer = threading.Timer(0.2, os.close, [fd])
+    timer.start()
+    taken = lock(str(tmp_path), os.getpid())
+    timer.join()
+    os.close(taken.fd)
 
 
 def test_documents_are_plain_json(path: str) -> None:

@@ -1,10 +1,12 @@
 """The keeper's children: from the request to spawn one, over its end, until the supervisor has taken note of it.
 
-It knows pids and what descends from them. It must not know the wire: what there is to tell goes to `tell`.
+It knows pids and what descends from them, also of children that an earlier keeper had started (*adopted* ones). It must
+not know the wire: what there is to tell goes to `tell`.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import selectors
 import signal
@@ -12,29 +14,34 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from procman.keeper import spawn, tree
+from procman.keeper import adoption, spawn, tree
 from procman.keeper.wire import Message
+
+AGAIN = 50
+"""How often in a row what is left of an adopted child is looked for anew, while it changes under our eyes."""
 
 
 class Child:
     """One child, from the request until the supervisor forgets it. `report` is -1 once exec has happened or failed.
 
     It was started `at` the wall-clock time that people are told, `since` the time on CLOCK_MONOTONIC that counts: the
-    wall clock may jump. `note` is what the supervisor wants the next one to know of it. (No dataclass: that module
-    alone is 1.6 MB of memory.)
+    wall clock may jump. `start` is when its process began, in clock ticks since boot. `note` is what the supervisor
+    wants the next one to know of it. `adopted`: an earlier keeper had started it. (No dataclass: that module alone is
+    1.6 MB of memory.)
     """
 
     __slots__ = (
-        *("at", "cgroup", "end", "forgotten", "id", "kill_tree", "left"),
-        *("note", "pid", "report", "session", "since", "state", "tag"),
+        *("adopted", "at", "cgroup", "end", "forgotten", "id", "kill_tree", "left"),
+        *("note", "pid", "report", "session", "since", "start", "state", "tag"),
     )
 
     def __init__(self, name: str, tag: int, *, pid: int, report: int, cgroup: str, kill_tree: bool) -> None:
         self.id, self.tag, self.pid, self.report = name, tag, pid, report
         self.cgroup, self.kill_tree = cgroup, kill_tree
         self.at, self.since = time.time(), time.monotonic()
+        self.start = 0
         self.state = "starting"
-        self.left = self.forgotten = False
+        self.left = self.forgotten = self.adopted = False
         self.session = pid or -1
         self.note = ""
         self.end: Message = {}
@@ -46,12 +53,12 @@ class Child:
 
     def family(self, pid: int) -> tree.Family:
         """What to look for when its tree is meant; `pid` 0 when the child itself is not."""
-        return tree.Family(self.tag, pid, self.session, self.cgroup)
+        return tree.Family(self.tag, pid, self.session, self.cgroup, self.adopted)
 
     def record(self) -> Message:
         """How the snapshot shows it."""
         shown: Message = {"op": "child", "child": self.id, "state": self.state, "pid": self.pid}
-        shown |= {"at": self.at, "since": self.since, "note": self.note}
+        shown |= {"at": self.at, "since": self.since, "note": self.note, "start": self.start, "tag": self.tag}
         return shown | {"left": self.left} | {key: value for key, value in self.end.items() if key != "op"}
 
 
@@ -71,8 +78,10 @@ class Children:
         self._others = others
         self._cgroup_root = cgroup_root
         self._by_id: dict[str, Child] = {}
-        self._by_pid: dict[int, Child] = {}  # those that are not reaped yet
-        self._tag = 0
+        self._by_pid: dict[int, Child] = {}  # children of this process that are not reaped yet
+        self._house = 0
+        self._number = 0
+        self._watch = adoption.Watch(selector)
 
     def __bool__(self) -> bool:
         return bool(self._by_id)
@@ -89,7 +98,7 @@ class Children:
     def document(self) -> dict[str, Any]:
         """All of it as JSON, for the keeper's next self (`handover`), who gets `descriptors` under the same numbers."""
         children = [{name: getattr(child, name) for name in Child.__slots__} for child in self._by_id.values()]
-        return {"tag": self._tag, "children": children}
+        return {"house": self._house, "number": self._number, "children": children}
 
     def descriptors(self) -> list[int]:
         """Those that `document` names."""
@@ -97,37 +106,44 @@ class Children:
 
     def resume(self, document: Mapping[str, Any]) -> None:
         """The reverse of `document`, in the next self."""
-        self._tag = int(document["tag"])
+        self._house, self._number = int(document["house"]), int(document["number"])
         for fields in document["children"]:
             child = Child.__new__(Child)
             for name in Child.__slots__:
                 setattr(child, name, fields[name])
             self._by_id[child.id] = child
-            if child.state != "exited":
+            if child.state != "exited" and not child.adopted:
                 self._by_pid[child.pid] = child
             if child.report >= 0:
                 self._await_report(child)
+        for child in [child for child in self._by_id.values() if child.adopted]:
+            self._watch_adopted(child)
+            self._check_gone(child)
 
     def spawn(self, name: str, request: Mapping[str, Any], held: Mapping[str, int]) -> None:
         """Start the child `name`, unless it was already. Whatever is wrong with `request` is told as "failed"."""
         if name in self._by_id:
             return  # asked again by a successor that did not know: there it is
-        self._tag += 1
+        self._number += 1
+        tag = (self._house << tree.NUMBER_BITS) + self._number
         cgroup = ""
         try:
             cgroup = tree.make_cgroup(self._cgroup_root, name) if self._cgroup_root else ""
-            asked = {**request, "marks": {tree.MARKER: name}, "rss": tree.TAG_BASE + self._tag}
+            marks = {"marks": {tree.MARKER: name}, "pid_mark": tree.MARKER_PID}
+            asked = {**request, **marks, "rss": tree.TAG_BASE + tag}
             pid, report = spawn.fork_child(lambda report: spawn.become(asked, held, report), cgroup)
         except (OSError, ValueError) as error:
             tree.remove_cgroup(cgroup)
             end = {"op": "failed", "child": name, **spawn.failure("fork", error)}
-            child = Child(name, self._tag, pid=0, report=-1, cgroup="", kill_tree=True)
+            child = Child(name, tag, pid=0, report=-1, cgroup="", kill_tree=True)
             child.state, child.end = "exited", end
             self._by_id[name] = child
             self._tell(end | {"left": False})
             return
         kill_tree = request.get("kill") != "main"
-        child = Child(name, self._tag, pid=pid, report=report, cgroup=cgroup, kill_tree=kill_tree)
+        child = Child(name, tag, pid=pid, report=report, cgroup=cgroup, kill_tree=kill_tree)
+        process = tree.read_process(pid)
+        child.start = 0 if process is None else process.start
         self._by_id[name] = self._by_pid[pid] = child
         self._await_report(child)
 
@@ -152,7 +168,55 @@ class Children:
             return
         if child.state == "starting":
             child.state = "running"
-        self._tell({"op": "spawned", "child": child.id, "pid": child.pid, "at": child.at})
+        born = {"at": child.at, "start": child.start, "tag": child.tag}
+        self._tell({"op": "spawned", "child": child.id, "pid": child.pid, **born})
+
+    def belong(self, house: int, last: int) -> None:
+        """Children that are started from now on are tagged with `house`, and with numbers above `last`."""
+        self._house, self._number = house, max(self._number, last)
+
+    def adopt(self, name: str, request: Mapping[str, Any]) -> None:
+        """Take over what an earlier keeper had started as `name`: its process, or what that has left. The answer is its
+        record, as in the snapshot.
+
+        `request` has `pid` (0: its end is known) and `start` of the process, and its `tag`; `at`, when it was started;
+        `kill` and `note` as they were. Raises OSError when no descriptor is free.
+        """
+        if name not in self._by_id:
+            kill_tree = request.get("kill") != "main"
+            pid, start = int(request.get("pid") or 0), int(request.get("start") or 0)
+            child = Child(name, int(request["tag"]), pid=pid, report=-1, cgroup="", kill_tree=kill_tree)
+            child.adopted, child.start, child.state = True, start, "running"
+            child.at, child.note = float(request.get("at") or child.at), str(request.get("note") or "")
+            process = tree.read_process(pid) if pid else None
+            if process is None or process.session != pid:
+                child.session = -1
+            folders = (tree.old_cgroup(int(member), name) for member in request.get("members") or [])
+            child.cgroup = next(filter(None, folders), "")
+            child.since = tree.monotonic_start(start) if start else child.since
+            self._watch_adopted(child)
+            self._by_id[name] = child
+        self._tell(self._by_id[name].record())
+
+    def _watch_adopted(self, child: Child) -> None:
+        """Hear of its end, or bury it: it has ended already."""
+        if child.state == "exited":
+            return
+        ended = functools.partial(self._adopted_ended, child)
+        if not child.pid or not self._watch.add(child.pid, child.start, ended):
+            self._bury(child, None)
+
+    def _adopted_ended(self, child: Child, pidfd: int) -> None:
+        self._bury(child, adoption.exit_status(pidfd, child.pid, child.start))
+        self._tell(child.end | {"left": child.left})
+
+    def _bury(self, child: Child, status: int | None) -> None:
+        """An adopted child has ended, with a wait status that may not be known."""
+        child.state = "exited"
+        child.end = {"op": "exited", "child": child.id, "pid": child.pid, "status": status, "ended_at": time.time()}
+        child.left = child.kill_tree and self._anything_left(child)
+        if not child.left:
+            tree.remove_cgroup(child.cgroup)
 
     def note(self, name: str, text: str) -> None:
         """Remember `text` with the child."""
@@ -181,11 +245,11 @@ class Children:
 
     def stranger_ended(self) -> None:
         """A process that was handed down to us has ended: it may have been the last one that a child had left."""
-        for child in [child for child in self._by_id.values() if child.left]:
+        for child in [child for child in self._by_id.values() if child.left and not child.adopted]:
             self._check_gone(child)
 
     def _check_gone(self, child: Child) -> None:
-        if self._anything_left(child):
+        if not child.left or self._anything_left(child):
             return
         child.left = False
         tree.remove_cgroup(child.cgroup)
@@ -197,6 +261,11 @@ class Children:
         """Whether something of an ended child still lives. Where nobody can tell (no descriptor free, say): yes."""
         try:
             left = tree.members(child.family(0), self._known())
+            for _ in range(AGAIN if child.adopted else 0):  # their end is no SIGCHLD here
+                watched = [self._watch.add(p.pid, p.start, lambda pidfd: self._check_gone(child)) for p in left]
+                if all(watched):
+                    break
+                left = tree.members(child.family(0), self._known())
         except OSError:
             return True
         if not any(process.session == child.session for process in left):
@@ -213,6 +282,8 @@ class Children:
             tree.send(child.family(child.pid if alive else 0), self._known(), number)
             if child.left:
                 self._check_gone(child)
+        elif alive and child.adopted:
+            tree.send_one(tree.Process(child.pid, 0, -1, child.start), number)
         elif alive:
             os.kill(child.pid, number)  # not reaped yet, so the pid is still this child's
 

@@ -43,6 +43,8 @@ SIGTERM to all programs itself, and then SIGKILL."""
 
 TABLES = ("table", "first table")
 """Held for the supervisors; the check of an upgrade reads them."""
+SERVICE_SECONDS = 0.1
+"""What the service manager does not take at once is offered again after this time."""
 
 AGAIN_SECONDS = 1.0
 """What the keeper itself failed to do is tried again after this time."""
@@ -67,9 +69,9 @@ class Keeper:
         self.selector = selectors.DefaultSelector()
         self.cgroup_root = cgroup_root
         self.children = Children(self.selector, self._tell, self._own_pids, self.cgroup_root)
-        self.held: dict[str, int] = {}
         self.pending_signals: list[int] = []
-        self.service = Service()
+        self.service = Service(lambda: self.due.setdefault("service", time.monotonic() + SERVICE_SECONDS))
+        self.held: dict[str, int] = self.service.take_stored()
         self.exit_status: int | None = None
         # The supervisor
         self.supervisor: Supervisor | None = None
@@ -89,6 +91,7 @@ class Keeper:
             "terminate": self._terminate_all,
             "kill": self._kill_all,
             "reap": self._reap,
+            "service": self.service.flush,
         }
 
     def _own_pids(self) -> list[int]:
@@ -130,6 +133,7 @@ class Keeper:
 
     def _set_up(self) -> None:
         spawn.prctl(spawn.PR_SET_CHILD_SUBREAPER, 1)
+        spawn.clear_tag(tree.TAG_BASE)
         spawn.close_on_exec()
         self.wake_read, self.wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
@@ -200,11 +204,14 @@ class Keeper:
                 self._safely("reap", self.children.kill)
                 next_kill = time.monotonic() + AGAIN_SECONDS
             self._safely("reap", self._reap)
-            self.selector.select(0.05)  # SIGCHLD ends the wait
-            self._wakeups()
+            for key, events in self.selector.select(0.05):  # SIGCHLD ends the wait, and the end of an adopted child
+                self._safely("reap", key.data, events)
         if self.supervisor is not None:
             self.supervisor.end()
             self._wait_for_supervisor(self.supervisor.pid)
+        for name in self.held:
+            self.service.drop(name)
+        self.service.finish()
         tree.remove_cgroup(self.cgroup_root)
 
     def _wait_for_supervisor(self, pid: int) -> None:
@@ -334,6 +341,7 @@ class Keeper:
     def become_new(self) -> str:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
+            self.service.flush()
             self._woken(0)  # what comes after this waits, blocked, for our next self
             if self.supervisor is None or ENDING.intersection(self.pending_signals):
                 return "procmand was told to end, or has no supervisor"
@@ -401,6 +409,10 @@ class Keeper:
                     self.children.signal(name, number, whole_tree=bool(message.get("tree")))
                 except (OSError, OverflowError) as error:
                     say(f"signal {number} for {name}: {error}")
+            case {"op": "house", "house": int(house), "last": int(last)}:
+                self.children.belong(house, last)
+            case {"op": "adopt", "child": str(name), "tag": int()}:
+                self.children.adopt(name, message)
             case {"op": "forget", "child": str(name)}:
                 self.children.forget(name)
             case {"op": "note", "child": str(name), "note": str(text)}:
@@ -409,6 +421,7 @@ class Keeper:
                 for name in map(str, names):
                     self._release(name)
                     self.held[name] = descriptors.pop(0)
+                    self.service.store(name, self.held[name])
             case {"op": "hold", "names": list(names)} if not descriptors:
                 say(f"no file descriptor is free to hold {', '.join(map(str, names))}")
                 self._tell({"op": "lost", "names": names})
@@ -449,6 +462,7 @@ class Keeper:
 
     def _release(self, name: str) -> None:
         if (fd := self.held.pop(name, None)) is not None:
+            self.service.drop(name)
             os.close(fd)
 
     # --- ends -------------------------------------------------------------------------------------------------------

@@ -245,6 +245,14 @@ def _tag(value: int) -> None:
         resource.setrlimit(resource.RLIMIT_RSS, (value, hard))
 
 
+def clear_tag(base: int) -> None:
+    """Take a tag, which is more than `base`, off this process: whoever started procmand from within a program must not
+    have it ended with that."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_RSS)
+    if base < soft != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_RSS, (hard, hard))
+
+
 def _write(path: str, text: str) -> None:
     with open(path, "w") as file:
         file.write(text)
@@ -272,6 +280,8 @@ def _exec(request: Mapping[str, Any]) -> NoReturn:
         environment["LISTEN_FDS"] = str(len(listen))
         environment["LISTEN_FDNAMES"] = ":".join(name.replace(":", "_") for name, _ in listen)
         environment["LISTEN_PID"] = str(os.getpid())
+    if "pid_mark" in request:
+        environment[request["pid_mark"]] = str(os.getpid())
     argv: list[str] = request["argv"]
     set_signal_mask(bytes(SIGNAL_SET_BYTES))
     try:

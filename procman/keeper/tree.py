@@ -7,7 +7,9 @@ outlives a child hangs below a direct child of the keeper, and the end of the la
 Whose it is tells, in this order: the cgroup v2 of the child (where one can be made), the family tree below the child,
 its
 session, and a *tag*: the soft limit RLIMIT_RSS, which Linux ignores since 2.4.30 (setrlimit(2)), so that a number in it
-harms nobody. fork and exec hand it on; no daemon clears it, as some do with their environment.
+harms nobody. fork and exec hand it on; no daemon clears it, as some do with their environment. The tag names the
+*house* too (the state folder that the daemon works for), and everybody may read it: so a keeper finds what one that was
+killed has left. Of such a family nobody is below us, and the tag is looked for in the whole process table.
 """
 
 from __future__ import annotations
@@ -16,15 +18,25 @@ import contextlib
 import errno
 import os
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 MARKER = "PROCMAN_CHILD"
-"""Environment variable that names the child ("shop:1#7") in what descends from it. For people: the keeper uses the
-tag."""
+"""Environment variable that names the child ("shop:1#7") in what descends from it. For people, and for a daemon whose
+state file is lost: the keeper uses the tag."""
+
+MARKER_PID = "PROCMAN_CHILD_PID"
+"""Environment variable with the pid of that child: whoever has this pid itself is the child, not a descendant."""
 
 TAG_BASE = 1 << 62
-"""Bytes. A soft RLIMIT_RSS of this plus a child's tag says whose descendant a process is."""
+"""Bytes. A soft RLIMIT_RSS of this plus a tag says whose descendant a process is."""
+
+NUMBER_BITS = 32
+"""A tag is the number of a house (30 bits), and then the number of a child in so many bits."""
+
+ROOT_NAME = "procman-"
+"""How the name of a cgroup folder of ours starts; the pid of its keeper follows."""
 
 
 CHILDREN_KNOWN = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
@@ -41,13 +53,14 @@ class Process(NamedTuple):
 
 
 class Family(NamedTuple):
-    """Of a child: its tag, its pid (0 when it has been reaped), its session (-1: gone), its cgroup folder ("":
-    none)."""
+    """Of a child: its tag, its pid (0 when it has ended), its session (-1: gone), its cgroup folder ("": none), and
+    whether an earlier keeper had started it."""
 
     tag: int
     pid: int
     session: int
     cgroup: str
+    adopted: bool = False
 
 
 def read_process(pid: int) -> Process | None:
@@ -61,6 +74,12 @@ def read_process(pid: int) -> Process | None:
     if fields[0] in (b"Z", b"X"):
         return None
     return Process(pid, int(fields[1]), int(fields[3]), int(fields[19]))
+
+
+def monotonic_start(start: int) -> float:
+    """When a process began that began `start` clock ticks after boot (proc(5)), on CLOCK_MONOTONIC."""
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - start / os.sysconf("SC_CLK_TCK")
+    return time.monotonic() - age
 
 
 def direct_children() -> list[int]:
@@ -84,12 +103,14 @@ def members(family: Family, known: Iterable[int]) -> list[Process]:
     This is on the way to every restart, so it costs what the family and the orphans are, not what the machine is.
     Raises OSError when the process table can't be read: no file descriptor is free, say.
     """
+    if family.adopted:  # what descends from it is not below us
+        return _look_everywhere(family, [*_cgroup_pids(family.cgroup), family.pid])
     strangers = set(direct_children()) - set(known)
     found = dict.fromkeys(_cgroup_pids(family.cgroup))
     if family.pid:
         found[family.pid] = None
     for stranger in filter(None, map(read_process, strangers)):
-        tag = _tag(stranger.pid)
+        tag = tag_of(stranger.pid)
         if stranger.session == family.session or tag == family.tag:
             found[stranger.pid] = None
         elif not tag:
@@ -112,10 +133,12 @@ def _look_everywhere(family: Family, found: list[int]) -> list[Process]:
     own = os.getpid()
     ours = {pid for pid in found if pid in table}
     ours |= {process.pid for process in table.values() if process.session == family.session}
-    ours |= {process.pid for process in table.values() if process.parent == own and _tag(process.pid) == family.tag}
+    strangers = (p.pid for p in table.values() if p.parent == own or (family.adopted and may_signal(p.pid)))
+    ours |= {pid for pid in strangers if tag_of(pid) == family.tag}
     children: dict[int, list[int]] = {}
     for process in table.values():
-        children.setdefault(process.parent, []).append(process.pid)
+        if process.pid != own:  # somebody may have started us from within a program
+            children.setdefault(process.parent, []).append(process.pid)
     pending = list(ours)
     while pending:
         below = [pid for pid in children.get(pending.pop(), ()) if pid not in ours]
@@ -182,24 +205,60 @@ def send_one(process: Process, number: int) -> None:
         os.close(fd)
 
 
-def make_cgroup_root() -> str:
-    """A cgroup v2 folder below our own for the programs' cgroups, or "" where none can be made (cgroups(7))."""
-    mount = ""
+def may_signal(pid: int) -> bool:
+    """Whether that process exists and is one that we may signal: anybody can give himself somebody's tag."""
     try:
-        with open("/proc/self/mountinfo") as file:
-            for line in file:
-                before, _, after = line.partition(" - ")
-                if after.split()[0] == "cgroup2" and before.split()[3] == "/":
-                    mount = before.split()[4]
-        with open("/proc/self/cgroup") as file:
-            own = next((line[3:].strip() for line in file if line.startswith("0::")), "")
-        if not mount or not own:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
+def make_cgroup_root() -> str:
+    """A cgroup v2 folder below our own for the programs' cgroups, or "" where none can be made (cgroups(7)). Empty ones
+    of keepers that were killed are removed."""
+    try:
+        own = _cgroup_folder(os.getpid())
+        if not own:
             return ""
-        root = f"{mount}{own.rstrip('/')}/procman-{os.getpid()}"
+        for name in os.listdir(own):
+            pid = name.removeprefix(ROOT_NAME)
+            if name.startswith(ROOT_NAME) and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+                remove_cgroup(f"{own}/{name}")
+        root = f"{own}/{ROOT_NAME}{os.getpid()}"
         os.makedirs(root, exist_ok=True)
         return root if os.access(f"{root}/cgroup.procs", os.W_OK) else ""
     except (OSError, IndexError):
         return ""
+
+
+def old_cgroup(pid: int, name: str) -> str:
+    """The folder that an earlier keeper had made for its child `name`, whose process `pid` is in it; "" for none, and
+    for one that we are in ourselves."""
+    try:
+        path, own = _cgroup_folder(pid), _cgroup_folder(os.getpid())
+    except (OSError, IndexError):
+        return ""
+    folder = name.replace("/", "_")
+    above, found, _ = f"{path}/".partition(f"/{folder}/")
+    root = os.path.basename(above)
+    if not found or not (root.startswith(ROOT_NAME) and root.removeprefix(ROOT_NAME).isdigit()):
+        return ""
+    made = f"{above}/{folder}"
+    return "" if f"{own}/".startswith(f"{made}/") else made
+
+
+def _cgroup_folder(pid: int) -> str:
+    """Where the cgroup v2 of `pid` is mounted, "" for nowhere. Raises OSError."""
+    mount = ""
+    with open("/proc/self/mountinfo") as file:
+        for line in file:
+            before, _, after = line.partition(" - ")
+            if after.split()[0] == "cgroup2" and before.split()[3] == "/":
+                mount = before.split()[4]
+    with open(f"/proc/{pid}/cgroup") as file:
+        path = next((line[3:].strip() for line in file if line.startswith("0::")), "")
+    return f"{mount}{path.rstrip('/')}" if mount and path else ""
 
 
 def make_cgroup(root: str, name: str) -> str:
@@ -250,7 +309,7 @@ def _read(path: str) -> bytes:
     return b"".join(chunks)
 
 
-def _tag(pid: int) -> int:
+def tag_of(pid: int) -> int:
     """The tag of a process, 0 if it has none."""
     try:
         lines = _read(f"/proc/{pid}/limits").splitlines()

@@ -13,6 +13,11 @@ supervisor → keeper
     {"op": "note", "child": "shop:1#7", "note": "ready"}       kept with the child, for the next supervisor
     {"op": "hold", "names": ["log/shop:1/out/r", ...]} + as many descriptors, all held or none
     {"op": "release", "name": "listener/web"}
+    {"op": "house", "house": 7, "last": 41}                    whose children these are; the next one is number 42
+    {"op": "adopt", "child": "shop:1#7", "pid": 4711, "start": 123456, "tag": 30064771079, "at": 1790000000.0,
+     "kill": "tree", "note": "", "members": [4711, 4712]}      an earlier keeper had started it; answered by "child"
+    {"op": "upgrade"}                                          new code, see `upgrade`; answered by "yield" or "keeper"
+    {"op": "yielded"}                                          nothing is done here until "resume"
     {"op": "sync", "number": 1}                                answered by "synced" when all before it has been done
     {"op": "ready"}                                            the table runs; the start has succeeded
     {"op": "notify", "state": "READY=1"}                       for the service manager, sd_notify(3)
@@ -25,12 +30,16 @@ keeper → supervisor
     {"op": "child", "child": "shop:1#7", "state": "running", ...}    one for each child that is not forgotten
     {"op": "held", "name": "listener/web"} + 1 descriptor      one for each
     {"op": "begin"}                                            the snapshot is complete; from here on: events
-    {"op": "spawned", "child": "shop:1#7", "pid": 4711, "at": 1790000000.0}
+    {"op": "spawned", "child": "shop:1#7", "pid": 4711, "at": 1790000000.0, "start": 123456, "tag": 30064771079}
     {"op": "failed", "child": "shop:1#7", "step": "chdir", "errno": 2, "message": "No such file or directory: '/srv'"}
-    {"op": "exited", "child": "shop:1#7", "pid": 4711, "status": 9, "at": ..., "left": true, "rusage": {...}}
+    {"op": "exited", "child": "shop:1#7", "pid": 4711, "status": 9, "ended_at": ..., "left": true, "rusage": {...}}
+                                                               of an adopted one: no "rusage", and "status" may be null
     {"op": "gone", "child": "shop:1#7"}
     {"op": "signal", "signal": 15}                             somebody sent it to procmand
     {"op": "lost", "names": ["log/shop:1/out/r", ...]}         asked to hold them, the keeper had no descriptor free
+    {"op": "yield"}                                            put all work down, and say "yielded"
+    {"op": "resume"}                                           take it up again: the upgrade has failed
+    {"op": "keeper", "version": "0.2.0", "problem": "", ...}   what has come of an upgrade
     {"op": "synced", "number": 1}
     {"op": "ping"}
 """

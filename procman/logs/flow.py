@@ -23,9 +23,17 @@ BUSY_PIPE_SIZE = 1024 * 1024  # for a stream that was seen to fill its pipe: hal
 
 def make_pipe() -> tuple[int, int]:
     """A pipe for a process's output: (read end, non-blocking; write end, blocking), both close-on-exec. Larger than
-    usual where the user's limit on pipe memory allows (pipe(7))."""
+    usual where the user's limit on pipe memory allows (pipe(7)).
+
+    The write end can read too, as Linux allows for a pipe that is opened by name (fifo(7)): whoever writes is a reader
+    himself, so that nobody gets SIGPIPE while procman is not there, and the output waits in the pipe.
+    """
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(read_fd, False)
+    with suppress(OSError):  # no /proc
+        both = os.open(f"/proc/self/fd/{write_fd}", os.O_RDWR | os.O_CLOEXEC)
+        os.close(write_fd)
+        write_fd = both
     with suppress(OSError):  # EPERM: the user has many pipes; a small one works too
         fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
     return read_fd, write_fd

@@ -1,0 +1,130 @@
+"""What becomes of what a killed keeper has left: `plan` by cases and by its invariants."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from procman import launch, orphans
+from procman.config import Account, Program
+from procman.keeper import tree
+from procman.orphans import Known, Seen
+
+HOUSE = 77 << tree.NUMBER_BITS
+ME = os.geteuid()
+WWW = Account("www", 33, 33, (33,), "/")
+PROGRAMS = {
+    "shop": Program(name="shop", program="shop", argv=("shop",)),
+    "www": Program(name="www", program="www", argv=("www",), account=WWW),
+    "loose": Program(name="loose", program="loose", argv=("loose",), kill="main"),
+}
+
+
+def seen(pid: int, number: int, child: str = "", *, main: bool = False, uid: int = ME) -> Seen:
+    return Seen(pid, pid * 10, HOUSE + number, uid, child, pid if main else 1)
+
+
+def known(pid: int, number: int, kill: str = "tree") -> Known:
+    return Known(pid, pid * 10, HOUSE + number, kill)
+
+
+CASES: dict[str, tuple[list[Seen], dict[str, Known], list[tuple[str, int, list[int], str]]]] = {
+    "nothing": ([], {}, []),
+    "nothing is left of what is known": ([], {"shop#1": known(5, 1)}, []),
+    "known and alive": ([seen(5, 1, "shop#1")], {"shop#1": known(5, 1)}, [("shop#1", 5, [5], "tree")]),
+    "known by its pid, though it has taken its tag off": (
+        [Seen(5, 50, 0, ME)], {"shop#1": known(5, 1)}, [("shop#1", 5, [5], "tree")]
+    ),
+    "its pid is another one's": (
+        [seen(5, 1), Seen(6, 61, 0, ME)], {"shop#1": known(6, 1)}, [("shop#1", 0, [5], "tree")]
+    ),
+    "one has gone, another one is there": (
+        [seen(5, 1)], {"shop#1": known(5, 1), "www#2": known(6, 2)},
+        [("shop#1", 5, [5], "tree"), ("www#2", 0, [], "tree")],
+    ),
+    "how to end it is as it was started": (
+        [seen(5, 1)], {"shop#1": known(5, 1, "main")}, [("shop#1", 5, [5], "main")]
+    ),
+    "not known: its environment tells": ([seen(5, 9, "shop#4", main=True)], {}, [("shop#4", 5, [5], "tree")]),
+    "not known, and it is not the child itself": ([seen(5, 9, "shop#4")], {}, [("shop#4", 0, [5], "tree")]),
+    "not known, of its user": (
+        [seen(5, 9, "www#4", main=True, uid=33), seen(6, 9, uid=34)], {}, [("www#4", 5, [5, 6], "tree")]
+    ),
+    "not known, of another user": ([seen(5, 9, "www#4", main=True, uid=34)], {}, []),
+    "not known, of no program": ([seen(5, 9, "gone#4", main=True)], {}, [("gone#4", 0, [5], "tree")]),
+    "not known, a probe": ([seen(5, 9, "shop/probe#4-7", main=True)], {}, [("shop/probe#4-7", 0, [5], "tree")]),
+    "nameless and newer than the file": ([seen(5, 9)], {}, [("unknown/left#9", 0, [5], "tree")]),
+    "nameless and left on purpose": ([seen(5, 2)], {}, []),
+    "left on purpose": ([seen(5, 9, "loose#4")], {}, []),
+    "left on purpose, beside its successor": (
+        [seen(5, 2, "loose#1"), seen(6, 3, "loose#2", main=True)], {"loose#2": known(6, 3, "main")},
+        [("loose#2", 6, [6], "main")],
+    ),
+    "an older one of the same process": (
+        [seen(5, 8, "shop#4", main=True), seen(6, 9, "shop#5", main=True)], {},
+        [("shop/left#8", 5, [5], "tree"), ("shop#5", 6, [6], "tree")],
+    ),
+    "the successor of the known one was not written down": (
+        [seen(6, 9, "shop#2", main=True)], {"shop#1": known(5, 1)},
+        [("shop/left#1", 0, [], "tree"), ("shop#2", 6, [6], "tree")],
+    ),
+    "what is known and lives comes first": (
+        [seen(5, 1, "shop#1", main=True), seen(6, 9, "shop#2", main=True)], {"shop#1": known(5, 1)},
+        [("shop#1", 5, [5], "tree"), ("shop/left#9", 6, [6], "tree")],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cases(case: str) -> None:
+    found, state, expected = CASES[case]
+    requests = orphans.plan(found, state, 5, PROGRAMS)
+    assert [(r["child"], r["pid"], r["members"], r["kill"]) for r in requests] == expected
+
+
+processes = st.builds(
+    Seen,
+    pid=st.integers(2, 12),
+    start=st.integers(1, 3),
+    tag=st.sampled_from([0, *(HOUSE + number for number in range(1, 9))]),
+    uid=st.sampled_from([ME, 33, 34]),
+    child=st.sampled_from(["", "shop#1", "shop#2", "www#1", "loose#1", "gone#1", "shop/probe#1"]),
+    child_pid=st.integers(2, 12),
+)
+children = st.dictionaries(
+    st.sampled_from(["shop#1", "shop#2", "www#1", "loose#1", "gone#1"]),
+    st.builds(Known, st.integers(2, 12), st.integers(1, 3), st.integers(1, 8).map(HOUSE.__add__), st.just("tree")),
+)
+
+
+@given(st.lists(processes, unique_by=lambda process: process.pid), children, st.integers(0, 8))
+def test_no_second_copy(found: list[Seen], state: dict[str, Known], last: int) -> None:
+    """Whatever is found: one child for a process at most, everything asked for once, and nobody else's processes."""
+    requests = orphans.plan(found, state, last, PROGRAMS)
+    names = Counter(launch.split_child_id(request["child"])[0] for request in requests)
+    assert all(count == 1 for name, count in names.items() if name in PROGRAMS)
+    assert len({request["child"] for request in requests}) == len(requests)
+    by_pid = {process.pid: process for process in found}
+    for request in requests:
+        assert not request["pid"] or request["members"][0] == request["pid"]
+        for pid in request["members"]:
+            assert by_pid[pid].tag in {request["tag"], 0} or any(pid == entry.pid for entry in state.values())
+    asked = {pid for request in requests for pid in request["members"]}
+    for process in found:
+        spared = process.uid not in {ME, 33} or process.child in {"loose#1", ""} or process.child.startswith("www")
+        if process.tag and process.uid == ME and not spared:
+            family = [other for other in found if other.tag == process.tag]
+            named = next(other.child for other in sorted(family, key=lambda other: other.start) if other.child)
+            if not named.startswith(("loose", "www")):
+                assert process.pid in asked, "it would run beside its successor"
+
+
+@pytest.mark.parametrize("children", [None, [], {"a#1": 3}, {"a#1": [1, 2]}, {"a#1": [1, "x", 3, "tree"]}])
+def test_a_state_file_that_makes_no_sense(children: Any) -> None:
+    assert orphans.known_children({"children": children}) == {}
+    assert orphans.known_children({"children": {"a#1": [1, 2, 3, "tree"]}}) == {"a#1": Known(1, 2, 3, "tree")}
