@@ -27,7 +27,7 @@ from procman.snapshot import Snapshot, receive
 HELD_NAME = "interim"
 """Under which the keeper holds the plan."""
 
-STOP_SECONDS = 0.2
+STOP_SECONDS = 1.0
 """Longer than this the coming up of a supervisor does not wait for a disk."""
 
 
@@ -84,9 +84,11 @@ class Interim:
 
     def stop(self) -> dict[str, Counters]:
         """Leaves the rest to others; returns what was counted, by key. See `ended`."""
-        if self._thread is None or not self._thread.stop(STOP_SECONDS):
+        if self._thread is None:
             return {}
-        thread, self._thread = self._thread, None
+        thread = self._thread
+        if thread.stop(STOP_SECONDS):
+            self._thread = None
         return {key: thread.counters(key) for key in self._keys}
 
     def ended(self) -> bool:

@@ -128,14 +128,22 @@ class _Parts:
         holdings.lost([name for name in names if name not in tables])
 
     def _hold_interim(self, config: Config) -> None:
-        memory = interim.plan(
+        outputs = [
             interim.Output(key, program.name, program.log, path)
             for program in config.programs
             if program.log.mode == "file" and program.ready.kind != "log"
             for key, path in log_paths(program).items()
-        )
-        self.link.hold({interim.HELD_NAME: memory})
-        os.close(memory)
+        ]
+        try:
+            memory = interim.plan(outputs)
+            try:
+                self.link.hold({interim.HELD_NAME: memory})
+            finally:
+                os.close(memory)
+        except (OSError, ProcmanError) as error:
+            if not is_shortage(error):
+                raise
+            self.link.release(interim.HELD_NAME)  # the old plan may be wrong now; without one, output only waits longer
 
     # --- the daemon's own things ------------------------------------------------------------------------------------
 

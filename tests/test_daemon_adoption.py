@@ -47,7 +47,8 @@ def replace_daemon(running: RunningDaemon, *arguments: str) -> None:
 def written_down(running: RunningDaemon, name: str) -> None:
     """Wait until the state file says that `name` is RUNNING."""
     wanted = f'"{name}":{{"state":"RUNNING"'
-    wait_until(lambda: wanted in (running.folder / "state" / "state.json").read_text(), what=f"{name} is written down")
+    state = running.folder / "state" / "state.json"
+    wait_until(lambda: state.exists() and wanted in state.read_text(), what=f"{name} is written down")
 
 
 def alive(pid: int) -> bool:
