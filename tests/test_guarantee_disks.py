@@ -130,6 +130,7 @@ def a_bad_disk(running: RunningDaemon, why: str, log: Path, state: Path, break_i
 
 def a_good_disk_again(running: RunningDaemon, log: Path, state: Path, said: int) -> None:
     supervisor = running.supervisor_pid
+    wait_until(lambda: counters(running)["unreported"] == 0, 30, "the log tells what was dropped")
     said += said_until(running, "again", lambda: "again\n" in log.read_text())
     wait_until(lambda: json.loads(state.read_text())["processes"]["plain"]["generation"] == 2, 30)
     wait_until(lambda: not problems(running), 30)
