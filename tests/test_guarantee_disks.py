@@ -124,7 +124,7 @@ def a_bad_disk(running: RunningDaemon, why: str, log: Path, state: Path, break_i
     wait_until(lambda: why in "".join(re.findall("state file.*", problems(running))), 30)
     wait_until(lambda: f"lines: its output is not written: {why}" in problems(running), 30)
     assert running.wait_for("plain")["pid"] != plain
-    assert json.loads(state.read_text())["processes"]["plain"]["generation"] == 1  # the old one, whole
+    assert json.loads(state.read_text())["version"] == 1  # an old one, whole
     return said
 
 
