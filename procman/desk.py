@@ -7,6 +7,7 @@ It finds the processes that are meant, keeps account of who asked for what, and 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from procman.operation import Outcome, carry_out
 from procman.process import Process
 from procman.reading import Read
 from procman.report import Info
-from procman.resources import daemon_usage, descriptors_short
+from procman.resources import daemon_usage, descriptors_short, processes_of
 from procman.rpc import LogSource, Peer
 from procman.supervisor import Supervisor
 
@@ -64,7 +65,7 @@ class Desk:
         logged = self._ground.log_counters(process.program)
         samples = self._supervisor.measures.history(process.name)
         pid = process.status.pid
-        tree = await read(lambda: self._ground.tree(pid))
+        tree = [] if pid is None else await read(functools.partial(processes_of, pid))
         return shown | {
             "definition": report.definition(process.program),
             "log": logged,

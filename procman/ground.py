@@ -449,29 +449,6 @@ class Ground:
         sources = [] if process is None else self.log_sources(process.program)
         return next((source.path for source in sources if source.stream == stream), "")
 
-    # --- looking ----------------------------------------------------------------------------------------------------
-
-    def tree(self, pid: int | None) -> list[dict[str, Any]]:
-        """Every process of the tree below and with `pid`: pid, command line, memory in bytes (RSS). Reads all of
-        /proc: for a thread."""
-        if pid is None:
-            return []
-        found: list[dict[str, Any]] = []
-        try:
-            import psutil
-        except (ImportError, OSError):  # no descriptor is free; the rest of what is asked for can be told all the same
-            return found
-        try:
-            main = psutil.Process(pid)
-            processes = [main, *main.children(recursive=True)]
-        except psutil.Error:
-            return found
-        for process in processes:
-            with contextlib.suppress(psutil.Error):
-                command = " ".join(process.cmdline()) or process.name()
-                found.append({"pid": process.pid, "command": command, "memory_bytes": process.memory_info().rss})
-        return found
-
 
 def _read_regular(path: str) -> str:
     """The text of a file that may be anybody's. Raises OSError, also for what would make us wait (a FIFO, a device) or

@@ -22,7 +22,7 @@ import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from procman.errors import is_shortage
 
@@ -194,6 +194,26 @@ def descriptors_short(pid: int) -> str:
     except (OSError, ValueError) as error:
         return "no file descriptor is free" if is_shortage(error) else ""
     return f"{used} of {limit} file descriptors are open" if used > limit - SPARE_DESCRIPTORS else ""
+
+
+def processes_of(pid: int) -> list[dict[str, Any]]:
+    """Every process of the tree below and with `pid`: pid, command line, memory in bytes (RSS). Reads all of /proc: for
+    a thread."""
+    found: list[dict[str, Any]] = []
+    try:
+        import psutil
+    except (ImportError, OSError):  # no descriptor is free; the rest of what is asked for can be told all the same
+        return found
+    try:
+        main = psutil.Process(pid)
+        processes = [main, *main.children(recursive=True)]
+    except (psutil.Error, OSError):
+        return found
+    for process in processes:
+        with contextlib.suppress(psutil.Error, OSError):
+            command = " ".join(process.cmdline()) or process.name()
+            found.append({"pid": process.pid, "command": command, "memory_bytes": process.memory_info().rss})
+    return found
 
 
 def ticks_used(before: Mapping[int, Reading], now: Mapping[int, Reading], since: int) -> int:

@@ -124,12 +124,13 @@ def a_bad_disk(running: RunningDaemon, why: str, log: Path, state: Path, break_i
     wait_until(lambda: why in "".join(re.findall("state file.*", problems(running))), 30)
     wait_until(lambda: f"lines: its output is not written: {why}" in problems(running), 30)
     assert running.wait_for("plain")["pid"] != plain
-    assert json.loads(state.read_text())["processes"]["plain"]["generation"] == 1  # the old one, whole
+    assert json.loads(state.read_text())["version"] == 1  # an old one, whole
     return said
 
 
 def a_good_disk_again(running: RunningDaemon, log: Path, state: Path, said: int) -> None:
     supervisor = running.supervisor_pid
+    wait_until(lambda: counters(running)["unreported"] == 0, 30, "the log tells what was dropped")
     said += said_until(running, "again", lambda: "again\n" in log.read_text())
     wait_until(lambda: json.loads(state.read_text())["processes"]["plain"]["generation"] == 2, 30)
     wait_until(lambda: not problems(running), 30)
@@ -289,12 +290,20 @@ def latencies(running: RunningDaemon, count: int) -> list[float]:
 
 @contextlib.contextmanager
 def frozen(running: RunningDaemon) -> Iterator[None]:
-    """Every write to `disk` hangs; not even SIGKILL ends it (fsfreeze(8))."""
-    inside(running, "fsfreeze", "-f", str(running.folder / "disk"))
+    """Every write to `disk` hangs; not even SIGKILL ends it (fsfreeze(8)). The daemon may end meanwhile."""
+    namespace = os.open(f"/proc/{running.keeper_pid}/ns/mnt", os.O_RDONLY)
+    enter = ["nsenter", f"--mount=/proc/self/fd/{namespace}", "fsfreeze"]
+
+    def turn(what: str) -> None:
+        command = [*enter, what, str(running.folder / "disk")]
+        subprocess.run(command, check=True, timeout=30, pass_fds=[namespace])
+
+    turn("-f")
     try:
         yield
     finally:
-        inside(running, "fsfreeze", "-u", str(running.folder / "disk"))
+        turn("-u")
+        os.close(namespace)
 
 
 @as_root
@@ -358,6 +367,19 @@ def test_a_dead_disk(daemon: MakeDaemon) -> None:
     sys.stdout.write(f"status: p99 {p99['during']:.1f} ms while a disk is dead, {p99['before']:.1f} ms before\n")
     assert statistics.median(during) < max(0.05, 10 * statistics.median(before)), p99
     (running.folder / "go").write_text("go")
+
+
+@as_root
+def test_the_daemon_ends_all_the_same(daemon: MakeDaemon) -> None:
+    """A log thread hangs for good, and SIGKILL can't end it: procmand does not wait for that."""
+    running = prepared(daemon, LINES)
+    start_with_mounts(running, "truncate -s 16M image", "mkfs.ext4 -q -F -m0 image", "mount -o loop image disk")
+    running.wait_for("lines")
+    supervisor = running.supervisor_pid
+    with frozen(running):
+        say(running, "never written")
+        assert running.stop(90) == 0
+    wait_until(lambda: not Path(f"/proc/{supervisor}").exists(), 30, "the disk lets it go")
 
 
 def test_an_env_file_on_a_dead_disk(daemon: MakeDaemon) -> None:

@@ -115,6 +115,12 @@ def problems(client: Client) -> str:
     return "\n".join(client.call("daemon.status")["problems"])
 
 
+def no_problems(client: Client) -> bool:
+    """For `wait_until`, which shows what was wrong last."""
+    assert problems(client) == ""
+    return True
+
+
 def test_no_descriptor_in_the_supervisor(daemon: MakeDaemon) -> None:
     running = begin(daemon)
     lines = running.wait_for("lines")["pid"]
@@ -129,16 +135,16 @@ def test_no_descriptor_in_the_supervisor(daemon: MakeDaemon) -> None:
             running.write_table(PLAIN + ADDED)
             assert client.call("daemon.reread")["added"] == ["added"]
             wait_until(lambda: "Too many open files" in info(client, "added")["why"], 30)
+            # More tries than start_retries allows to a program that fails itself.
+            wait_until(lambda: info(client, "added")["restarts"] > 3, 30)
+            assert info(client, "added")["state"] in ("BACKOFF", "STARTING")
             with crowded(running, supervisor, free=0), socket.socket(socket.AF_UNIX) as waiting:
                 waiting.connect(str(running.socket))
                 wait_until(lambda: "no new client can be let in" in running.said(), 30)
                 wait_until(lambda: "state file" in problems(client), 30)
-            # More tries than start_retries allows to a program that fails itself.
-            wait_until(lambda: info(client, "added")["restarts"] > 3, 30)
-            assert info(client, "added")["state"] in ("BACKOFF", "STARTING")
             assert info(client, "lines")["pid"] == lines
         wait_until(lambda: info(client, "added")["state"] == "RUNNING", 30)
-        wait_until(lambda: not problems(client), 30)
+        wait_until(lambda: no_problems(client), 30)
     assert running.supervisor_pid == supervisor
     assert running.output.read_text().count("no new client can be let in") <= 2  # not at each try
     assert "Traceback" not in running.output.read_text()
@@ -223,7 +229,8 @@ def all_is_well_again(running: RunningDaemon, lines: int) -> None:
     say(running, "after")
     assert running.wait_for("lines")["pid"] == lines
     assert running.log("lines") == "meanwhile\nafter\n"
-    wait_until(lambda: not running.json("daemon", "status")["problems"], 30)
+    with running.client(30) as client:
+        wait_until(lambda: no_problems(client), 30)
 
 
 STUBBORN = PLAIN + """

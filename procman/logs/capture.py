@@ -72,6 +72,8 @@ class LogThread:
         self._outlet_retry_at = 0.0
         self._debtor: Flow | None = None  # whose lines the outlet has not taken yet; nobody else prints meanwhile
         self._stalled_at = 0.0
+        self._behind: set[Flow] = set()  # whose log does not tell yet what was dropped
+        self._catch_up_at = 0.0
         self._null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         self._epoll = select.epoll()
         self._epoll.register(self._wake, select.EPOLLIN)
@@ -190,6 +192,8 @@ class LogThread:
                 moved = self._round(events, now)
                 if self._debtor and now >= self._stalled_at:
                     self._give_up(self._debtor, "the daemon's stdout takes nothing", now)
+                if self._behind and now >= self._catch_up_at:
+                    self._catch_up(now)
                 if 0 < moved < SMALL and now - last_round < CLOSE:
                     time.sleep(PAUSE)
                 last_round = now
@@ -220,7 +224,10 @@ class LogThread:
         return moved
 
     def _timeout(self) -> float | None:
-        return max(0.0, self._stalled_at - time.monotonic()) if self._debtor else None
+        due = [self._stalled_at] if self._debtor else []
+        if self._behind:
+            due.append(self._catch_up_at)
+        return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _command(self, command: Callable[[], None]) -> None:
         try:
@@ -241,12 +248,34 @@ class LogThread:
         except Exception as error:  # noqa: BLE001  as above
             self._note(error)
         self._busy = None
+        if flow.unreported and flow.file is not None:
+            self._is_behind(flow, now)
         if flow.trouble:
             self.trouble, flow.trouble = flow.trouble, ""
         flow.publish()
         if flow.file is not None and flow.file.path in self._watched:
             self._watched.discard(flow.file.path)
             self._on_news(flow.file.path)
+
+    def _is_behind(self, flow: Flow, now: float) -> None:
+        if not self._behind:
+            self._catch_up_at = now + RETRY_SECONDS
+        self._behind.add(flow)
+
+    def _catch_up(self, now: float) -> None:
+        """A log tells what was dropped as soon as it can be written, also when its program prints no more."""
+        self._catch_up_at = now + RETRY_SECONDS
+        for flow in list(self._behind):
+            if flow.file is not None and flow.unreported:
+                self._busy = (time.monotonic(), flow.file.path)
+                try:
+                    flow.catch_up(flow.file, now)
+                except Exception as error:  # noqa: BLE001  as above
+                    self._note(error)
+                flow.publish()
+            if flow.file is None or not flow.unreported:
+                self._behind.discard(flow)
+        self._busy = None
 
     def _note(self, error: Exception) -> None:
         self.trouble = f"{type(error).__name__}: {error}"
@@ -280,6 +309,8 @@ class LogThread:
         flow.file = file
         self._release(old)
         self._listen(flow)
+        if file is not None and flow.unreported:  # also what a predecessor could not write
+            self._is_behind(flow, time.monotonic())
 
     def _listen(self, flow: Flow) -> None:
         """Has epoll tell of the flow's bytes, but not while they would go to an outlet that takes none."""
@@ -314,6 +345,7 @@ class LogThread:
             self._epoll.unregister(flow.fd)
             flow.listening = False
         del self._by_fd[flow.fd]
+        self._behind.discard(flow)
         self._release(flow.file)
         flow.file = None
 

@@ -9,8 +9,8 @@ import array
 import fcntl
 import os
 import termios
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from procman.config import Log
@@ -119,23 +119,17 @@ class Flow:
         if not file.usable(now):
             self.drop(file.error)
             return
-        rotations, lines_split = file.rotations, file.lines_split
         try:
-            if self.unreported:
+            with self._counting(file):
+                self._report(file, now)
                 file.prepare(now)
-                file.mark(self._marker())
-                self.unreported = 0
-            file.prepare(now)
-            span = file.take(self.fd)
+                span = file.take(self.fd)
         except BlockingIOError:
             return
         except OSError as error:
             file.fail(error, now)
             self.drop(file.error)
             return
-        finally:
-            self._rotations += file.rotations - rotations
-            self._lines_split += file.lines_split - lines_split
         self.read += span.length
         self.written += span.length
         self.error = file.error
@@ -143,6 +137,32 @@ class Flow:
             self._widen()
         if self.tap:
             self._tell(file.read_back(span))
+
+    def catch_up(self, file: LogFile, now: float) -> None:
+        """Tells in the log of what was dropped before, if it can be written by now: the program may print no more."""
+        if not file.usable(now):
+            return
+        try:
+            with self._counting(file):
+                self._report(file, now)
+        except OSError as error:
+            file.fail(error, now)
+        self.error = file.error
+
+    def _report(self, file: LogFile, now: float) -> None:
+        if self.unreported:
+            file.prepare(now)
+            file.mark(self._marker())
+            self.unreported = 0
+
+    @contextmanager
+    def _counting(self, file: LogFile) -> Iterator[None]:
+        rotations, lines_split = file.rotations, file.lines_split
+        try:
+            yield
+        finally:
+            self._rotations += file.rotations - rotations
+            self._lines_split += file.lines_split - lines_split
 
     def next_lines(self) -> list[Piece]:
         """One turn of a stream without a file: what waits, as lines for the outlet."""
