@@ -13,7 +13,7 @@ from tests.guarantees.soak import SETTINGS, Plan, Soak, judged, table
 
 
 def test_a_thousand_restarts_leave_nothing_behind(daemon: MakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = Plan(programs=100, restarts=1000, seconds=14, every=0.5, kills=2)
+    plan = Plan(programs=100, restarts=1000, seconds=10, every=0.5, kills=2)
     running = daemon(table(plan), settings=SETTINGS, start=False)
     figures = Soak(running, plan, print).run()
     verdict = judged(figures, plan)
