@@ -259,6 +259,7 @@ def test_a_full_pipe(daemon: MakeDaemon, then: int) -> None:
     pid = running.wait_for("writer")["pid"]
     supervisor = running.supervisor_pid
     os.kill(supervisor, signal.SIGSTOP)
+    wait_until(lambda: stopped(supervisor), what="none of its threads takes another byte")
     (running.folder / "fifo").write_text("go")
 
     def waits() -> bool:
@@ -275,6 +276,12 @@ def test_a_full_pipe(daemon: MakeDaemon, then: int) -> None:
     assert running.log("writer") == expected
     found = counters(running, "writer")
     assert (found["read"], found["written"], found["dropped"]) == (len(expected), len(expected), 0)
+
+
+def stopped(pid: int) -> bool:
+    """All threads of a process have stopped."""
+    stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
 
 
 def latencies(running: RunningDaemon, count: int) -> list[float]:

@@ -273,7 +273,7 @@ def bomb(running: RunningDaemon) -> list[int]:
 LOOPING = """
 [program.looping]
 command = "/bin/false"
-instances = 120
+instances = 100
 start_seconds = 0
 start_retries = -1
 restart_delay = "200ms"
@@ -284,16 +284,16 @@ restart_delay_max = "1s"
 def test_many_programs_that_crash_at_once_again_and_again(daemon: MakeDaemon) -> None:
     """The delay bounds the starts, each start costs a bounded time, and the daemon answers meanwhile."""
     running = daemon(LOOPING, settings='log_level = "error"')
-    wait_until(lambda: min(restarts(running)) >= 4, 60, "the delays have grown to the longest")
+    wait_until(lambda: min(restarts(running)) >= 3, 60, "the delays have grown to the longest")
     before, spent, began = sum(restarts(running)), cpu_seconds(running), time.monotonic()
     answers = 0
-    while time.monotonic() - began < 4:
-        assert len(running.status()) == 120
+    while time.monotonic() - began < 3:
+        assert len(running.status()) == 100
         answers += 1
     seconds = time.monotonic() - began
     starts = sum(restarts(running)) - before
     assert answers >= 3
-    assert 0 < starts <= 120 * (seconds / 0.9 + 1), "1 s, less 10 % of jitter"
+    assert 0 < starts <= 100 * (seconds / 0.9 + 1), "1 s, less 10 % of jitter"
     assert cpu_seconds(running) - spent <= 0.05 * (starts + answers * 10), "most of it is what the answers cost"
     done = running.ctl("stop", "all")
     assert done.returncode == 0, done.stderr
@@ -321,10 +321,10 @@ def _can_unshare() -> bool:
         return False
 
 
-@pytest.mark.parametrize("arguments", WAYS)
-def test_a_pid_that_is_given_again_is_somebody_elses(arguments: list[str]) -> None:
+def test_a_pid_that_is_given_again_is_somebody_elses() -> None:
+    """Without cgroups: there pids and sessions are all that tells whose a process is."""
     if not _can_unshare():
         pytest.skip("to say which pid comes next needs a pid namespace: root, and unshare(1)")
-    command = [sys.executable, "-m", "tests.guarantees", "reuse", *arguments]
+    command = [sys.executable, "-m", "tests.guarantees", "reuse", "--no-cgroup"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=115, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

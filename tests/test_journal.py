@@ -181,3 +181,45 @@ def test_of_each_process_only_the_last_end_is_kept_while_nothing_can_be_written(
             assert set(written.forgotten) >= {"shop:1#50", "blog#50"}
 
     asyncio.run(check())
+
+
+def test_writing_takes_a_tenth_of_the_time_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often something changes: a document of a thousand processes is not made all the time."""
+    taken = 0.0
+
+    async def check() -> None:
+        nonlocal taken
+        loop = asyncio.get_running_loop()
+        async with journaling(tmp_path) as written:
+
+            def slow() -> dict[str, Any]:
+                nonlocal taken
+                began = loop.time()
+                while loop.time() < began + 0.03:
+                    pass
+                taken += loop.time() - began
+                return {"number": 0}
+
+            monkeypatch.setattr(written.journal, "_document", slow)
+            began = loop.time()
+            while loop.time() < began + 1:
+                written.journal.dirty()
+                await asyncio.sleep(0.001)
+            assert 0 < taken <= 0.1 * (loop.time() - began) + 0.03 + 0.03
+            monkeypatch.setattr(written.journal, "_document", written._document)
+
+    asyncio.run(check())
+
+
+def test_who_waits_does_not_wait_for_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "REST_SECONDS_MAX", 1000.0)
+    monkeypatch.setattr(journal, "SHARE", 1e-9)
+
+    async def check() -> None:
+        async with journaling(tmp_path) as written:
+            for number in range(3):
+                written.number = number
+                await asyncio.wait_for(written.journal.saved(), 20)
+                assert written.on_disk() == number
+
+    asyncio.run(check())

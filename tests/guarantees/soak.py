@@ -153,7 +153,8 @@ class Soak:
         done = seconds > self.plan.seconds or self.figures.restarts >= self.plan.restarts
         last = self.figures.censuses[-1].supervisor.pid if self.figures.censuses else 0
         counts = sum(census.supervisor.pid == last for census in self.figures.censuses)
-        return done and (counts >= COUNTS_MIN or seconds > 3 * self.plan.seconds)
+        enough = counts >= COUNTS_MIN and self.figures.kills == self.plan.kills
+        return done and (enough or seconds > 3 * self.plan.seconds)
 
     # --- what operators do ------------------------------------------------------------------------------------------
 
@@ -279,7 +280,7 @@ class Soak:
 def judged(figures: Figures, plan: Plan) -> Verdict:
     """What is to be said of the figures. Slack: what the bounded histories still take while they fill up, and what is
     open for a moment only."""
-    count_slack = max(8, plan.programs // 10)
+    count_slack = 8 + plan.programs // 2  # a quarter prints: a log file and its folder are opened by the first line
     warm_up = 8 * plan.programs if plan.restarts >= 50 * plan.programs else 0  # a restart is three changes of twenty
     verdict = judge(figures.censuses, memory_slack=MEMORY_SLACK, count_slack=count_slack, warm_up=warm_up)
     verdict.wrong += figures.wrong
