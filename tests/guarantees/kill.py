@@ -243,7 +243,7 @@ def _load(running: RunningDaemon, options: Options, ports: dict[str, int], folde
             result.kills = keep_killing(running, options, check)
             ended = time.monotonic()
             result.rate = (bytes_written(before["lines"]["pid"]) - written) / 1e6 / (ended - began)
-            if result.rate < options.megabytes / 4:  # a busy machine may be slow, nobody may wait until it is over
+            if result.rate < options.megabytes / 8:  # a busy machine may be slow, nobody may wait until it is over
                 result.problems.append(
                     f"the program wrote {result.rate:.1f} MB/s of {options.megabytes}: it had to wait"
                 )
