@@ -51,7 +51,7 @@ def background(running: RunningDaemon) -> Iterator[None]:
     finally:
         seen: set[Seen] = set()
         with contextlib.suppress(Exception):
-            keeper = int((running.folder / "state" / "lock").read_text())
+            keeper = int((running.folder / "state" / "lock").read_text().split()[0])
             seen = descendants(keeper)
             running.seen |= seen
             if "procman.daemon" in command_line(keeper):
