@@ -33,6 +33,9 @@ BAD_KEPT = 3
 LOCK_NAME = "lock"
 STATE_NAME = "state.json"
 
+HOUSE_PREFIX = "house="
+"""Before the number of the house in the lock file: whoever takes the whole file for pids must not take that for one."""
+
 HOUSE_BITS = 30
 """Of the number by which processes show that they belong to a state folder."""
 
@@ -155,10 +158,10 @@ def lock(state_dir: str, pid: int) -> Lock:
 def _take(fd: int, state_dir: str, pid: int) -> Lock:
     try:
         _wait_for(fd)
-        house = _second_line(fd)
+        house = _second_line(fd).removeprefix(HOUSE_PREFIX)
         known = house.isascii() and house.isdecimal() and 0 < int(house) < 1 << HOUSE_BITS
         number = int(house) if known else secrets.randbelow((1 << HOUSE_BITS) - 1) + 1
-        text = f"{pid}\n{number}\n".encode()
+        text = f"{pid}\n{HOUSE_PREFIX}{number}\n".encode()
         os.pwrite(fd, text, 0)  # over the old text: no moment at which the house is not there
         os.ftruncate(fd, len(text))
     except BlockingIOError as error:

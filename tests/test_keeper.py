@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from procman import __version__
+from procman.keeper import tree
 from procman.keeper.wire import HEADER, Message, Wire, WireClosed
 from tests.harness import PROJECT, descendants, wait_until
 
@@ -978,3 +979,145 @@ def test_the_wire_of_the_test_itself(keeper: RunningKeeper) -> None:
     with pytest.raises(WireClosed):
         while True:
             boss.wire.receive()
+
+
+# --- adoption -------------------------------------------------------------------------------------------------------
+
+ORPHAN = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_RSS, (int(sys.argv[1]), resource.getrlimit(resource.RLIMIT_RSS)[1]))
+if os.fork():
+    os._exit(0)
+os.setsid()
+grandchild = os.fork()
+if grandchild == 0:
+    os.setsid()
+    print(os.getpid(), os.getppid(), flush=True)
+    os.execvp("sleep", ["sleep", "60"])
+sys.stdin.readline()
+os._exit(7)
+"""
+TAG = (4711 << tree.NUMBER_BITS) + 41
+
+
+class Orphan:
+    """A process that is nobody's here, with a grandchild in another session; both have the tag. `end` ends it."""
+
+    def __init__(self) -> None:
+        command = python(ORPHAN, str(tree.TAG_BASE + TAG))
+        self._made = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._made.stdout is not None
+        self.grandchild, self.pid = map(int, self._made.stdout.readline().split())
+        found = tree.read_process(self.pid)
+        assert found is not None
+        self.start = found.start
+
+    def end(self) -> None:
+        """It exits with status 7."""
+        assert self._made.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._made.stdin.write(b"\n")
+            self._made.stdin.flush()
+
+    def close(self) -> None:
+        for pid in (self.pid, self.grandchild):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pipe in (self._made.stdin, self._made.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+        self._made.wait(10)
+
+
+@pytest.fixture
+def orphan() -> Iterator[Orphan]:
+    made = Orphan()
+    yield made
+    made.close()
+
+
+def adopt(boss: Supervisor, orphan: Orphan, **fields: Any) -> Message:
+    """The record of the orphan as the keeper's child "a#7"."""
+    asked = {"child": "a#7", "pid": orphan.pid, "start": orphan.start, "tag": TAG, "at": 17.0, "kill": "tree"}
+    boss.send("adopt", **asked | {"members": [orphan.pid], "note": "ready"} | fields)
+    boss.sync()
+    return boss.children["a#7"]
+
+
+def test_an_adopted_child_is_like_any_other(keeper: RunningKeeper, orphan: Orphan) -> None:
+    boss = keeper.supervisor()
+    boss.send("ready")
+    record = adopt(boss, orphan)
+    wanted = {"state": "running", "pid": orphan.pid, "start": orphan.start, "tag": TAG, "at": 17.0, "note": "ready"}
+    assert wanted.items() <= record.items()
+    boss.die()
+    boss = keeper.supervisor()
+    assert boss.children["a#7"] == record
+    orphan.end()
+    end = boss.expect("exited", child="a#7")
+    assert end["left"] is True
+    if tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 15):
+        assert end["status"] == 7 << 8
+    else:
+        assert end["status"] in {7 << 8, None}
+    assert alive(orphan.grandchild)
+    os.kill(orphan.grandchild, signal.SIGKILL)
+    boss.expect("gone", child="a#7")  # by nothing but its end: nobody asks
+    boss.send("forget", child="a#7")
+    boss.sync()
+    boss.die()
+    assert keeper.supervisor().children == {}
+
+
+def test_signals_for_an_adopted_child(keeper: RunningKeeper, orphan: Orphan) -> None:
+    boss = keeper.supervisor()
+    adopt(boss, orphan)
+    boss.send("signal", child="a#7", signal=signal.SIGTERM, tree=False)
+    boss.expect("exited", child="a#7", left=True)
+    assert alive(orphan.grandchild)
+    boss.send("signal", child="a#7", signal=signal.SIGKILL, tree=True)
+    boss.expect("gone", child="a#7")
+    assert not alive(orphan.grandchild)
+
+
+@pytest.mark.parametrize("kill", ["tree", "main"])
+def test_what_has_gone_already_leaves_what_it_left(keeper: RunningKeeper, orphan: Orphan, kill: str) -> None:
+    boss = keeper.supervisor()
+    orphan.end()
+    wait_until(lambda: not alive(orphan.pid))
+    record = adopt(boss, orphan, kill=kill)
+    assert (record["state"], record["status"], record["left"]) == ("exited", None, kill == "tree")
+    os.kill(orphan.grandchild, signal.SIGKILL)
+    if kill == "tree":
+        boss.expect("gone", child="a#7")
+
+
+def test_a_pid_that_is_another_ones_by_now_is_not_adopted(keeper: RunningKeeper, orphan: Orphan) -> None:
+    boss = keeper.supervisor()
+    record = adopt(boss, orphan, start=orphan.start - 1, tag=TAG + 1)
+    assert (record["state"], record["left"]) == ("exited", False)
+    boss.send("signal", child="a#7", signal=signal.SIGKILL, tree=True)
+    boss.sync()
+    assert alive(orphan.pid)
+
+
+def test_new_children_get_numbers_above_the_old_ones(keeper: RunningKeeper) -> None:
+    boss = keeper.supervisor()
+    boss.send("house", house=4711, last=41)
+    boss.spawn("b#1")
+    born = boss.expect("spawned", child="b#1")
+    assert born["tag"] == (4711 << tree.NUMBER_BITS) + 42 == tree.tag_of(born["pid"])
+    boss.die()
+    boss = keeper.supervisor()
+    boss.spawn("b#2")
+    assert boss.expect("spawned", child="b#2")["tag"] == born["tag"] + 1
+
+
+def test_the_keeper_ends_adopted_children_too(keeper: RunningKeeper, orphan: Orphan) -> None:
+    boss = keeper.supervisor()
+    boss.send("ready")
+    adopt(boss, orphan)
+    boss.send("exit", status=0)
+    boss.leave(0)
+    wait_until(lambda: not alive(orphan.pid) and not alive(orphan.grandchild), what="nothing is left")

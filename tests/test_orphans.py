@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import subprocess
 from collections import Counter
 from typing import Any
 
@@ -55,6 +57,9 @@ CASES: dict[str, tuple[list[Seen], dict[str, Known], list[tuple[str, int, list[i
     "not known, of its user": (
         [seen(5, 9, "www#4", main=True, uid=33), seen(6, 9, uid=34)], {}, [("www#4", 5, [5, 6], "tree")]
     ),
+    "not known, and another user's process says that it is the child": (
+        [seen(5, 9, "www#4", main=True, uid=34), seen(6, 9, "www#4", uid=33)], {}, [("www#4", 0, [5, 6], "tree")]
+    ),
     "not known, of another user": ([seen(5, 9, "www#4", main=True, uid=34)], {}, []),
     "not known, of no program": ([seen(5, 9, "gone#4", main=True)], {}, [("gone#4", 0, [5], "tree")]),
     "not known, a probe": ([seen(5, 9, "shop/probe#4-7", main=True)], {}, [("shop/probe#4-7", 0, [5], "tree")]),
@@ -85,6 +90,29 @@ def test_cases(case: str) -> None:
     found, state, expected = CASES[case]
     requests = orphans.plan(found, state, 5, PROGRAMS)
     assert [(r["child"], r["pid"], r["members"], r["kill"]) for r in requests] == expected
+
+
+def test_only_our_own_house_is_looked_at() -> None:
+    """A real process with a tag, and one that the state file names."""
+    house, number = 2**29 + os.getpid(), 5
+    tag = (house << tree.NUMBER_BITS) + number
+
+    def tagged() -> None:
+        resource.setrlimit(resource.RLIMIT_RSS, (tree.TAG_BASE + tag, resource.getrlimit(resource.RLIMIT_RSS)[1]))
+
+    environment = {"PATH": os.defpath, tree.MARKER: "shop#4", tree.MARKER_PID: "77"}
+    with subprocess.Popen(["sleep", "60"], preexec_fn=tagged, env=environment) as process:  # noqa: PLW1509 - no threads
+        try:
+            found = tree.read_process(process.pid)
+            assert found is not None
+            mine = Seen(process.pid, found.start, tag, os.getuid(), "shop#4", 77)
+            assert orphans.look(house, {}) == [mine]
+            assert orphans.look(house + 2**20, {}) == []
+            state = {"shop#4": Known(process.pid, found.start, 1, "tree")}
+            assert orphans.look(house + 2**20, state) == [mine._replace(tag=0)]
+            assert orphans.look(house + 2**20, {"shop#4": state["shop#4"]._replace(start=1)}) == []
+        finally:
+            process.kill()
 
 
 processes = st.builds(

@@ -231,16 +231,16 @@ def test_the_house_of_a_state_folder_stays(tmp_path: Path) -> None:
     os.close(first.fd)
     again = lock(str(tmp_path), 7)
     assert (again.house, again.fresh) == (first.house, False)
-    assert (tmp_path / store.LOCK_NAME).read_text() == f"7\n{first.house}\n"
+    assert (tmp_path / store.LOCK_NAME).read_text() == f"7\nhouse={first.house}\n"
     os.close(again.fd)
 
 
-@pytest.mark.parametrize("text", ["", "77\n", "77\n0\n", "77\nx\n", f"77\n{1 << store.HOUSE_BITS}\n", "77\n-1\n"])
-def test_a_lock_file_without_a_house_gets_one(tmp_path: Path, text: str) -> None:
-    (tmp_path / store.LOCK_NAME).write_text(text)
+@pytest.mark.parametrize("second", ["", "house=0", "x", f"house={1 << store.HOUSE_BITS}", "house=-1", "house=\u00b2"])
+def test_a_lock_file_without_a_house_gets_one(tmp_path: Path, second: str) -> None:
+    (tmp_path / store.LOCK_NAME).write_text(f"77\n{second}\n")
     taken = lock(str(tmp_path), 7)
     assert taken.fresh
-    assert (tmp_path / store.LOCK_NAME).read_text() == f"7\n{taken.house}\n"
+    assert (tmp_path / store.LOCK_NAME).read_text() == f"7\nhouse={taken.house}\n"
     os.close(taken.fd)
 
 

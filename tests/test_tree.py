@@ -199,6 +199,28 @@ def test_a_cgroup(cgroup: str) -> None:
     assert not os.path.exists(cgroup)
 
 
+def test_empty_folders_of_killed_keepers_are_removed(cgroup: str) -> None:
+    beside = Path(cgroup).parent.parent
+    old, used, other = beside / f"procman-{2**22 + 1}", beside / f"procman-{2**22 + 2}", beside / "procman-x"
+    for folder in (old / "a#1" / "inner", used / "a#1", other):
+        folder.mkdir(parents=True)
+    with subprocess.Popen(["sleep", "60"]) as child:
+        try:
+            Path(used, "a#1", "cgroup.procs").write_text(str(child.pid))
+            assert tree.make_cgroup_root() == str(Path(cgroup).parent), "that of a living keeper stays"
+            assert [path.exists() for path in (old, used, other)] == [False, True, True]
+            assert tree.old_cgroup(child.pid, "a#1") == f"{used}/a#1"
+            assert tree.old_cgroup(child.pid, "b#1") == ""
+            assert tree.old_cgroup(os.getpid(), "a#1") == ""
+            assert tree.old_cgroup(2**22 + 1, "a#1") == ""
+        finally:
+            child.kill()
+            child.wait(10)
+            wait_until(lambda: not tree.members(Family(TAG, 0, -1, f"{used}/a#1"), []), what="it is empty")
+            for folder in (old, used, other):
+                tree.remove_cgroup(str(folder))
+
+
 def test_no_cgroup() -> None:
     assert tree.make_cgroup("/nonexistent", "a#1") == ""
     tree.remove_cgroup("")

@@ -189,8 +189,8 @@ class Children:
             child.adopted, child.start, child.state = True, start, "running"
             child.at, child.note = float(request.get("at") or child.at), str(request.get("note") or "")
             process = tree.read_process(pid) if pid else None
-            if process is None or process.session != pid:
-                child.session = -1
+            if process is None or process.start != start or process.session != pid:
+                child.session = -1  # the number would be somebody else's
             folders = (tree.old_cgroup(int(member), name) for member in request.get("members") or [])
             child.cgroup = next(filter(None, folders), "")
             child.since = tree.monotonic_start(start) if start else child.since
