@@ -1,4 +1,4 @@
-# make run | stop | test | check | bench | clean
+# make run | stop | test | check | bench | soak | clean
 # Everything is made in this folder: .venv (what is installed) and .run (what the demo writes). No cache outside is used.
 
 PORT ?= 8642
@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_NO_CACHE_DIR = 1
 export PIP_ROOT_USER_ACTION = ignore
 
-.PHONY: help run stop test check bench clean
+.PHONY: help run stop test check bench soak clean
 .DELETE_ON_ERROR:
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make test   run the tests          (PYTEST_ARGS='-k logs' for some of them)"
 	@echo "make check  ruff, mypy --strict, and the test of the layers"
 	@echo "make bench  measure, beside Supervisor"
+	@echo "make soak   the long forms of the tests of promises: minutes (SOAK_ARGS='--minutes 120' for hours)"
 	@echo "make clean  remove what all of these made"
 
 run: $(VENV)/installed
@@ -40,6 +41,10 @@ check: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(bin)/python -m tests.bench
+
+soak: $(VENV)/installed-dev
+	$(bin)/python -m tests.guarantees kill
+	$(bin)/python -m tests.guarantees soak $(SOAK_ARGS)
 
 # The demo must not outlive the folder that it runs from.
 clean: stop
