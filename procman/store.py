@@ -39,7 +39,7 @@ HOUSE_PREFIX = "house="
 HOUSE_BITS = 30
 """Of the number by which processes show that they belong to a state folder."""
 
-DYING_SECONDS = 5.0
+DYING_SECONDS = 20.0
 """How long the supervisor of a keeper that was killed may take to die after it."""
 
 

@@ -306,11 +306,10 @@ def _set_name(name: str) -> None:
 
 
 def _raise_open_files(wanted: int) -> None:
-    """Raise RLIMIT_NOFILE to `wanted`, or as far as the hard limit lets us; what is missing is said. 0: to the hard
-    limit."""
+    """Raise RLIMIT_NOFILE to `wanted`, or as far as the hard limit lets us; what is missing is said."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted or hard), max(hard, wanted)))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), max(hard, wanted)))
     except (ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, wanted), hard), hard))
         if hard < wanted != Daemon.__dataclass_fields__["open_files"].default:

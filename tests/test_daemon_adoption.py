@@ -47,8 +47,13 @@ def replace_daemon(running: RunningDaemon, *arguments: str) -> None:
 def written_down(running: RunningDaemon, name: str) -> None:
     """Wait until the state file says that `name` is RUNNING."""
     wanted = f'"{name}":{{"state":"RUNNING"'
-    state = running.folder / "state" / "state.json"
-    wait_until(lambda: state.exists() and wanted in state.read_text(), what=f"{name} is written down")
+    wait_until(lambda: wanted in state_file(running), what=f"{name} is written down")
+
+
+def state_file(running: RunningDaemon) -> str:
+    """Its text; "" before the first write."""
+    path = running.folder / "state" / "state.json"
+    return path.read_text() if path.exists() else ""
 
 
 def alive(pid: int) -> bool:
@@ -218,7 +223,9 @@ def test_all_is_found_without_the_state_file(daemon: MakeDaemon, who: User | Non
     for name in names:
         running.wait_for(name)
     before, grandchild = running.status(), number(running, "daemonish", "grandchild")
+    supervisor = running.supervisor_pid
     kill_keeper(running)
+    wait_until(lambda: not alive(supervisor), what="nobody writes the file any more")
     (running.folder / "state" / "state.json").write_text("{")
     running.start()
     for name in names:
@@ -276,20 +283,20 @@ def test_a_table_that_changed_in_between(daemon: MakeDaemon) -> None:
     assert not alive(before["changed"]["pid"])
 
 
+STUBBORN = """
+    [program.stubborn]
+    command = "${PYTHON} -S -E ${PROGRAMS}/ignore_term.py"
+    stop_timeout = "2s"
+    start_seconds = 0
+    """
+
+
 def test_an_operators_stop_is_finished(daemon: MakeDaemon) -> None:
-    running = daemon(
-        PLAIN.format("other")
-        + """
-        [program.stubborn]
-        command = "${PYTHON} -S -E ${PROGRAMS}/ignore_term.py"
-        stop_timeout = "2s"
-        start_seconds = 0
-        """
-    )
+    running = daemon(PLAIN.format("other") + STUBBORN)
     number(running, "stubborn", "ready")
     pid = running.wait_for("stubborn")["pid"]
     assert running.ctl("stop", "--no-wait", "stubborn").returncode == 0
-    wait_until(lambda: '"state":"STOPPING"' in (running.folder / "state" / "state.json").read_text())
+    wait_until(lambda: '"state":"STOPPING"' in state_file(running))
     replace_daemon(running)
     after = running.wait_for("stubborn", "STOPPED", 20)
     assert after["wanted"] == "down"
@@ -298,18 +305,11 @@ def test_an_operators_stop_is_finished(daemon: MakeDaemon) -> None:
 
 def test_a_shutdown_is_not_continued(daemon: MakeDaemon) -> None:
     """Who starts a procmand wants the programs up, whatever the one before was about to do."""
-    running = daemon(
-        """
-        [program.stubborn]
-        command = "${PYTHON} -S -E ${PROGRAMS}/ignore_term.py"
-        stop_timeout = "2s"
-        start_seconds = 0
-        """
-    )
+    running = daemon(STUBBORN)
     number(running, "stubborn", "ready")
     pid = running.wait_for("stubborn")["pid"]
     os.kill(running.keeper_pid, signal.SIGTERM)
-    wait_until(lambda: '"closing":true' in (running.folder / "state" / "state.json").read_text())
+    wait_until(lambda: '"closing":true' in state_file(running))
     replace_daemon(running)
     assert wait_until(lambda: running.status()["stubborn"]["pid"] not in {None, pid}, 20)
     assert not alive(pid)

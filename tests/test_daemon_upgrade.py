@@ -285,7 +285,7 @@ def test_a_table_change_and_an_upgrade_do_not_meet(daemon: MakeDaemon) -> None:
     running.wait_for("new")
 
 
-def test_who_may_only_look_may_not_upgrade(daemon: MakeDaemon) -> None:
+def test_before_any_upgrade(daemon: MakeDaemon) -> None:
     running = daemon(PLAIN)
     running.wait_for("it")
     with running.client() as client:

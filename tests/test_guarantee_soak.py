@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from dataclasses import replace
 
@@ -76,10 +77,11 @@ def test_too_few_counts_tell_nothing() -> None:
 def test_what_a_process_holds_is_read_from_proc() -> None:
     before = held(os.getpid())
     read_end, write_end = os.pipe()
-    ballast = bytearray(os.urandom(1 << 20)) * 8
-    after = held(os.getpid())
+    with mmap.mmap(-1, 8 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as ballast:  # no memory that was freed before
+        ballast.write(os.urandom(8 << 20))
+        after = held(os.getpid())
     os.close(read_end)
     os.close(write_end)
     assert after.descriptors == before.descriptors + 2
-    assert after.memory >= before.memory + len(ballast) // 2
+    assert after.memory >= before.memory + (8 << 20) // 2
     assert after.pss > 0

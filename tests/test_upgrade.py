@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -207,9 +208,19 @@ def test_a_successor_that_fails_is_taken_back(stage: Make, how: str) -> None:
             new.socket.setblocking(True)
             new.socket.sendall(b"\xff" * 100)
     answer = on.old.expect("keeper")
+    assert gone(new.pid), "two may never write the same files"
     assert "the new supervisor" in answer["problem"]
     on.old.expect("resume")
-    wait_until(lambda: gone(new.pid))
+    on.works(on.old)
+
+
+def test_a_check_needs_a_descriptor(stage: Make) -> None:
+    on = stage()
+    before = resource.prlimit(on.keeper.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(on.keeper.process.pid, resource.RLIMIT_NOFILE, (0, before[1]))
+    on.begin()
+    assert "Too many open files" in on.old.expect("keeper")["problem"]
+    resource.prlimit(on.keeper.process.pid, resource.RLIMIT_NOFILE, before)
     on.works(on.old)
 
 

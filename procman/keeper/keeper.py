@@ -304,18 +304,20 @@ class Keeper:
         if ENDING.intersection(self.pending_signals):
             problem = "procmand was told to end"
         if not problem:
-            document = handover.write(self._document())
             tables = [self.held[name] for name in TABLES if name in self.held]
             try:
-                self.upgrade = Upgrade(self, self.commands.check, document, tables)
+                document = handover.write(self._document())
+                try:
+                    self.upgrade = Upgrade(self, self.commands.check, document, tables)
+                finally:
+                    os.close(document)
             except OSError as error:
                 problem = f"can't start the check of the new version: {error.strerror}"
-            os.close(document)
         if problem:
             supervisor.tell({"op": "keeper", "problem": problem} | self._version())
 
     def start_successor(self) -> Supervisor:
-        """See `upgrade.Holder`, as for the next four."""
+        """See `upgrade.Holder`, as for the next six."""
         self.last = "an upgrade"
         return self._another_supervisor()
 

@@ -4,6 +4,7 @@
     yield    the supervisor puts its work down, and waits
     trial    a successor of the new code starts, with the snapshot; if it fails, the old one takes its work up again
     exec     the successor runs the table, the old one has been ended; the keeper becomes the new code itself
+    undo     the successor has failed and is being ended. Before it has gone nobody else may write what it writes
 
 It knows the order of these. What the keeper does in each is the keeper's (`Holder`).
 """
@@ -30,7 +31,7 @@ PAUSE = 0.02
 OUTPUT_MAX = 2000
 """Bytes of what a failed check has printed that are told."""
 
-Phase = Literal["check", "yield", "trial", "exec"]
+Phase = Literal["check", "yield", "trial", "exec", "undo"]
 
 
 class Holder(Protocol):
@@ -69,6 +70,7 @@ class Upgrade:
         self.phase: Phase = "check"
         self.successor: Supervisor | None = None
         self._exec_until = 0.0
+        self._problem = ""
         self._output = os.memfd_create("procman-check", os.MFD_CLOEXEC)
         try:
             self._checker = _start_check([*command, str(document)], self._output, [document, *inherited])
@@ -80,7 +82,7 @@ class Upgrade:
     @property
     def frozen(self) -> bool:
         """The old supervisor does nothing, and answers nothing."""
-        return self.phase in ("yield", "trial")
+        return self.phase in ("yield", "trial", "undo")
 
     def pids(self) -> list[int]:
         """Processes of the keeper's own that belong to the upgrade."""
@@ -94,7 +96,8 @@ class Upgrade:
         if self.successor is not None and pid == self.successor.pid:
             self.successor.hear_last_words()
             self.successor = None
-            self.fail(f"the new supervisor ended before it was ready ({describe(status)}); the daemon's log says more")
+            ended = f"the new supervisor ended before it was ready ({describe(status)}); the daemon's log says more"
+            self._undone(self._problem or ended)
             return True
         return False
 
@@ -114,6 +117,8 @@ class Upgrade:
 
     def due(self) -> None:
         """The time has come that `wait_for_upgrade` was told."""
+        if self.phase == "undo":
+            return  # a dead disk may hold what was killed: it ends when that goes on, and nobody may write before
         if self.phase != "exec":
             what = {
                 "check": f"the new version was not checked within {CHECK_SECONDS:g} s",
@@ -133,7 +138,17 @@ class Upgrade:
         self._end_processes()
 
     def fail(self, problem: str) -> None:
-        """All is as it was before."""
+        """All is to be as it was before."""
+        if self.phase == "undo":
+            return
+        if self.successor is None:
+            self._undone(problem)
+            return
+        self.phase, self._problem = "undo", problem
+        self.successor.end()
+
+    def _undone(self, problem: str) -> None:
+        """Nothing of the new code runs any more: the old supervisor may go on."""
         frozen = self.frozen
         self._end_processes()
         say(f"upgrade: {problem}; all stays as it is")
@@ -146,7 +161,7 @@ class Upgrade:
         """The old supervisor is gone: one that is on trial takes its place, and the upgrade is called off."""
         successor, self.successor = self.successor, None
         self._end_processes()
-        if successor is not None:
+        if successor is not None and self.phase != "undo":
             self._holder.take_successor(successor)
         self._holder.upgrade_over("")
 
