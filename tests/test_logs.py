@@ -1129,16 +1129,25 @@ def test_a_log_that_moves_to_another_disk_loses_nothing(tmp_path: Path) -> None:
     threads.add(Stream("a", "a", Log(), str(tmp_path / "one/a.log"), read_fd))
     threads.start()
     text = [b"%08d\n" % number for number in range(20_000)]
-    writer = threading.Thread(target=lambda: [os.write(write_fd, line) for line in text])
+    turn = threading.Semaphore(0)
+
+    def write() -> None:
+        for number, line in enumerate(text):
+            if number % 500 == 0:
+                turn.acquire()
+            os.write(write_fd, line)
+
+    def read(count: int) -> bool:
+        return threads.counters("a").read >= count
+
+    writer = threading.Thread(target=write)
     writer.start()
-
-    def more_than(count: int) -> bool:
-        return threads.counters("a").read > count or not writer.is_alive()
-
-    for place in ("two", "one") * 10:
-        before = settled(threads, "a").read
+    for number, place in enumerate(("two", "one") * 10, 1):
+        turn.release()  # it prints while it moves, and then to where it has moved
         threads.change("a", Log(), str(tmp_path / place / "a.log"))
-        wait_until(functools.partial(more_than, before))
+        wait_until(functools.partial(read, (2 * number - 1) * 4500))
+        turn.release()
+        wait_until(functools.partial(read, 2 * number * 4500))
     writer.join(20)
     found = wait_until(lambda: (done := settled(threads, "a")).read == 180_000 and done)
     assert found == Counters(read=180_000, written=180_000)
