@@ -3,7 +3,7 @@
 Theory first
 ------------
 A *process* (`shop`, `blog:2`) is what the table wants to exist. Its *child* is one pid: it dies and is replaced.
-What is **wanted** (up or down) and what **is** (the state) are two fields; there is no RESTARTING or RELOADING. 
+What is **wanted** (up or down) and what **is** (the state) are two fields; there is no RESTARTING or RELOADING.
 Restart is Stop and Start in one step, which no crash can part: the process is STOPPING and wanted up, so it is started
 again when it has stopped.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from procman import lifecycle
-from procman.lifecycle import Restart, Start, State, Stop
+from procman.lifecycle import Event, Restart, Start, State, Stop
 from procman.process import Process
 from procman.report import Info, change
 
@@ -76,7 +76,8 @@ async def reach(aim: Aim, progress: Progress) -> Outcome:
 def begin(verb: str, process: Process, why: str) -> Aim:
     """Feed the event that `verb` stands for."""
     aim = Aim(verb, process, process.status.generation)
-    process.feed({"start": Start, "stop": Stop, "restart": Restart}[verb](why))
+    events: dict[str, Event] = {"start": Start(why), "stop": Stop(why), "restart": Restart(why)}
+    process.feed(events[verb])
     return aim
 
 

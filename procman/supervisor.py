@@ -166,9 +166,9 @@ class Supervisor:
         for process in self.all():
             records = found[process.name]
             self._know(process, records, now, leaving=process.name in leaving)
-            record = records.get(process.status.generation)
-            if record is not None and process.status.generation:
-                self._catch_up(process, record)
+            newest = records.get(process.status.generation)
+            if newest is not None and process.status.generation:
+                self._catch_up(process, newest)
             elif process.status.alive and process.name in leaving:
                 process.feed(SpawnFailed(process.status.why))  # the keeper never heard of it, and need not any more
             elif process.status.alive:

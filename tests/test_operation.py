@@ -59,9 +59,7 @@ def program(name: str, priority: int = 1, **keys: Any) -> Program:
 
 
 def make(ground: Nowhere, *programs: Program) -> list[Process]:
-    made = [Process(each, Status(), ground) for each in programs]
-    ground.processes = {process.name: process for process in made}
-    return made
+    return [Process(each, Status(), ground) for each in programs]
 
 
 @given(st.lists(st.integers(0, 3)))
