@@ -17,7 +17,7 @@ from procman.errors import ProcmanError
 from procman.keeper import handover
 from procman.keeper.handover import HandoverError
 from tests.harness import wait_until
-from tests.test_keeper import RunningKeeper, Supervisor, python
+from tests.test_keeper import Orphan, RunningKeeper, Supervisor, adopt, alive, python
 
 FAILS = ["/bin/sh", "-c", "echo this is no version for you; exit 3"]
 ENDLESS = ["/bin/sh", "-c", "sleep 60"]
@@ -100,6 +100,13 @@ def stage(tmp_path: Path) -> Iterator[Make]:
         each.close()
 
 
+@pytest.fixture
+def orphan() -> Iterator[Orphan]:
+    made = Orphan()
+    yield made
+    made.close()
+
+
 def gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
@@ -147,6 +154,52 @@ def test_what_is_under_way_goes_on(stage: Make) -> None:
     new.expect("spawned", child="waiting#1")
     new.send("signal", child="waiting#1", signal=signal.SIGKILL, tree=True)
     new.expect("exited", child="waiting#1")
+    on.works(new)
+
+
+def test_an_adopted_child_is_watched_by_the_next_self(stage: Make, orphan: Orphan) -> None:
+    """It is no child of the keeper's: a pidfd tells of its end, and of the end of what it leaves, and no pidfd is
+    handed over."""
+    on = stage()
+    adopt(on.old, orphan)
+    new = on.trial()
+    new.send("ready")
+    new.expect("keeper", problem="")
+    assert new.children["a#7"]["state"] == "running"
+    orphan.end()
+    assert new.expect("exited", child="a#7")["left"] is True
+    assert alive(orphan.grandchild)
+    new.send("upgrade")  # the next one has only what it left to watch
+    new.expect("yield")
+    new.send("yielded")
+    last = on.keeper.supervisor()
+    last.send("ready")
+    last.expect("keeper", problem="")
+    assert (last.children["a#7"]["state"], last.children["a#7"]["left"]) == ("exited", True)
+    os.kill(orphan.grandchild, signal.SIGKILL)
+    last.expect("gone", child="a#7")
+    on.works(last)
+
+
+def test_an_adopted_child_ends_while_the_code_changes(stage: Make, orphan: Orphan) -> None:
+    """Its whole tree, when nobody watches: between the two looks of the old self and the new one."""
+    on = stage(EXEC_SECONDS=60.0)
+    adopt(on.old, orphan)
+    new = on.trial()
+    new.send("ready")
+    os.kill(on.keeper.process.pid, signal.SIGSTOP)
+    for pid in (orphan.pid, orphan.grandchild):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not alive(orphan.pid) and not alive(orphan.grandchild))
+    os.kill(on.keeper.process.pid, signal.SIGCONT)
+    new.expect("keeper", problem="")
+
+    def over() -> bool:
+        new.look(0.02)
+        told = [message["op"] for message in new.messages if message.get("child") == "a#7"]
+        return "gone" in told or any(m.get("left") is False for m in new.messages if m.get("child") == "a#7")
+
+    wait_until(over, what="its end and that of all that it left is told")
     on.works(new)
 
 

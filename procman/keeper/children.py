@@ -105,7 +105,8 @@ class Children:
         return [child.report for child in self._by_id.values() if child.report >= 0]
 
     def resume(self, document: Mapping[str, Any]) -> None:
-        """The reverse of `document`, in the next self."""
+        """The reverse of `document`, in the next self. What has ended in between is told: the supervisor must be known
+        by then."""
         self._house, self._number = int(document["house"]), int(document["number"])
         for fields in document["children"]:
             child = Child.__new__(Child)
@@ -117,7 +118,10 @@ class Children:
             if child.report >= 0:
                 self._await_report(child)
         for child in [child for child in self._by_id.values() if child.adopted]:
+            ran = child.state != "exited"
             self._watch_adopted(child)
+            if ran and child.state == "exited":
+                self._tell(child.end | {"left": child.left})
             self._check_gone(child)
 
     def spawn(self, name: str, request: Mapping[str, Any], held: Mapping[str, int]) -> None:

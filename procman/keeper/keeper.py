@@ -381,7 +381,6 @@ class Keeper:
     def _resume(self, document: handover.Document) -> None:
         """Go on where the keeper before, this same process, has become this code."""
         self.held = document["held"]
-        self.children.resume(document["children"])
         self.pending_signals = document["signals"]
         self.starts, self.upgrades = document["starts"], document["upgrades"]
         self.was_ready = True
@@ -390,6 +389,7 @@ class Keeper:
         self.supervisor.ready = True
         self.due["ping"] = time.monotonic() + self.heartbeat
         self._tell({"op": "keeper", "problem": ""} | self._version())
+        self.children.resume(document["children"])
         self._tell_pending()
         self._reap()
         say(f"the keeper runs version {__version__} now")
