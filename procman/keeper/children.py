@@ -6,6 +6,7 @@ not know the wire: what there is to tell goes to `tell`.
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import selectors
@@ -132,6 +133,8 @@ class Children:
         tag = (self._house << tree.NUMBER_BITS) + self._number
         cgroup = ""
         try:
+            if not spawn.room_for(len(held) + spawn.SPARE_TO_FORK):
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             cgroup = tree.make_cgroup(self._cgroup_root, name) if self._cgroup_root else ""
             marks = {"marks": {tree.MARKER: name}, "pid_mark": tree.MARKER_PID}
             asked = {**request, **marks, "rss": tree.TAG_BASE + tag}

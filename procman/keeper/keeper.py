@@ -419,12 +419,12 @@ class Keeper:
                 self.children.forget(name)
             case {"op": "note", "child": str(name), "note": str(text)}:
                 self.children.note(name, text)
-            case {"op": "hold", "names": list(names)} if len(names) == len(descriptors):
+            case {"op": "hold", "names": list(names)} if len(names) == len(descriptors) and self._may_hold():
                 for name in map(str, names):
                     self._release(name)
                     self.held[name] = descriptors.pop(0)
                     self.service.store(name, self.held[name])
-            case {"op": "hold", "names": list(names)} if not descriptors:
+            case {"op": "hold", "names": list(names)} if len(descriptors) in (0, len(names)):
                 say(f"no file descriptor is free to hold {', '.join(map(str, names))}")
                 self._tell({"op": "lost", "names": names})
             case {"op": "release", "name": str(name)}:
@@ -461,6 +461,10 @@ class Keeper:
             for number in self.pending_signals:
                 self._tell({"op": "signal", "signal": number})
             self.pending_signals = [number for number in self.pending_signals if number in ENDING]
+
+    def _may_hold(self) -> bool:
+        """Whether a successor, who gets a copy of all that is held, could still be started with what has come now."""
+        return spawn.room_for(len(self.held) + spawn.SPARE_TO_HOLD)
 
     def _release(self, name: str) -> None:
         if (fd := self.held.pop(name, None)) is not None:
