@@ -10,6 +10,7 @@ import os
 import select
 from dataclasses import dataclass, field
 
+from procman.crossing import crossing
 from procman.keeper.wire import Message, Wire, WireError
 
 
@@ -67,6 +68,7 @@ def receive(wire: Wire) -> Snapshot:
     while not complete:
         readable.poll()
         for message, descriptors in wire.receive():
+            crossing(f"receive {message.get('op')}")
             if complete:
                 snapshot.events.append(message)
             else:
