@@ -239,16 +239,14 @@ class _Parts:
         loaded = store.load(os.path.join(self.daemon.state_dir, store.STATE_NAME))
         for problem in filter(None, (loaded.problem, self.before.problem)):
             log.error("%s", problem)
-        document = loaded.document
-        if document is not None and document.get("boot_id") != store.boot_id():
-            document = {"down": document.get("down", [])}
+        document = orphans.of_this_boot(loaded.document, store.boot_id())
         if self.lock is not None:
-            await orphans.adopt(self.link, self.snapshot, self.lock, document or {}, self.config)
+            await orphans.adopt(self.link, self.snapshot, self.lock, document, self.config)
         loop = asyncio.get_running_loop()
         stdout = self._own_log if self._own_log >= 0 else 1
         log_thread = LogThreads(lambda path: _call_soon(loop, stands.news, path), stdout, disks.of)
         goes_on = self.snapshot.starts > 1 or self.snapshot.children
-        counters = ground.counters_from((document or {}).get("logs") if goes_on else None)
+        counters = ground.counters_from(document.get("logs") if goes_on else None)
         for key, counted in self.before.stop().items():
             counters[key] = interim.add(counters.get(key, Counters()), counted)
         holdings = Holdings(self.link, self.held, log_thread, self.daemon, counters)
