@@ -16,8 +16,9 @@ import resource
 import socket
 import sys
 from dataclasses import replace
+from typing import Any
 
-from procman import apply, disks, ground, interim, listeners, orphans, store, table
+from procman import apply, disks, ground, interim, listeners, orphans, statefile, store, table
 from procman.config import Config, Daemon
 from procman.desk import Desk
 from procman.errors import ConfigError, Failed, ProcmanError, is_shortage
@@ -87,7 +88,14 @@ class _Parts:
 
     def _table_in_force(self) -> Config:
         """What the supervisor before had read; the files only where this is the first one."""
-        return _recalled(self.path, self.held) or self.read_table()
+        try:
+            config = _recalled(self.path, self.held)
+        except ProcmanError as error:
+            # Only damage does that: what is in there was read once. The files are all that is left to go by.
+            print(f"procmand: the table in force is lost, its files are read again: {error}", file=sys.stderr)
+            config = None
+        self._table_is_new = config is None
+        return config or self.read_table()
 
     def read_table(self) -> Config:
         """The table as its files say it now. Raises ConfigError."""
@@ -213,12 +221,7 @@ class _Parts:
 
     async def supervise(self) -> int:
         """From the first listener to the last goodbye."""
-        loaded = store.load(os.path.join(self.daemon.state_dir, store.STATE_NAME))
-        for problem in filter(None, (loaded.problem, self.before.problem)):
-            log.error("%s", problem)
-        document = loaded.document
-        if document is not None and document.get("boot_id") != store.boot_id():
-            document = {"down": document.get("down", [])}
+        document = self._state()
         if self.lock is not None:
             await orphans.adopt(self.link, self.snapshot, self.lock, document or {}, self.config)
         loop = asyncio.get_running_loop()
@@ -237,8 +240,9 @@ class _Parts:
         self.server = Server(rpc_socket, Desk(supervisor, self.link, stands), self._access())
         supervisor.on_table = self.table_changed
         stands.on_reopen = self._reopen_own_log
-        if self.snapshot.starts == 1:
+        if self._table_is_new:
             self._hold_table("table", "first table")
+        if self._table_is_new or self.before.problem:
             self._hold_interim(self.config)
         supervisor.begin(self.snapshot, document)
         # Not sooner: whoever waits for a line of a child that runs already must see what comes now.
@@ -257,6 +261,23 @@ class _Parts:
             listeners.remove_socket_file(self.daemon.socket, rpc_file)
         log.info("procmand ends with status %d", status)
         return status
+
+    def _state(self) -> dict[str, Any] | None:
+        """What the state file says, as far as it can be believed; None where it says nothing. What is wrong with it is
+        logged."""
+        path = os.path.join(self.daemon.state_dir, store.STATE_NAME)
+        loaded = store.load(path)
+        document, problem = loaded.document, loaded.problem
+        if document is not None:
+            document, wrong = statefile.believable(document)
+            if wrong:
+                kept = store.keep_copy(path)
+                problem = f"of the state file {path} this makes no sense and is left out: {wrong}; {kept}"
+            if document.get("boot_id") != store.boot_id():
+                document = {"down": document.get("down", [])}
+        for each in filter(None, (problem, self.before.problem)):
+            log.error("%s", each)
+        return document
 
     def _start_logs(self, log_thread: LogThreads) -> None:
         if self.before.ended():
@@ -280,10 +301,18 @@ def _recalled(path: str, held: dict[str, int]) -> Config | None:
     """The table in force, from the memory that the keeper holds; None where it holds none. Closes what it takes."""
     memory, first = held.pop("table", None), held.pop("first table", None)
     if memory is None or first is None:
+        for fd in filter(None, (memory, first)):
+            os.close(fd)
         return None
+    try:
+        before = recall(first)
+    except ProcmanError:
+        os.close(memory)
+        raise
+    now = recall(memory)
     # What needs a restart of the daemon is as it was when it started: a crash is no restart.
-    began = table.parse(path, recall(first)).daemon
-    config = table.parse(path, recall(memory), began)
+    began = table.parse(path, before).daemon
+    config = table.parse(path, now, began)
     return replace(config, daemon=apply.daemon_in_force(began, config.daemon))
 
 

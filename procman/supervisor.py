@@ -159,7 +159,7 @@ class Supervisor:
         for process in self.all():
             generation, record = newest.get(process.name, (0, {}))
             status = process.status
-            if generation > status.generation:
+            if generation > status.generation or (record and not _agrees(status, generation, record)):
                 started = float(record.get("since", now))  # not from its wall-clock time: that clock may have jumped
                 status = lifecycle.adopted(process.program, status, generation, started)
             process.status = lifecycle.restore(process.program, status, now)
@@ -513,6 +513,15 @@ class Supervisor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _agrees(status: Status, generation: int, record: Message) -> bool:
+    """Whether what the state file says can be true of a process whose newest child the keeper has as `record`. While
+    that one lives, there is no other."""
+    if record["state"] == "exited":
+        return True
+    pid = record["pid"] if record["state"] == "running" else None
+    return status.alive and status.generation == generation and status.pid in (None, pid)
 
 
 def _status_of(document: object) -> Status:

@@ -18,11 +18,11 @@ from tests.harness import PROJECT
 PACKAGE = PROJECT / "procman"
 
 BANDS = {
-    "pure": "errors config positions values keys programs table servers apply lifecycle launch rpc",
+    "pure": "errors config positions values keys programs table servers apply lifecycle launch rpc shape",
     "keeper": "keeper",
     "edge": "disks files folders listeners logs logread resources probes notify store salvage",
     "daemon": "events snapshot interim link process report operation journal measures holdings recall orphans ground"
-    " supervisor desk supervise reading methods server daemon",
+    " supervisor desk supervise reading methods server daemon statefile",
     "client": "client ctl",
     "program": "wsgi",
 }
