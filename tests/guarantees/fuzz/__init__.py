@@ -17,8 +17,11 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from tests.guarantees.fuzz import guided, pure
+from tests.guarantees.fuzz import guided, hostile, live, pure
+from tests.guarantees.fuzz.isolated import inside, possible, run_isolated
 from tests.guarantees.fuzz.run import Outcome, Target, run
+
+__all__ = ["TARGETS", "inside", "main"]
 
 TARGETS = [
     Target("rpc", 24_000, 400, pure.rpc_lines, pure.plainly(pure.check_rpc), shakes=3),
@@ -27,6 +30,12 @@ TARGETS = [
     Target("values", 10_000, 200, pure.converted, pure.plainly(pure.check_value)),
     Target("state", 20_000, 400, pure.states, pure.state_folder, shakes=3),
     Target("memory", 12_000, 200, pure.memories, pure.plainly(pure.check_memory), shakes=3),
+    Target("server", 8_000, 100, live.chunks, live.server, seconds=60),
+    Target("methods", 8_000, 150, live.calls, live.methods, seconds=60),
+    Target("notify", 6_000, 100, live.datagrams, live.notifications),
+    Target("strangers", 1_000, 30, live.datagrams, live.strangers),
+    Target("keeper", 1_000, 20, hostile.orders, hostile.keeper, seconds=60, isolated=True),
+    Target("start", 300, 16, hostile.starts, hostile.supervisors, seconds=60),
 ]
 
 
@@ -47,9 +56,12 @@ def main(argv: Sequence[str]) -> int:
         return guided.main(options.target or pure.GUIDED, options.atheris)
     chosen = [target for target in TARGETS if not options.target or target.name in options.target]
     share = options.inputs / (total if not options.target else sum(target.inputs for target in chosen))
+    if any(target.isolated for target in chosen) and not possible():
+        print("no pid namespace can be made here: the keeper is not asked to adopt anything")
     outcomes = []
     for target in chosen:
-        outcomes.append(run(target, max(1, round(target.inputs * share)), options.seed))
+        runs = run_isolated if target.isolated else run
+        outcomes.append(runs(target, max(1, round(target.inputs * share)), options.seed))
         print(outcomes[-1], flush=True)
     return _report(outcomes, options.seed)
 

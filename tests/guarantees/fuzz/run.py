@@ -26,6 +26,9 @@ HANG_SECONDS = 10
 BATCH = 2000
 """Inputs that hypothesis draws in one go: it remembers all of a go, to draw none twice."""
 
+ISOLATED = "PROCMAN_FUZZ_ISOLATED"
+"""Set in the environment of a run in a pid namespace of its own: what is signalled there is nobody else's."""
+
 Check = Callable[[Any], None]
 
 
@@ -35,7 +38,7 @@ class Target:
 
     `inputs` are drawn in a full run, `short` in the short one. `ready` sets up what is fed and returns the check of one
     input: any exception that it raises is a finding, and so is one at the end of `ready`. Each input that was drawn is
-    fed `shakes` more times, with bytes touched.
+    fed `shakes` more times, with bytes touched. `isolated`: it belongs into a pid namespace of its own.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Target:
     ready: Callable[[], AbstractContextManager[Check]]
     seconds: float = HANG_SECONDS
     shakes: int = 0
+    isolated: bool = False
 
 
 @dataclass(slots=True)
