@@ -82,6 +82,10 @@ TIME_MAX = 253402300800
 """Seconds since the epoch: the year 10000."""
 
 
+STATUS_MAX = 0xFFFF
+"""Of a wait status (wait(2))."""
+
+
 def record(message: Message) -> Message:
     """What the keeper tells about a child, if it makes sense; what nobody reads is left out. Raises WireError."""
     told = _checked(message, CHILD, ("child", "state", "pid", "at", "note", "left"))
@@ -92,10 +96,9 @@ def record(message: Message) -> Message:
         raise WireError(f"the keeper does not tell why {name} did not start")
     if told["pid"] < 0 or any(not 0 <= told.get(key, 0) < TIME_MAX for key in TIMES):
         raise WireError(f"the keeper tells of {name} what can't be")
-    try:
-        os.waitstatus_to_exitcode(told.get("status") or 0)
-    except (ValueError, OverflowError) as error:
-        raise WireError(f"the keeper tells of {name} how nothing can end: {error}") from error
+    status = told.get("status") or 0
+    if not 0 <= status <= STATUS_MAX or not (os.WIFEXITED(status) or os.WIFSIGNALED(status)):
+        raise WireError(f"the keeper tells of {name} how nothing can end: wait status {status}")
     return told
 
 

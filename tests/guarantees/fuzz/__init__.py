@@ -63,10 +63,11 @@ def main(argv: Sequence[str]) -> int:
         runs = run_isolated if target.isolated else run
         outcomes.append(runs(target, max(1, round(target.inputs * share)), options.seed))
         print(outcomes[-1], flush=True)
-    return _report(outcomes, options.seed)
+    return report(outcomes, options.seed)
 
 
-def _report(outcomes: Sequence[Outcome], seed: int) -> int:
+def report(outcomes: Sequence[Outcome], seed: int) -> int:
+    """Prints the total and what is broken; the exit status."""
     inputs, seconds = sum(o.inputs for o in outcomes), sum(o.seconds for o in outcomes)
     broken = [outcome for outcome in outcomes if outcome.finding]
     print(f"{'total':12} {inputs:7} inputs {seconds:7.1f} s, seed {seed}, {len(broken)} of {len(outcomes)} broken")

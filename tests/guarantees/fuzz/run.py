@@ -7,6 +7,7 @@ import os
 import signal
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -92,7 +93,8 @@ def run(target: Target, inputs: int, seed: int) -> Outcome:
     start = time.monotonic()
     last: list[Any] = []
     try:
-        with target.ready() as check:
+        with warnings.catch_warnings(), target.ready() as check:
+            warnings.simplefilter("ignore", FutureWarning)  # about regular expressions that were drawn
             while outcome.inputs < inputs:
                 each = 1 + target.shakes
                 count = max(1, min(BATCH, inputs - outcome.inputs) // each)
