@@ -184,10 +184,13 @@ class Asker:
             data = self._connection.recv(1 << 16)
             assert data, f"closed after {received[-300:]!r}"
             received += data
-            if received.endswith(b"\n"):
-                last: dict[str, Any] = json.loads(received.splitlines()[-1])
-                if "id" in last:
-                    return last
+            *whole, rest = received.split(b"\n")
+            answers = [message for message in map(json.loads, whole) if "id" in message]
+            if answers:
+                assert (len(answers), rest) == (1, b""), received[-300:]
+                assert "id" in json.loads(whole[-1]), f"a notification came after the answer: {received[-300:]!r}"
+                found: dict[str, Any] = answers[0]
+                return found
 
     def close(self) -> None:
         if self._connection is not None:

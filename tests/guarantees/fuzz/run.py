@@ -30,6 +30,9 @@ BATCH = 2000
 ISOLATED = "PROCMAN_FUZZ_ISOLATED"
 """Set in the environment of a run in a pid namespace of its own: what is signalled there is nobody else's."""
 
+SHOWN = 6000
+"""Characters of an input and of a traceback. The seed draws it again."""
+
 Check = Callable[[Any], None]
 
 
@@ -101,8 +104,8 @@ def run(target: Target, inputs: int, seed: int) -> Outcome:
                 _batch(target, check, count, seed + outcome.inputs, last)
                 outcome.inputs += count * each
     except (Exception, Hang) as error:  # noqa: BLE001 - whatever it is, it is what we look for
-        shown = "".join(traceback.format_exception(error, limit=-6)).rstrip()
-        smallest = f"smallest input: {last[-1]!r}\n" if last else ""
+        shown = "".join(traceback.format_exception(error, limit=-6)).rstrip()[-SHOWN:]
+        smallest = f"smallest input: {repr(last[-1])[:SHOWN]}\n" if last else ""
         outcome.finding = f"{target.name} (seed {seed}, batch from input {outcome.inputs}): {smallest}{shown}"
     outcome.seconds = time.monotonic() - start
     return outcome
