@@ -16,6 +16,13 @@ from pathlib import Path
 from tests.guarantees.fuzz import pure
 from tests.harness import PROJECT
 
+CHILD = """
+import sys, atheris
+with atheris.instrument_imports(include=["procman", "tomllib", "json"], enable_loader_override=False):
+    from tests.guarantees.fuzz import guided
+guided.child(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+"""
+
 START_SECONDS = 120
 """For imports, instrumentation and the seeds, on a busy machine."""
 
@@ -32,7 +39,7 @@ def _one(name: str, seconds: int) -> int:
     with tempfile.TemporaryDirectory(prefix="pm", dir="/tmp") as folder:
         for number, data in enumerate(pure.guided(name)[1]):
             (Path(folder) / f"seed-{number}").write_bytes(data)
-        command = [sys.executable, "-m", "tests.guarantees.fuzz.guided", name, str(seconds), folder]
+        command = [sys.executable, "-c", CHILD, name, str(seconds), folder]
         done = subprocess.run(
             command, cwd=PROJECT, capture_output=True, text=True, errors="replace", timeout=seconds + START_SECONDS,
             check=False,
@@ -49,13 +56,7 @@ def child(name: str, seconds: int, folder: str) -> None:
     """In the process of its own: does not return."""
     import atheris
 
-    with atheris.instrument_imports(include=["procman", "tomllib", "json"]):
-        check, _ = pure.guided(name)
-    atheris.instrument_all()
-    arguments = [sys.argv[0], f"-max_total_time={seconds}", "-timeout=20", "-max_len=65536", "-rss_limit_mb=2048"]
-    atheris.Setup([*arguments, "-artifact_prefix=/tmp/", folder], check)
+    check, _ = pure.guided(name)
+    arguments = [sys.argv[0], f"-max_total_time={seconds}", "-timeout=20", "-max_len=16384", "-rss_limit_mb=2048"]
+    atheris.Setup([*arguments, f"-artifact_prefix={folder}/", folder], check)
     atheris.Fuzz()
-
-
-if __name__ == "__main__":
-    child(sys.argv[1], int(sys.argv[2]), sys.argv[3])
