@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ from procman.errors import ConfigError, ProcmanError
 
 EXIT_FAILED = 1
 EXIT_BAD_TABLE = 2
+
+CRASH_VARIABLE = "PROCMAN_TEST_CRASH"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -164,6 +167,7 @@ def _supervisor(arguments: list[str]) -> NoReturn:
     options = parser.parse_args(arguments)
     # asyncio imports ssl where it can, which costs 4 MB; nothing in the daemon speaks TLS.
     sys.modules["ssl"] = None  # type: ignore[assignment]
+    _let_die()
     from procman.interim import Interim
 
     try:
@@ -178,6 +182,35 @@ def _supervisor(arguments: list[str]) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _let_die() -> None:
+    """For crash tests alone. The file that PROCMAN_TEST_CRASH names has a number a line: this supervisor takes the
+    first one away, and gets SIGKILL at that crossing, counted from 1 (`crossing`). Their names go to NAME.log. At 0,
+    or without a number, it lives."""
+    path = os.environ.get(CRASH_VARIABLE)
+    if path is None:
+        return
+    import signal
+
+    from procman import crossing
+
+    with open(path, "r+", encoding="ascii") as file:
+        numbers = file.read().split()
+        file.seek(0)
+        file.truncate()
+        file.write("\n".join(numbers[1:]))
+    last = int(numbers[0]) if numbers else 0
+    log = os.open(f"{path}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    count = itertools.count(1)
+
+    def watch(name: str) -> None:
+        number = next(count)
+        os.write(log, f"{number} {name}\n".encode())
+        if number == last:
+            signal.raise_signal(signal.SIGKILL)
+
+    crossing.watcher = watch
 
 
 def _check_upgrade(arguments: Sequence[str]) -> int:

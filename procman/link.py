@@ -11,6 +11,7 @@ import os
 import select
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from procman.crossing import crossing
 from procman.keeper.wire import Message, Wire, WireClosed, WireError
 
 log = logging.getLogger("procman")
@@ -77,6 +78,7 @@ class KeeperLink:
 
     def _take(self, message: Message) -> None:
         assert self._on_event is not None
+        crossing(f"hear {message.get('op')}")
         try:
             match message:
                 case {"op": "ping"}:
@@ -96,10 +98,12 @@ class KeeperLink:
 
         Raises WireError for a message that is too large.
         """
+        crossing(f"tell {message['op']}")
         try:
             self._wire.send(message, descriptors)
         except WireClosed:
             return
+        crossing(f"told {message['op']}")
         if self._wire.waiting:
             self._loop.add_writer(self._wire.fileno(), self._writable)
 

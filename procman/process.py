@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from procman import lifecycle
 from procman.config import Program
+from procman.crossing import crossing
 from procman.errors import ProcmanError, is_shortage
 from procman.launch import child_id
 from procman.lifecycle import Deadline, Event, Exit, IllegalEvent, Ready, Spawn, SpawnFailed, State, Status
@@ -77,6 +78,9 @@ class Process:
         except IllegalEvent as error:
             log.error("%s (a bug in procman; nothing was changed)", error)
             return
+        moved = after.state is not before.state
+        if moved:
+            crossing(f"leave {before.state}")
         self.status = after
         for action in actions:
             if isinstance(action, Spawn):
@@ -90,6 +94,8 @@ class Process:
             self._surroundings.changed(self, before)
             for watcher in list(self.watchers):
                 watcher(self)
+        if moved:
+            crossing(f"enter {after.state}")
 
     def resume(self) -> None:
         """Set timer and readiness watch to what the status asks for: after a change, and in a new supervisor."""

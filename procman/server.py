@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from . import rpc
+from .crossing import crossing
 from .errors import Failed, NotAllowed, ProcmanError, is_shortage
 from .methods import METHODS, Call, Operations, Role, bind
 from .reading import Reading
@@ -313,6 +314,7 @@ class Connection(asyncio.Protocol):
         request: rpc.Request | None = None
         try:
             request = rpc.decode(line)
+            crossing(f"asked {request.method}")
             reply = rpc.encode_result(request.id, await self._call(request))
         except RpcError as error:
             reply = rpc.encode_error(request.id if request else error.id, error)
@@ -323,7 +325,9 @@ class Connection(asyncio.Protocol):
             bug = RpcError(rpc.INTERNAL, "the daemon failed to answer this")
             reply = rpc.encode_error(request.id if request else None, bug)
         if request is None or not request.silent:
+            crossing("answer")
             self.send(reply)
+            crossing("answered")
         await self.drained()
 
     async def _call(self, request: rpc.Request) -> object:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from procman import shape
+from procman.crossing import crossing
 from procman.keeper.wire import Message, Wire, WireError
 
 
@@ -121,6 +122,7 @@ def receive(wire: Wire) -> Snapshot:
         received = wire.receive()
         try:
             for message, descriptors in received:
+                crossing(f"receive {message.get('op')}")
                 if complete:
                     snapshot.events.append(message)
                 else:

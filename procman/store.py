@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from procman import shape
+from procman.crossing import crossing
 from procman.errors import Failed, is_shortage
 
 SIZE_MAX = 256 * 1024 * 1024
@@ -134,16 +135,20 @@ def save(path: str, document: Mapping[str, Any], *, durable: bool = False) -> No
     # One writer (the holder of the lock), hence one name: a crash leaves at most one such file, and the next save
     # reuses it.
     beside = f"{path}.new"
+    crossing("state begin")
     try:
         stamp = {"version": VERSION, "boot_id": boot_id(), "written_at": dt.datetime.now(dt.UTC).isoformat()}
         content = json.dumps({**document, **stamp}, separators=(",", ":")).encode()
         fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with open(fd, "wb") as file:
+            crossing("state created")
             file.write(content)
             file.flush()
+            crossing("state written")
             if durable:
                 _sync(fd)
         os.rename(beside, path)
+        crossing("state renamed")
         if durable:
             _sync_folder(os.path.dirname(path) or ".")
     except OSError as error:

@@ -18,7 +18,7 @@ from tests.harness import PROJECT
 PACKAGE = PROJECT / "procman"
 
 BANDS = {
-    "pure": "errors config positions values keys programs table servers apply lifecycle launch rpc shape",
+    "pure": "errors config positions values keys programs table servers apply lifecycle launch rpc crossing shape",
     "keeper": "keeper",
     "edge": "disks files folders listeners logs logread resources probes notify store salvage",
     "daemon": "events snapshot interim link process report operation journal measures holdings recall orphans ground"

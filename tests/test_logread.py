@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from procman import logread
+from procman import crossing, logread
 from procman.config import Log
 from procman.errors import Failed
 from procman.logread import BLOCK, Follower, Position, last_lines, tail
-from procman.logs import LogThread, Stream, logfile, make_pipe
+from procman.logs import LogThread, Stream, make_pipe
 from procman.logs.logfile import LogFile
 
 AS_ROOT = os.geteuid() == 0
@@ -250,12 +250,12 @@ def test_a_follower_that_keeps_up_misses_nothing_at_any_step_of_a_rotation(
     writer, found, steps = Writer(path, 64, keep), b"", []
     follower = follow(path)
 
-    def crossing(step: str) -> None:
+    def watch(step: str) -> None:
         nonlocal found
         steps.append(step)
         found += read_all(follower)
 
-    logfile.crossing = crossing
+    crossing.watcher = watch
     try:
         for number in range(60):
             data = b"%d %s\n" % (number, b"x" * (number % 23))
@@ -263,10 +263,10 @@ def test_a_follower_that_keeps_up_misses_nothing_at_any_step_of_a_rotation(
                 writer.write(piece)
                 found += read_all(follower)
     finally:
-        logfile.crossing = logfile._no_crossing
+        crossing.watcher = None
         writer.close()
     assert found == b"".join(b"%d %s\n" % (number, b"x" * (number % 23)) for number in range(60))
-    assert {"copy", "name", "truncate", "enter"} <= set(steps)
+    assert {"log copy", "log name", "log truncate", "log enter"} <= set(steps)
 
 
 def test_a_tail_at_any_step_of_a_rotation_goes_on_without_a_seam(
@@ -277,16 +277,16 @@ def test_a_tail_at_any_step_of_a_rotation_goes_on_without_a_seam(
     output = b"".join(b"%d %s\n" % (number, b"x" * (number % 23)) for number in range(30))
     begun: list[tuple[bytes, Follower]] = []
 
-    def crossing(_step: str) -> None:
+    def watch(_step: str) -> None:
         seen, end = tail(str(path), 1000, keep=100)
         begun.append((seen, follow(path, end)))
 
-    logfile.crossing = crossing
+    crossing.watcher = watch
     try:
         for start in range(0, len(output), 9):
             writer.write(output[start : start + 9])
     finally:
-        logfile.crossing = logfile._no_crossing
+        crossing.watcher = None
         writer.close()
     assert len(begun) > 20
     for seen, follower in begun:

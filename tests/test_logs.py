@@ -23,6 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from procman import crossing
 from procman.config import Log
 from procman.logs import Counters, LogThread, LogThreads, Stream, capture, logfile, make_pipe
 from procman.logs.logfile import LogFile
@@ -610,16 +611,16 @@ class Death(BaseException):
 
 
 def dying_at(number: int, die: Callable[[], None]) -> Callable[[str], None]:
-    """A `crossing` that dies at the n-th call."""
+    """A watcher of crossings that dies at the n-th."""
     left = number
 
-    def crossing(_step: str) -> None:
+    def watch(_step: str) -> None:
         nonlocal left
         left -= 1
         if not left:
             die()
 
-    return crossing
+    return watch
 
 
 def raise_death() -> None:
@@ -629,7 +630,7 @@ def raise_death() -> None:
 @pytest.fixture
 def crossings() -> Iterator[None]:
     yield
-    logfile.crossing = logfile._no_crossing
+    crossing.watcher = None
 
 
 def take_all(path: Path, log: Log, pipe: int) -> bool:
@@ -659,11 +660,11 @@ def test_two_deaths_at_each_pair_of_steps_lose_and_double_nothing(tmp_path: Path
             path = tmp_path / f"{first},{second}" / "log"
             read_fd, write_fd = make_pipe()
             os.write(write_fd, output)
-            logfile.crossing = dying_at(first, raise_death)
+            crossing.watcher = dying_at(first, raise_death)
             finished = take_all(path, log, read_fd)
-            logfile.crossing = dying_at(second, raise_death)
+            crossing.watcher = dying_at(second, raise_death)
             take_all(path, log, read_fd)
-            logfile.crossing = dying_at(0, raise_death)
+            crossing.watcher = dying_at(0, raise_death)
             assert take_all(path, log, read_fd)
             os.close(read_fd)
             os.close(write_fd)
@@ -680,7 +681,7 @@ def test_a_real_death_at_each_step_of_a_rotation_loses_and_doubles_nothing(tmp_p
         os.write(write_fd, output)
         pid = os.fork()
         if not pid:  # nothing of pytest may run in the child
-            logfile.crossing = dying_at(step, lambda: os._exit(7))
+            crossing.watcher = dying_at(step, lambda: os._exit(7))
             os._exit(0 if take_all(path, log, read_fd) else 1)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         assert status in (0, 7)

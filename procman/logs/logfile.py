@@ -35,10 +35,10 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from procman.config import Log
+from procman.crossing import crossing
 from procman.errors import is_shortage
 from procman.folders import open_folder, others_may_write
 
@@ -46,14 +46,6 @@ CHUNK = 1 << 20  # most bytes that are moved in one call, so that one program ca
 RETRY_SECONDS = 1.0  # how soon a failed file is tried again, and how often a foreign hand on the path is looked for
 SCAN = 64 * 1024
 OPEN_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-
-
-def _no_crossing(_step: str) -> None:
-    """What `crossing` is outside of crash tests."""
-
-
-crossing: Callable[[str], None] = _no_crossing
-"""Called after each step of a rotation or recovery with its name. A test sets it to die there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +196,7 @@ class LogFile:
             self._finish(carried=True)
         else:
             self._unlink(self._next)
-            crossing("undo")
+            crossing("log undo")
 
     # --- rotation: see the module's docstring -----------------------------------------------------------------------
 
@@ -262,13 +254,13 @@ class LogFile:
     def _copy_from(self, start: int) -> None:
         target = create(self._partial, self.log.mode_bits, self._folder)
         try:
-            crossing("create")
+            crossing("log create")
             while start < self.size:
                 copied = os.sendfile(target, self._fd, start, self.size - start)
                 if not copied:
                     raise OSError(errno.EIO, "the file became shorter during its rotation")
                 start += copied
-            crossing("copy")
+            crossing("log copy")
         finally:
             os.close(target)
 
@@ -279,26 +271,26 @@ class LogFile:
         if gap > self.log.keep > 0:
             gap = self.log.keep
             self._unlink(self._rotated(gap))
-            crossing("drop")
+            crossing("log drop")
         for number in range(gap - 1, 0, -1):
             self._rename(self._rotated(number), self._rotated(number + 1))
-            crossing("shift")
+            crossing("log shift")
 
     def _keep_partial(self) -> None:
         self._rename(self._partial, self._next)
-        crossing("name")
+        crossing("log name")
 
     def _truncate(self, size: int) -> None:
         os.ftruncate(self._fd, size)
-        crossing("truncate")
+        crossing("log truncate")
 
     def _finish(self, carried: bool) -> None:
         if self.log.keep:
             self._rename(self._name, self._rotated(1))
-            crossing("retire")
+            crossing("log retire")
         elif not carried:
             self._unlink(self._name)
-            crossing("retire")
+            crossing("log retire")
         if carried:
             self._enter()
         self.rotations += 1
@@ -306,7 +298,7 @@ class LogFile:
 
     def _enter(self) -> None:
         self._rename(self._next, self._name)
-        crossing("enter")
+        crossing("log enter")
 
     def _prune(self) -> None:
         """Removes what an earlier, larger `keep` has left; highest first: a crash leaves no gap that hides the rest."""
@@ -316,7 +308,7 @@ class LogFile:
         for extra in range(number - 1, self.log.keep, -1):
             with contextlib.suppress(OSError):  # a folder of that name, say: not ours, and no reason to lose output
                 self._unlink(self._rotated(extra))
-            crossing("prune")
+            crossing("log prune")
 
 
 def open_regular(name: str, mode: int, folder: int) -> int:

@@ -1,0 +1,408 @@
+"""The supervisor dies at every boundary that it crosses, and each time nothing is lost.
+
+A fixed scenario (start, crash of a program, restart, stop, reload, rotation, another table, shutdown) is played once
+for each crossing of it (`procman.crossing`): at that one the supervisor gets SIGKILL. Afterwards the operator's
+commands must have been done or cleanly refused, and what the programs themselves wrote down is compared with what the
+daemon says: no second child, no missing one, the right exit statuses, the right wanted states, every line of the logs
+once, a listener that nobody was refused at, and no process left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import io
+import itertools
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from procman.ctl.main import main as procmanctl
+from procman.daemon import CRASH_VARIABLE
+from procman.errors import ProcmanError
+from tests.harness import RunningDaemon, free_port, wait_until
+
+SECONDS = 20.0
+"""For any single step of the scenario. Generous: the machine may be busy."""
+
+UNREACHABLE = 6
+"""procmanctl's exit status for a daemon that ended the connection: what was asked for may be done, or not."""
+
+STEADY = ("site", "hup")
+"""What nothing happens to."""
+
+
+def table(folder: Path, port: int, *, changed: bool) -> str:
+    """The program table, before its change and after it."""
+
+    def lives(name: str, rate: str = "", more: str = "") -> str:
+        command = f'command = "${{PYTHON}} -S -E ${{PROGRAMS}}/lives.py {name} {folder} {rate}"'
+        return f"[program.{name}]\n{command}\nstart_seconds = 0\n{more}\n"
+
+    programs = [
+        f'[program.site]\ncommand = "${{PYTHON}} -S -E ${{PROGRAMS}}/http_one.py"\nlisten = "127.0.0.1:{port}"\n'
+        'ready = { http = "/" }\n',
+        lives("lines", "300", "log = { max_size = 1000, keep = 1000 }"),
+        lives("crasher", more='restart_delay = "50ms"'),
+        lives("late", more="autostart = false"),
+        lives("hup", more='reload = "signal:HUP"\nready = { notify = true }'),
+        lives("edited", more=f"environment = {{ EDITED = '{int(changed)}' }}\nready = {{ notify = true }}"),
+        lives("added" if changed else "removed", more="ready = { notify = true }"),
+    ]
+    return "\n".join(programs)
+
+
+@dataclass(slots=True)
+class Result:
+    """One play. `crossings` are the names of all that the dead supervisors crossed, with their numbers."""
+
+    deaths: tuple[int, ...]
+    died: list[str] = field(default_factory=list)
+    crossings: list[str] = field(default_factory=list)
+    requests: int = 0
+    lines: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+class Visitor(threading.Thread):
+    """Asks the site again and again, each time on a new connection. Nothing happens to the site, so each is answered."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__()
+        self.requests = 0
+        self.problems: list[str] = []
+        self._port = port
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        import socket
+
+        while not self._over.wait(0.01):
+            try:
+                with socket.create_connection(("127.0.0.1", self._port), 10) as connection:
+                    connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                    answer = b"".join(iter(lambda: connection.recv(4096), b""))
+                if not answer.startswith(b"HTTP/1.1 200 "):
+                    self.problems.append(f"the site answered {answer[:40]!r}")
+            except OSError as error:
+                self.problems.append(f"the site was not reached: {error}")
+            self.requests += 1
+
+    def stop(self) -> None:
+        """Ends it, before the site is stopped."""
+        self._over.set()
+        self.join()
+
+
+class Play:
+    """One play of the scenario. `running` is its daemon."""
+
+    def __init__(self, deaths: tuple[int, ...], compiled: Path) -> None:
+        self.result = Result(deaths)
+        self.folder = Path(tempfile.mkdtemp(prefix="pmc", dir="/tmp"))
+        self.port = free_port()
+        self.crash = self.folder / "crash"
+        self.crash.write_text("\n".join(map(str, deaths)))
+        environment = {CRASH_VARIABLE: str(self.crash)}
+        environment |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(compiled)}
+        self.running = RunningDaemon(table(self.folder, self.port, changed=False), environment=environment)
+        self.visitor = Visitor(self.port)
+
+    # --- what is seen -----------------------------------------------------------------------------------------------
+
+    def wrong(self, problem: str) -> None:
+        """The promise is broken."""
+        self.result.problems.append(problem)
+
+    def lives(self, name: str) -> list[tuple[str, int]]:
+        """What the program itself wrote down: (what, pid)."""
+        try:
+            rows = [line.split() for line in (self.folder / "lives").read_text().splitlines()]
+        except FileNotFoundError:
+            return []
+        return [(row[1], int(row[2])) for row in rows if row[0] == name]
+
+    def begun(self, name: str) -> list[int]:
+        """The pids of its lives."""
+        return [pid for what, pid in self.lives(name) if what == "begin"]
+
+    def info(self, name: str) -> dict[str, Any]:
+        """The daemon's ProcessInfo."""
+        return self.running.status()[name]
+
+    def until(self, what: str, condition: Callable[[], object]) -> None:
+        """Waits until the daemon answers and `condition` holds."""
+
+        def holds() -> bool:
+            try:
+                return bool(condition())
+            except ProcmanError:
+                return False  # no supervisor just now
+
+        try:
+            wait_until(holds, SECONDS, what)
+        except AssertionError:
+            with contextlib.suppress(ProcmanError):
+                what += f"; status: {self.running.status()}; lives: {(self.folder / 'lives').read_text()}"
+            raise TimeoutError(f"it never came to this: {what}; the daemon said: {self.running.said()}") from None
+
+    def ctl(self, *arguments: str) -> tuple[int, str]:
+        """procmanctl, in this process: a new one takes longer than all the rest. Its exit status, and what it said."""
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            status = procmanctl(["-s", str(self.running.socket), *arguments])
+        return status, said.getvalue()
+
+    def command(self, *arguments: str, done: Callable[[], object], undone: Callable[[], object]) -> None:
+        """An operator's command. It is done, as `done` says, when it claims so; otherwise it is as `done` or `undone`
+        says, and can be given again."""
+        for _ in range(3):
+            status, said = self.ctl(*arguments)
+            if status == 0:
+                if not self._holds(done):
+                    self.wrong(f"{' '.join(arguments)} said that it is done: {said!r}; {self.running.status()}")
+                return
+            if status != UNREACHABLE or "procmanctl:" not in said:
+                self.wrong(f"{' '.join(arguments)} ended with {status}: {said!r}")
+                return
+            self.until(f"{' '.join(arguments)} is done or not", lambda: done() or undone())
+        self.wrong(f"{' '.join(arguments)} failed again and again: {said!r}")
+
+    def _holds(self, condition: Callable[[], object]) -> bool:
+        """Whether `condition` holds now, with a supervisor that may still be coming up."""
+        deadline = time.monotonic() + SECONDS
+        while time.monotonic() < deadline:
+            try:
+                return bool(condition())
+            except ProcmanError:
+                time.sleep(0.02)
+        return False
+
+    # --- the scenario -----------------------------------------------------------------------------------------------
+
+    def play(self) -> Result:
+        """All of it, and the judgement."""
+        try:
+            self.running.start(timeout=SECONDS)
+            self._scenario()
+        except Exception as error:
+            self.wrong(f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-3)}")
+        finally:
+            if self.visitor.is_alive():
+                self.visitor.stop()
+            self.result.problems += self.visitor.problems[:3] + self.running.close()
+            self.result.requests = self.visitor.requests
+            self._read_crossings()
+            shutil.rmtree(self.folder)
+        return self.result
+
+    def _scenario(self) -> None:
+        names = ("site", "lines", "crasher", "hup", "edited", "removed")
+        self.until("all run", lambda: all(self.info(name)["state"] == "RUNNING" for name in names))
+        self.visitor.start()
+        before = {name: self.info(name)["pid"] for name in STEADY}
+        self.command(
+            "start",
+            "late",
+            done=lambda: self.info("late")["state"] == "RUNNING",
+            undone=lambda: self.info("late")["state"] == "STOPPED",
+        )
+        self._crash()
+        self.until("the log is rotated", lambda: len(list(self._files("lines"))) > 3)
+        self._restart()
+        self.command(
+            "stop",
+            "late",
+            done=lambda: self.info("late")["state"] == "STOPPED",
+            undone=lambda: self.info("late")["state"] == "RUNNING",
+        )
+        self.command("reload", "hup", done=lambda: self.hups() > 0, undone=lambda: self.hups() == 0)
+        if self.hups() > 2:
+            self.wrong(f"one reload sent {self.hups()} signals")
+        self._change()
+        self._judge_running(before)
+        self.visitor.stop()
+        self._shut_down()
+        self._judge_lines()
+        self._judge_lives()
+
+    def hups(self) -> int:
+        """How many signals for a reload have come."""
+        return sum(what == "hup" for what, _ in self.lives("hup"))
+
+    def _crash(self) -> None:
+        self.until("crasher has begun", lambda: len(self.begun("crasher")) == 1)
+        os.kill(self.begun("crasher")[0], signal.SIGUSR1)
+        self.until("crasher is started again", lambda: len(self.begun("crasher")) == 2)
+
+        def settled() -> bool:
+            info = self.info("crasher")
+            return bool(info["state"] == "RUNNING" and info["pid"] == self.begun("crasher")[-1])
+
+        self.until("crasher runs again", settled)
+        info = self.info("crasher")
+        if (info["exit"] or {}).get("code") != 3 or info["restarts"] != 1:
+            self.wrong(f"crasher ended with 3 and was started again once: {info}")
+
+    def _restart(self) -> None:
+        (pid,) = self.begun("lines")
+        self.command(
+            "restart",
+            "lines",
+            done=lambda: self.info("lines")["pid"] not in (None, pid) and self.info("lines")["state"] == "RUNNING",
+            undone=lambda: self.info("lines")["pid"] == pid,
+        )
+
+    def _change(self) -> None:
+        self.running.write_table(table(self.folder, self.port, changed=True))
+
+        def all_names() -> set[str]:
+            return set(self.running.status())
+
+        self.command(
+            "daemon",
+            "reread",
+            done=lambda: "added" in all_names() and "removed" not in all_names(),
+            undone=lambda: "removed" in all_names(),
+        )
+        for name in ("added", "edited"):
+            self.until(f"{name} runs after the change", lambda name=name: self.info(name)["state"] == "RUNNING")
+        self.until("removed has ended", lambda: len(self.lives("removed")) == 2)
+
+    def _shut_down(self) -> None:
+        status, said = self.ctl("daemon", "shutdown")
+        if status:
+            self.wrong(f"shutdown ended with {status}: {said!r}")
+        process = self.running.process
+        assert process is not None
+        if process.wait(SECONDS):
+            self.wrong(f"procmand ended with {process.returncode}")
+
+    # --- the judgement ----------------------------------------------------------------------------------------------
+
+    def _judge_running(self, before: dict[str, int]) -> None:
+        wanted = dict.fromkeys(("site", "lines", "crasher", "hup", "edited", "added"), "up") | {"late": "down"}
+        found = self.running.status()
+        if {name: info["wanted"] for name, info in found.items()} != wanted:
+            self.wrong(f"wanted: {found}")
+        for name, pid in before.items():
+            if found[name]["pid"] != pid:
+                self.wrong(f"{name} was pid {pid}: {found[name]}")
+        for name, info in found.items():
+            if info["wanted"] == "up" and (info["state"] != "RUNNING" or info["restarts"] != (name == "crasher")):
+                self.wrong(f"{name}: {info}")
+            if name not in ("site", "late"):
+                self.until(f"{name} has begun", lambda name=name, pid=info["pid"]: self.begun(name)[-1:] == [pid])
+
+    def _judge_lives(self) -> None:
+        """Each life has begun and ended once, and no two at once."""
+        counts = {"lines": 2, "crasher": 2, "late": 1, "hup": 1, "edited": 2, "removed": 1, "added": 1}
+        for name, count in counts.items():
+            told = [(what, pid) for what, pid in self.lives(name) if what != "hup"]
+            expected = [(what, pid) for pid in self.begun(name) for what in ("begin", "end")]
+            if told != expected or len(self.begun(name)) != count:
+                self.wrong(f"{name} should have had {count} lives, one after the other: {told}")
+
+    def _judge_lines(self) -> None:
+        """Every line once and whole, in order, across the rotated files."""
+        for name in ("lines", "crasher", "late", "hup", "edited", "removed", "added"):
+            expected = []
+            found = b"".join(path.read_bytes() for path in self._files(name)).decode(errors="replace")
+            for pid in self.begun(name):
+                numbers = [int(match[1]) for match in re.finditer(rf"^{pid} (\d+) ?x*$", found, re.MULTILINE)]
+                count = max(numbers, default=0) if name == "lines" else 0
+                expected += [f"{pid} begin", *(f"{pid} {n} {'x' * (n % 50)}" for n in range(1, count + 1)), f"{pid} end"]
+            got = found.splitlines()
+            self.result.lines += len(got)
+            if got != expected:
+                pairs = enumerate(itertools.zip_longest(got, expected))
+                first = next((f"{n}: {one!r}, not {other!r}" for n, (one, other) in pairs if one != other), "")
+                self.wrong(f"the log of {name} is not what it wrote, from line {first}")
+
+    def _files(self, name: str) -> Iterator[Path]:
+        """The log of `name`, oldest first."""
+        path = self.running.log_dir / f"{name}.log"
+        rotated = sorted(path.parent.glob(f"{path.name}.[0-9]*"), key=lambda each: -int(each.suffix[1:]))
+        yield from rotated
+        if path.exists():
+            yield path
+
+    def _read_crossings(self) -> None:
+        trace = Path(f"{self.crash}.log")
+        rows = trace.read_text().splitlines() if trace.exists() else []
+        lives: list[list[str]] = []
+        for row in rows:
+            if row.startswith("1 "):
+                lives.append([])
+            lives[-1].append(row)
+        self.result.crossings = rows
+        for life, number in zip(lives, self.result.deaths, strict=False):
+            if 0 < number <= len(life):
+                self.result.died.append(life[number - 1])
+
+
+def play(deaths: tuple[int, ...], compiled: Path) -> Result:
+    """One play, in which the first supervisors die at these crossings, one each."""
+    return Play(deaths, compiled).play()
+
+
+def play_all(plays: Iterable[tuple[int, ...]], at_once: int) -> Iterator[Result]:
+    """Each of them, several at once: they mostly wait."""
+    compiled = Path(tempfile.mkdtemp(prefix="pmcompiled", dir="/tmp"))
+    context = multiprocessing.get_context("spawn")
+    try:
+        with concurrent.futures.ProcessPoolExecutor(at_once, mp_context=context) as pool:
+            for future in [pool.submit(play, deaths, compiled) for deaths in plays]:
+                yield future.result()
+    finally:
+        shutil.rmtree(compiled)
+
+
+def census(compiled_at_once: int = 1) -> Result:
+    """A play in which nobody dies: how many crossings there are."""
+    (result,) = play_all([(0,)], compiled_at_once)
+    return result
+
+
+def main(argv: list[str]) -> int:
+    """`python -m tests.guarantees crash`: 1 when the promise was broken."""
+    parser = argparse.ArgumentParser(prog="python -m tests.guarantees crash", description=__doc__.partition("\n")[0])
+    parser.add_argument("--at", type=int, nargs="*", help="only these crossings (one play, one supervisor after another)")
+    parser.add_argument("--every", type=int, default=1, help="only every Nth crossing")
+    parser.add_argument("--first", type=int, default=1)
+    parser.add_argument("--second", type=int, default=0, help="the next supervisor dies too, at its Nth crossing")
+    parser.add_argument("--at-once", type=int, default=4, help="plays at one time")
+    options = parser.parse_args(argv)
+    start = time.monotonic()
+    if options.at:
+        plays = [tuple(options.at)]
+    else:
+        none = census()
+        sys.stdout.write(f"crossings {len(none.crossings)} in a play without a death, problems {none.problems}\n")
+        more = (options.second,) if options.second else ()
+        plays = [(number, *more) for number in range(options.first, len(none.crossings) + 1, options.every)]
+    results: list[Result] = []
+    for result in play_all(plays, options.at_once):
+        results.append(result)
+        if result.problems or options.at:
+            sys.stdout.write(f"{result.deaths} died at {result.died}\n")
+            sys.stdout.writelines(f"  BROKEN {problem}\n" for problem in result.problems)
+            sys.stdout.flush()
+    broken = [result for result in results if result.problems]
+    sys.stdout.write(
+        f"plays {len(results)} in {time.monotonic() - start:.0f} s, deaths {sum(len(r.died) for r in results)}, "
+        f"requests {sum(r.requests for r in results)}, lines {sum(r.lines for r in results)}, broken {len(broken)}\n"
+    )
+    return 1 if broken else 0
