@@ -140,8 +140,8 @@ def receive(wire: Wire) -> Snapshot:
 def _collect(snapshot: Snapshot, message: Message, descriptors: list[int]) -> bool:
     match message:
         case {"op": "hello"}:
-            hello = _checked(message, HELLO, ("identity", "starts", "last", "cgroup", "pid"))
-            snapshot.identity = hello["identity"]
+            hello = _checked(message, HELLO, ("starts", "last", "cgroup", "pid"))
+            snapshot.identity = hello.get("identity", "")
             snapshot.starts, snapshot.last = hello["starts"], hello["last"]
             snapshot.cgroup, snapshot.keeper_pid = hello["cgroup"], hello["pid"]
             snapshot.keeper = Keeper.of(hello)

@@ -99,7 +99,7 @@ class Supervisor:
         self.snapshot = snapshot
         self.keeper = snapshot.keeper
         state: Mapping[str, Any] = document or {}
-        ours = state.get("keeper") == snapshot.identity
+        ours = state.get("keeper", "") == snapshot.identity
         adopted = any(record.get("adopted") for record in snapshot.children.values())
         self._down = {str(name) for name in state.get("down", [])}
         if ending is None:

@@ -318,7 +318,7 @@ STATE: dict[str, Any] = {
     "down": ["web"],
     "closing": False,
     "exit_status": 0,
-    "reread": False,
+    "keeper": "",
     "processes": STATUSES,
     "logs": {"log/shop:1/out": Counters(read=10, written=10).document()},
     "children": {"shop:1#3": [4711, 12345, (7 << 32) + 3, "tree"]},
@@ -361,7 +361,7 @@ def check_state_in(folder: str, content: bytes) -> None:
 def judge_state(believed: dict[str, Any]) -> None:
     """Written down once more here, by hand: what the rest of the supervisor takes for granted."""
     assert all(type(name) is str for name in believed.get("down", []))
-    assert all(type(believed.get(flag, False)) is bool for flag in ("closing", "reread"))
+    assert type(believed.get("closing", False)) is bool
     assert 0 <= believed.get("exit_status", 0) <= 255
     assert 0 <= believed.get("last", 0) < 1 << 31
     for document in believed.get("processes", {}).values():
