@@ -1,4 +1,4 @@
-# make run | stop | test | check | bench | soak | fuzz | clean
+# make run | stop | test | check | bench | crash | soak | fuzz | clean
 # Everything is made in this folder: .venv (what is installed) and .run (what the demo writes). No cache outside is used.
 
 PORT ?= 8642
@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_NO_CACHE_DIR = 1
 export PIP_ROOT_USER_ACTION = ignore
 
-.PHONY: help run stop test check bench soak fuzz clean
+.PHONY: help run stop test check bench crash soak fuzz clean
 .DELETE_ON_ERROR:
 
 help:
@@ -22,7 +22,8 @@ help:
 	@echo "make test   run the tests          (PYTEST_ARGS='-k logs' for some of them)"
 	@echo "make check  ruff, mypy --strict, and the test of the layers"
 	@echo "make bench  measure, beside Supervisor"
-	@echo "make soak   the long forms of the tests of promises: minutes (SOAK_ARGS='--minutes 120' for hours)"
+	@echo "make crash  let the supervisor die at every boundary that it crosses: minutes (CRASH_ARGS='--every 5')"
+	@echo "make soak   kill it under load, make crash, and 100,000 restarts: minutes (SOAK_ARGS='--minutes 120' for hours)"
 	@echo "make fuzz   feed hostile input to all that procman reads: minutes (FUZZ_ARGS='--seed 7 table', '--atheris 60')"
 	@echo "make clean  remove what all of these made"
 
@@ -43,7 +44,10 @@ check: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev
 	$(bin)/python -m tests.bench
 
-soak: $(VENV)/installed-dev
+crash: $(VENV)/installed-dev
+	$(bin)/python -m tests.guarantees crash $(CRASH_ARGS)
+
+soak: crash
 	$(bin)/python -m tests.guarantees kill
 	$(bin)/python -m tests.guarantees soak $(SOAK_ARGS)
 

@@ -168,6 +168,7 @@ class Change:
         wanted |= await self._bring_down([processes[program.name] for program in (*plan.removed, *plan.restart)], why)
         if supervisor.closing:
             return  # nothing may start any more
+        await self._ground.written([processes[program.name].program for program in (*plan.removed, *plan.restart)])
         for program in plan.removed:
             supervisor.remove(program.name)
         for program in plan.restart:

@@ -223,6 +223,32 @@ class Ground:
         except (ProcmanError, OSError) as error:
             log.error("%s: %s", program.name, error)
 
+    async def written(self, programs: Sequence[Program]) -> None:
+        """Wait until what these have printed is in their logs: what is in a pipe when it closes outlives nobody. Not
+        longer than PAUSE_SECONDS: a disk may be stuck."""
+        names = [name for program in programs for name in self._holdings.captured(program)]
+        left = len(names)
+        empty = asyncio.Event()
+
+        def flushed() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                empty.set()
+
+        def done() -> None:  # in the log thread
+            self._loop.call_soon_threadsafe(flushed)
+
+        for name in names:
+            self._logs.flush(name, done)
+        if not names:
+            return
+        try:
+            async with asyncio.timeout(PAUSE_SECONDS):
+                await empty.wait()
+        except TimeoutError:
+            log.error("output of %s waits for its disk, and may be lost", ", ".join(names))
+
     def unprepare(self, program: Program) -> None:
         """`program` has gone from the table."""
         self._holdings.close_logs(program)

@@ -157,6 +157,9 @@ class Holdings:
         if read_end is not None and write_end is not None:
             os.close(write_end)
             return read_end
+        for half in (read_end, write_end):
+            if half is not None:  # a supervisor died while it closed them
+                os.close(half)
         try:
             read_end, write_end = logs.make_pipe()
         except OSError as error:

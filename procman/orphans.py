@@ -247,7 +247,8 @@ async def adopt(
     known = known_children(document)
     last = document.get("last")
     last = last if isinstance(last, int) else 0
-    seen = [] if lock.fresh else look(lock.house, known)
+    own = {record["tag"] for record in snapshot.children.values() if not record.get("adopted") and record.get("tag")}
+    seen = [] if lock.fresh else [process for process in look(lock.house, known) if process.tag not in own]
     programs = {program.name: program for program in config.programs}
     requests = plan(seen, known, last, programs)
     for request in requests:

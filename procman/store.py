@@ -200,9 +200,8 @@ def lock(state_dir: str, pid: int) -> Lock:
 def _take(fd: int, state_dir: str, pid: int) -> Lock:
     try:
         _wait_for(fd)
-        house = _second_line(fd).removeprefix(HOUSE_PREFIX)
-        known = house.isascii() and house.isdecimal() and 0 < int(house) < 1 << HOUSE_BITS
-        number = int(house) if known else secrets.randbelow((1 << HOUSE_BITS) - 1) + 1
+        known = _house(fd)
+        number = known or secrets.randbelow((1 << HOUSE_BITS) - 1) + 1
         text = f"{pid}\n{HOUSE_PREFIX}{number}\n".encode()
         os.pwrite(fd, text, 0)  # over the old text: no moment at which the house is not there
         os.ftruncate(fd, len(text))
@@ -211,6 +210,17 @@ def _take(fd: int, state_dir: str, pid: int) -> Lock:
     except OSError as error:
         raise Failed(f"can't lock state_dir {state_dir}: {error.strerror}") from error
     return Lock(fd, number, not known)
+
+
+def held_lock(fd: int) -> Lock:
+    """The lock that `fd` holds already: a copy of a descriptor that `lock` has returned. Raises OSError."""
+    return Lock(fd, _house(fd), False)
+
+
+def _house(fd: int) -> int:
+    """The number of the house in the lock file, 0 where there is none."""
+    house = _second_line(fd).removeprefix(HOUSE_PREFIX)
+    return int(house) if house.isascii() and house.isdecimal() and 0 < int(house) < 1 << HOUSE_BITS else 0
 
 
 def _wait_for(fd: int) -> None:

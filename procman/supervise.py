@@ -187,8 +187,10 @@ class _Parts:
 
     def _take_lock(self) -> None:
         """The keeper holds it, and so do we: while one of the two lives, however shortly, no other daemon begins."""
-        self.lock: store.Lock | None = None
-        if self.held.pop("lock", None) is None:
+        held = self.held.pop("lock", None)
+        if held is not None:
+            self.lock = store.held_lock(held)
+        else:
             self.lock = store.lock(self.daemon.state_dir, self.snapshot.keeper_pid)
             self.link.hold({"lock": self.lock.fd})
 
@@ -252,7 +254,8 @@ class _Parts:
     async def supervise(self) -> int:
         """From the first listener to the last goodbye."""
         document = self._state()
-        if self.lock is not None:
+        if document.get("keeper", "") != self.snapshot.identity or self.snapshot.starts == 1:
+            # Nothing was written in this life of the daemon: the supervisors before have died too soon.
             await orphans.adopt(self.link, self.snapshot, self.lock, document, self.config)
         loop = asyncio.get_running_loop()
         stdout = self._own_log if self._own_log >= 0 else 1

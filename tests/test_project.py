@@ -280,6 +280,18 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
+def test_the_guarantees_name_what_there_is() -> None:
+    """The tests that prove them, and the commands of their long forms."""
+    page = (PROJECT / "docs/guarantees.md").read_text()
+    tests = set(re.findall(r"`(?:[^`]*=)?(tests/[a-z_/]+\.py)", page))
+    assert {f"tests/{path.name}" for path in (PROJECT / "tests").glob("test_guarantee*.py")} <= tests
+    assert not [name for name in tests if not (PROJECT / name).exists()]
+    makefile = (PROJECT / "Makefile").read_text()
+    commands = set(re.findall(r"make ([a-z]+)", page))
+    assert {"crash", "soak", "fuzz"} <= commands
+    assert not [name for name in commands if f"\n{name}:" not in makefile]
+
+
 def test_the_first_screen_of_the_readme() -> None:
     screen = (PROJECT / "README.md").read_text().split("\n## ")[0]
     assert len(screen.splitlines()) <= 50
