@@ -26,7 +26,7 @@ import pytest
 from procman import probes, wsgi
 from procman.config import Address, Listener
 from procman.servers import Plan, Request, plan
-from tests.harness import PROJECT, wait_until
+from tests.harness import PROJECT, group, wait_until
 from tests.sites.django_site import APP as DJANGO_APP
 from tests.sites.django_site import django_site
 
@@ -143,12 +143,12 @@ class Running:
         return status, time.monotonic() - begun
 
     def group_is_empty(self) -> bool:
-        """Nothing of the server is left, nor of its workers."""
+        """Nothing of the server is left, nor of its workers. Zombies do not count: init reaps them when it likes."""
         try:
             os.killpg(self.process.pid, 0)
         except ProcessLookupError:
             return True
-        return False
+        return not group(self.process.pid)
 
     def close(self) -> None:
         """Ends whatever is left."""
