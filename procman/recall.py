@@ -8,11 +8,10 @@ there.
 from __future__ import annotations
 
 import base64
-import json
-import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from procman import memo
 from procman.config import Account
 from procman.files import Machine
 
@@ -48,11 +47,7 @@ class Recording(Machine):
 
     def memory(self) -> int:
         """A descriptor (memfd_create(2)) that holds all answers so far, and this process's folder and environment."""
-        text = json.dumps({"cwd": self.cwd, "environ": dict(self.environ), "answers": self.answers})
-        fd = os.memfd_create("procman-table", os.MFD_CLOEXEC)
-        with open(fd, "wb", closefd=False) as file:
-            file.write(text.encode())
-        return fd
+        return memo.write("table", {"cwd": self.cwd, "environ": dict(self.environ), "answers": self.answers})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +79,5 @@ class Recalled(Machine):
 
 def recall(memory: int) -> Recalled:
     """The machine that `Recording.memory` wrote down. Closes `memory`."""
-    with open(memory, "rb") as file:
-        file.seek(0)
-        document = json.loads(file.read())
+    document = memo.read(memory)
     return Recalled(cwd=document["cwd"], environ=document["environ"], answers=document["answers"])

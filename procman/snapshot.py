@@ -41,6 +41,8 @@ class Keeper:
 class Snapshot:
     """What the keeper holds when a supervisor comes up. `held` descriptors belong to the receiver.
 
+    `identity` names this life of the daemon, which all its supervisors share.
+
     `starts` counts supervisors, this one included: 1 means that the daemon itself has just been started. Children may
     be there even so: `adopted` names the processes whose child an earlier keeper had started, each with what was lost,
     and `changed` those of them that the table now describes otherwise. `events` are messages that came right behind the
@@ -51,6 +53,7 @@ class Snapshot:
     last: str = ""
     cgroup: str = ""
     keeper_pid: int = 0
+    identity: str = ""
     keeper: Keeper = field(default_factory=Keeper)
     children: dict[str, Message] = field(default_factory=dict)
     adopted: dict[str, list[str]] = field(default_factory=dict)
@@ -85,6 +88,7 @@ def _collect(snapshot: Snapshot, message: Message, descriptors: list[int]) -> bo
             snapshot.last = str(message["last"])
             snapshot.cgroup = str(message["cgroup"])
             snapshot.keeper_pid = int(message["pid"])
+            snapshot.identity = str(message.get("identity", ""))
             snapshot.keeper = Keeper.of(message)
         case {"op": "child", "child": str(name)}:
             snapshot.children[name] = message
