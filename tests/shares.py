@@ -1,7 +1,8 @@
 """python -m tests.shares [PYTEST_ARGUMENT ...]: the tests as several pytest processes at once, each with its own files.
 
-Most tests wait for something, so this takes a fraction of the time. What the first one prints is shown as it comes, that of
-the others when they have ended. Files and `file::test` among the arguments are shared out; without any, all files are.
+Most tests wait for something, so this takes a fraction of the time. What the first one prints is shown as it comes,
+that of the others when they have ended. Files and `file::test` among the arguments are shared out; without any, all
+files are.
 `SHARES` in the environment says how many processes (3). `--junitxml=a.xml` becomes a-1.xml, a-2.xml and so on. The
 status is 0 when all that ran has passed, and something ran.
 """
@@ -36,7 +37,7 @@ NOTHING_RAN = 5
 
 
 def split(items: Sequence[str], count: int) -> list[list[str]]:
-    """`items`, files or parts of files, in `count` lists of about the same time. A file is in one of them as a whole."""
+    """`items`, files or parts of files, in `count` lists of about the same time. A file is in one of them, whole."""
     files: dict[str, list[str]] = {}
     for item in items:
         files.setdefault(item.partition("::")[0], []).append(item)
