@@ -358,7 +358,9 @@ def test_sigterm_by_hand_ends_uwsgi(serve: Serve, request_: Request) -> None:
 
     def ended() -> bool:
         server.process.terminate()
-        return server.process.poll() is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.process.wait(2)
+        return server.process.returncode is not None
 
     wait_until(ended, 20)
     assert server.process.returncode == 0
