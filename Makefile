@@ -1,4 +1,4 @@
-# make run | stop | test | check | bench | soak | clean
+# make run | stop | test | check | bench | soak | fuzz | clean
 # Everything is made in this folder: .venv (what is installed) and .run (what the demo writes). No cache outside is used.
 
 PORT ?= 8642
@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_NO_CACHE_DIR = 1
 export PIP_ROOT_USER_ACTION = ignore
 
-.PHONY: help run stop test check bench soak clean
+.PHONY: help run stop test check bench soak fuzz clean
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make check  ruff, mypy --strict, and the test of the layers"
 	@echo "make bench  measure, beside Supervisor"
 	@echo "make soak   the long forms of the tests of promises: minutes (SOAK_ARGS='--minutes 120' for hours)"
+	@echo "make fuzz   feed hostile input to all that procman reads: minutes (FUZZ_ARGS='--seed 7 table', '--atheris 60')"
 	@echo "make clean  remove what all of these made"
 
 run: $(VENV)/installed
@@ -45,6 +46,9 @@ bench: $(VENV)/installed-dev
 soak: $(VENV)/installed-dev
 	$(bin)/python -m tests.guarantees kill
 	$(bin)/python -m tests.guarantees soak $(SOAK_ARGS)
+
+fuzz: $(VENV)/installed-dev
+	$(bin)/python -m tests.guarantees fuzz $(FUZZ_ARGS)
 
 # The demo must not outlive the folder that it runs from.
 clean: stop

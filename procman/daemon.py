@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from procman import __version__
-from procman.errors import ConfigError
+from procman.errors import ConfigError, ProcmanError
 
 EXIT_FAILED = 1
 EXIT_BAD_TABLE = 2
@@ -170,7 +170,11 @@ def _supervisor(arguments: list[str]) -> NoReturn:
     _let_die()
     from procman.interim import Interim
 
-    interim = Interim(options.wire)  # at once: before what takes long to import
+    try:
+        interim = Interim(options.wire)  # at once: before what takes long to import
+    except ProcmanError as error:
+        print(f"procmand: {error}", file=sys.stderr, flush=True)
+        os._exit(EXIT_FAILED)
     from procman import supervise
 
     # Threads may hang on a dead disk: they must not keep the process.
@@ -216,7 +220,6 @@ def _check_upgrade(arguments: Sequence[str]) -> int:
     parser.add_argument("document", type=int)
     options = parser.parse_args(arguments)
     from procman import supervise
-    from procman.errors import ProcmanError
     from procman.keeper import handover
 
     try:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from procman import disks, launch, logread, notify, probes, report
+from procman import disks, launch, logread, notify, probes, report, shape
 from procman.config import Config, Listener, Program
 from procman.errors import Failed, ProcmanError
 from procman.holdings import Holdings, held_name
@@ -472,6 +472,6 @@ def counters_from(document: object) -> dict[str, Counters]:
     """The reverse of `Ground.counters_document`; what makes no sense is left out."""
     found: dict[str, Counters] = {}
     for name, fields in (document if isinstance(document, dict) else {}).items():
-        with contextlib.suppress(TypeError):
-            found[str(name)] = Counters(**fields)
+        with contextlib.suppress(shape.Misfit):
+            found[str(name)] = shape.fit(fields, Counters)
     return found

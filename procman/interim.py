@@ -15,10 +15,10 @@ import os
 import resource
 import socket
 from collections.abc import Iterable
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
-from procman import memo
+from procman import memo, shape
 from procman.config import Log
 from procman.keeper.wire import Wire
 from procman.logs import Counters, LogThread, Stream
@@ -33,6 +33,16 @@ STOP_SECONDS = 1.0
 
 class Output(NamedTuple):
     """One output of the plan: its held name, its process, and where it goes."""
+
+    key: str
+    process: str
+    log: Log
+    path: str
+
+
+@dataclass(frozen=True)
+class _Item:
+    """An Output as the document has it."""
 
     key: str
     process: str
@@ -105,5 +115,5 @@ def add(one: Counters, other: Counters) -> Counters:
 
 
 def _read(memory: int) -> list[Output]:
-    """What `plan` wrote. Closes `memory`."""
-    return [Output(item["key"], item["process"], Log(**item["log"]), item["path"]) for item in memo.read(memory)]
+    """What `plan` wrote. Closes `memory`. Raises OSError or ValueError for anything else."""
+    return [Output(**vars(item)) for item in shape.fit(memo.read(memory), list[_Item])]

@@ -15,6 +15,9 @@ PRIVATE = frozenset(
 )
 """What the service manager told the daemon, and means nobody else."""
 
+DIGITS_MAX = 18
+"""Of a generation number. What is longer was not given by us (and Python does not read one of 5,000)."""
+
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -26,7 +29,7 @@ def child_id(name: str, generation: int) -> str:
 def split_child_id(child: str) -> tuple[str, int]:
     """The reverse of `child_id`; generation 0 for a child that belongs to no process of the table."""
     name, _, number = child.rpartition("#")
-    return name, int(number) if number.isascii() and number.isdecimal() else 0
+    return name, int(number) if number.isascii() and number.isdecimal() and len(number) <= DIGITS_MAX else 0
 
 
 def environment(

@@ -79,18 +79,19 @@ class KeeperLink:
     def _take(self, message: Message) -> None:
         assert self._on_event is not None
         crossing(f"hear {message.get('op')}")
-        if message.get("op") == "ping":
-            self.send({"op": "pong"})
-        elif message.get("op") == "lost":
-            self.on_lost([str(name) for name in message["names"]])
-        elif message.get("op") == "synced":
-            if (future := self._syncs.pop(message["number"], None)) is not None and not future.done():
-                future.set_result(None)
-        else:
-            try:
-                self._on_event(message)
-            except Exception:  # the messages behind it are about other processes
-                log.exception("a message of the keeper was not taken in: %s", message)
+        try:
+            match message:
+                case {"op": "ping"}:
+                    self.send({"op": "pong"})
+                case {"op": "lost", "names": list(names)}:
+                    self.on_lost([str(name) for name in names])
+                case {"op": "synced", "number": int(number)}:
+                    if (future := self._syncs.pop(number, None)) is not None and not future.done():
+                        future.set_result(None)
+                case _:
+                    self._on_event(message)
+        except Exception:  # the messages behind it are about other processes
+            log.exception("a message of the keeper was not taken in: %.300s", message)
 
     def send(self, message: Message, *descriptors: int) -> None:
         """Send one message; never blocks. A keeper that has gone is reported by `on_end`, not here.

@@ -169,7 +169,7 @@ def _signum(raw: str | int) -> int:
             raise RpcError(rpc.INVALID_PARAMS, "param 'signal': a signal's number is from 1 to 64")
         return int(raw)
     try:
-        return values.signal_number(raw)
+        return values.signal_number(raw[:40])  # no name of a signal is so long, and the answer repeats it
     except values.BadValue as error:
         raise RpcError(rpc.INVALID_PARAMS, f"param 'signal': {error}") from None
 

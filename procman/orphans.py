@@ -34,6 +34,10 @@ OUTPUTS = {"out": 1, "err": 2}
 """Which descriptor of a program is which output of it."""
 
 
+CHILD_MAX = 200
+"""Characters of the name of a child that is believed."""
+
+
 class Seen(NamedTuple):
     """A process that carries our house, or that the state file names. `uid` is the real one; `child` and `child_pid`
     are what its environment says, "" and 0 where that can't be read."""
@@ -94,7 +98,7 @@ def known_children(document: Mapping[str, Any]) -> dict[str, Known]:
         try:
             pid, start, tag, kill = fields
             found[str(child)] = Known(int(pid), int(start), int(tag), str(kill))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             continue
     return found
 
@@ -213,7 +217,9 @@ def _environment(pid: int) -> tuple[str, int]:
         return "", 0
     number = variables.get(tree.MARKER_PID.encode(), b"").decode(errors="replace")
     child = variables.get(tree.MARKER.encode(), b"").decode(errors="replace")
-    return child, int(number) if number.isascii() and number.isdecimal() else 0
+    if len(child) > CHILD_MAX or not child.isprintable():
+        child = ""  # a program can write there what it likes: it goes into the log, and to the keeper
+    return child, int(number) if number.isascii() and number.isdecimal() and len(number) <= launch.DIGITS_MAX else 0
 
 
 def _real_uid(pid: int) -> int:

@@ -11,8 +11,9 @@ import base64
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from procman import memo
+from procman import memo, shape
 from procman.config import Account
+from procman.errors import Failed
 from procman.files import Machine
 
 
@@ -50,6 +51,30 @@ class Recording(Machine):
         return memo.write("table", {"cwd": self.cwd, "environ": dict(self.environ), "answers": self.answers})
 
 
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """What is in the memory, by what was asked."""
+
+    read: dict[str, str]
+    glob: dict[str, list[str]]
+    account: dict[str, Account | None]
+    group: dict[str, int | None]
+
+    def asked(self) -> dict[str, dict[str, Any]]:
+        """As a Recording has them."""
+        accounts = {name: account and asdict(account) for name, account in self.account.items()}
+        return {"read": self.read, "glob": self.glob, "account": accounts, "group": self.group}
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """What `Recording.memory` writes."""
+
+    cwd: str
+    environ: dict[str, str]
+    answers: _Answers
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recalled(Machine):
     """The machine as a `Recording` saw it."""
@@ -78,6 +103,11 @@ class Recalled(Machine):
 
 
 def recall(memory: int) -> Recalled:
-    """The machine that `Recording.memory` wrote down. Closes `memory`."""
-    document = memo.read(memory)
-    return Recalled(cwd=document["cwd"], environ=document["environ"], answers=document["answers"])
+    """The machine that `Recording.memory` wrote down. Closes `memory`. Raises Failed for what is no such thing."""
+    try:
+        found: _Memory = shape.fit(memo.read(memory), _Memory)
+        for content in found.answers.read.values():
+            base64.b85decode(content)
+    except (OSError, ValueError, RecursionError) as error:
+        raise Failed(f"the table in force can't be read from memory: {error}") from error
+    return Recalled(cwd=found.cwd, environ=found.environ, answers=found.answers.asked())

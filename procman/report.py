@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import signal
 import time
 from dataclasses import asdict, fields
 from typing import Any
 
+from procman import shape
 from procman.config import Program
 from procman.errors import SHORTAGES
 from procman.events import rfc3339
@@ -24,6 +24,15 @@ Info = dict[str, Any]
 STATUS_FIELDS = tuple(field.name for field in fields(Status))
 EXIT_FIELDS = tuple(field.name for field in fields(Exit))
 
+
+COUNT_MAX = 1 << 53
+"""What a double, and so every reader of JSON, can still hold."""
+
+TIME_MAX = 253402300800
+"""Seconds since the epoch: the year 10000, which RFC 3339 can't write."""
+
+PID_MAX = 1 << 22
+"""The highest one that Linux gives (proc(5))."""
 
 UNKNOWN_END = "ended; how is not known: it was adopted from a procmand that was killed"
 """The reason of an exit whose status nobody could tell any more."""
@@ -124,14 +133,9 @@ def status_document(status: Status) -> Info:
 
 
 def status_from(document: Any) -> Status:
-    """The reverse of `status_document`. Raises TypeError, ValueError or KeyError for what is none."""
-    fields = dict(document)
-    fields["state"] = State(fields["state"])
-    if fields.get("exit") is not None:
-        fields["exit"] = Exit(**fields["exit"])
-    status = Status(**fields)
-    if not _sound(status):
-        raise ValueError("a field has the wrong type")
+    """The reverse of `status_document`. Raises ValueError for what is none."""
+    status: Status = shape.fit(document, Status)
+    _check_numbers(status)
     if status.state is not State.STOPPING and status.alive != (status.state in (State.STARTING, State.RUNNING)):
         raise ValueError(f"{status.state} can't be with alive = {status.alive}")
     return status
@@ -146,23 +150,24 @@ def noted(record: Message) -> Status | None:
     """The reverse of `note_of`, from the keeper's record of a child; None where there is none."""
     try:
         return status_from(json.loads(str(record.get("note") or "")))
-    except (TypeError, ValueError, KeyError, RecursionError):
+    except (ValueError, RecursionError):
         return None
 
 
-def _sound(status: Status) -> bool:
-    """Every field of `status` has its type."""
+def _check_numbers(status: Status) -> None:
+    """Raises ValueError unless every number of `status` can be what it stands for."""
     exit = status.exit
-    counts = [status.generation, status.failures, status.restarts, *([] if status.pid is None else [status.pid])]
-    times = [status.started, status.started_at, *([] if status.deadline is None else [status.deadline])]
-    texts = [status.why, status.ending]
+    counts = {"generation": status.generation, "failures": status.failures, "restarts": status.restarts}
+    # The first two count from boot, and a machine that has slept makes them begin before that.
+    times = {"started": abs(status.started), "deadline": abs(status.deadline or 0.0), "started_at": status.started_at}
     if exit is not None:
-        counts += [number for number in (exit.code, exit.signal) if number is not None]
-        times.append(exit.at)
-        texts.append(exit.reason)
-    return (
-        all(type(count) is int and count >= 0 for count in counts)
-        and all(type(at) in (int, float) and math.isfinite(at) for at in times)
-        and all(isinstance(text, str) for text in texts)
-        and all(isinstance(flag, bool) for flag in (status.wanted, status.alive))
-    )
+        counts |= {"exit.code": exit.code or 0, "exit.signal": exit.signal or 0}
+        times["exit.at"] = exit.at
+    for name, count in counts.items():
+        if not 0 <= count < COUNT_MAX:
+            raise ValueError(f"{name}: can't be {count}")
+    for name, at in times.items():
+        if not 0 <= at < TIME_MAX:
+            raise ValueError(f"{name}: is no time: {at}")
+    if status.pid is not None and not 0 < status.pid <= PID_MAX:
+        raise ValueError(f"pid: can't be {status.pid}")

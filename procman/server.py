@@ -339,8 +339,18 @@ class Connection(asyncio.Protocol):
         if role not in ("operate", method.role):
             raise self._not_allowed(role, method.role)
         params = bind(method, request.params)
-        call = Call(params, self.peer, self._tell, self._mention, self._server.outlive, self._read)
-        return await method.function(self._server.operations, call)
+        answered = False
+
+        def mention(name: str, said: Object) -> None:
+            """An operation may outlive its call; what it says then belongs to no call of this client."""
+            if not answered:
+                self._mention(name, said)
+
+        call = Call(params, self.peer, self._tell, mention, self._server.outlive, self._read)
+        try:
+            return await method.function(self._server.operations, call)
+        finally:
+            answered = True
 
     async def _read(self, work: Callable[[], T], /) -> T:
         return await self._server.reading.run(self.peer.uid, work)

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 import select
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
+from procman import shape
 from procman.crossing import crossing
 from procman.keeper.wire import Message, Wire, WireError
 
@@ -62,37 +65,91 @@ class Snapshot:
     events: list[Message] = field(default_factory=list)
 
 
+HELLO: dict[str, Any] = {
+    **dict.fromkeys(("op", "identity", "last", "cgroup", "version", "problem"), str),
+    **dict.fromkeys(("pid", "starts", "upgrades"), int),
+    "upgrading": bool,
+}
+CHILD: dict[str, Any] = {
+    **dict.fromkeys(("op", "child", "note", "step", "message"), str),
+    **dict.fromkeys(("pid", "start", "tag", "errno"), int),
+    **dict.fromkeys(("at", "since", "ended_at"), float),
+    "state": Literal["starting", "running", "exited"],
+    **dict.fromkeys(("left", "adopted"), bool),
+    "status": int | None,
+    "rusage": Any,
+}
+"""The fields that are read of the two messages of a snapshot."""
+
+TIMES = ("at", "ended_at")
+TIME_MAX = 253402300800
+"""Seconds since the epoch: the year 10000."""
+
+
+STATUS_MAX = 0xFFFF
+"""Of a wait status (wait(2))."""
+
+
+def record(message: Message) -> Message:
+    """What the keeper tells about a child, if it makes sense; what nobody reads is left out. Raises WireError."""
+    told = _checked(message, CHILD, ("child", "state", "pid", "at", "note", "left"))
+    name = told["child"]
+    if told["state"] == "exited" and not {"status", "step"} & told.keys():
+        raise WireError(f"the keeper does not tell how {name} has ended")
+    if "step" in told and not {"errno", "message"} <= told.keys():
+        raise WireError(f"the keeper does not tell why {name} did not start")
+    if told["pid"] < 0 or any(not 0 <= told.get(key, 0) < TIME_MAX for key in TIMES):
+        raise WireError(f"the keeper tells of {name} what can't be")
+    status = told.get("status") or 0
+    if not 0 <= status <= STATUS_MAX or not (os.WIFEXITED(status) or os.WIFSIGNALED(status)):
+        raise WireError(f"the keeper tells of {name} how nothing can end: wait status {status}")
+    return told
+
+
+def _checked(message: Message, parts: dict[str, Any], needed: Sequence[str]) -> Message:
+    told, wrong = shape.sane(message, parts)
+    missing = [key for key in needed if key not in told]
+    if wrong or missing:
+        raise WireError(f"the keeper's message {message['op']!r} makes no sense: {', '.join(wrong or missing)}")
+    return told
+
+
 def receive(wire: Wire) -> Snapshot:
-    """Waits for the snapshot; it comes first on `wire`, once. Raises WireError."""
+    """Waits for the snapshot; it comes first on `wire`, once. Raises WireError, also for one that makes no sense."""
     snapshot = Snapshot()
     readable = select.poll()
     readable.register(wire.fileno(), select.POLLIN)
     complete = False
     while not complete:
         readable.poll()
-        for message, descriptors in wire.receive():
-            crossing(f"receive {message.get('op')}")
-            if complete:
-                snapshot.events.append(message)
-            else:
-                complete = _collect(snapshot, message, descriptors)
-            for fd in descriptors:  # all that were not taken
-                os.close(fd)
+        received = wire.receive()
+        try:
+            for message, descriptors in received:
+                crossing(f"receive {message.get('op')}")
+                if complete:
+                    snapshot.events.append(message)
+                else:
+                    complete = _collect(snapshot, message, descriptors)
+        finally:
+            for _, descriptors in received:  # all that were not taken
+                for fd in descriptors:
+                    os.close(fd)
     return snapshot
 
 
 def _collect(snapshot: Snapshot, message: Message, descriptors: list[int]) -> bool:
     match message:
         case {"op": "hello"}:
-            snapshot.starts = int(message["starts"])
-            snapshot.last = str(message["last"])
-            snapshot.cgroup = str(message["cgroup"])
-            snapshot.keeper_pid = int(message["pid"])
-            snapshot.identity = str(message.get("identity", ""))
-            snapshot.keeper = Keeper.of(message)
+            hello = _checked(message, HELLO, ("starts", "last", "cgroup", "pid"))
+            snapshot.identity = hello.get("identity", "")
+            snapshot.starts, snapshot.last = hello["starts"], hello["last"]
+            snapshot.cgroup, snapshot.keeper_pid = hello["cgroup"], hello["pid"]
+            snapshot.keeper = Keeper.of(hello)
         case {"op": "child", "child": str(name)}:
-            snapshot.children[name] = message
+            snapshot.children[name] = record(message)
         case {"op": "held", "name": str(name)}:
+            if name in snapshot.held:
+                raise WireError(f"the keeper tells twice what it holds as {name}")
             if not descriptors:
                 raise WireError(f"no file descriptor is free for {name}: open_files is too small")
             snapshot.held[name] = descriptors.pop()

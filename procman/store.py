@@ -18,13 +18,18 @@ import os
 import re
 import secrets
 import select
+import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from procman import shape
 from procman.crossing import crossing
 from procman.errors import Failed, is_shortage
+
+SIZE_MAX = 256 * 1024 * 1024
+"""Bytes of the largest state file that is read. One process takes a thousand or two."""
 
 VERSION = 1
 """Of the document's format. Raise it when an older reader would misunderstand."""
@@ -61,32 +66,64 @@ class Loaded:
 
 
 def load(path: str) -> Loaded:
-    """The document that `save` wrote, with its `version`, `boot_id` and `written_at`. Never raises.
+    """The document that `save` wrote, with its `version`, `boot_id` and `written_at`. Never raises, and never waits
+    for a writer of a FIFO.
 
-    A file that is torn, is no document of ours, or has another version is renamed to PATH.bad-N; the last three are
-    kept. A file that can't be read (permissions, a disk error) stays where it is.
+    A file that is torn, is no document of ours, or has another version is renamed to PATH.bad-N, and so is what is no
+    file; the last three are kept. A file that can't be read (permissions, a disk error) stays where it is.
     """
     try:
-        with open(path, "rb") as file:
-            content = file.read()
+        reason, content = _read(path)
     except FileNotFoundError:
         return Loaded(None)
     except OSError as error:
         return Loaded(None, f"can't read the state file {path}: {error.strerror}; starting without it")
-    reason = ""
     document: Any = None
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        reason = f"is damaged ({error})" if content else "is empty"
-    else:
-        if not isinstance(document, dict) or "version" not in document:
-            reason = "is no state file of procman"
-        elif document["version"] != VERSION:
-            reason = f"has version {document['version']!r}, this procman writes {VERSION}"
+    if not reason:
+        reason, document = _understand(content)
     if not reason:
         return Loaded(document)
     return Loaded(None, f"the state file {path} {reason}; starting without it, {_put_aside(path)}")
+
+
+def keep_copy(path: str) -> str:
+    """Keeps the file that is there now as PATH.bad-N, also when another one is put in its place. Returns what was done,
+    in words."""
+    return _put_aside(path, os.link)
+
+
+def _read(path: str) -> tuple[str, bytes]:
+    """Why the file can't be ours ("" when it can), and what is in it. Raises OSError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would wait for its writer
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            return "is no file", b""
+        raise
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            return "is no file", b""
+        if found.st_size > SIZE_MAX:
+            return f"has {found.st_size} bytes, more than any that procman writes", b""
+        with open(fd, "rb", closefd=False) as file:
+            return "", file.read(SIZE_MAX)
+    finally:
+        os.close(fd)
+
+
+def _understand(content: bytes) -> tuple[str, Any]:
+    """Why this is no document of ours ("" when it is one), and the document."""
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        return (f"is damaged ({error})" if content else "is empty"), None
+    if not isinstance(document, dict) or "version" not in document:
+        return "is no state file of procman", None
+    version = document["version"]
+    if version != VERSION:
+        return f"has version {shape.shown(version)}, this procman writes {VERSION}", None
+    return "", document
 
 
 def save(path: str, document: Mapping[str, Any], *, durable: bool = False) -> None:
@@ -207,15 +244,16 @@ def _in_use(fd: int, state_dir: str) -> Failed:
     )
 
 
-def _put_aside(path: str) -> str:
-    """Renames a bad file to the next free number, forgets the oldest, and says what was done."""
+def _put_aside(path: str, move: Callable[[str, str], None] = os.rename) -> str:
+    """Renames (or copies, whatever `move` does) a bad file to the next free number, forgets the oldest, and says what
+    was done."""
     folder, name = os.path.split(path)
     pattern = re.compile(re.escape(name) + r"\.bad-([0-9]+)")
     try:
         matches = (pattern.fullmatch(entry) for entry in os.listdir(folder or "."))
         numbers = sorted(int(match[1]) for match in matches if match)
         target = f"{path}.bad-{numbers[-1] + 1 if numbers else 1}"
-        os.rename(path, target)
+        move(path, target)
         for number in numbers[: max(0, len(numbers) + 1 - BAD_KEPT)]:
             with contextlib.suppress(OSError):
                 os.unlink(f"{path}.bad-{number}")

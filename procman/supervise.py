@@ -17,8 +17,9 @@ import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-from procman import apply, disks, ground, interim, listeners, memo, orphans, store, table
+from procman import apply, disks, ground, interim, listeners, memo, orphans, statefile, store, table
 from procman.change import HELD_NAME, NEXT_TABLE, Change, Read, Unfinished
 from procman.config import Config, Daemon
 from procman.desk import Desk
@@ -89,13 +90,20 @@ class _Parts:
 
     def _table_in_force(self) -> Config:
         """What the supervisor before had read; the files only where this is the first one."""
-        recalled = _recalled(self.path, self.held)
-        self._first = recalled is None
+        try:
+            recalled = _recalled(self.path, self.held)
+        except ProcmanError as error:
+            # Only damage does that: what is in there was read once. The files are all that is left to go by.
+            print(f"procmand: the table in force is lost, its files are read again: {error}", file=sys.stderr)
+            recalled = None
+        self._table_is_new = recalled is None
+        for fd in [self.held.pop("first table", None), *([self.held.pop("table", None)] if recalled is None else [])]:
+            if fd is not None:
+                os.close(fd)
         if recalled is None:
             config, self._memory = self.read()
             return config
         self._memory = self.held.pop("table")
-        os.close(self.held.pop("first table"))
         return recalled
 
     def read(self) -> Read:
@@ -116,19 +124,26 @@ class _Parts:
 
     def _unfinished(self) -> Unfinished | None:
         """The change of the table that the supervisor before was about."""
-        memory, document = self.held.pop(NEXT_TABLE, None), self.held.pop(HELD_NAME, None)
-        if document is None:
-            if memory is not None:
-                os.close(memory)
-            return None
+        memory, document = self.held.pop(NEXT_TABLE, -1), self._memo(HELD_NAME)
         read = None
-        if memory is not None:
-            config = table.parse(self.path, recall(os.dup(memory)), self._running)
-            read = Read(config, memory)
-        found = Unfinished.of(memo.read(document), read)
-        if read is not None and (found is None or found.read is None):
-            os.close(read.memory)
+        try:
+            if document is not None and memory >= 0:
+                read = Read(table.parse(self.path, recall(os.dup(memory)), self._running), memory)
+        except ProcmanError as error:  # only damage does that: it was read before
+            log.error("the change of the table that was under way is lost: %s", error)
+        found = Unfinished.of(document, read)
+        if memory >= 0 and (found is None or found.read is None):
+            os.close(memory)
         return found
+
+    def _memo(self, name: str) -> Any:
+        """The document that the keeper held as `name`; None where there is none, or what is there is damaged."""
+        memory = self.held.pop(name, None)
+        try:
+            return None if memory is None else memo.read(memory)
+        except (OSError, ValueError, RecursionError) as error:
+            log.error("%s, which the supervisor before has left, can't be read: %s", name, error)
+            return None
 
     def _hold_table(self, *names: str, together: Mapping[str, int] | None = None) -> None:
         try:
@@ -236,10 +251,7 @@ class _Parts:
 
     async def supervise(self) -> int:
         """From the first listener to the last goodbye."""
-        loaded = store.load(os.path.join(self.daemon.state_dir, store.STATE_NAME))
-        for problem in filter(None, (loaded.problem, self.before.problem)):
-            log.error("%s", problem)
-        document = orphans.of_this_boot(loaded.document, store.boot_id())
+        document = self._state()
         if self.lock is not None:
             await orphans.adopt(self.link, self.snapshot, self.lock, document, self.config)
         loop = asyncio.get_running_loop()
@@ -258,11 +270,11 @@ class _Parts:
         change = Change(supervisor, self.link, stands, self)
         self.server = Server(rpc_socket, Desk(supervisor, self.link, stands, change), self._access())
         stands.on_reopen = self._reopen_own_log
-        if self._first:
+        if self._table_is_new:
             self._hold_table("table", "first table")
+        if self._table_is_new or self.before.problem:
             self._hold_interim(self.config)
-        unfinished, closing = self._unfinished(), self.held.pop(CLOSING, None)
-        ending = None if closing is None else memo.read(closing)
+        unfinished, ending = self._unfinished(), self._memo(CLOSING)
         leaving = change.leaving(unfinished) if unfinished is not None else frozenset()
         supervisor.begin(self.snapshot, document, ending=ending, leaving=leaving)
         if unfinished is not None:
@@ -284,6 +296,21 @@ class _Parts:
         log.info("procmand ends with status %d", status)
         return status
 
+    def _state(self) -> dict[str, Any]:
+        """What the state file says, as far as it can be believed; nothing where there is none. What is wrong with it
+        is logged."""
+        path = os.path.join(self.daemon.state_dir, store.STATE_NAME)
+        loaded = store.load(path)
+        document, problem = loaded.document, loaded.problem
+        if document is not None:
+            document, wrong = statefile.believable(document)
+            if wrong:
+                kept = store.keep_copy(path)
+                problem = f"of the state file {path} this makes no sense and is left out: {wrong}; {kept}"
+        for each in filter(None, (problem, self.before.problem)):
+            log.error("%s", each)
+        return orphans.of_this_boot(document, store.boot_id())
+
     def _start_logs(self, log_thread: LogThreads) -> None:
         if self.before.ended():
             log_thread.start()
@@ -303,13 +330,13 @@ class _Parts:
 
 
 def _recalled(path: str, held: Mapping[str, int]) -> Config | None:
-    """The table in force, from the memory that the keeper holds; None where it holds none."""
+    """The table in force, from the memory that the keeper holds; None where it holds none. Raises Failed for damage."""
     if "table" not in held or "first table" not in held:
         return None
-    memory, first = os.dup(held["table"]), os.dup(held["first table"])
+    before, now = recall(os.dup(held["first table"])), recall(os.dup(held["table"]))
     # What needs a restart of the daemon is as it was when it started: a crash is no restart.
-    began = table.parse(path, recall(first)).daemon
-    config = table.parse(path, recall(memory), began)
+    began = table.parse(path, before).daemon
+    config = table.parse(path, now, began)
     return replace(config, daemon=apply.daemon_in_force(began, config.daemon))
 
 

@@ -99,12 +99,13 @@ class Supervisor:
         self.snapshot = snapshot
         self.keeper = snapshot.keeper
         state: Mapping[str, Any] = document or {}
-        ours = state.get("keeper") == snapshot.identity
+        ours = state.get("keeper", "") == snapshot.identity
         adopted = any(record.get("adopted") for record in snapshot.children.values())
         self._down = {str(name) for name in state.get("down", [])}
         if ending is None:
             ending = state if ours and state.get("closing") else None
-        self._exit_status = int(ending.get("exit_status", 0)) if ending is not None else 0
+        status = ending.get("exit_status") if isinstance(ending, dict) else 0
+        self._exit_status = status if isinstance(status, int) else 0
         statuses = state.get("processes", {}) if ours or adopted else {}
         for program in self.config.programs:
             self.add(program, _status_of(statuses.get(program.name)))
@@ -185,7 +186,7 @@ class Supervisor:
         generation = max(records, default=0)
         record = records.get(generation, {})
         status = lifecycle.later(process.status, report.noted(record))
-        if generation > status.generation:
+        if generation > status.generation or (record and not _agrees(status, generation, record)):
             started = float(record.get("since", now))  # not from its wall-clock time: that clock may have jumped
             status = lifecycle.adopted(process.program, status, generation, started)
         if leaving:
@@ -473,6 +474,15 @@ class Supervisor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _agrees(status: Status, generation: int, record: Message) -> bool:
+    """Whether what the state file says can be true of a process whose newest child the keeper has as `record`. While
+    that one lives, there is no other."""
+    if record["state"] == "exited":
+        return True
+    pid = record["pid"] if record["state"] == "running" else None
+    return status.alive and status.generation == generation and status.pid in (None, pid)
 
 
 def _status_of(document: object) -> Status:

@@ -28,6 +28,9 @@ MAX_UNIX_PATH = 107
 # The names that procman itself gives to ${...}; all others are environment variables of the daemon.
 OWN_NAMES = ("program", "instance", "here", "log_dir", "state_dir")
 
+SUGGESTED_MAX = 200
+"""Characters of a word that a near one is looked for: it takes time, and nobody misspells a longer one."""
+
 _MAX_SECONDS = 1e9
 _MAX_SIZE = 2**62
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -66,6 +69,8 @@ def type_name(raw: object) -> str:
 def suggestion(word: str, known: Iterable[str]) -> str:
     """ "; did you mean 'X'?" for the nearest of the known words, or "" when none is near."""
     # In a short word two swapped letters are much ("wbe"); in a long one as little likeness is chance.
+    if len(word) > SUGGESTED_MAX:
+        return ""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6 if len(word) <= 4 else 0.7)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -296,7 +301,7 @@ def address(raw: object, folder: str) -> Address:
         raise BadValue(f'bad address {word!r}: must be like "127.0.0.1:8000", "[::1]:8000", ":8000" or "unix:/path"')
     if not (port.isascii() and port.isdecimal()):
         raise BadValue(f"bad address {word!r}: {port!r} is no port number")
-    if not 1 <= int(port[:9]) <= 65535:
+    if not 1 <= int(port[:9]) <= 65535 or len(port) > 9:  # Python reads no 5,000 digits, and nobody writes 10
         raise BadValue(f"bad address {word!r}: a port is between 1 and 65535")
     return Address("tcp", host=_host(word, host), port=int(port))
 

@@ -241,6 +241,28 @@ def test_all_is_found_without_the_state_file(daemon: MakeDaemon, who: User | Non
     assert not alive(grandchild)
 
 
+def test_of_a_damaged_state_file_the_rest_counts(daemon: MakeDaemon) -> None:
+    """Each of these parts kept every daemon from starting, while the programs went on without one."""
+    running = daemon(PLAIN.format("a") + PLAIN.format("b"))
+    before = {name: running.wait_for(name) for name in "ab"}
+    for name in "ab":
+        written_down(running, name)
+    supervisor = running.supervisor_pid
+    kill_keeper(running)
+    wait_until(lambda: not alive(supervisor), what="nobody writes the file any more")
+    document = json.loads(state_file(running))
+    document |= {"down": 5, "last": 10**30, "exit_status": [], "sockets": {"listener/x": 5}, "logs": {"log/a/out": 1}}
+    document["processes"]["b"]["generation"] = "many"
+    (running.folder / "state" / "state.json").write_text(json.dumps(document))
+    running.start()
+    for name in "ab":
+        assert running.wait_for(name)["pid"] == before[name]["pid"]
+    path = running.folder / "state" / "state.json"
+    assert f"of the state file {path} this makes no sense and is left out: " in running.said()
+    assert "down: must be an array, not 5" in running.said()
+    assert json.loads(path.with_name("state.json.bad-1").read_text())["down"] == 5
+
+
 def test_what_cannot_be_kept_is_said(daemon: MakeDaemon, as_user: User) -> None:
     port = free_port()
     table = f"""

@@ -283,6 +283,31 @@ def test_readiness_is_remembered_without_a_state_file(daemon: MakeDaemon) -> Non
     assert running.wait_for("once")["pid"] == pid
 
 
+@pytest.mark.parametrize("kind", ["torn", "old", "empty", "fifo", "folder", "types"])
+def test_no_state_file_keeps_a_successor_from_starting(daemon: MakeDaemon, kind: str) -> None:
+    running = daemon(TABLE)
+    for name in ("plain", "twice:1", "twice:2"):
+        running.wait_for(name)
+    before, path = pids(running), running.folder / "state" / "state.json"
+    wait_until(lambda: path.exists() and path.read_text().count('"RUNNING"') == 3, what="all is written down")
+    whole = path.read_text()
+    path.unlink()
+    match kind:
+        case "fifo":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case _:
+            changed = {"torn": whole[:200], "old": '{"version": 0}', "empty": ""}
+            path.write_text(changed.get(kind) or whole.replace('"down":[]', '"down":5') * (kind == "types"))
+    kill_supervisor(running)
+    wait_until(running.answers)
+    assert {name: running.wait_for(name)["pid"] for name in before} == before
+    assert str(path) in running.said()
+    assert path.with_name("state.json.bad-1").exists()
+    wait_until(lambda: path.is_file() and '"RUNNING"' in path.read_text(), what="it is written again")
+
+
 # --- no supervisor can start any more ---------------------------------------------------------------------------------
 
 BROKEN = 'raise ImportError("a broken install")'

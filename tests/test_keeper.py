@@ -1204,3 +1204,46 @@ def test_the_keeper_ends_adopted_children_too(keeper: RunningKeeper, orphan: Orp
     boss.send("exit", status=0)
     assert keeper.wait() == 0
     wait_until(lambda: not alive(orphan.pid) and not alive(orphan.grandchild), what="nothing is left")
+
+
+# --- what makes no sense --------------------------------------------------------------------------------------------
+
+NONSENSE: list[dict[str, Any]] = [
+    {"op": "house", "house": 10**3000, "last": 0},
+    {"op": "house", "house": 7, "last": 1 << 40},
+    {"op": "house", "house": True, "last": 0},
+    {"op": "adopt", "child": "x#1", "pid": 0, "start": 0, "tag": 10**3000},
+    {"op": "adopt", "child": "x#1", "pid": 0, "start": 0, "tag": 5, "at": float("inf")},
+    {"op": "adopt", "child": "x#1", "pid": 10**30, "start": 0, "tag": 5},
+    {"op": "adopt", "child": "x#1", "pid": 0, "start": 0, "tag": 5, "members": [[]]},
+    {"op": "note", "child": "a#1", "note": "x" * 1_000_000},
+    {"op": "spawn", "child": "", "argv": ["true"], "env": {}},
+    {"op": "spawn", "child": "a\nb", "argv": ["true"], "env": {}},
+    {"op": "signal", "child": "a#1", "signal": 10**30},
+    {"op": "sync", "number": 10**4000},
+    {"op": "exit", "status": 10**30},
+    {"op": "exit", "status": -1},
+    {"op": "hold", "names": [5]},
+    {"op": {"x": 10**4000}},
+]
+
+
+def test_nothing_that_makes_no_sense_is_kept(keeper: RunningKeeper) -> None:
+    """It would be in the snapshot of every successor, and in the tags of all children to come.
+
+    A tag of 0 is not sent here: a keeper that took it would end every process of the machine. The fuzz sends it, in a
+    pid namespace of its own.
+    """
+    boss = keeper.supervisor()
+    boss.send("ready")
+    pid = boss.spawned("a#1")
+    for message in NONSENSE:
+        boss.send(message.pop("op"), **message)
+    boss.sync()
+    boss.spawned("b#1")
+    assert keeper.said().count("makes no sense") == len(NONSENSE) - 1, keeper.said()
+    assert "a bug in procman" not in keeper.said()
+    boss.die()
+    second = keeper.supervisor()
+    assert set(second.children) == {"a#1", "b#1"}
+    assert second.children["a#1"]["pid"] == pid

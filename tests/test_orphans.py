@@ -16,6 +16,7 @@ from procman import launch, orphans
 from procman.config import Account, Program
 from procman.keeper import tree
 from procman.orphans import Known, Seen
+from tests.harness import wait_until
 
 HOUSE = 77 << tree.NUMBER_BITS
 ME = os.geteuid()
@@ -215,3 +216,21 @@ def test_no_second_copy(found: list[Seen], state: dict[str, Known], last: int) -
 def test_a_state_file_that_makes_no_sense(children: Any) -> None:
     assert orphans.known_children({"children": children}) == {}
     assert orphans.known_children({"children": {"a#1": [1, 2, 3, "tree"]}}) == {"a#1": Known(1, 2, 3, "tree")}
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "\u00b2", "x", "-1"])
+def test_what_a_program_wrote_into_its_own_environment_stops_nobody(number: str) -> None:
+    """Python reads no int of 5,000 digits: a daemon that met one did not start."""
+    names = {"long": "x" * 300 + "#1", "odd": "x\nERROR all is lost#1"}
+    for child in names.values():
+        environment = {tree.MARKER: child, tree.MARKER_PID: number}
+        with subprocess.Popen(["sleep", "60"], env=environment) as process:
+            assert wait_until(lambda: orphans._environment(process.pid) == ("", 0))
+            process.kill()
+    assert launch.split_child_id(f"shop#{number}") == ("shop", 0)
+
+
+@pytest.mark.parametrize("last", [1 << 32, -5, "3", None])
+def test_children_of_a_state_file_that_makes_no_sense(last: object) -> None:
+    document = {"last": last, "children": {"a#1": [float("inf"), 1, 2, "tree"], "b#1": None, "c#1": [1, 2, 3]}}
+    assert orphans.known_children(document) == {}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from procman import recall, table
-from procman.errors import ConfigError
+from procman.errors import ConfigError, Failed
 
 TABLE = """
 include = ["more/*.toml"]
@@ -87,3 +87,23 @@ def test_bytes_and_variables_that_are_no_text(folder: Path) -> None:
     recalled = recall.recall(recording.memory())
     assert recalled.read(str(folder / "binary")) == content
     assert recalled.environ == {"ODD": "\udcff"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"{", b"null", b"[]", b"{}", b"\xff", b"[" * 100_000,
+        b'{"cwd": 5, "environ": {}, "answers": {"read": {}, "glob": {}, "account": {}, "group": {}}}',
+        b'{"cwd": "/", "environ": {"A": 1}, "answers": {"read": {}, "glob": {}, "account": {}, "group": {}}}',
+        b'{"cwd": "/", "environ": {}, "answers": {"read": {"a": "\\u1234"}, "glob": {}, "account": {}, "group": {}}}',
+        b'{"cwd": "/", "environ": {}, "answers": {"read": {}, "glob": {}, "account": {"x": {"uid": 1}}, "group": {}}}',
+    ],
+)  # fmt: skip
+def test_memory_that_holds_something_else(content: bytes) -> None:
+    """The keeper held it for every successor, and each died of it."""
+    before = len(os.listdir("/proc/self/fd"))
+    memory = os.memfd_create("table")
+    os.write(memory, content)
+    with pytest.raises(Failed, match="the table in force can't be read from memory"):
+        recall.recall(memory)
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -1006,3 +1006,20 @@ def test_a_follower_that_goes_while_the_disk_is_slow(daemon: Daemon, monkeypatch
     go_on.set()
     wait_until(lambda: closed)
     assert closed == [True]
+
+
+def test_nothing_is_said_of_a_call_that_was_answered(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operation that nobody waits for went on telling its progress, into the next call of that client."""
+    kept: list[Callable[[dict[str, Any]], None]] = []
+
+    async def operate(*_what: object, progress: Callable[[dict[str, Any]], None], **_how: object) -> list[object]:
+        progress({"name": "shop:1", "state": "STOPPING", "why": "asked"})
+        kept.append(progress)
+        return []
+
+    monkeypatch.setattr(daemon.stand_in, "operate", operate)
+    with daemon.raw(line("restart", names=["shop"], wait=False)) as connection:
+        assert [message.get("id") for message in read(connection, 2)] == [None, 1]
+        daemon.do(lambda: kept[0]({"name": "shop:1", "state": "STARTING", "why": "asked"}))
+        connection.sendall(line("daemon.status", 2))
+        assert read(connection)[0]["id"] == 2

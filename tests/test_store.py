@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -95,14 +96,49 @@ def test_three_bad_files_are_kept_the_newest(path: str) -> None:
 
 
 def test_a_file_that_cannot_be_read_stays(path: str) -> None:
-    os.mkdir(path)
+    os.symlink(path, path)
     loaded = load(path)
     assert loaded.document is None
-    assert loaded.problem == f"can't read the state file {path}: Is a directory; starting without it"
-    assert os.path.isdir(path)
-    with pytest.raises(Failed, match="can't write the state file"):
-        save(path, DOCUMENT)
-    assert os.listdir(os.path.dirname(path)) == [store.STATE_NAME]
+    assert loaded.problem == f"can't read the state file {path}: Too many levels of symbolic links; starting without it"
+    assert os.path.islink(path)
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a FIFO", "a socket", "a device"])
+def test_what_is_no_file_is_put_aside_and_not_waited_for(path: str, kind: str) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        match kind:
+            case "a folder":
+                os.makedirs(f"{path}/with/something")
+            case "a FIFO":
+                os.mkfifo(path)
+            case "a socket":
+                sock.bind(path)
+            case _:
+                os.symlink("/dev/zero", path)
+        loaded = load(path)
+    assert loaded == Loaded(None, f"the state file {path} is no file; starting without it, it is kept as {path}.bad-1")
+    save(path, DOCUMENT)
+    assert load(path).document is not None
+
+
+def test_a_file_of_any_size_is_not_read(path: str) -> None:
+    with open(path, "wb") as file:
+        file.truncate(store.SIZE_MAX + 1)
+    assert f"has {store.SIZE_MAX + 1} bytes, more than any that procman writes" in load(path).problem
+
+
+@pytest.mark.parametrize("version", ["[" * 500 + "]" * 500, "9" * 4300, '"' + "x" * 100_000 + '"'])
+def test_the_message_does_not_grow_with_the_file(path: str, version: str) -> None:
+    Path(path).write_text(f'{{"version": {version}}}')
+    assert len(load(path).problem) < 500
+
+
+def test_a_copy_outlives_the_next_save(path: str) -> None:
+    save(path, {"old": 1})
+    assert store.keep_copy(path) == f"it is kept as {path}.bad-1"
+    save(path, {"new": 1})
+    assert json.loads(Path(f"{path}.bad-1").read_text())["old"] == 1
+    assert (load(path).document or {})["new"] == 1
 
 
 def test_a_bad_file_that_cannot_be_put_aside(path: str) -> None:

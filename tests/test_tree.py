@@ -227,3 +227,12 @@ def test_no_cgroup() -> None:
     tree.remove_cgroup("")
     tree.remove_cgroup("/nonexistent")
     assert tree.members(Family(TAG, 0, -1, "/nonexistent"), []) == []
+
+
+def test_a_family_without_a_tag_is_not_the_whole_machine() -> None:
+    """0 is what every process has that was not started by us: an adopted child with it was killed with all the rest."""
+    with subprocess.Popen(["sleep", "60"]) as bystander, subprocess.Popen(["sleep", "60"]) as main:
+        family = Family(tag=0, pid=main.pid, session=-1, cgroup="", adopted=True)
+        assert [process.pid for process in tree.members(family, [])] == [main.pid]
+        bystander.kill()
+        main.kill()

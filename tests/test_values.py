@@ -151,6 +151,8 @@ BAD_ADDRESSES: list[tuple[object, str]] = [
     ("host:+80", "bad address 'host:+80': '+80' is no port number"),
     (":0", "bad address ':0': a port is between 1 and 65535"),
     (":65536", "bad address ':65536': a port is between 1 and 65535"),
+    (":000000080" + "9" * 5, "bad address ':00000008099999': a port is between 1 and 65535"),
+    (":" + "0" * 8 + "1" * 5000, f"bad address ':{'0' * 8}{'1' * 5000}': a port is between 1 and 65535"),
     (":" + "9" * 5000, f"bad address ':{'9' * 5000}': a port is between 1 and 65535"),
     ("::1:80", "bad address '::1:80': an IPv6 address stands in brackets, like \"[::1]:8000\""),
     ("[x]:80", "bad address '[x]:80': 'x' is no IPv6 address"),
@@ -295,3 +297,8 @@ def test_a_path_starts_at_its_folder(written: str, expected: str) -> None:
 )
 def test_the_host_header_of_a_probe(written: str, expected: str) -> None:
     assert values.host_header(values.address(written, "/")) == expected
+
+
+def test_no_near_word_is_looked_for_where_it_takes_long() -> None:
+    assert values.suggestion("x" * 201, ["x" * 200]) == ""
+    assert values.suggestion("stauts", ["status"]) == "; did you mean 'status'?"

@@ -317,3 +317,28 @@ def test_ancillary_data_that_is_no_descriptor_is_ignored() -> None:
     assert right.receive() == [({"op": "hello"}, [])]
     right.close()
     ours.close()
+
+
+def test_descriptors_that_belong_to_no_message_do_not_pile_up() -> None:
+    """A message that says that it has none came with some: they waited for the next one, for ever."""
+    before = len(os.listdir("/proc/self/fd"))
+    ours, theirs = socket.socketpair()
+    wire = Wire(ours)
+    socket.send_fds(theirs, [HEADER.pack(2, 0) + b"{}"], [0, 1, 2])
+    with pytest.raises(WireError, match="belong to no message"):
+        wire.receive()
+    wire.close()
+    theirs.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_descriptors_of_a_message_that_never_comes_do_not_pile_up() -> None:
+    ours, theirs = socket.socketpair()
+    wire = Wire(ours)
+    theirs.sendall(HEADER.pack(1000, 1))
+    with pytest.raises(WireError, match="belong to no message"):
+        for _ in range(3):
+            socket.send_fds(theirs, [b" "], [2] * MAX_DESCRIPTORS)
+            wire.receive()
+    wire.close()
+    theirs.close()

@@ -18,6 +18,9 @@ from typing import Any
 from procman.keeper import adoption, spawn, tree
 from procman.keeper.wire import Message
 
+MEMBERS = 1000
+"""Of the processes of an adopted child, so many are asked for its cgroup: they are all in the same one."""
+
 AGAIN = 50
 """How often in a row what is left of an adopted child is looked for anew, while it changes under our eyes."""
 
@@ -200,7 +203,7 @@ class Children:
             process = tree.read_process(pid) if pid else None
             if process is None or process.start != start or process.session != pid:
                 child.session = -1  # the number would be somebody else's
-            folders = (tree.old_cgroup(int(member), name) for member in request.get("members") or [])
+            folders = (tree.old_cgroup(int(member), name) for member in (request.get("members") or [])[:MEMBERS])
             child.cgroup = next(filter(None, folders), "")
             child.since = tree.monotonic_start(start) if start else child.since
             self._watch_adopted(child)

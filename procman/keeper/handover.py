@@ -35,10 +35,10 @@ def write(document: Document) -> int:
 
 def read(fd: int) -> Document:
     """What `write` wrote. Raises HandoverError for what this code does not understand."""
-    size = os.fstat(fd).st_size
     try:
+        size = os.fstat(fd).st_size
         document = json.loads(os.pread(fd, size, 0))
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise HandoverError(f"the keeper's table can't be read: {error}") from error
     if not isinstance(document, dict) or document.get("version") != VERSION:
         found = document.get("version") if isinstance(document, dict) else None
@@ -46,7 +46,30 @@ def read(fd: int) -> Document:
             f"the running keeper writes its table in version {found!r}, this code reads {VERSION}",
             hint="install a version that both understand first, or restart the daemon",
         )
+    try:
+        _check(document)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise HandoverError(f"the keeper's table makes no sense: {type(error).__name__}: {error}") from error
     return document
+
+
+def _check(document: Document) -> None:
+    """Raises one of Python's own errors unless every part that `Keeper` goes on with has its type."""
+    children = document["children"]
+    numbers = [*document["held"].values(), *document["signals"], *document["open_files"]]
+    numbers += [document["starts"], document["upgrades"], children["house"], children["number"]]
+    texts = [document["cgroup"], document["name"], *document["held"]]
+    if document["supervisor"] is not None:  # None: the check of an upgrade reads it while a supervisor comes up
+        numbers += [document["supervisor"]["pid"], document["supervisor"]["wire"]]
+    for child in children["children"]:
+        numbers += [child["pid"], child["report"], child["session"], child["start"], child["tag"]]
+        texts += [child["id"], child["state"], child["note"], child["cgroup"]]
+    if len(document["open_files"]) != 2:
+        raise ValueError("open_files")
+    if not all(type(number) is int and -1 <= number < 1 << 63 for number in numbers):
+        raise ValueError("a number is none")
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a text is none")
 
 
 def become(command: Sequence[str], document: Document, inherited: Sequence[int], environment: dict[str, str]) -> str:

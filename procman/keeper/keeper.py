@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from procman import __version__
-from procman.keeper import handover, spawn, tree
+from procman.keeper import asked, handover, spawn, tree
 from procman.keeper.children import Children
 from procman.keeper.say import describe, say
 from procman.keeper.service import Service
@@ -406,6 +406,9 @@ class Keeper:
         """Do what one message says. `descriptors` that stay in the list are closed by the caller."""
         if self.upgrade is not None and self.upgrade.heard(supervisor, message):
             return
+        if wrong := asked.nonsense(message):
+            say(f"the supervisor asks for something that makes no sense: its {wrong!r} in {_shown(message)}")
+            return
         match message:
             case {"op": "spawn", "child": str(name)}:
                 self.children.spawn(name, message, self.held)
@@ -452,7 +455,7 @@ class Keeper:
             case {"op": "exit", "status": int(status)}:
                 self.exit_status = status
             case _:
-                say(f"the supervisor asks for something unknown: {str(message)[:200]}")
+                say(f"the supervisor asks for something unknown: {_shown(message)}")
 
     def _supervisor_ready(self, supervisor: Supervisor) -> None:
         supervisor.ready = True
@@ -504,6 +507,14 @@ class Keeper:
         """The keeper is what the service manager watches: it watches the supervisor itself, and replaces it."""
         self.due["watchdog"] = time.monotonic() + self.service.watchdog / 2
         self.service.notify("WATCHDOG=1")
+
+
+def _shown(message: Message) -> str:
+    """The beginning of a message, which may hold anything, for a line on stderr."""
+    try:
+        return str(message)[:200]
+    except (ValueError, RecursionError):  # an int of more than 4,300 digits, arrays in arrays
+        return "a message that can't be shown"
 
 
 def run(

@@ -69,12 +69,12 @@ class Service:
 
     def store(self, name: str, descriptor: int) -> None:
         """Let it keep a copy of `descriptor`, if that is one to be kept. Not polled: a pipe may have no reader."""
-        if self._stores and name.startswith(STORED) and len(_encoded(name)) <= NAME_MAX:
+        if self._stores and _storable(name):
             self._queue(f"FDSTORE=1\nFDPOLL=0\nFDNAME={_encoded(name)}", [descriptor])
 
     def drop(self, name: str) -> None:
         """It need not keep it any longer."""
-        if self._stores and name.startswith(STORED):
+        if self._stores and _storable(name):
             self._queue(f"FDSTOREREMOVE=1\nFDNAME={_encoded(name)}", [])
 
     def _queue(self, state: str, descriptors: Sequence[int]) -> None:
@@ -118,6 +118,11 @@ class Service:
         except (OSError, ValueError):
             pass
         return True
+
+
+def _storable(name: str) -> bool:
+    """Worth keeping, and it can be a FDNAME: printable ASCII (sd_pid_notify_with_fds(3))."""
+    return name.startswith(STORED) and name.isascii() and name.isprintable() and len(_encoded(name)) <= NAME_MAX
 
 
 def _encoded(name: str) -> str:

@@ -32,8 +32,8 @@ MARKER_PID = "PROCMAN_CHILD_PID"
 TAG_BASE = 1 << 62
 """Bytes. A soft RLIMIT_RSS of this plus a tag says whose descendant a process is."""
 
-NUMBER_BITS = 32
-"""A tag is the number of a house (30 bits), and then the number of a child in so many bits."""
+NUMBER_BITS, TAG_BITS = 32, 62
+"""A tag is the number of a house (30 bits), and then the number of a child in so many bits; and the bits of it all."""
 
 ROOT_NAME = "procman-"
 """How the name of a cgroup folder of ours starts; the pid of its keeper follows."""
@@ -134,7 +134,8 @@ def _look_everywhere(family: Family, found: list[int]) -> list[Process]:
     ours = {pid for pid in found if pid in table}
     ours |= {process.pid for process in table.values() if process.session == family.session}
     strangers = (p.pid for p in table.values() if p.parent == own or (family.adopted and may_signal(p.pid)))
-    ours |= {pid for pid in strangers if tag_of(pid) == family.tag}
+    # A family without a tag has no strangers: 0 is what every other process of the machine has.
+    ours |= {pid for pid in strangers if tag_of(pid) == family.tag} if family.tag else set()
     children: dict[int, list[int]] = {}
     for process in table.values():
         if process.pid != own:  # somebody may have started us from within a program

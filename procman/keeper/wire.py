@@ -199,6 +199,9 @@ class Wire:
             found.append((message, self._take_descriptors(count)))
             at = end
         del self._in[:at]
+        # They come with the first byte of their message: what waits now belongs to the one that is half here.
+        if len(self._descriptors) > (MAX_DESCRIPTORS if self._in else 0):
+            raise WireError("file descriptors that belong to no message")
 
     def _take_descriptors(self, count: int) -> list[int]:
         """Those of one message: all, or none when the kernel had no room for one of them. What comes in one call

@@ -245,8 +245,8 @@ class Play:
         self._judge_running(before)
         self.visitor.stop()
         self._shut_down()
-        self._judge_lines()
-        self._judge_lives()
+        self.judge_lines()
+        self.judge_lives()
 
     def hung_up(self) -> bool:
         """Waits until a signal has come: it was sent, but a program may be slow to write it down."""
@@ -321,7 +321,7 @@ class Play:
             if name not in ("site", "late"):
                 self.until_begun(name, info["pid"])
 
-    def _judge_lives(self) -> None:
+    def judge_lives(self) -> None:
         """Each life has begun and ended once, and no two at once."""
         counts = {"lines": 2, "crasher": 2, "late": 1, "hup": 1, "edited": 2, "removed": 1, "added": 1}
         for name, count in counts.items():
@@ -330,7 +330,7 @@ class Play:
             if told != expected or len(self.begun(name)) != count:
                 self.wrong(f"{name} should have had {count} lives, one after the other: {told}")
 
-    def _judge_lines(self) -> None:
+    def judge_lines(self) -> None:
         """Every line once and whole, in order, across the rotated files."""
         for name in ("lines", "crasher", "late", "hup", "edited", "removed", "added"):
             expected = []
