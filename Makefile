@@ -34,7 +34,7 @@ stop:
 	@if [ -x $(bin)/python ]; then $(bin)/python etc/demo/demo.py stop; else echo "The demo does not run."; fi
 
 test: $(VENV)/installed-dev
-	$(bin)/python -m pytest $(PYTEST_ARGS)
+	$(bin)/python -m tests.shares $(PYTEST_ARGS)
 
 check: $(VENV)/installed-dev
 	$(bin)/ruff check

@@ -125,6 +125,12 @@ def pids() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
+def group(leader: int) -> set[int]:
+    """The living processes of a process group; what only waits to be reaped is none."""
+    stats = ((each, _stat(each)) for each in pids())
+    return {each for each, stat in stats if stat and stat[2] == str(leader) and stat[0] not in "ZX"}
+
+
 def descendants(pid: int) -> set[Seen]:
     """All processes below `pid`, as far as parents tell."""
     children: dict[int, list[Seen]] = {}
