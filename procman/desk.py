@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from procman import __version__, operation, report
+from procman.change import Change
 from procman.errors import Failed, NoSuchProgram, WrongUse
 from procman.events import rfc3339
 from procman.ground import Ground
@@ -35,7 +36,8 @@ OUTPUT_LINES = 20
 class Desk:
     """See `methods.Operations` for what each method is."""
 
-    def __init__(self, supervisor: Supervisor, link: KeeperLink, ground: Ground) -> None:
+    def __init__(self, supervisor: Supervisor, link: KeeperLink, ground: Ground, change: Change) -> None:
+        self._change = change
         self._supervisor = supervisor
         self._link = link
         self._ground = ground
@@ -196,8 +198,12 @@ class Desk:
             "memory_bytes": usage.memory_bytes,
             "cpu_seconds": usage.cpu_seconds,
             "stopping": self._supervisor.closing,
-            "problems": _short(*pids) + self._supervisor.problems() + self._ground.problems(),
+            "problems": _short(*pids) + self._problems(),
         }
+
+    def _problems(self) -> list[str]:
+        """What an operator should know of."""
+        return [*self._supervisor.problems(), *filter(None, [self._change.problem]), *self._ground.problems()]
 
     async def shutdown(self, peer: Peer) -> None:
         self._supervisor.shut_down(f"asked by uid {peer.uid}, pid {peer.pid}")
@@ -212,7 +218,7 @@ class Desk:
         await self._supervisor.upgrade(f"upgrade by uid {peer.uid}")
 
     async def reread(self, peer: Peer) -> Info:
-        return await self._supervisor.reread(f"reread by uid {peer.uid}")
+        return await self._change.reread(f"reread by uid {peer.uid}")
 
 
 def _short(keeper: int, supervisor: int) -> list[str]:

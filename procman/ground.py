@@ -21,7 +21,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from procman import disks, launch, logread, notify, probes, shape
+from procman import disks, launch, logread, notify, probes, report, shape
 from procman.config import Config, Listener, Program
 from procman.errors import Failed, ProcmanError
 from procman.holdings import Holdings, held_name
@@ -80,7 +80,6 @@ class Ground:
         self._on_change: Callable[[Process, Status], None] = lambda process, before: None
         self._runs: dict[str, asyncio.Future[int]] = {}
         self._run_numbers = itertools.count(1)
-        self._early: dict[str, list[notify.Message]] = {}
         self._matched: dict[str, asyncio.Event] = {}
         self._watching: dict[str, list[Callable[[], None]]] = {}
         self._out_of_memory = OutOfMemory()
@@ -128,21 +127,25 @@ class Ground:
             raise Failed(f"can't start: {error.strerror}") from error
         if program.ready.kind == "log":
             self._listen_for_line(program)  # now: a fast child may say it before the keeper says that it runs
-        self._link.spawn(asked)
+        self._link.spawn(asked | {"note": report.note_of(process.status)})
 
-    def signal(self, child: str, number: int, tree: bool) -> None:
-        pending = self._reading.get(child)
+    def remember(self, process: Process) -> None:
+        self._link.note(process.child, report.note_of(process.status))
+
+    def signal(self, process: Process, number: int, tree: bool) -> None:
+        pending = self._reading.get(process.child)
         if pending is not None:  # the keeper knows of no such child yet, and will not
             pending.called_off = True
             pending.task.cancel()
             return
-        self._link.signal(child, number, tree)
+        self._link.signal(process.child, number, tree, note=report.note_of(process.status))
 
     def changed(self, process: Process, before: Status) -> None:
         status = process.status
         if status.pid is not None and before.pid is None:
-            for message in self._early.pop(process.name, ()):
-                self._notified(process, message)
+            socket = self._holdings.notify_sockets.get(process.name)
+            if socket is not None:
+                self._loop.add_reader(socket.fileno(), self._notify_readable, socket, process.name)
         elif before.pid is not None and status.pid is None:
             for name in self._holdings.captured(process.program):
                 self._logs.flush(name)
@@ -284,14 +287,16 @@ class Ground:
         return socket.path
 
     def _notify_readable(self, socket: notify.NotifySocket, name: str) -> None:
-        message = socket.receive()
+        message = socket.peek()
         process = self._processes.get(name)
-        if message is None or process is None or not process.status.alive:
+        if message is None:
             return
-        if process.status.pid is None:  # faster than the keeper's report that it runs
-            self._early.setdefault(name, []).append(message)
-        else:
+        if process is not None and process.status.alive:
+            if process.status.pid is None:  # faster than the keeper's report that it runs, which `changed` waits for
+                self._loop.remove_reader(socket.fileno())
+                return
             self._notified(process, message)
+        socket.take()  # not sooner: the keeper knows by now what it has led to
 
     def _notified(self, process: Process, message: notify.Message) -> None:
         account = process.program.account

@@ -11,7 +11,6 @@ what is printed to the daemon's own stdout. They wait until all is up.
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import socket
@@ -19,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
-from procman import shape
+from procman import memo, shape
 from procman.config import Log
 from procman.keeper.wire import Wire
 from procman.logs import Counters, LogThread, Stream
@@ -56,10 +55,7 @@ def plan(outputs: Iterable[Output]) -> int:
     document = [
         {"key": key, "process": process, "log": asdict(log), "path": path} for key, process, log, path in outputs
     ]
-    fd = os.memfd_create("procman-interim", os.MFD_CLOEXEC)
-    with open(fd, "wb", closefd=False) as file:
-        file.write(json.dumps(document).encode())
-    return fd
+    return memo.write("interim", document)
 
 
 class Interim:
@@ -120,7 +116,4 @@ def add(one: Counters, other: Counters) -> Counters:
 
 def _read(memory: int) -> list[Output]:
     """What `plan` wrote. Closes `memory`. Raises OSError or ValueError for anything else."""
-    with open(memory, "rb") as file:
-        file.seek(0)
-        document = json.loads(file.read())
-    return [Output(**vars(item)) for item in shape.fit(document, list[_Item])]
+    return [Output(**vars(item)) for item in shape.fit(memo.read(memory), list[_Item])]

@@ -3,9 +3,9 @@
 Theory first
 ------------
 A *process* (`shop`, `blog:2`) is what the table wants to exist. Its *child* is one pid: it dies and is replaced.
-What is **wanted** (up or down) and what **is** (the state) are two fields; there is no RESTARTING or RELOADING. To
-restart
-is to feed Stop and then Start: the process is STOPPING and wanted up, so it is started again when it has stopped.
+What is **wanted** (up or down) and what **is** (the state) are two fields; there is no RESTARTING or RELOADING.
+Restart is Stop and Start in one step, which no crash can part: the process is STOPPING and wanted up, so it is started
+again when it has stopped.
 
     STOPPED    no child, and none is wanted
     STARTING   a child was asked for, and is not ready yet
@@ -133,6 +133,13 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Restart:
+    """What runs is to be stopped, and then it is wanted up again. `why`: on whose account."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Spawned:
     """The child that was asked for runs as `pid`, since the wall-clock time `at`."""
 
@@ -177,7 +184,7 @@ class Deadline:
     reason: str = ""
 
 
-Event = Start | Stop | Spawned | SpawnFailed | Exited | Gone | Ready | Deadline
+Event = Start | Stop | Restart | Spawned | SpawnFailed | Exited | Gone | Ready | Deadline
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +220,10 @@ def step(program: Program, status: Status, event: Event, now: float) -> Result:
             return _start(program, status, why, now)
         case Stop(why):
             return _stop(program, status, why, now)
+        case Restart(why):
+            stopped, actions = _stop(program, status, why, now)
+            started, more = _start(program, stopped, why, now)
+            return started, actions + more
         case Ready():
             return _ready(status)
         case Deadline(reason):
@@ -242,6 +253,17 @@ def restore(program: Program, status: Status, now: float) -> Status:
     longest = max(program.start_timeout, program.stop_timeout, program.restart_delay_max * 1.1)
     deadline = now + KILL_AGAIN_SECONDS if status.deadline is None else min(status.deadline, now + longest)
     return replace(status, deadline=deadline)
+
+
+def later(known: Status, noted: Status | None) -> Status:
+    """The later one of two accounts of one process: the state file's, and what the keeper was told before something was
+    done. The file is written after that, but knows more of the same moment: the pid, deadlines."""
+    if noted is None or noted.generation < known.generation:
+        return known
+    if noted.generation > known.generation:
+        return noted
+    same = (noted.state, noted.wanted, noted.ending, noted.failures)
+    return known if same == (known.state, known.wanted, known.ending, known.failures) else noted
 
 
 def adopted(program: Program, status: Status, generation: int, started: float) -> Status:

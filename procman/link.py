@@ -145,13 +145,18 @@ class KeeperLink:
 
     # --- what can be asked ------------------------------------------------------------------------------------------
 
+    def obeyed(self, number: int) -> None:
+        """What signal `number` to procmand asked for is done, or on record: the keeper need not tell it again."""
+        self.send({"op": "obeyed", "signal": number})
+
     def spawn(self, request: Mapping[str, object]) -> None:
         """Start a child (`launch.request`)."""
         self.send({"op": "spawn", **request})
 
-    def signal(self, child: str, number: int, tree: bool = False) -> None:
-        """Send a signal to a child, or to all that is left of it and its descendants."""
-        self.send({"op": "signal", "child": child, "signal": number, "tree": tree})
+    def signal(self, child: str, number: int, tree: bool = False, note: str | None = None) -> None:
+        """Send a signal to a child, or to all that is left of it and its descendants. With a `note`: see `note`."""
+        noted = {} if note is None else {"note": note}
+        self.send({"op": "signal", "child": child, "signal": number, "tree": tree, **noted})
 
     def forget(self, child: str) -> None:
         """The end of this child is on record: the keeper need not tell it again."""

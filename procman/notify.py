@@ -97,8 +97,8 @@ class NotifySocket:
         """Closes this descriptor. The file stays: the keeper may hold the socket."""
         self._socket.close()
 
-    def receive(self) -> Message | None:
-        """The next message, or None when none is waiting. Never blocks.
+    def peek(self) -> Message | None:
+        """The next message, which stays here until `take`: it outlives us. None when none is waiting. Never blocks.
 
         After many bad messages in a row it also returns None: a flood must not hold the loop, and the socket stays
         readable.
@@ -107,14 +107,29 @@ class NotifySocket:
             try:
                 # No room for SCM_RIGHTS after the credentials: the kernel itself drops descriptors sent along, so they
                 # can't use up ours. That is also all the answer that sd_notify_barrier(3) waits for.
-                data, ancillary, flags, _ = self._socket.recvmsg(MESSAGE_MAX, socket.CMSG_SPACE(_CREDENTIALS.size))
+                data, ancillary, flags, _ = self._socket.recvmsg(
+                    MESSAGE_MAX, socket.CMSG_SPACE(_CREDENTIALS.size), socket.MSG_PEEK
+                )
             except BlockingIOError:
                 return None
             message = None if flags & socket.MSG_TRUNC else _parse(data, ancillary)
             if message is not None:
                 return message
+            self.take()
             self.ignored += 1
         return None
+
+    def receive(self) -> Message | None:
+        """`peek` and `take` in one."""
+        message = self.peek()
+        if message is not None:
+            self.take()
+        return message
+
+    def take(self) -> None:
+        """The message that `peek` has shown is dealt with."""
+        with contextlib.suppress(BlockingIOError):
+            self._socket.recv(1)  # not 0: Python would not ask the kernel at all
 
 
 def _parse(data: bytes, ancillary: list[tuple[int, int, bytes]]) -> Message | None:

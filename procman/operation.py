@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from procman import lifecycle
-from procman.lifecycle import Start, State, Stop
+from procman.lifecycle import Event, Restart, Start, State, Stop
 from procman.process import Process
 from procman.report import Info, change
 
@@ -74,12 +74,10 @@ async def reach(aim: Aim, progress: Progress) -> Outcome:
 
 
 def begin(verb: str, process: Process, why: str) -> Aim:
-    """Feed the events that `verb` consists of. A restart is a stop that is wanted up again."""
+    """Feed the event that `verb` stands for."""
     aim = Aim(verb, process, process.status.generation)
-    if verb in ("stop", "restart"):
-        process.feed(Stop(why))
-    if verb in ("start", "restart"):
-        process.feed(Start(why))
+    events: dict[str, Event] = {"start": Start(why), "stop": Stop(why), "restart": Restart(why)}
+    process.feed(events[verb])
     return aim
 
 

@@ -33,8 +33,12 @@ class Surroundings(Protocol):
         """Ask for a child, now or when what it needs has been read. Raises ProcmanError when that can't even be asked;
         what turns out later goes to `process.spawn_failed`."""
 
-    def signal(self, child: str, number: int, tree: bool) -> None:
-        """Send a signal."""
+    def signal(self, process: Process, number: int, tree: bool) -> None:
+        """Send a signal to its child."""
+
+    def remember(self, process: Process) -> None:
+        """The status of `process` is to outlive this supervisor. `spawn` and `signal` do that in one with what they are
+        for: a successor finds both done, or neither."""
 
     def changed(self, process: Process, before: Status) -> None:
         """The status of `process` is no longer `before`."""
@@ -82,11 +86,13 @@ class Process:
         if moved:
             crossing(f"leave {before.state}")
         self.status = after
+        if not actions and _essence(after) != _essence(before):
+            self._surroundings.remember(self)
         for action in actions:
             if isinstance(action, Spawn):
                 self._spawn(action.generation)
             else:
-                self._surroundings.signal(self.child, action.signal, action.tree)
+                self._surroundings.signal(self, action.signal, action.tree)
         self.resume()
         if after != before:
             if (after.state, after.why) != (before.state, before.why):
@@ -150,3 +156,8 @@ class Process:
 
     def _report(self, reason: str) -> None:
         self._not_ready = reason
+
+
+def _essence(status: Status) -> tuple[object, ...]:
+    """All of a status that its successor could not work out from what the keeper knows of the child."""
+    return status.state, status.wanted, status.ending, status.failures

@@ -8,12 +8,10 @@ there.
 from __future__ import annotations
 
 import base64
-import json
-import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from procman import shape
+from procman import memo, shape
 from procman.config import Account
 from procman.errors import Failed
 from procman.files import Machine
@@ -50,11 +48,7 @@ class Recording(Machine):
 
     def memory(self) -> int:
         """A descriptor (memfd_create(2)) that holds all answers so far, and this process's folder and environment."""
-        text = json.dumps({"cwd": self.cwd, "environ": dict(self.environ), "answers": self.answers})
-        fd = os.memfd_create("procman-table", os.MFD_CLOEXEC)
-        with open(fd, "wb", closefd=False) as file:
-            file.write(text.encode())
-        return fd
+        return memo.write("table", {"cwd": self.cwd, "environ": dict(self.environ), "answers": self.answers})
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +105,7 @@ class Recalled(Machine):
 def recall(memory: int) -> Recalled:
     """The machine that `Recording.memory` wrote down. Closes `memory`. Raises Failed for what is no such thing."""
     try:
-        with open(memory, "rb") as file:
-            file.seek(0)
-            found: _Memory = shape.fit(json.loads(file.read()), _Memory)
+        found: _Memory = shape.fit(memo.read(memory), _Memory)
         for content in found.answers.read.values():
             base64.b85decode(content)
     except (OSError, ValueError, RecursionError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import time
@@ -138,6 +139,19 @@ def status_from(document: Any) -> Status:
     if status.state is not State.STOPPING and status.alive != (status.state in (State.STARTING, State.RUNNING)):
         raise ValueError(f"{status.state} can't be with alive = {status.alive}")
     return status
+
+
+def note_of(status: Status) -> str:
+    """A status as the keeper remembers it with the child."""
+    return json.dumps(status_document(status), separators=(",", ":"))
+
+
+def noted(record: Message) -> Status | None:
+    """The reverse of `note_of`, from the keeper's record of a child; None where there is none."""
+    try:
+        return status_from(json.loads(str(record.get("note") or "")))
+    except (TypeError, ValueError, KeyError, RecursionError):
+        return None
 
 
 def _check_numbers(status: Status) -> None:

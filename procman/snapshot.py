@@ -44,6 +44,8 @@ class Keeper:
 class Snapshot:
     """What the keeper holds when a supervisor comes up. `held` descriptors belong to the receiver.
 
+    `identity` names this life of the daemon, which all its supervisors share.
+
     `starts` counts supervisors, this one included: 1 means that the daemon itself has just been started. Children may
     be there even so: `adopted` names the processes whose child an earlier keeper had started, each with what was lost,
     and `changed` those of them that the table now describes otherwise. `events` are messages that came right behind the
@@ -54,6 +56,7 @@ class Snapshot:
     last: str = ""
     cgroup: str = ""
     keeper_pid: int = 0
+    identity: str = ""
     keeper: Keeper = field(default_factory=Keeper)
     children: dict[str, Message] = field(default_factory=dict)
     adopted: dict[str, list[str]] = field(default_factory=dict)
@@ -63,7 +66,7 @@ class Snapshot:
 
 
 HELLO: dict[str, Any] = {
-    **dict.fromkeys(("op", "last", "cgroup", "version", "problem"), str),
+    **dict.fromkeys(("op", "last", "cgroup", "version", "problem", "identity"), str),
     **dict.fromkeys(("pid", "starts", "upgrades"), int),
     "upgrading": bool,
 }
@@ -73,6 +76,7 @@ CHILD: dict[str, Any] = {
     **dict.fromkeys(("at", "since", "ended_at"), float),
     "state": Literal["starting", "running", "exited"],
     "left": bool,
+    "adopted": bool,
     "status": int | None,
     "rusage": Any,
 }
@@ -140,6 +144,7 @@ def _collect(snapshot: Snapshot, message: Message, descriptors: list[int]) -> bo
             hello = _checked(message, HELLO, ("starts", "last", "cgroup", "pid"))
             snapshot.starts, snapshot.last = hello["starts"], hello["last"]
             snapshot.cgroup, snapshot.keeper_pid = hello["cgroup"], hello["pid"]
+            snapshot.identity = hello.get("identity", "")
             snapshot.keeper = Keeper.of(hello)
         case {"op": "child", "child": str(name)}:
             snapshot.children[name] = record(message)

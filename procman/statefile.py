@@ -18,6 +18,7 @@ PARTS: dict[str, Any] = {
     "version": int,
     "boot_id": str,
     "written_at": str,
+    "keeper": str,
     "down": list[str],
     "closing": bool,
     "exit_status": int,

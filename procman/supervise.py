@@ -15,10 +15,12 @@ import os
 import resource
 import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from procman import apply, disks, ground, interim, listeners, orphans, statefile, store, table
+from procman import apply, disks, ground, interim, listeners, memo, orphans, shape, statefile, store, table
+from procman.change import HELD_NAME, NEXT_TABLE, Change, Read, Unfinished
 from procman.config import Config, Daemon
 from procman.desk import Desk
 from procman.errors import ConfigError, Failed, ProcmanError, is_shortage
@@ -29,7 +31,7 @@ from procman.link import KeeperLink
 from procman.logs import Counters, LogThreads
 from procman.recall import Recording, recall
 from procman.server import Access, Server
-from procman.supervisor import Supervisor
+from procman.supervisor import CLOSING, Supervisor
 
 log = logging.getLogger("procman")
 
@@ -78,7 +80,7 @@ class _Parts:
         self._to_file = to_file
         self._own_log = -1
         self._running: Daemon | None = None
-        self.recording = Recording()
+        self._memory = -1
         self.config = self._table_in_force()
         self.daemon = self._running = self.config.daemon
         self._take_lock()
@@ -89,36 +91,60 @@ class _Parts:
     def _table_in_force(self) -> Config:
         """What the supervisor before had read; the files only where this is the first one."""
         try:
-            config = _recalled(self.path, self.held)
+            recalled = _recalled(self.path, self.held)
         except ProcmanError as error:
             # Only damage does that: what is in there was read once. The files are all that is left to go by.
             print(f"procmand: the table in force is lost, its files are read again: {error}", file=sys.stderr)
-            config = None
-        self._table_is_new = config is None
-        return config or self.read_table()
+            recalled = None
+        self._table_is_new = recalled is None
+        if recalled is None:
+            for fd in [self.held.pop(name) for name in ("table", "first table") if name in self.held]:
+                os.close(fd)
+            config, self._memory = self.read()
+            return config
+        self._memory = self.held.pop("table")
+        os.close(self.held.pop("first table"))
+        return recalled
 
-    def read_table(self) -> Config:
-        """The table as its files say it now. Raises ConfigError."""
+    def read(self) -> Read:
+        """See `change.Tables`, as for the next."""
         recording = Recording()
         config = table.parse(self.path, recording, self._running)
-        self.recording = recording
-        return config
+        try:
+            return Read(config, recording.memory())
+        except OSError as error:
+            raise Failed(f"the table can't be read now: {error.strerror}") from error
 
-    def table_changed(self, config: Config) -> None:
-        """`config` is in force from now on."""
+    def in_force(self, read: Read, config: Config, together: Mapping[str, int]) -> None:
+        os.dup2(read.memory, self._memory, inheritable=False)
         self.daemon = config.daemon
-        self._hold_table("table")
+        self._hold_table("table", together=together)
         self._hold_interim(config)
         logging.getLogger().setLevel(config.daemon.log_level.upper())
 
-    def _hold_table(self, *names: str) -> None:
-        try:
-            memory = self.recording.memory()
-            try:
-                self.link.hold(dict.fromkeys(names, memory))
-            finally:
+    def _unfinished(self) -> Unfinished | None:
+        """The change of the table that the supervisor before was about."""
+        memory, document = self.held.pop(NEXT_TABLE, None), self.held.pop(HELD_NAME, None)
+        if document is None:
+            if memory is not None:
                 os.close(memory)
-        except (OSError, ProcmanError) as error:
+            return None
+        read = None
+        if memory is not None:
+            try:
+                read = Read(table.parse(self.path, recall(os.dup(memory)), self._running), memory)
+            except ProcmanError as error:
+                log.error("the table to come is lost, and the one in force stays: %s", error)
+                os.close(memory)
+        found = Unfinished.of(_told(document, "a change of the table"), read)
+        if read is not None and (found is None or found.read is None):
+            os.close(read.memory)
+        return found
+
+    def _hold_table(self, *names: str, together: Mapping[str, int] | None = None) -> None:
+        try:
+            self.link.hold({**dict.fromkeys(names, self._memory), **(together or {})})
+        except ProcmanError as error:
             if not is_shortage(error):
                 raise
             # The table is in force all the same; only a successor would not know it yet.
@@ -236,15 +262,20 @@ class _Parts:
         stands = ground.Ground(self.link, holdings, log_thread, os.environ)
         rpc_socket = self._rpc_socket()
         rpc_file = listeners.socket_file(self.daemon.socket)
-        supervisor = Supervisor(self.config, self.link, stands, self.read_table)
-        self.server = Server(rpc_socket, Desk(supervisor, self.link, stands), self._access())
-        supervisor.on_table = self.table_changed
+        supervisor = Supervisor(self.config, self.link, stands)
+        change = Change(supervisor, self.link, stands, self)
+        self.server = Server(rpc_socket, Desk(supervisor, self.link, stands, change), self._access())
         stands.on_reopen = self._reopen_own_log
         if self._table_is_new:
             self._hold_table("table", "first table")
         if self._table_is_new or self.before.problem:
             self._hold_interim(self.config)
-        supervisor.begin(self.snapshot, document)
+        unfinished, closing = self._unfinished(), self.held.pop(CLOSING, None)
+        ending = None if closing is None else _told(closing, "the end of the daemon")
+        leaving = change.leaving(unfinished) if unfinished is not None else frozenset()
+        supervisor.begin(self.snapshot, document, ending=ending, leaving=leaving)
+        if unfinished is not None:
+            change.resume(unfinished)
         # Not sooner: whoever waits for a line of a child that runs already must see what comes now.
         self._start_logs(log_thread)
         holdings.close_received()
@@ -297,13 +328,11 @@ class _Parts:
         gc.freeze()  # what start-up made stays: no collection need look at it again
 
 
-def _recalled(path: str, held: dict[str, int]) -> Config | None:
-    """The table in force, from the memory that the keeper holds; None where it holds none. Closes what it takes."""
-    memory, first = held.pop("table", None), held.pop("first table", None)
-    if memory is None or first is None:
-        for fd in filter(None, (memory, first)):
-            os.close(fd)
+def _recalled(path: str, held: Mapping[str, int]) -> Config | None:
+    """The table in force, from the memory that the keeper holds; None where it holds none."""
+    if "table" not in held or "first table" not in held:
         return None
+    memory, first = os.dup(held["table"]), os.dup(held["first table"])
     try:
         before = recall(first)
     except ProcmanError:
@@ -318,7 +347,18 @@ def _recalled(path: str, held: dict[str, int]) -> Config | None:
 
 def check_table(path: str, held: dict[str, int]) -> None:
     """Before an upgrade: whether this code understands the table that the keeper holds. Raises ConfigError."""
-    _recalled(path, dict(held))
+    _recalled(path, held)
+
+
+def _told(memory: int, what: str) -> dict[str, Any] | None:
+    """What the supervisor before had the keeper hold about `what`; None, and it is said, where that makes no sense."""
+    try:
+        found: dict[str, Any] = shape.fit(memo.read(memory), dict[str, Any])
+        shape.fit(found.get("exit_status", 0), int, "exit_status")
+    except (OSError, ValueError, RecursionError) as error:
+        log.error("what is held about %s can't be read, and does not go on: %s", what, error)
+        return None
+    return found
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, callback: object, *arguments: object) -> None:

@@ -9,20 +9,21 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import signal
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Container, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from procman import apply, launch, lifecycle, report
+from procman import launch, lifecycle, memo, report
 from procman.config import Config, Program
-from procman.errors import ConfigError, Failed, ProcmanError
+from procman.errors import Failed, ProcmanError
 from procman.events import EventLog
 from procman.ground import Ground
 from procman.journal import Journal
 from procman.keeper.wire import Message
-from procman.lifecycle import Exited, Gone, Ready, Spawned, SpawnFailed, Start, State, Status, Stop
+from procman.lifecycle import Exited, Gone, Ready, Restart, Spawned, SpawnFailed, Start, State, Status, Stop
 from procman.link import KeeperLink
 from procman.measures import Measures
 from procman.operation import carry_out, levels
@@ -39,8 +40,10 @@ ADOPTED = "adopted: the procmand before was killed"
 SAID_ONCE = frozenset({"notify", "log"})
 """Kinds of readiness that a program shows only once: nobody may have heard it."""
 
-READY = "ready"
-"""What the keeper remembers of a child that became ready."""
+CLOSING = "closing"
+"""Held by the keeper once all is to stop: why, and with which exit status."""
+
+CONTINUED = "continued after the supervisor was replaced"
 
 LAST_KILL_SECONDS = 5.0
 """How long a stopping daemon waits for its last SIGKILL to take effect."""
@@ -49,24 +52,21 @@ Result = TypeVar("Result")
 
 
 class Supervisor:
-    """All processes of one table, and what can be done to them. `read_table` reads the table again, or raises."""
+    """All processes of one table, and what can be done to them."""
 
-    def __init__(self, config: Config, link: KeeperLink, ground: Ground, read_table: Callable[[], Config]) -> None:
+    def __init__(self, config: Config, link: KeeperLink, ground: Ground) -> None:
         self.config = config
         self.events = EventLog()
         self.processes: dict[str, Process] = {}
         self.finished: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self.on_table: Callable[[Config], None] = lambda config: None
-        self._read_table = read_table
+        self.on_hang_up: Callable[[], Coroutine[Any, Any, None]] | None = None
+        self.changing = False
         self._link = link
         self._ground = ground
         self._down: set[str] = set()
         self._documents: dict[str, tuple[Status, Info]] = {}
         self.closing = False
         self.deserted = False
-        self._applying = False
-        self._reread_again = False
-        self._table_problem = ""
         self._beginning = True
         self.keeper = Keeper()
         self._upgrade: asyncio.Future[str] | None = None
@@ -81,36 +81,45 @@ class Supervisor:
 
     # --- beginning --------------------------------------------------------------------------------------------------
 
-    def begin(self, snapshot: Snapshot, document: dict[str, Any] | None) -> None:
+    def begin(
+        self,
+        snapshot: Snapshot,
+        document: Mapping[str, Any] | None,
+        *,
+        ending: Mapping[str, Any] | None = None,
+        leaving: Container[str] = (),
+    ) -> None:
         """Take up the processes: those of a supervisor that died as they are now, else start what is to be started.
 
-        `document` is the state file's, None where there is none. A daemon that is new takes them up too, where children
-        of one that was killed go on; but it was started to run the programs, whatever the old one was about to do.
+        `document` is the state file's, None where there is none. It counts as far as it is of this life of the daemon,
+        or tells of children of a daemon that was killed. A daemon that is new takes those up too; but it was started to
+        run the programs, whatever the old one was about to do. `ending`: all was being stopped, as the keeper was told
+        (CLOSING). A change of the table is stopping those in `leaving`.
         """
         self.snapshot = snapshot
         self.keeper = snapshot.keeper
-        state = document or {}
-        replaces = snapshot.starts > 1
-        recovered = replaces or bool(snapshot.children)
+        state: Mapping[str, Any] = document or {}
+        ours = state.get("keeper") == snapshot.identity
+        adopted = any(record.get("adopted") for record in snapshot.children.values())
         self._down = {str(name) for name in state.get("down", [])}
-        self._exit_status = int(state.get("exit_status", 0)) if replaces else 0
-        statuses = state.get("processes", {}) if recovered else {}
+        if ending is None:
+            ending = state if ours and state.get("closing") else None
+        self._exit_status = int(ending.get("exit_status", 0)) if ending is not None else 0
+        statuses = state.get("processes", {}) if ours or adopted else {}
         for program in self.config.programs:
-            self._add(program, _status_of(statuses.get(program.name)))
-        if replaces:
+            self.add(program, _status_of(statuses.get(program.name)))
+        if snapshot.starts > 1:
             self.note("daemon", "", what="supervisor restarted", why=snapshot.last)
             log.warning("the supervisor was replaced (%s); %d children go on", snapshot.last, len(snapshot.children))
-        self._take_up(snapshot)
+        self._take_up(snapshot, leaving)
         self._link.listen(self._keeper_says, self._keeper_gone)
-        if replaces and state.get("closing"):
-            self.shut_down("continued after the supervisor was replaced")
-        elif replaces and state.get("reread"):
-            self.background(self._hang_up())
-        elif recovered and not replaces:
+        if ending is not None:
+            self.shut_down(CONTINUED)
+        elif adopted and not ours:
             self._settle_adopted(snapshot, starting=bool(state.get("closing")))
         for process in itertools.chain.from_iterable(levels(self.all())):
             fresh = process.status.generation == 0 and process.status.state is State.STOPPED
-            if fresh and process.program.autostart and process.name not in self._down and not self.closing:
+            if fresh and self.starts_by_itself(process.program) and not self.closing and process.name not in leaving:
                 process.feed(Start("autostart"))
             elif fresh and process.name in self._down:
                 process.status = Status(why="stopped by an operator before the daemon was started")
@@ -132,55 +141,61 @@ class Supervisor:
             why = "; ".join([ADOPTED, *said])
             process.status = replace(process.status, why=why)
             if process.status.state is State.RUNNING:
-                self._link.note(process.child, READY)
+                self._ground.remember(process)
             self.note("adopted", name, state=str(process.status.state), pid=status.pid, why=why)
             log.warning("%s: pid %d goes on (%s)", name, status.pid, why)
             if name in snapshot.changed and status.wanted:
-                process.feed(Stop("the table has changed since it was started"))
-                process.feed(Start("the table has changed since it was started"))
+                process.feed(Restart("the table has changed since it was started"))
         for process in self.all():
-            if starting and process.program.autostart and process.name not in self._down and not process.status.wanted:
+            if starting and self.starts_by_itself(process.program) and not process.status.wanted:
                 process.feed(Start("autostart"))
 
-    def _take_up(self, snapshot: Snapshot) -> None:
+    def _take_up(self, snapshot: Snapshot, leaving: Container[str]) -> None:
         """Bring what the state file said and what the keeper holds together. The keeper is right about children."""
-        newest: dict[str, tuple[int, Message]] = {}
+        found: dict[str, dict[int, Message]] = {process.name: {} for process in self.all()}
         for child, record in snapshot.children.items():
             name, generation = launch.split_child_id(child)
-            if name in self.processes:
+            if name in found:
                 self._register.born(record, self.processes[name].program.kill)
-            if name not in self.processes:
+                found[name][generation] = record
+            else:
                 log.warning("%s belongs to no process of the table; it is ended", child)
                 self._link.signal(child, signal.SIGKILL, tree=True)
                 self._link.forget(child)
-            elif generation >= newest.get(name, (0, {}))[0]:
-                newest[name] = (generation, record)
         now = asyncio.get_running_loop().time()
         for process in self.all():
-            generation, record = newest.get(process.name, (0, {}))
-            status = process.status
-            if generation > status.generation or (record and not _agrees(status, generation, record)):
-                started = float(record.get("since", now))  # not from its wall-clock time: that clock may have jumped
-                status = lifecycle.adopted(process.program, status, generation, started)
-            process.status = lifecycle.restore(process.program, status, now)
-            if generation == process.status.generation and generation:
-                self._catch_up(process, record)
+            records = found[process.name]
+            self._know(process, records, now, leaving=process.name in leaving)
+            newest = records.get(process.status.generation)
+            if newest is not None and process.status.generation:
+                self._catch_up(process, newest)
+            elif process.status.alive and process.name in leaving:
+                process.feed(SpawnFailed(process.status.why))  # the keeper never heard of it, and need not any more
             elif process.status.alive:
                 process.request_again()
             elif process.status.state is State.STOPPING:
                 process.feed(Gone())  # the supervisor before had heard it, and the keeper has forgotten the child
             process.resume()
-            for child in snapshot.children:
-                name, older = launch.split_child_id(child)
-                if name == process.name and older != process.status.generation:
-                    self._link.forget(child)
+            for generation, record in records.items():
+                if generation < process.status.generation:
+                    self._link.forget(str(record["child"]))
+
+    def _know(self, process: Process, records: Mapping[int, Message], now: float, *, leaving: bool) -> None:
+        """What the process was when its supervisor died: what that one had told the keeper, or what is in the file."""
+        generation = max(records, default=0)
+        record = records.get(generation, {})
+        status = lifecycle.later(process.status, report.noted(record))
+        if generation > status.generation or (record and not _agrees(status, generation, record)):
+            started = float(record.get("since", now))  # not from its wall-clock time: that clock may have jumped
+            status = lifecycle.adopted(process.program, status, generation, started)
+        if leaving:
+            status = replace(status, wanted=False)
+        process.status = lifecycle.restore(process.program, status, now)
 
     def _catch_up(self, process: Process, record: Message) -> None:
         """Feed what happened to the child while no supervisor was there."""
         if process.status.alive and process.status.pid is None and record["state"] != "starting" and record["pid"]:
             process.feed(Spawned(int(record["pid"]), float(record["at"])))
-        if record["note"] == READY and process.program.ready.kind != "seconds":
-            process.feed(Ready())  # it said so to a supervisor that died before its next write
         if record["state"] != "exited":
             return
         if process.status.alive:
@@ -188,12 +203,6 @@ class Supervisor:
         elif process.status.state is State.STOPPING and not record["left"]:
             process.feed(Gone())
         self.journal.forget_later(str(record["child"]))
-
-    def _add(self, program: Program, status: Status) -> Process:
-        process = Process(program, status, self._ground)
-        self.processes[program.name] = process
-        self._ground.prepare(program, self.config)
-        return process
 
     # --- what the keeper and the processes say ----------------------------------------------------------------------
 
@@ -225,7 +234,8 @@ class Supervisor:
                 self._ended(process, message)
                 self.journal.forget_later(child)
             case "child":
-                if message["note"] == READY and process.program.ready.kind != "seconds":
+                noted = report.noted(message)
+                if noted is not None and noted.generation == generation and noted.ready:
                     process.feed(Ready())  # it told a successor that was on trial
             case "gone":
                 if not process.status.alive and process.status.state is State.STOPPING:
@@ -253,9 +263,13 @@ class Supervisor:
             case signal.SIGTERM | signal.SIGINT | signal.SIGQUIT:
                 self.shut_down(name)
             case signal.SIGHUP:
-                self.background(self._hang_up())
+                if self.on_hang_up is not None:
+                    self.background(self.on_hang_up())
             case signal.SIGUSR2:
                 self._ground.reopen_logs()
+                self._link.obeyed(number)
+            case _:
+                self._link.obeyed(number)
 
     def _changed(self, process: Process, before: Status) -> None:
         status = process.status
@@ -266,8 +280,6 @@ class Supervisor:
             return
         level = logging.WARNING if status.state in (State.BACKOFF, State.FATAL) else logging.INFO
         log.log(level, "%s: %s (%s)", process.name, status.state, status.why)
-        if status.state is State.RUNNING:
-            self._link.note(process.child, READY)
         details = {"from": str(before.state), "pid": status.pid, "why": status.why}
         self.note("state", process.name, state=str(status.state), **details)
         self._check_exit_when(process)
@@ -286,127 +298,59 @@ class Supervisor:
             return
         self.shut_down(f'exit_when = "{rule}": {process.name} is {process.status.state}')
 
-    # --- another table ----------------------------------------------------------------------------------------------
+    # --- another table: see `change` --------------------------------------------------------------------------------
 
-    async def reread(self, why: str) -> Info:
-        """Read the table again and apply it. Raises ConfigError, and changes nothing, when it has a problem.
-
-        Returns when all has been added, removed and asked to start again: which processes, and what it can't change.
-        """
-        self._check_free()
-        self._applying = True
-        try:
-            # In a thread: it reads files and looks users up, and either may be on the network.
-            try:
-                new = await asyncio.to_thread(self._read_table)
-            except RuntimeError as error:  # can't start new thread: RLIMIT_NPROC counts threads too
-                raise Failed(f"the table can't be read now: {error}") from error
-            self._table_problem = ""
-            return await self._change_to(new, why)
-        except ConfigError as error:
-            self._table_problem = f"the table was refused ({why}), the one before is in force: {error}"
-            raise
-        finally:
-            self._applying = False
-            self._reread_if_asked()
-
-    def _reread_if_asked(self) -> None:
-        if self._reread_again:
-            self._reread_again = False
-            self.background(self._hang_up())
-
-    async def _change_to(self, new: Config, why: str) -> Info:
-        plan = apply.plan(self.config, new)
-        daemon = apply.daemon_in_force(self.config.daemon, new.daemon)
-        self.config = replace(new, daemon=daemon)
-        if daemon.sampling != self.measures.sampling:
-            self.measures.change(daemon.sampling)
-        for program in plan.hot:
-            self.processes[program.name].program = program
-            self._ground.change_logs(program)
-        names = {
-            "added": [program.name for program in plan.added],
-            "removed": [program.name for program in plan.removed],
-            "changed": [program.name for program in plan.hot],
-            "restarted": [program.name for program in plan.restart],
-        }
-        self.note("daemon", "", what="table", why=why, **names)
-        needs_restart = f"; restart the daemon for {', '.join(plan.ignored)}" if plan.ignored else ""
-        message = f"the table was read again{needs_restart}"
-        log.info("%s (%s): %s", message, why, names)
-        await self._apply(plan, why)
-        return {**names, "message": message}
-
-    def _check_free(self) -> None:
+    def check_free(self) -> None:
         """Raises Failed while something goes on that neither a change of the table nor an upgrade may meet."""
         if self.closing:
             raise Failed("the daemon is stopping")
-        if self._applying:
+        if self.changing:
             raise Failed("the last change of the table is still under way")
-        if self._upgrade is not None:
+        if self.upgrading:
             raise Failed("an upgrade is under way")
 
-    async def _hang_up(self) -> None:
-        """SIGHUP: nobody waits for the answer, so it goes to the log. One that comes during a change follows after
-        it."""
-        if self._applying or self._upgrade is not None:
-            self._reread_again = True
-            return
-        try:
-            await self.reread("SIGHUP")
-        except ProcmanError as error:
-            log.error("the table was not taken, everything stays as it is:\n%s", error)
+    def take_settings(self, config: Config) -> None:
+        """The settings of `config` are in force; its programs come with `add` and `remove`."""
+        if config.daemon.sampling != self.measures.sampling:
+            self.measures.change(config.daemon.sampling)
+        self.config = config
 
-    async def _apply(self, plan: apply.Plan, why: str) -> None:
-        """The part of a change that takes time: what must stop is stopped first."""
-        leaving = [self.processes[program.name] for program in (*plan.removed, *plan.restart)]
-        wanted = await self._bring_down(leaving, why)
-        if self.closing:
-            return  # nothing may start any more
-        for program in plan.removed:
-            process = self.processes.pop(program.name)
-            process.close()
-            self.measures.forget(program.name, history=True)
-            self._documents.pop(program.name, None)
-            self._down.discard(program.name)
-            self._ground.unprepare(process.program)
-        for program in plan.restart:
-            self._ground.unprepare(self.processes[program.name].program)
-        self._ground.close_unused(self.config)
-        await self._link.sync()  # until then the keeper still holds the addresses
-        wanted |= await self._bring_down([self.processes[program.name] for program in plan.restart], why)
-        if self.closing:
-            return
-        for program in plan.restart:
-            process = self.processes[program.name]
-            process.program = program
-            self._ground.prepare(program, self.config)
-            if program.name in wanted:
-                process.feed(Start(f"the table has changed ({why})"))
-        for program in sorted(plan.added, key=lambda program: program.priority):
-            process = self._add(program, Status())
-            if program.autostart and program.name not in self._down:
-                process.feed(Start(f"new in the table ({why})"))
+    def add(self, program: Program, status: Status) -> Process:
+        """A process of the table."""
+        process = Process(program, status, self._ground)
+        self.processes[program.name] = process
+        self._ground.prepare(program, self.config)
+        return process
+
+    def remove(self, name: str) -> None:
+        """A process that has stopped leaves the table."""
+        process = self.processes.pop(name)
+        process.close()
+        self.measures.forget(name, history=True)
+        self._documents.pop(name, None)
+        self._down.discard(name)
+        self._ground.unprepare(process.program)
+
+    def starts_by_itself(self, program: Program) -> bool:
+        """The table says so, and no operator wants it down."""
+        return program.autostart and program.name not in self._down
+
+    def put_in_order(self) -> None:
+        """The processes in the order of the table."""
         ordered = {program.name: self.processes[program.name] for program in self.config.programs}
         self.processes.clear()  # one object with Ground: it keeps it
         self.processes.update(ordered)
-        self.journal.dirty()
-        self.on_table(self.config)
 
-    async def _bring_down(self, processes: Sequence[Process], why: str) -> set[str]:
-        """Stop them, also one that an operator starts meanwhile. Returns the names of those that were wanted up."""
-        wanted: set[str] = set()
-        while up := [process for process in processes if process.status.state is not State.STOPPED]:
-            wanted |= {process.name for process in up if process.status.wanted}
-            await carry_out("stop", up, f"the table has changed ({why})", lambda info: None)
-        return wanted
+    def obeyed_hang_up(self) -> None:
+        """What SIGHUP asked for is done, or was refused."""
+        self._link.obeyed(signal.SIGHUP)
 
     # --- another version --------------------------------------------------------------------------------------------
 
     async def upgrade(self, why: str) -> None:
         """Ask the keeper for new code in both processes (`keeper.upgrade`), and wait. Where it works, this process does
         not live to see it. Raises Failed where all is as before."""
-        self._check_free()
+        self.check_free()
         log.info("upgrading to the installed version (%s)", why)
         self._upgrade = asyncio.get_running_loop().create_future()
         try:
@@ -419,7 +363,6 @@ class Supervisor:
             )
         finally:
             self._upgrade = None
-            self._reread_if_asked()
 
     async def _yield(self) -> None:
         """Put all work down for a successor on trial; take it up again if that one fails."""
@@ -441,8 +384,13 @@ class Supervisor:
             self._upgrade.set_result(keeper.problem)
 
     def problems(self) -> list[str]:
-        """What an operator should know of: a state file that can't be written, a table that was refused."""
-        return [problem for problem in (self.journal.stuck(), self.journal.problem, self._table_problem) if problem]
+        """What an operator should know of: a state file that can't be written."""
+        return [problem for problem in (self.journal.stuck(), self.journal.problem) if problem]
+
+    @property
+    def upgrading(self) -> bool:
+        """An upgrade is under way."""
+        return self._upgrade is not None
 
     def remember(self, names: set[str], *, down: bool) -> None:
         """An operator wants these down (or up), also after a restart of the daemon."""
@@ -460,7 +408,7 @@ class Supervisor:
     def _document(self) -> dict[str, Any]:
         statuses = {p.name: self._status_document(p) for p in self.all() if p.status.generation}
         logs = self._ground.counters_document(self.config.programs)
-        end = {"closing": self.closing, "exit_status": self._exit_status, "reread": self._reread_again}
+        end = {"closing": self.closing, "exit_status": self._exit_status, "keeper": self.snapshot.identity}
         found_again = self._register.document(self.all(), self.config) | self._ground.held_document()
         return {"down": sorted(self._down), **end, "processes": statuses, "logs": logs, **found_again}
 
@@ -481,8 +429,20 @@ class Supervisor:
         log.info("stopping all programs (%s)", why)
         self.note("daemon", "", what="shutdown", why=why)
         self._link.send({"op": "notify", "state": "STOPPING=1"})
+        self._hand_over_end(why)
         self.journal.dirty()
         self.background(self._shut_down())
+
+    def _hand_over_end(self, why: str) -> None:
+        """Whatever becomes of this supervisor: its successor goes on to stop all."""
+        try:
+            memory = memo.write(CLOSING, {"why": why, "exit_status": self._exit_status})
+            try:
+                self._link.hold({CLOSING: memory})
+            finally:
+                os.close(memory)
+        except (OSError, ProcmanError) as error:
+            log.error("a supervisor that replaces this one may not know that it is to stop all: %s", error)
 
     async def _shut_down(self) -> None:
         timeout = self.config.daemon.shutdown_timeout

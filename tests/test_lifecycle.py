@@ -25,6 +25,7 @@ from procman.lifecycle import (
     Gone,
     IllegalEvent,
     Ready,
+    Restart,
     Signal,
     Spawn,
     Spawned,
@@ -215,10 +216,19 @@ CASES: list[tuple[str, Program, tuple[tuple[float, Event], ...], State, list[Act
         State.STARTING,
         [Spawn(2)],
     ),
+    ("a restart signals", PLAIN, (*RUNNING, (2.0, Restart("op"))), State.STOPPING, [TERM]),
+    (
+        "and then starts",
+        PLAIN,
+        (*RUNNING, (2.0, Restart("op")), (2.1, Exited(GOOD))),
+        State.STARTING,
+        [Spawn(2)],
+    ),
+    ("a restart of what is down starts it", PLAIN, ((0.0, Restart("op")),), State.STARTING, [Spawn(1)]),
     (
         "restart and stop is a stop",
         PLAIN,
-        (*RUNNING, (2.0, Stop("op")), (2.0, Start("op")), (2.05, Stop("op")), (2.1, Exited(GOOD))),
+        (*RUNNING, (2.0, Restart("op")), (2.05, Stop("op")), (2.1, Exited(GOOD))),
         State.STOPPED,
         [],
     ),
@@ -387,6 +397,11 @@ class Life(RuleBasedStateMachine):
     def stop(self) -> None:
         self.feed(Stop("op"))
         assert not self.status.wanted
+
+    @rule()
+    def restart(self) -> None:
+        self.feed(Restart("op"))
+        assert self.status.wanted
 
     @rule(seconds=st.floats(0.0, 100.0))
     def time_passes(self, seconds: float) -> None:

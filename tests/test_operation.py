@@ -38,11 +38,11 @@ class Nowhere:
     def spawn(self, process: Process, generation: int) -> None:
         self._asked(process, "spawn")
 
-    def signal(self, child: str, number: int, tree: bool) -> None:
-        name = child.partition("#")[0]
-        self._asked(self.processes[name], "signal")
+    def signal(self, process: Process, number: int, tree: bool) -> None:
+        self._asked(process, "signal")
 
-    processes: dict[str, Process]
+    def remember(self, process: Process) -> None:
+        pass
 
     def changed(self, process: Process, before: Status) -> None:
         pass
@@ -59,9 +59,7 @@ def program(name: str, priority: int = 1, **keys: Any) -> Program:
 
 
 def make(ground: Nowhere, *programs: Program) -> list[Process]:
-    made = [Process(each, Status(), ground) for each in programs]
-    ground.processes = {process.name: process for process in made}
-    return made
+    return [Process(each, Status(), ground) for each in programs]
 
 
 @given(st.lists(st.integers(0, 3)))

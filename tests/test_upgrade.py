@@ -371,8 +371,9 @@ def test_a_second_one_is_refused(stage: Make) -> None:
 
 def test_the_document(tmp_path: Path) -> None:
     children = {"house": 1, "number": 2, "children": []}
-    rest: dict[str, Any] = {"cgroup": "", "signals": [], "supervisor": None, "starts": 1, "upgrades": 0, "name": ""}
-    fd = handover.write({"held": {"a": 3}, "children": children, "open_files": [9, 9], **rest})
+    rest: dict[str, Any] = {"signals": [], "supervisor": None, "starts": 1, "upgrades": 0, "open_files": [9, 9]}
+    names = {"cgroup": "", "name": "", "identity": ""}
+    fd = handover.write({"held": {"a": 3}, "children": children, **rest, **names})
     assert handover.read(fd)["held"] == {"a": 3}
     os.close(fd)
     for content in (b"", b"{", b"[]", b'{"version": 99}', b'"x"', b"\xff\xfe", b"[" * 100_000):

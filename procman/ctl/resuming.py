@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from procman.client import Client, Closed
 from procman.rpc import Object
@@ -45,6 +46,16 @@ def further(verb: str, before: Object | None, now: Object) -> Ask | bool:
     if now["wanted"] != "up":
         return False
     return True if state == "RUNNING" else "start"
+
+
+def again(connect: Callable[[], Client], method: str) -> Any:
+    """The result of a call that may be made again, until no supervisor is replaced under it."""
+    while True:
+        try:
+            with connect() as client:
+                return client.call(method)
+        except Closed:
+            print(REPLACED, file=sys.stderr, flush=True)
 
 
 class Operation:

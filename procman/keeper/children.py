@@ -62,7 +62,8 @@ class Child:
         """How the snapshot shows it."""
         shown: Message = {"op": "child", "child": self.id, "state": self.state, "pid": self.pid}
         shown |= {"at": self.at, "since": self.since, "note": self.note, "start": self.start, "tag": self.tag}
-        return shown | {"left": self.left} | {key: value for key, value in self.end.items() if key != "op"}
+        shown |= {"left": self.left, "adopted": self.adopted}
+        return shown | {key: value for key, value in self.end.items() if key != "op"}
 
 
 class Children:
@@ -139,12 +140,13 @@ class Children:
             tree.remove_cgroup(cgroup)
             end = {"op": "failed", "child": name, **spawn.failure("fork", error)}
             child = Child(name, tag, pid=0, report=-1, cgroup="", kill_tree=True)
-            child.state, child.end = "exited", end
+            child.state, child.end, child.note = "exited", end, str(request.get("note") or "")
             self._by_id[name] = child
             self._tell(end | {"left": False})
             return
         kill_tree = request.get("kill") != "main"
         child = Child(name, tag, pid=pid, report=report, cgroup=cgroup, kill_tree=kill_tree)
+        child.note = str(request.get("note") or "")
         process = tree.read_process(pid)
         child.start = 0 if process is None else process.start
         self._by_id[name] = self._by_pid[pid] = child

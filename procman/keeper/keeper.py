@@ -72,6 +72,7 @@ class Keeper:
         self.pending_signals: list[int] = []
         self.service = Service(lambda: self.due.setdefault("service", time.monotonic() + SERVICE_SECONDS))
         self.held: dict[str, int] = self.service.take_stored()
+        self.identity = os.urandom(8).hex()
         self.exit_status: int | None = None
         # The supervisor
         self.supervisor: Supervisor | None = None
@@ -161,8 +162,8 @@ class Keeper:
         listening = self._listening()
         if listening:
             self._tell({"op": "signal", "signal": number})
-        if (number in ENDING or not listening) and number not in self.pending_signals:
-            self.pending_signals.append(number)  # the end is asked for until it comes, whoever dies on the way
+        if number not in self.pending_signals:
+            self.pending_signals.append(number)  # it is told until it is obeyed, whoever dies on the way
         if self.upgrade is not None and number in ENDING:
             self.upgrade.fail("procmand was told to end")
         elif not listening:
@@ -245,7 +246,7 @@ class Keeper:
         return supervisor
 
     def _hello(self) -> Message:
-        hello = {"op": "hello", "pid": os.getpid(), "starts": self.starts, "last": self.last}
+        hello = {"op": "hello", "pid": os.getpid(), "identity": self.identity, "starts": self.starts, "last": self.last}
         return hello | {"cgroup": self.cgroup_root} | self._version()
 
     def _version(self) -> Message:
@@ -258,11 +259,11 @@ class Keeper:
         self.supervisor = None
         if self.exit_status is not None:
             return
-        if not self.was_ready and not self.children:
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and not supervisor.replaced
+        if not self.was_ready and not self.children and not killed:
             # The first start failed (a bad table, a lock that is held): it has said why. Nobody needs us.
             self.exit_status = os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 1
             return
-        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and not supervisor.replaced
         if killed or (supervisor.ready and time.monotonic() - supervisor.since > STEADY_SECONDS):
             # Somebody else ended it: no failure of its own. Before it was ready, it may be for want of memory.
             self.failures = 0 if supervisor.ready else 1
@@ -367,6 +368,7 @@ class Keeper:
         """All that the next self must know."""
         supervisor = self.supervisor
         return {
+            "identity": self.identity,
             "cgroup": self.cgroup_root,
             "held": self.held,
             "children": self.children.document(),
@@ -380,6 +382,7 @@ class Keeper:
 
     def _resume(self, document: handover.Document) -> None:
         """Go on where the keeper before, this same process, has become this code."""
+        self.identity = document["identity"]
         self.held = document["held"]
         self.children.resume(document["children"])
         self.pending_signals = document["signals"]
@@ -410,6 +413,8 @@ class Keeper:
             case {"op": "spawn", "child": str(name)}:
                 self.children.spawn(name, message, self.held)
             case {"op": "signal", "child": str(name), "signal": int(number)}:
+                if "note" in message:
+                    self.children.note(name, str(message["note"]))
                 try:
                     self.children.signal(name, number, whole_tree=bool(message.get("tree")))
                 except (OSError, OverflowError) as error:
@@ -434,6 +439,8 @@ class Keeper:
                 self._release(name)
             case {"op": "sync", "number": int(number)}:
                 supervisor.tell({"op": "synced", "number": number})
+            case {"op": "obeyed", "signal": int(number)}:
+                self.pending_signals = [other for other in self.pending_signals if other != number]
             case {"op": "ready"}:
                 self._supervisor_ready(supervisor)
             case {"op": "notify", "state": str(state)}:
@@ -463,7 +470,6 @@ class Keeper:
         if self._listening():
             for number in self.pending_signals:
                 self._tell({"op": "signal", "signal": number})
-            self.pending_signals = [number for number in self.pending_signals if number in ENDING]
 
     def _release(self, name: str) -> None:
         if (fd := self.held.pop(name, None)) is not None:

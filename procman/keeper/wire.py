@@ -7,10 +7,10 @@ does not take yet waits in memory.
 supervisor → keeper
     {"op": "spawn", "child": "shop:1#7", "argv": [...], "env": {...}, "directory": "/srv", "uid": 33, "gid": 33,
      "groups": [33], "umask": 18, "stdout": "log/shop:1", "stderr": "log/shop:1", "listen": [["web", "listener/web"]],
-     "limits": {"open_files": 1024, ...}, "kill": "tree"}      asked twice for one child, it starts one
-    {"op": "signal", "child": "shop:1#7", "signal": 15, "tree": false}
+     "limits": {"open_files": 1024, ...}, "kill": "tree", "note": "..."}      asked twice for one child, it starts one
+    {"op": "signal", "child": "shop:1#7", "signal": 15, "tree": false, "note": "..."}     the note may be missing
     {"op": "forget", "child": "shop:1#7"}                      its end has been taken note of
-    {"op": "note", "child": "shop:1#7", "note": "ready"}       kept with the child, for the next supervisor
+    {"op": "note", "child": "shop:1#7", "note": "..."}         kept with the child, for the next supervisor
     {"op": "hold", "names": ["log/shop:1/out/r", ...]} + as many descriptors, all held or none
     {"op": "release", "name": "listener/web"}
     {"op": "house", "house": 7, "last": 41}                    whose children these are; the next one is number 42
@@ -19,6 +19,7 @@ supervisor → keeper
     {"op": "upgrade"}                                          new code, see `upgrade`; answered by "yield" or "keeper"
     {"op": "yielded"}                                          nothing is done here until "resume"
     {"op": "sync", "number": 1}                                answered by "synced" when all before it has been done
+    {"op": "obeyed", "signal": 1}                              the next supervisor need not be told of it
     {"op": "ready"}                                            the table runs; the start has succeeded
     {"op": "notify", "state": "READY=1"}                       for the service manager, sd_notify(3)
     {"op": "log"} + 1 descriptor                               the daemon's own messages go there from now on

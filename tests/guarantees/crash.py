@@ -52,8 +52,10 @@ def table(folder: Path, port: int, *, changed: bool) -> str:
         return f"[program.{name}]\n{command}\nstart_seconds = 0\n{more}\n"
 
     programs = [
-        f'[program.site]\ncommand = "${{PYTHON}} -S -E ${{PROGRAMS}}/http_one.py"\nlisten = "127.0.0.1:{port}"\n'
-        'ready = { http = "/" }\n',
+        f"""[program.site]
+            command = "${{PYTHON}} -S -E ${{PROGRAMS}}/http_one.py"
+            listen = "127.0.0.1:{port}"
+            ready = {{ http = "/" }}""",
         lives("lines", "300", "log = { max_size = 1000, keep = 1000 }"),
         lives("crasher", more='restart_delay = "50ms"'),
         lives("late", more="autostart = false"),
@@ -77,7 +79,7 @@ class Result:
 
 
 class Visitor(threading.Thread):
-    """Asks the site again and again, each time on a new connection. Nothing happens to the site, so each is answered."""
+    """Asks the site again and again, on new connections. Nothing happens to the site, so each one is answered."""
 
     def __init__(self, port: int) -> None:
         super().__init__()
@@ -158,6 +160,14 @@ class Play:
                 what += f"; status: {self.running.status()}; lives: {(self.folder / 'lives').read_text()}"
             raise TimeoutError(f"it never came to this: {what}; the daemon said: {self.running.said()}") from None
 
+    def until_runs(self, name: str) -> None:
+        """Waits until the process is RUNNING."""
+        self.until(f"{name} runs", lambda: self.info(name)["state"] == "RUNNING")
+
+    def until_begun(self, name: str, pid: int) -> None:
+        """Waits until the last life of the program is this one: a process may be RUNNING before that writes a line."""
+        self.until(f"{name} lives as {pid}", lambda: self.begun(name)[-1:] == [pid])
+
     def ctl(self, *arguments: str) -> tuple[int, str]:
         """procmanctl, in this process: a new one takes longer than all the rest. Its exit status, and what it said."""
         said = io.StringIO()
@@ -197,7 +207,7 @@ class Play:
         try:
             self.running.start(timeout=SECONDS)
             self._scenario()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the play is broken, and the others go on
             self.wrong(f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-3)}")
         finally:
             if self.visitor.is_alive():
@@ -228,7 +238,7 @@ class Play:
             done=lambda: self.info("late")["state"] == "STOPPED",
             undone=lambda: self.info("late")["state"] == "RUNNING",
         )
-        self.command("reload", "hup", done=lambda: self.hups() > 0, undone=lambda: self.hups() == 0)
+        self.command("reload", "hup", done=self.hung_up, undone=lambda: self.hups() == 0)
         if self.hups() > 2:
             self.wrong(f"one reload sent {self.hups()} signals")
         self._change()
@@ -237,6 +247,11 @@ class Play:
         self._shut_down()
         self._judge_lines()
         self._judge_lives()
+
+    def hung_up(self) -> bool:
+        """Waits until a signal has come: it was sent, but a program may be slow to write it down."""
+        self.until("the signal has come", self.hups)
+        return True
 
     def hups(self) -> int:
         """How many signals for a reload have come."""
@@ -278,7 +293,7 @@ class Play:
             undone=lambda: "removed" in all_names(),
         )
         for name in ("added", "edited"):
-            self.until(f"{name} runs after the change", lambda name=name: self.info(name)["state"] == "RUNNING")
+            self.until_runs(name)
         self.until("removed has ended", lambda: len(self.lives("removed")) == 2)
 
     def _shut_down(self) -> None:
@@ -304,7 +319,7 @@ class Play:
             if info["wanted"] == "up" and (info["state"] != "RUNNING" or info["restarts"] != (name == "crasher")):
                 self.wrong(f"{name}: {info}")
             if name not in ("site", "late"):
-                self.until(f"{name} has begun", lambda name=name, pid=info["pid"]: self.begun(name)[-1:] == [pid])
+                self.until_begun(name, info["pid"])
 
     def _judge_lives(self) -> None:
         """Each life has begun and ended once, and no two at once."""
@@ -323,7 +338,8 @@ class Play:
             for pid in self.begun(name):
                 numbers = [int(match[1]) for match in re.finditer(rf"^{pid} (\d+) ?x*$", found, re.MULTILINE)]
                 count = max(numbers, default=0) if name == "lines" else 0
-                expected += [f"{pid} begin", *(f"{pid} {n} {'x' * (n % 50)}" for n in range(1, count + 1)), f"{pid} end"]
+                lines = (f"{pid} {number} {'x' * (number % 50)}" for number in range(1, count + 1))
+                expected += [f"{pid} begin", *lines, f"{pid} end"]
             got = found.splitlines()
             self.result.lines += len(got)
             if got != expected:
@@ -379,7 +395,7 @@ def census(compiled_at_once: int = 1) -> Result:
 def main(argv: list[str]) -> int:
     """`python -m tests.guarantees crash`: 1 when the promise was broken."""
     parser = argparse.ArgumentParser(prog="python -m tests.guarantees crash", description=__doc__.partition("\n")[0])
-    parser.add_argument("--at", type=int, nargs="*", help="only these crossings (one play, one supervisor after another)")
+    parser.add_argument("--at", type=int, nargs="*", help="one play: the first supervisor dies there, the next ...")
     parser.add_argument("--every", type=int, default=1, help="only every Nth crossing")
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--second", type=int, default=0, help="the next supervisor dies too, at its Nth crossing")

@@ -315,6 +315,7 @@ STATE: dict[str, Any] = {
     "version": store.VERSION,
     "boot_id": store.boot_id(),
     "written_at": "2030-01-31T12:00:00+00:00",
+    "keeper": "0123456789abcdef",
     "down": ["web"],
     "closing": False,
     "exit_status": 0,
@@ -408,6 +409,7 @@ TABLE_MEMORY: Any = {
 }
 HANDOVER: Any = {
     "version": handover.VERSION,
+    "identity": "0123456789abcdef",
     "cgroup": "",
     "held": {"rpc": 5},
     "children": {

@@ -1,0 +1,270 @@
+"""Another table while everything runs: read, compared, and carried out, whoever dies on the way.
+
+A change has two halves. First all that is removed or must restart is stopped; then, at one moment, the new table comes
+into force, and what is wanted is started. Before each half the keeper is handed what is about to be done, so a
+supervisor that comes up in the midst of it goes on where the one before was:
+
+    "next table" and "change" {"half": "stop", "why", "wanted"}     the old table is in force
+    "table" and "change" {"half": "start", "why", "start"}          the new one is; each process that is to be started,
+                                                                    with the number of the last child that it had
+
+What differs is decided by `apply.plan`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
+
+from procman import apply, memo
+from procman.config import Config
+from procman.errors import ConfigError, Failed, ProcmanError, is_shortage
+from procman.ground import Ground
+from procman.lifecycle import Start, State, Status
+from procman.link import KeeperLink
+from procman.operation import carry_out
+from procman.process import Process
+from procman.report import Info
+from procman.supervisor import Supervisor
+
+log = logging.getLogger("procman")
+
+HELD_NAME, NEXT_TABLE = "change", "next table"
+
+
+class Read(NamedTuple):
+    """A table that was read, and a descriptor of all that reading it has asked from the machine (`recall`)."""
+
+    config: Config
+    memory: int
+
+
+class Tables(Protocol):
+    """Where tables come from, and who else must know which one is in force."""
+
+    def read(self) -> Read:
+        """The table as its files say it now. Raises ConfigError. For a thread: it may be slow."""
+
+    def in_force(self, read: Read, config: Config, together: Mapping[str, int]) -> None:
+        """`config` is in force from now on, which is `read` with the settings that a running daemon keeps. The keeper
+        takes the descriptors `together` in the same moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A change that a supervisor before was about: the table to come ("stop"), or what is to be started ("start")."""
+
+    half: str
+    why: str
+    wanted: frozenset[str] = frozenset()
+    start: Mapping[str, int] = field(default_factory=dict)
+    read: Read | None = None
+
+    @staticmethod
+    def of(document: Any, read: Read | None) -> Unfinished | None:
+        """From what the keeper held; None for what makes no sense."""
+        match document:
+            case {"half": "stop", "why": str(why), "wanted": list(wanted)} if read is not None:
+                return Unfinished("stop", why, frozenset(map(str, wanted)), read=read)
+            case {"half": "start", "why": str(why), "start": dict(start)}:
+                known = {str(name): number for name, number in start.items() if isinstance(number, int)}
+                return Unfinished("start", why, start=known)
+        return None
+
+
+class Change:
+    """Changes the table of `supervisor`. `problem` is "", or why the last one was refused."""
+
+    def __init__(self, supervisor: Supervisor, link: KeeperLink, ground: Ground, tables: Tables) -> None:
+        self.problem = ""
+        self._supervisor = supervisor
+        self._link = link
+        self._ground = ground
+        self._tables = tables
+        self._again = False
+        self._resumed: asyncio.Task[None] | None = None
+        supervisor.on_hang_up = self.hang_up
+
+    async def reread(self, why: str) -> Info:
+        """Read the table again and apply it. Raises ConfigError, and changes nothing, when it has a problem.
+
+        Returns when all has been added, removed and asked to start again: which processes, and what it can't change.
+        """
+        if self._resumed is not None:
+            await asyncio.shield(self._resumed)  # whoever asked for that one may be asking again
+        self._supervisor.check_free()
+        self._supervisor.changing = True
+        try:
+            # In a thread: it reads files and looks users up, and either may be on the network.
+            try:
+                read = await asyncio.to_thread(self._tables.read)
+            except RuntimeError as error:  # can't start new thread: RLIMIT_NPROC counts threads too
+                raise Failed(f"the table can't be read now: {error}") from error
+            self.problem = ""
+            try:
+                return await self._carry_out(read, why)
+            finally:
+                os.close(read.memory)
+        except ConfigError as error:
+            self.problem = f"the table was refused ({why}), the one before is in force: {error}"
+            raise
+        finally:
+            self._supervisor.changing = False
+            if self._again:
+                self._again = False
+                self._supervisor.background(self.hang_up())
+
+    async def hang_up(self) -> None:
+        """SIGHUP: nobody waits for the answer, so it goes to the log. One that comes during a change follows after it;
+        one during an upgrade is told again by the keeper."""
+        if self._supervisor.upgrading:
+            return
+        if self._supervisor.changing:
+            self._again = True
+            return
+        try:
+            await self.reread("SIGHUP")
+        except ProcmanError as error:
+            log.error("the table was not taken, everything stays as it is:\n%s", error)
+        finally:
+            if not self._again:
+                self._supervisor.obeyed_hang_up()
+
+    # --- the two halves ---------------------------------------------------------------------------------------------
+
+    async def _carry_out(self, read: Read, why: str, wanted: Iterable[str] = ()) -> Info:
+        supervisor = self._supervisor
+        plan = apply.plan(supervisor.config, read.config)
+        restart = {program.name for program in plan.restart}
+        up = set(wanted) | {name for name in restart if supervisor.processes[name].status.wanted}
+        if plan.removed or restart:
+            self._hand_over({NEXT_TABLE: read.memory}, {"half": "stop", "why": why, "wanted": sorted(up & restart)})
+        config = replace(read.config, daemon=apply.daemon_in_force(supervisor.config.daemon, read.config.daemon))
+        supervisor.take_settings(config)
+        for program in plan.hot:
+            supervisor.processes[program.name].program = program
+            self._ground.change_logs(program)
+        names = {
+            "added": [program.name for program in plan.added],
+            "removed": [program.name for program in plan.removed],
+            "changed": [program.name for program in plan.hot],
+            "restarted": [program.name for program in plan.restart],
+        }
+        supervisor.note("daemon", "", what="table", why=why, **names)
+        needs_restart = f"; restart the daemon for {', '.join(plan.ignored)}" if plan.ignored else ""
+        message = f"the table was read again{needs_restart}"
+        log.info("%s (%s): %s", message, why, names)
+        await self._replace(read, plan, why, up)
+        return {**names, "message": message}
+
+    async def _replace(self, read: Read, plan: apply.Plan, why: str, wanted: set[str]) -> None:
+        """The part of a change that takes time: what must stop is stopped first."""
+        supervisor = self._supervisor
+        processes, config = supervisor.processes, supervisor.config
+        wanted |= await self._bring_down([processes[program.name] for program in (*plan.removed, *plan.restart)], why)
+        if supervisor.closing:
+            return  # nothing may start any more
+        for program in plan.removed:
+            supervisor.remove(program.name)
+        for program in plan.restart:
+            self._ground.unprepare(processes[program.name].program)
+        self._ground.close_unused(config)
+        await self._link.sync()  # until then the keeper still holds the addresses
+        wanted |= await self._bring_down([processes[program.name] for program in plan.restart], why)
+        if supervisor.closing:
+            return
+        start = {program.name: processes[program.name].status.generation for program in plan.restart}
+        start = {name: generation for name, generation in start.items() if name in wanted}
+        start |= {program.name: 0 for program in plan.added if supervisor.starts_by_itself(program)}
+        self._into_force(read, {"half": "start", "why": why, "start": start})
+        for program in plan.restart:
+            processes[program.name].program = program
+            self._ground.prepare(program, config)
+        for program in plan.added:
+            supervisor.add(program, Status())
+        supervisor.put_in_order()
+        await self._start(start, why)
+
+    async def _start(self, start: Mapping[str, int], why: str) -> None:
+        """The second half: start what has had no child since. When that is on disk, the change is over."""
+        found = [self._supervisor.processes[name] for name in start if name in self._supervisor.processes]
+        for process in sorted(found, key=lambda process: process.program.priority):
+            if process.status.generation <= start[process.name] and not process.status.wanted:
+                process.feed(Start(f"the table has changed ({why})"))
+        self._supervisor.journal.dirty()
+        if start:
+            await self._supervisor.journal.saved()
+        self._link.release(HELD_NAME)
+
+    async def _bring_down(self, processes: Sequence[Process], why: str) -> set[str]:
+        """Stop them, also one that an operator starts meanwhile. Returns the names of those that were wanted up."""
+        wanted: set[str] = set()
+        while up := [process for process in processes if process.status.state is not State.STOPPED]:
+            wanted |= {process.name for process in up if process.status.wanted}
+            await carry_out("stop", up, f"the table has changed ({why})", lambda info: None)
+        return wanted
+
+    # --- what the keeper is handed ----------------------------------------------------------------------------------
+
+    def _hand_over(self, descriptors: Mapping[str, int], document: Mapping[str, object]) -> None:
+        """Let the keeper hold these and the document, all or none."""
+        try:
+            memory = memo.write(HELD_NAME, document)
+            try:
+                self._link.hold({**descriptors, HELD_NAME: memory})
+            finally:
+                os.close(memory)
+        except (OSError, ProcmanError) as error:
+            if not is_shortage(error):
+                raise
+            log.error("a supervisor that replaces this one now would not know of the change: %s", error)
+
+    def _into_force(self, read: Read, document: Mapping[str, object]) -> None:
+        together: dict[str, int] = {}
+        try:
+            together[HELD_NAME] = memo.write(HELD_NAME, document)
+        except OSError as error:
+            log.error("a supervisor that replaces this one now would not know of the change: %s", error)
+        try:
+            self._tables.in_force(read, self._supervisor.config, together)
+        finally:
+            for memory in together.values():
+                os.close(memory)
+        self._link.release(NEXT_TABLE)
+
+    # --- a change that a supervisor before has begun ----------------------------------------------------------------
+
+    def leaving(self, unfinished: Unfinished) -> frozenset[str]:
+        """The processes that it stops, or has stopped: none of them may be started for anything else."""
+        if unfinished.read is None:
+            return frozenset()
+        plan = apply.plan(self._supervisor.config, unfinished.read.config)
+        return frozenset(program.name for program in (*plan.removed, *plan.restart))
+
+    def resume(self, unfinished: Unfinished) -> None:
+        """Go on with it. All processes have been taken up."""
+        if not self._supervisor.closing:
+            self._supervisor.changing = True
+            self._resumed = self._supervisor.background(self._finish(unfinished))
+
+    async def _finish(self, unfinished: Unfinished) -> None:
+        log.info("the change of the table goes on (%s)", unfinished.why)
+        try:
+            if unfinished.read is None:
+                await self._start(unfinished.start, unfinished.why)
+            else:
+                await self._carry_out(unfinished.read, unfinished.why, unfinished.wanted)
+        except ProcmanError as error:
+            log.error("the change of the table can't go on: %s", error)
+        finally:
+            if unfinished.read is not None:
+                os.close(unfinished.read.memory)
+            self._supervisor.changing = False
+            self._resumed = None
+            if self._again:
+                self._again = False
+                self._supervisor.background(self.hang_up())
