@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from procman import __version__, apply, launch, listeners, salvage, store
@@ -103,6 +103,24 @@ def known_children(document: Mapping[str, Any]) -> dict[str, Known]:
     return found
 
 
+def of_this_boot(document: Mapping[str, Any] | None, boot_id: str) -> dict[str, Any]:
+    """What of a state file still counts: a pid of another boot names nobody, what operators have stopped stays so."""
+    if document is None:
+        return {}
+    return dict(document) if document.get("boot_id") == boot_id else {"down": document.get("down", [])}
+
+
+def claim(process: tree.Process, tag: int, house: int, mains: Container[tuple[int, int]]) -> int | None:
+    """The tag under which `process`, which carries `tag`, is one of ours; None: it is not, and is left alone. Pure.
+
+    This alone keeps a daemon from another one's programs. Tags of `house` are ours; without one, so is who has the pid
+    and the start time of a main process that our state file names. What an environment says makes nobody ours.
+    """
+    if tag and tag >> tree.NUMBER_BITS == house:
+        return tag
+    return 0 if (process.pid, process.start) in mains else None
+
+
 def plan(seen: Sequence[Seen], known: Mapping[str, Known], last: int, programs: Mapping[str, Program]) -> list[Message]:
     """The "adopt" requests for what was found; none when nothing of ours is left. Pure.
 
@@ -184,10 +202,8 @@ def look(house: int, known: Mapping[str, Known]) -> list[Seen]:
     mains = {(entry.pid, entry.start) for entry in known.values()}
     found = []
     for process in tree.every_process():
-        tag = tree.tag_of(process.pid)
-        if tag >> tree.NUMBER_BITS != house:
-            tag = 0
-        if tag or (process.pid, process.start) in mains:
+        tag = claim(process, tree.tag_of(process.pid), house, mains)
+        if tag is not None:
             child, child_pid = _environment(process.pid)
             found.append(Seen(process.pid, process.start, tag, _real_uid(process.pid), child, child_pid))
     return found

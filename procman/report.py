@@ -150,7 +150,7 @@ def noted(record: Message) -> Status | None:
     """The reverse of `note_of`, from the keeper's record of a child; None where there is none."""
     try:
         return status_from(json.loads(str(record.get("note") or "")))
-    except (TypeError, ValueError, KeyError, RecursionError):
+    except (ValueError, RecursionError):
         return None
 
 

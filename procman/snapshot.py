@@ -66,7 +66,7 @@ class Snapshot:
 
 
 HELLO: dict[str, Any] = {
-    **dict.fromkeys(("op", "last", "cgroup", "version", "problem", "identity"), str),
+    **dict.fromkeys(("op", "identity", "last", "cgroup", "version", "problem"), str),
     **dict.fromkeys(("pid", "starts", "upgrades"), int),
     "upgrading": bool,
 }
@@ -75,8 +75,7 @@ CHILD: dict[str, Any] = {
     **dict.fromkeys(("pid", "start", "tag", "errno"), int),
     **dict.fromkeys(("at", "since", "ended_at"), float),
     "state": Literal["starting", "running", "exited"],
-    "left": bool,
-    "adopted": bool,
+    **dict.fromkeys(("left", "adopted"), bool),
     "status": int | None,
     "rusage": Any,
 }
@@ -142,9 +141,9 @@ def _collect(snapshot: Snapshot, message: Message, descriptors: list[int]) -> bo
     match message:
         case {"op": "hello"}:
             hello = _checked(message, HELLO, ("starts", "last", "cgroup", "pid"))
+            snapshot.identity = hello.get("identity", "")
             snapshot.starts, snapshot.last = hello["starts"], hello["last"]
             snapshot.cgroup, snapshot.keeper_pid = hello["cgroup"], hello["pid"]
-            snapshot.identity = hello.get("identity", "")
             snapshot.keeper = Keeper.of(hello)
         case {"op": "child", "child": str(name)}:
             snapshot.children[name] = record(message)

@@ -18,11 +18,10 @@ PARTS: dict[str, Any] = {
     "version": int,
     "boot_id": str,
     "written_at": str,
-    "keeper": str,
     "down": list[str],
     "closing": bool,
     "exit_status": int,
-    "reread": bool,
+    "keeper": str,
     "processes": dict[str, Any],  # a status says more than its types: see `report.status_from`
     "logs": dict[str, Counters],
     "children": dict[str, Known],

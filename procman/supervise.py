@@ -97,13 +97,13 @@ class _Parts:
             print(f"procmand: the table in force is lost, its files are read again: {error}", file=sys.stderr)
             recalled = None
         self._table_is_new = recalled is None
-        if recalled is None:
-            for fd in [self.held.pop(name) for name in ("table", "first table") if name in self.held]:
+        for fd in [self.held.pop("first table", None), *([self.held.pop("table", None)] if recalled is None else [])]:
+            if fd is not None:
                 os.close(fd)
+        if recalled is None:
             config, self._memory = self.read()
             return config
         self._memory = self.held.pop("table")
-        os.close(self.held.pop("first table"))
         return recalled
 
     def read(self) -> Read:
@@ -124,22 +124,26 @@ class _Parts:
 
     def _unfinished(self) -> Unfinished | None:
         """The change of the table that the supervisor before was about."""
-        memory, document = self.held.pop(NEXT_TABLE, None), self.held.pop(HELD_NAME, None)
-        if document is None:
-            if memory is not None:
-                os.close(memory)
-            return None
+        memory, document = self.held.pop(NEXT_TABLE, -1), self._memo(HELD_NAME)
         read = None
-        if memory is not None:
-            try:
+        try:
+            if document is not None and memory >= 0:
                 read = Read(table.parse(self.path, recall(os.dup(memory)), self._running), memory)
-            except ProcmanError as error:
-                log.error("the table to come is lost, and the one in force stays: %s", error)
-                os.close(memory)
-        found = Unfinished.of(_told(document, "a change of the table"), read)
-        if read is not None and (found is None or found.read is None):
-            os.close(read.memory)
+        except ProcmanError as error:  # only damage does that: it was read before
+            log.error("the change of the table that was under way is lost: %s", error)
+        found = Unfinished.of(document, read)
+        if memory >= 0 and (found is None or found.read is None):
+            os.close(memory)
         return found
+
+    def _memo(self, name: str) -> Any:
+        """The document that the keeper held as `name`; None where there is none, or what is there is damaged."""
+        memory = self.held.pop(name, None)
+        try:
+            return None if memory is None else shape.fit(memo.read(memory), dict[str, Any])
+        except (OSError, ValueError, RecursionError) as error:
+            log.error("%s, which the supervisor before has left, can't be read: %s", name, error)
+            return None
 
     def _hold_table(self, *names: str, together: Mapping[str, int] | None = None) -> None:
         try:
@@ -249,12 +253,12 @@ class _Parts:
         """From the first listener to the last goodbye."""
         document = self._state()
         if self.lock is not None:
-            await orphans.adopt(self.link, self.snapshot, self.lock, document or {}, self.config)
+            await orphans.adopt(self.link, self.snapshot, self.lock, document, self.config)
         loop = asyncio.get_running_loop()
         stdout = self._own_log if self._own_log >= 0 else 1
         log_thread = LogThreads(lambda path: _call_soon(loop, stands.news, path), stdout, disks.of)
         goes_on = self.snapshot.starts > 1 or self.snapshot.children
-        counters = ground.counters_from((document or {}).get("logs") if goes_on else None)
+        counters = ground.counters_from(document.get("logs") if goes_on else None)
         for key, counted in self.before.stop().items():
             counters[key] = interim.add(counters.get(key, Counters()), counted)
         holdings = Holdings(self.link, self.held, log_thread, self.daemon, counters)
@@ -270,8 +274,7 @@ class _Parts:
             self._hold_table("table", "first table")
         if self._table_is_new or self.before.problem:
             self._hold_interim(self.config)
-        unfinished, closing = self._unfinished(), self.held.pop(CLOSING, None)
-        ending = None if closing is None else _told(closing, "the end of the daemon")
+        unfinished, ending = self._unfinished(), self._memo(CLOSING)
         leaving = change.leaving(unfinished) if unfinished is not None else frozenset()
         supervisor.begin(self.snapshot, document, ending=ending, leaving=leaving)
         if unfinished is not None:
@@ -293,9 +296,9 @@ class _Parts:
         log.info("procmand ends with status %d", status)
         return status
 
-    def _state(self) -> dict[str, Any] | None:
-        """What the state file says, as far as it can be believed; None where it says nothing. What is wrong with it is
-        logged."""
+    def _state(self) -> dict[str, Any]:
+        """What the state file says, as far as it can be believed; nothing where there is none. What is wrong with it
+        is logged."""
         path = os.path.join(self.daemon.state_dir, store.STATE_NAME)
         loaded = store.load(path)
         document, problem = loaded.document, loaded.problem
@@ -304,11 +307,9 @@ class _Parts:
             if wrong:
                 kept = store.keep_copy(path)
                 problem = f"of the state file {path} this makes no sense and is left out: {wrong}; {kept}"
-            if document.get("boot_id") != store.boot_id():
-                document = {"down": document.get("down", [])}
         for each in filter(None, (problem, self.before.problem)):
             log.error("%s", each)
-        return document
+        return orphans.of_this_boot(document, store.boot_id())
 
     def _start_logs(self, log_thread: LogThreads) -> None:
         if self.before.ended():
@@ -329,16 +330,10 @@ class _Parts:
 
 
 def _recalled(path: str, held: Mapping[str, int]) -> Config | None:
-    """The table in force, from the memory that the keeper holds; None where it holds none."""
+    """The table in force, from the memory that the keeper holds; None where it holds none. Raises Failed for damage."""
     if "table" not in held or "first table" not in held:
         return None
-    memory, first = os.dup(held["table"]), os.dup(held["first table"])
-    try:
-        before = recall(first)
-    except ProcmanError:
-        os.close(memory)
-        raise
-    now = recall(memory)
+    before, now = recall(os.dup(held["first table"])), recall(os.dup(held["table"]))
     # What needs a restart of the daemon is as it was when it started: a crash is no restart.
     began = table.parse(path, before).daemon
     config = table.parse(path, now, began)
@@ -348,17 +343,6 @@ def _recalled(path: str, held: Mapping[str, int]) -> Config | None:
 def check_table(path: str, held: dict[str, int]) -> None:
     """Before an upgrade: whether this code understands the table that the keeper holds. Raises ConfigError."""
     _recalled(path, held)
-
-
-def _told(memory: int, what: str) -> dict[str, Any] | None:
-    """What the supervisor before had the keeper hold about `what`; None, and it is said, where that makes no sense."""
-    try:
-        found: dict[str, Any] = shape.fit(memo.read(memory), dict[str, Any])
-        shape.fit(found.get("exit_status", 0), int, "exit_status")
-    except (OSError, ValueError, RecursionError) as error:
-        log.error("what is held about %s can't be read, and does not go on: %s", what, error)
-        return None
-    return found
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, callback: object, *arguments: object) -> None:

@@ -99,12 +99,13 @@ class Supervisor:
         self.snapshot = snapshot
         self.keeper = snapshot.keeper
         state: Mapping[str, Any] = document or {}
-        ours = state.get("keeper") == snapshot.identity
+        ours = state.get("keeper", "") == snapshot.identity
         adopted = any(record.get("adopted") for record in snapshot.children.values())
         self._down = {str(name) for name in state.get("down", [])}
         if ending is None:
             ending = state if ours and state.get("closing") else None
-        self._exit_status = int(ending.get("exit_status", 0)) if ending is not None else 0
+        status = ending.get("exit_status") if isinstance(ending, dict) else 0
+        self._exit_status = status if isinstance(status, int) else 0
         statuses = state.get("processes", {}) if ours or adopted else {}
         for program in self.config.programs:
             self.add(program, _status_of(statuses.get(program.name)))

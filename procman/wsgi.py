@@ -65,6 +65,7 @@ from waitress.channel import ClientDisconnected, HTTPChannel  # noqa: E402
 from waitress.parser import HTTPRequestParser, ParsingError  # noqa: E402
 from waitress.server import BaseWSGIServer, TcpWSGIServer, UnixWSGIServer  # noqa: E402
 from waitress.task import ErrorTask, Task, ThreadedTaskDispatcher, WSGITask  # noqa: E402
+from waitress.trigger import trigger  # noqa: E402
 
 Environ = dict[str, Any]
 Application = Callable[..., Iterable[bytes]]
@@ -772,8 +773,9 @@ class Service:
 
     def _patience(self) -> float | None:
         """How long the loop may sleep when nothing happens: for ever, but for waitress' care of idle connections."""
-        # A listening socket has a trigger beside it; all the rest are connections.
-        patience = float(self.adjustments.cleanup_interval) if len(self.map) > 2 * len(self.listening) else None
+        # A listening socket has a trigger beside it, signals have one; all the rest are connections.
+        others = 2 * len(self.listening) + 1
+        patience = float(self.adjustments.cleanup_interval) if len(self.map) > others else None
         for each in self.listening:
             if each.accept_after:
                 pause = max(0.0, each.accept_after - time.monotonic()) + 0.001  # waitress cuts it to whole milliseconds
@@ -823,8 +825,12 @@ class Service:
                 os._exit(CUT)
             else:
                 self.draining = True
-                self.listening[0].pull_trigger()
 
+        # Python calls `stop` between two of its own instructions. A signal that comes after the last one before poll(2)
+        # would wait there for the next connection: so its byte, which is written at once, ends the poll.
+        wake = trigger(self.map)
+        os.set_blocking(wake.trigger, False)
+        signal.set_wakeup_fd(wake.trigger, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
 

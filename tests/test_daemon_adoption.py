@@ -11,14 +11,14 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from procman.keeper import tree
 from tests.conftest import MakeDaemon
-from tests.harness import RunningDaemon, User, free_port, wait_until
+from tests.harness import RunningDaemon, User, command_line, free_port, wait_until
 
 PLAIN = '[program.{}]\ncommand = "${{PYTHON}} -S -E ${{PROGRAMS}}/ready.py"\nstart_seconds = 0\n'
 DOUBLE = """
@@ -337,16 +337,93 @@ def test_a_shutdown_is_not_continued(daemon: MakeDaemon) -> None:
     assert not alive(pid)
 
 
-def test_houses_are_apart(daemon: MakeDaemon) -> None:
-    """A daemon with another state folder sees nothing of it."""
-    one, other = daemon(PLAIN.format("it")), daemon(PLAIN.format("it"))
-    pids = [each.wait_for("it")["pid"] for each in (one, other)]
+@pytest.mark.parametrize("lost", [False, True], ids=["with-state-file", "without-state-file"])
+def test_houses_are_apart(daemon: MakeDaemon, lost: bool) -> None:
+    """Two daemons with the same programs: only the state folder tells whose each is. One is killed and comes back,
+    even without what it had written down, and with a table that makes it end one: the other one notices nothing."""
+    table = PLAIN.format("it") + PLAIN.format("gone")
+    one, other = daemon(table), daemon(table)
+    for each in (one, other):
+        each.wait_for("it")
+        each.wait_for("gone")
+        written_down(each, "gone")
+    before, others = one.status(), other.status()
+    supervisors = one.supervisor_pid, other.supervisor_pid
     kill_keeper(one)
-    replace_daemon(other)
-    assert alive(pids[0])
-    assert other.status()["it"]["pid"] == pids[1]
+    wait_until(lambda: not alive(supervisors[0]), what="nobody writes the file any more")
+    if lost:
+        (one.folder / "state" / "state.json").unlink()
+    one.write_table(PLAIN.format("it"))
     one.start()
-    assert one.status()["it"]["pid"] == pids[0]
+    after = one.status()
+    assert set(after) == {"it"}, "nothing of the other one is listed"
+    assert after["it"]["pid"] == before["it"]["pid"]
+    wait_until(lambda: not alive(before["gone"]["pid"]), what="the one that left the table is ended")
+    kept = {name: (info["pid"], info["restarts"], info["why"]) for name, info in other.status().items()}
+    assert kept == {name: (info["pid"], info["restarts"], info["why"]) for name, info in others.items()}
+    assert all(alive(info["pid"]) for info in others.values())
+    assert other.supervisor_pid == supervisors[1]
+    said = one.output.read_text()
+    assert not [name for name, info in others.items() if str(info["pid"]) in re.findall(r"\d+", said)]
+    # The other way round, with the first one running.
+    replace_daemon(other)
+    assert {name: info["pid"] for name, info in other.status().items()} == {n: i["pid"] for n, i in others.items()}
+    assert one.status()["it"]["pid"] == before["it"]["pid"]
+
+
+def upgrade(running: RunningDaemon) -> None:
+    done = running.ctl("daemon", "upgrade")
+    assert done.returncode == 0, (done.stderr, running.said())
+
+
+def kill_supervisor(running: RunningDaemon) -> None:
+    supervisor = running.supervisor_pid
+    os.kill(supervisor, signal.SIGKILL)
+    wait_until(lambda: running.supervisor_pid != supervisor)
+    wait_until(running.answers)
+
+
+@pytest.mark.parametrize("arguments", WAYS)
+@pytest.mark.parametrize("then", [upgrade, kill_supervisor, replace_daemon])
+def test_adopted_ones_stay_in_care(
+    daemon: MakeDaemon, then: Callable[[RunningDaemon], None], arguments: list[str]
+) -> None:
+    """After an adoption something else happens to the daemon: exits are noticed as before, a stop ends a whole tree,
+    nothing runs twice."""
+    running = daemon(PLAIN.format("plain") + PLAIN.format("same") + DOUBLE, start=False)
+    running.start(*arguments)
+    names = ["plain", "same", "daemonish"]
+    before = {name: running.wait_for(name)["pid"] for name in names}
+    grandchild = number(running, "daemonish", "grandchild")
+    for name in names:
+        written_down(running, name)
+    replace_daemon(running, *arguments)
+    assert {name: running.status()[name]["pid"] for name in names} == before
+    if then is replace_daemon:
+        for name in names:
+            written_down(running, name)
+        replace_daemon(running, *arguments)
+    else:
+        then(running)
+    assert {name: running.status()[name]["pid"] for name in names} == before
+    os.kill(before["plain"], signal.SIGKILL)
+    wait_until(lambda: running.status()["plain"]["pid"] not in {None, before["plain"]}, 20, "its end is noticed")
+    assert running.wait_for("plain")["restarts"] == 1
+    assert running.status()["same"]["pid"] == before["same"]
+    assert running.ctl("stop", "daemonish").returncode == 0
+    assert not alive(before["daemonish"])
+    assert not alive(grandchild)
+    assert running.ctl("start", "daemonish").returncode == 0
+
+    def starts() -> dict[str, int]:
+        return {name: running.log(name).count("ready ") for name in names}
+
+    expected = {"plain": 2, "same": 1, "daemonish": 2}
+    wait_until(lambda: starts() == expected, what="each start is in the log")
+    assert running.ctl("stop", "all").returncode == 0
+    assert starts() == expected, "nothing was started twice"
+    running.look()
+    assert not [seen for seen in running.leftovers() if "programs/" in command_line(seen.pid)]
 
 
 @pytest.fixture

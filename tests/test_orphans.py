@@ -93,6 +93,65 @@ def test_cases(case: str) -> None:
     assert [(r["child"], r["pid"], r["members"], r["kill"]) for r in requests] == expected
 
 
+OURS, OTHERS = 77, 78
+MAINS = {(5, 50)}
+CLAIMS: dict[str, tuple[tree.Process, int, int | None]] = {
+    "our tag": (tree.Process(9, 1, 9, 90), (OURS << tree.NUMBER_BITS) + 3, (OURS << tree.NUMBER_BITS) + 3),
+    "the tag of another house": (tree.Process(9, 1, 9, 90), (OTHERS << tree.NUMBER_BITS) + 3, None),
+    "no tag": (tree.Process(9, 1, 9, 90), 0, None),
+    "a number of a child, of no house": (tree.Process(9, 1, 9, 90), 3, None),
+    "the house alone, more digits": (tree.Process(9, 1, 9, 90), (OURS << tree.NUMBER_BITS + 1) + 3, None),
+    "known, with our tag": (tree.Process(5, 1, 5, 50), (OURS << tree.NUMBER_BITS) + 3, (OURS << tree.NUMBER_BITS) + 3),
+    "known, and it has taken its tag off": (tree.Process(5, 1, 5, 50), 0, 0),
+    "a pid that is known, of another start": (tree.Process(5, 1, 5, 51), 0, None),
+    "a start that is known, of another pid": (tree.Process(6, 1, 6, 50), 0, None),
+    "a pid that is known, now another house's": (tree.Process(5, 1, 5, 51), (OTHERS << tree.NUMBER_BITS) + 3, None),
+}
+
+
+@pytest.mark.parametrize("case", CLAIMS)
+def test_what_is_ours(case: str) -> None:
+    process, tag, expected = CLAIMS[case]
+    assert orphans.claim(process, tag, OURS, MAINS) == expected
+
+
+@given(st.integers(0, 2**63 - 1 - tree.TAG_BASE), st.integers(1, 2**30 - 1), st.integers(2, 2**22), st.integers(1))
+def test_no_tag_is_of_two_houses(tag: int, house: int, pid: int, start: int) -> None:
+    process = tree.Process(pid, 1, pid, start)
+    expected = tag if tag >> tree.NUMBER_BITS == house else None
+    assert orphans.claim(process, tag, house, set()) == expected
+    of_house = (house << tree.NUMBER_BITS) + tag % 2**tree.NUMBER_BITS
+    assert orphans.claim(process, of_house, house, set()) == of_house
+    assert orphans.claim(process, of_house, house % (2**30 - 1) + 1, set()) is None
+
+
+def test_of_another_boot_only_what_operators_stopped_counts() -> None:
+    """A pid and a start time of another boot may well be somebody else's now."""
+    document = {"boot_id": "a", "children": {"shop#1": [5, 50, 3, "tree"]}, "last": 4, "down": ["www"]}
+    assert orphans.of_this_boot(document, "a") == document
+    assert orphans.of_this_boot(document, "b") == {"down": ["www"]}
+    assert orphans.of_this_boot({"children": {}}, "b") == {"down": []}
+    assert orphans.of_this_boot(None, "a") == {}
+
+
+@pytest.mark.parametrize("tagged", ["not", "with another house's tag"])
+def test_an_environment_alone_makes_nobody_ours(tagged: str) -> None:
+    """A real process that says in its environment that it is a child: one of another state folder says the same."""
+    tag = 0 if tagged == "not" else ((2**29 + os.getpid()) << tree.NUMBER_BITS) + 4
+
+    def limit() -> None:
+        if tag:
+            resource.setrlimit(resource.RLIMIT_RSS, (tree.TAG_BASE + tag, resource.getrlimit(resource.RLIMIT_RSS)[1]))
+
+    environment = {"PATH": os.defpath, tree.MARKER: "shop#4", tree.MARKER_PID: "77"}
+    with subprocess.Popen(["sleep", "60"], preexec_fn=limit, env=environment) as process:  # noqa: PLW1509 - no threads
+        try:
+            assert tree.tag_of(process.pid) == tag
+            assert orphans.look(2**28 + os.getpid(), {}) == []
+        finally:
+            process.kill()
+
+
 def test_only_our_own_house_is_looked_at() -> None:
     """A real process with a tag, and one that the state file names."""
     house, number = 2**29 + os.getpid(), 5

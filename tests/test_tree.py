@@ -90,9 +90,10 @@ def test_below_a_stranger_without_a_tag_the_session_is_looked_for_everywhere() -
     with subprocess.Popen(["sleep", "60"]) as unmarked, subprocess.Popen(
         ["sh", "-c", "sleep 60 & exec sleep 60"], start_new_session=True
     ) as child:
-        below = wait_until(lambda: tree.members(Family(TAG, child.pid, -1, ""), [])[1:], what="it has a child")
-        assert pids(tree.members(Family(TAG, 0, child.pid, ""), [child.pid])) == {child.pid, *pids(below)}
-        for pid in (unmarked.pid, child.pid, *pids(below)):
+        family = Family(TAG, child.pid, -1, "")
+        below = wait_until(lambda: pids(tree.members(family, [])) - {child.pid}, what="it has a child")
+        assert pids(tree.members(Family(TAG, 0, child.pid, ""), [child.pid])) == {child.pid, *below}
+        for pid in (unmarked.pid, child.pid, *below):
             os.kill(pid, signal.SIGKILL)
 
 

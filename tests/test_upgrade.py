@@ -16,8 +16,9 @@ from procman import __version__
 from procman.errors import ProcmanError
 from procman.keeper import handover
 from procman.keeper.handover import HandoverError
+from procman.keeper.wire import HEADER
 from tests.harness import wait_until
-from tests.test_keeper import RunningKeeper, Supervisor, python
+from tests.test_keeper import Orphan, RunningKeeper, Supervisor, adopt, alive, python
 
 FAILS = ["/bin/sh", "-c", "echo this is no version for you; exit 3"]
 ENDLESS = ["/bin/sh", "-c", "sleep 60"]
@@ -100,6 +101,19 @@ def stage(tmp_path: Path) -> Iterator[Make]:
         each.close()
 
 
+@pytest.fixture
+def orphan() -> Iterator[Orphan]:
+    made = Orphan()
+    yield made
+    made.close()
+
+
+def ready_and(new: Supervisor, more: bytes) -> None:
+    """It says that it is ready, and `more` behind it in one write: the keeper never has the first without the other."""
+    text = b'{"op":"ready"}'
+    new.socket.sendall(HEADER.pack(len(text), 0) + text + more)
+
+
 def gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
@@ -147,6 +161,61 @@ def test_what_is_under_way_goes_on(stage: Make) -> None:
     new.expect("spawned", child="waiting#1")
     new.send("signal", child="waiting#1", signal=signal.SIGKILL, tree=True)
     new.expect("exited", child="waiting#1")
+    on.works(new)
+
+
+def test_an_adopted_child_is_watched_by_the_next_self(stage: Make, orphan: Orphan) -> None:
+    """It is no child of the keeper's: a pidfd tells of its end, and of the end of what it leaves, and no pidfd is
+    handed over."""
+    on = stage()
+    adopt(on.old, orphan)
+    new = on.trial()
+    new.send("ready")
+    new.expect("keeper", problem="")
+    assert new.children["a#7"]["state"] == "running"
+    orphan.end()
+    assert new.expect("exited", child="a#7")["left"] is True
+    assert alive(orphan.grandchild)
+    new.send("upgrade")  # the next one has only what it left to watch
+    new.expect("yield")
+    new.send("yielded")
+    last = on.keeper.supervisor()
+    last.send("ready")
+    last.expect("keeper", problem="")
+    assert (last.children["a#7"]["state"], last.children["a#7"]["left"]) == ("exited", True)
+    os.kill(orphan.grandchild, signal.SIGKILL)
+    last.expect("gone", child="a#7")
+    on.works(last)
+
+
+@pytest.mark.parametrize("ends", ["all of it", "its main process", "what it had left"])
+def test_an_adopted_child_ends_while_the_code_changes(
+    stage: Make, orphan: Orphan, tmp_path: Path, ends: str
+) -> None:
+    """When nobody watches: between the old self and the new one."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    on = stage(gate=str(gate))
+    adopt(on.old, orphan)
+    if ends == "what it had left":
+        orphan.end()
+        assert on.old.expect("exited", child="a#7")["left"] is True
+    new = on.trial()
+    new.send("ready")
+    wait_until(lambda: Path(f"/proc/{on.keeper.process.pid}/comm").read_text() == "sh\n", what="nobody is the keeper")
+    ending = {"all of it": (orphan.pid, orphan.grandchild), "its main process": (orphan.pid,)}
+    for pid in ending.get(ends, (orphan.grandchild,)):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not any(alive(pid) for pid in ending.get(ends, (orphan.grandchild,))))
+    gate.write_text("go\n")
+    new.expect("keeper", problem="")
+    if ends != "what it had left":
+        left = ends == "its main process"
+        assert new.expect("exited", child="a#7")["left"] is left
+        if left:
+            os.kill(orphan.grandchild, signal.SIGKILL)
+    if ends != "all of it":
+        new.expect("gone", child="a#7")
     on.works(new)
 
 
@@ -203,9 +272,9 @@ def test_a_successor_that_fails_is_taken_back(stage: Make, how: str) -> None:
             new.die()
         case "wants the end":
             new.send("exit", status=0)
+            new.sync()
             new.leave(0)
         case "talks nonsense":
-            new.socket.setblocking(True)
             new.socket.sendall(b"\xff" * 100)
     answer = on.old.expect("keeper")
     assert gone(new.pid), "two may never write the same files"
@@ -263,9 +332,7 @@ def test_the_new_supervisor_dies_before_the_exec(stage: Make) -> None:
     on = stage(EXEC_SECONDS=60.0)
     new = on.trial()
     # Half a message: the keeper waits for the rest, and has not become new code yet.
-    new.send("ready")
-    new.socket.setblocking(True)
-    new.socket.sendall(b"\0\0\0\x20")
+    ready_and(new, b"\0\0\0\x20")
     wait_until(lambda: gone(on.old.pid))
     new.die()
     third = on.keeper.supervisor()
@@ -277,13 +344,10 @@ def test_the_new_supervisor_dies_before_the_exec(stage: Make) -> None:
 def test_half_a_message_delays_the_exec(stage: Make) -> None:
     on = stage(EXEC_SECONDS=60.0)
     new = on.trial()
-    new.send("ready")
-    new.socket.setblocking(True)
     text = b'{"op":"sync","number":3}'
-    new.socket.sendall(len(text).to_bytes(4, "big"))
+    ready_and(new, len(text).to_bytes(4, "big"))
     wait_until(lambda: gone(on.old.pid))
     new.socket.sendall(b"\0" + text)
-    new.socket.setblocking(False)
     new.expect("synced", number=3)
     on.upgraded(new)
 
@@ -291,15 +355,10 @@ def test_half_a_message_delays_the_exec(stage: Make) -> None:
 def test_a_wire_that_is_never_silent(stage: Make) -> None:
     on = stage(EXEC_SECONDS=0.3)
     new = on.trial()
-    new.send("ready")
-    new.socket.setblocking(True)
     text = b'{"op":"sync","number":3}'
-    new.socket.sendall(len(text).to_bytes(4, "big"))
-    new.socket.setblocking(False)
+    ready_and(new, len(text).to_bytes(4, "big"))
     assert "half said" in new.expect("keeper")["problem"]
-    new.socket.setblocking(True)
     new.socket.sendall(b"\0" + text)
-    new.socket.setblocking(False)
     new.expect("synced", number=3)
     on.works(new)
 
@@ -325,12 +384,9 @@ def test_the_end_is_asked_for_meanwhile(stage: Make, phase: str) -> None:
 def test_the_end_is_asked_for_in_the_last_moment(stage: Make) -> None:
     on = stage(EXEC_SECONDS=60.0)
     new = on.trial()
-    new.send("ready")
-    new.socket.setblocking(True)
-    new.socket.sendall(b"\0\0")
+    ready_and(new, b"\0\0")
     wait_until(lambda: gone(on.old.pid))
     os.kill(on.keeper.process.pid, signal.SIGTERM)
-    new.socket.setblocking(False)
     assert "told to end" in new.expect("keeper")["problem"]
     new.expect("signal", signal=signal.SIGTERM)
 
@@ -371,9 +427,8 @@ def test_a_second_one_is_refused(stage: Make) -> None:
 
 def test_the_document(tmp_path: Path) -> None:
     children = {"house": 1, "number": 2, "children": []}
-    rest: dict[str, Any] = {"signals": [], "supervisor": None, "starts": 1, "upgrades": 0, "open_files": [9, 9]}
-    names = {"cgroup": "", "name": "", "identity": ""}
-    fd = handover.write({"held": {"a": 3}, "children": children, **rest, **names})
+    rest: dict[str, Any] = {"cgroup": "", "signals": [], "supervisor": None, "starts": 1, "upgrades": 0, "name": ""}
+    fd = handover.write({"held": {"a": 3}, "children": children, "open_files": [9, 9], **rest})
     assert handover.read(fd)["held"] == {"a": 3}
     os.close(fd)
     for content in (b"", b"{", b"[]", b'{"version": 99}', b'"x"', b"\xff\xfe", b"[" * 100_000):

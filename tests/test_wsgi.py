@@ -31,6 +31,7 @@ import waitress.channel
 import waitress.parser
 import waitress.server
 import waitress.task
+import waitress.trigger
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -42,7 +43,7 @@ SCRIPT = PROJECT / "procman" / "wsgi.py"
 LIMIT = 15.0  # seconds: what a test waits for anything at most
 
 SITE = r'''
-import io, json, os, sys, time
+import io, json, os, signal, sys, threading, time
 from wsgiref.validate import validator
 
 def plain(start_response, body, status="200 OK", *more):
@@ -154,6 +155,16 @@ def view_wait(environ, start_response):
     with open(environ["QUERY_STRING"]) as fifo:
         fifo.read()
     return plain(start_response, b"waited")
+
+def view_aside(environ, start_response):
+    """When the test opens the fifo, SIGTERM comes to another thread than that of the loop, which then sleeps."""
+    def send():
+        with open(environ["QUERY_STRING"]) as fifo:
+            fifo.read()
+        time.sleep(0.2)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+    threading.Thread(target=send, daemon=True).start()
+    return plain(start_response, b"later")
 
 def view_headfirst(environ, start_response):
     """Its head is sent before it waits."""
@@ -487,6 +498,7 @@ def listener(family: int = socket.AF_INET, address: Any = ("127.0.0.1", 0)) -> s
         (waitress.channel.HTTPChannel, "total_outbufs_len request service received handle_close"),
         (waitress.server.BaseWSGIServer, "channel_class logger accept_connections accept readable handle_accept"),
         (waitress.server.BaseWSGIServer, "del_channel pull_trigger fix_addr"),
+        (waitress.trigger.trigger, "handle_read pull_trigger"),
         (waitress.server.UnixWSGIServer, "fix_addr"),
         (waitress.task.Task, "service build_response_header write wrote_header close_on_finish chunked_response"),
         (waitress.task.Task, "content_length complete has_body status"),
@@ -508,6 +520,7 @@ def test_waitress_works_as_the_overrides_believe() -> None:
     )
     start = inspect.getsource(waitress.task.WSGITask.execute)
     assert start.index("self.complete = True") < start.index("self.content_length = int(v)")
+    assert "r, self.trigger = self._fds = os.pipe()" in inspect.getsource(waitress.trigger.trigger.__init__)
     head = inspect.getsource(waitress.task.Task.build_response_header)
     assert 'self.request.headers.get("CONNECTION"' in head
 
@@ -1215,6 +1228,16 @@ def test_an_idle_connection_is_closed_after_the_grace(serve: Serve) -> None:
         server.term()
         assert client.until_end() == b""
         assert 0.25 < time.monotonic() - began < 5
+    assert server.ends() == 0
+
+
+def test_a_signal_that_interrupts_nothing_is_heard(serve: Serve) -> None:
+    """One that comes just before poll(2) does not end it, and Python calls its function only after it. Rare; here the
+    kernel gives the signal to another thread, which is the same."""
+    server = serve("shop:app")
+    fifo = serve.fifo("gate")
+    assert server.get("/aside?gate").status == 200
+    release(fifo)
     assert server.ends() == 0
 
 

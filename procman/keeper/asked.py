@@ -12,7 +12,7 @@ from typing import Any
 
 from procman.keeper import tree
 
-NAME_MAX, HELD_MAX, NOTE_MAX = 16_384, 4096, 65_536
+NAME_MAX, HELD_MAX, NOTE_MAX = 16_384, 4096, 4096
 """Characters of the name of a child, of something held, and of a note: far more than a table makes, and far less than
 does not fit into the messages of a snapshot."""
 

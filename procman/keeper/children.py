@@ -6,6 +6,7 @@ not know the wire: what there is to tell goes to `tell`.
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import selectors
@@ -109,7 +110,8 @@ class Children:
         return [child.report for child in self._by_id.values() if child.report >= 0]
 
     def resume(self, document: Mapping[str, Any]) -> None:
-        """The reverse of `document`, in the next self."""
+        """The reverse of `document`, in the next self. What has ended in between is told: the supervisor must be known
+        by then."""
         self._house, self._number = int(document["house"]), int(document["number"])
         for fields in document["children"]:
             child = Child.__new__(Child)
@@ -121,7 +123,10 @@ class Children:
             if child.report >= 0:
                 self._await_report(child)
         for child in [child for child in self._by_id.values() if child.adopted]:
+            ran = child.state != "exited"
             self._watch_adopted(child)
+            if ran and child.state == "exited":
+                self._tell(child.end | {"left": child.left})
             self._check_gone(child)
 
     def spawn(self, name: str, request: Mapping[str, Any], held: Mapping[str, int]) -> None:
@@ -132,6 +137,8 @@ class Children:
         tag = (self._house << tree.NUMBER_BITS) + self._number
         cgroup = ""
         try:
+            if not spawn.room_for(len(held) + spawn.SPARE_TO_FORK):
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             cgroup = tree.make_cgroup(self._cgroup_root, name) if self._cgroup_root else ""
             marks = {"marks": {tree.MARKER: name}, "pid_mark": tree.MARKER_PID}
             asked = {**request, **marks, "rss": tree.TAG_BASE + tag}

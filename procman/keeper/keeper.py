@@ -384,7 +384,6 @@ class Keeper:
         """Go on where the keeper before, this same process, has become this code."""
         self.identity = document["identity"]
         self.held = document["held"]
-        self.children.resume(document["children"])
         self.pending_signals = document["signals"]
         self.starts, self.upgrades = document["starts"], document["upgrades"]
         self.was_ready = True
@@ -393,6 +392,7 @@ class Keeper:
         self.supervisor.ready = True
         self.due["ping"] = time.monotonic() + self.heartbeat
         self._tell({"op": "keeper", "problem": ""} | self._version())
+        self.children.resume(document["children"])
         self._tell_pending()
         self._reap()
         say(f"the keeper runs version {__version__} now")
@@ -427,12 +427,12 @@ class Keeper:
                 self.children.forget(name)
             case {"op": "note", "child": str(name), "note": str(text)}:
                 self.children.note(name, text)
-            case {"op": "hold", "names": list(names)} if len(names) == len(descriptors):
+            case {"op": "hold", "names": list(names)} if len(names) == len(descriptors) and self._may_hold():
                 for name in map(str, names):
                     self._release(name)
                     self.held[name] = descriptors.pop(0)
                     self.service.store(name, self.held[name])
-            case {"op": "hold", "names": list(names)} if not descriptors:
+            case {"op": "hold", "names": list(names)} if len(descriptors) in (0, len(names)):
                 say(f"no file descriptor is free to hold {', '.join(map(str, names))}")
                 self._tell({"op": "lost", "names": names})
             case {"op": "release", "name": str(name)}:
@@ -470,6 +470,10 @@ class Keeper:
         if self._listening():
             for number in self.pending_signals:
                 self._tell({"op": "signal", "signal": number})
+
+    def _may_hold(self) -> bool:
+        """Whether a successor, who gets a copy of all that is held, could still be started with what has come now."""
+        return spawn.room_for(len(self.held) + spawn.SPARE_TO_HOLD)
 
     def _release(self, name: str) -> None:
         if (fd := self.held.pop(name, None)) is not None:

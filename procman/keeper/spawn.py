@@ -35,6 +35,10 @@ _python = ctypes.PyDLL(None, use_errno=True)
 OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)
 """RLIMIT_NOFILE as procmand was started with it. The keeper raises its own; programs get this one."""
 
+SPARE_TO_FORK, SPARE_TO_HOLD = 32, 64
+"""So many descriptors stay free when the keeper starts a child, or takes one more to hold: it must always be able to
+start a supervisor, to reap and to signal. The copies that a new supervisor gets of what is held come on top."""
+
 SIGNAL_SET_BYTES = 128
 """Of a sigset_t, in glibc and musl."""
 
@@ -336,6 +340,16 @@ def set_name(name: str) -> None:
     """The reverse: at most 15 bytes."""
     with contextlib.suppress(OSError):
         _write("/proc/self/comm", name)
+
+
+def room_for(count: int) -> bool:
+    """Whether this process can open `count` descriptors more, nearly: the kernel gives the lowest free number."""
+    try:
+        lowest = os.dup(2)
+    except OSError:
+        return False
+    os.close(lowest)
+    return lowest + count < resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def raise_open_files() -> None:

@@ -20,19 +20,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
 
-from procman import report
 from procman.client import Client
 from procman.errors import ProcmanError
 from procman.keeper.wire import Wire, WireError
 from procman.recall import Recording
 from tests.guarantees.fuzz.inputs import damaged, dumped, junk, touched
-from tests.guarantees.fuzz.pure import PLAN, RUNNING, STATE, TABLE_MEMORY, packet, torn
+from tests.guarantees.fuzz.pure import PLAN, STATE, TABLE_MEMORY, packet, torn
 from tests.guarantees.fuzz.run import ISOLATED, Check, descriptors
 from tests.harness import PROJECT, wait_until
 from tests.test_keeper import RunningKeeper, Supervisor
@@ -192,11 +190,10 @@ command = "/bin/sleep 100000"
 autostart = false
 """
 GENERATION = 3
-NOTE = report.note_of(replace(RUNNING, generation=GENERATION, pid=None))
-NAMED = {"op": "child", "child": f"steady#{GENERATION}", "state": "running", "note": NOTE, "left": False}
+NAMED = {"op": "child", "child": f"steady#{GENERATION}", "state": "running", "note": "ready", "left": False}
 CHILD: dict[str, Any] = NAMED | {"pid": 0, "at": 1.7e9, "since": 1.5, "start": 12, "tag": (7 << 32) + 3}
 TOLD = {"op": "hello", "last": "killed by SIGKILL", "cgroup": "", "version": "0.1.0", "upgrading": False}
-HELLO: dict[str, Any] = TOLD | {"pid": 4242, "starts": 2, "upgrades": 0, "identity": STATE["keeper"]}
+HELLO: dict[str, Any] = TOLD | {"pid": 4242, "starts": 2, "upgrades": 0}
 SNAPSHOT: list[Any] = [HELLO, CHILD, {"op": "begin"}]
 OURS: dict[str, Any] = json.loads(json.dumps(STATE).replace("shop:1", "steady"))
 

@@ -315,11 +315,10 @@ STATE: dict[str, Any] = {
     "version": store.VERSION,
     "boot_id": store.boot_id(),
     "written_at": "2030-01-31T12:00:00+00:00",
-    "keeper": "0123456789abcdef",
     "down": ["web"],
     "closing": False,
     "exit_status": 0,
-    "reread": False,
+    "keeper": "",
     "processes": STATUSES,
     "logs": {"log/shop:1/out": Counters(read=10, written=10).document()},
     "children": {"shop:1#3": [4711, 12345, (7 << 32) + 3, "tree"]},
@@ -362,7 +361,7 @@ def check_state_in(folder: str, content: bytes) -> None:
 def judge_state(believed: dict[str, Any]) -> None:
     """Written down once more here, by hand: what the rest of the supervisor takes for granted."""
     assert all(type(name) is str for name in believed.get("down", []))
-    assert all(type(believed.get(flag, False)) is bool for flag in ("closing", "reread"))
+    assert type(believed.get("closing", False)) is bool
     assert 0 <= believed.get("exit_status", 0) <= 255
     assert 0 <= believed.get("last", 0) < 1 << 31
     for document in believed.get("processes", {}).values():
@@ -409,7 +408,6 @@ TABLE_MEMORY: Any = {
 }
 HANDOVER: Any = {
     "version": handover.VERSION,
-    "identity": "0123456789abcdef",
     "cgroup": "",
     "held": {"rpc": 5},
     "children": {
