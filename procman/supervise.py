@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from procman import apply, disks, ground, interim, listeners, memo, orphans, statefile, store, table
+from procman import apply, disks, ground, interim, listeners, memo, orphans, shape, statefile, store, table
 from procman.change import HELD_NAME, NEXT_TABLE, Change, Read, Unfinished
 from procman.config import Config, Daemon
 from procman.desk import Desk
@@ -140,7 +140,7 @@ class _Parts:
         """The document that the keeper held as `name`; None where there is none, or what is there is damaged."""
         memory = self.held.pop(name, None)
         try:
-            return None if memory is None else memo.read(memory)
+            return None if memory is None else shape.fit(memo.read(memory), dict[str, Any])
         except (OSError, ValueError, RecursionError) as error:
             log.error("%s, which the supervisor before has left, can't be read: %s", name, error)
             return None
