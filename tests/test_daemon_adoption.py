@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from procman.daemon import CRASH_VARIABLE
 from procman.keeper import tree
 from tests.conftest import MakeDaemon
 from tests.harness import RunningDaemon, User, command_line, free_port, wait_until
@@ -381,6 +382,41 @@ def kill_supervisor(running: RunningDaemon) -> None:
     os.kill(supervisor, signal.SIGKILL)
     wait_until(lambda: running.supervisor_pid != supervisor)
     wait_until(running.answers)
+
+
+def test_a_supervisor_that_dies_while_it_adopts(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """At every third crossing from its start on (`procman.crossing`): the next one adopts the rest, and still knows
+    that the table has changed meanwhile."""
+    crash = tmp_path / "crash"
+    crash.touch()
+    port = free_port()
+    site = f"""
+        [program.site]
+        command = "${{PYTHON}} -S -E ${{PROGRAMS}}/http_one.py"
+        listen = "127.0.0.1:{port}"
+        ready = {{ http = "/" }}
+        """
+
+    def table(turn: int) -> str:
+        return site + PLAIN.format("changed") + f'environment = {{ TURN = "{turn}" }}'
+
+    running = daemon(table(0), environment={CRASH_VARIABLE: str(crash)})
+    running.wait_for("site")
+    for at in range(1, 53, 3):
+        for name in ("site", "changed"):
+            written_down(running, name)
+        before = {name: info["pid"] for name, info in running.status().items()}
+        kill_keeper(running)
+        running.write_table(table(at))
+        crash.write_text(str(at))
+        Path(f"{crash}.log").unlink(missing_ok=True)
+        running.start()
+        wait_until(lambda: "\n1 " in Path(f"{crash}.log").read_text(), what="one has died")
+        assert ask(port) == before["site"]
+        assert running.wait_for("site")["pid"] == before["site"]
+        pid = before["changed"]
+        wait_until(lambda pid=pid: not alive(pid), what="it is restarted")  # type: ignore[misc]
+        running.wait_for("changed")
 
 
 @pytest.mark.parametrize("arguments", WAYS)
