@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from procman import lifecycle
 from procman.config import Program
 from procman.config import Ready as Probe
 from procman.lifecycle import (
@@ -478,3 +479,21 @@ class Life(RuleBasedStateMachine):
 
 TestLife = Life.TestCase
 TestLife.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+FILE = Status(State.RUNNING, wanted=True, alive=True, generation=3, pid=77, started=1.5)
+
+
+@pytest.mark.parametrize(
+    ("noted", "later"),
+    [
+        (None, FILE),
+        (replace(FILE, generation=2, wanted=False), FILE),  # of an older child
+        (replace(FILE, generation=4, state=State.STARTING, pid=None), "noted"),
+        (replace(FILE, state=State.STOPPING, wanted=False, ending="asked"), "noted"),
+        (replace(FILE, pid=None), FILE),  # of the same moment: the file knows the pid
+        (replace(FILE, failures=1), "noted"),
+    ],
+)
+def test_the_later_account_counts(noted: Status | None, later: Status | str) -> None:
+    assert lifecycle.later(FILE, noted) == (noted if later == "noted" else later)

@@ -154,6 +154,17 @@ def test_descriptors_sent_along_are_closed(receiver: NotifySocket) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_a_message_outlives_who_has_only_looked_at_it(receiver: NotifySocket) -> None:
+    send(receiver.path, b"READY=1")
+    assert receiver.peek() == receiver.peek() == from_me(READY="1")
+    successor = NotifySocket.from_fd(os.dup(receiver.fileno()))
+    assert successor.peek() == from_me(READY="1")
+    successor.take()
+    assert successor.peek() is receiver.peek() is None
+    successor.take()  # none waits: nothing to take
+    successor.close()
+
+
 def test_another_object_goes_on_with_the_descriptor(receiver: NotifySocket) -> None:
     send(receiver.path, b"READY=1")
     successor = NotifySocket.from_fd(os.dup(receiver.fileno()))

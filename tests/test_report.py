@@ -170,3 +170,14 @@ def test_a_subscriber_may_leave_while_it_is_told() -> None:
     log.add(0.0, "daemon", "")
     log.add(0.0, "daemon", "")
     assert told == ["first", "second", "second"]
+
+
+@pytest.mark.parametrize("status", [Status(), RUNNING, replace(RUNNING, exit=KILLED, deadline=5.5, ending="asked")])
+def test_a_status_goes_with_the_child_and_comes_back(status: Status) -> None:
+    assert report.noted({"note": report.note_of(status)}) == status
+
+
+@pytest.mark.parametrize("note", ["", "ready", "[]", '{"state": "RUNNING"}', "[" * 100_000])
+def test_a_note_that_is_no_status(note: str) -> None:
+    assert report.noted({"note": note}) is None
+    assert report.noted({}) is None
