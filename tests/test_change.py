@@ -12,7 +12,8 @@ from procman import memo
 from procman.change import Read, Unfinished
 from procman.config import Config, Daemon
 
-READ = Read(Config(path="/t", daemon=Daemon(socket="", state_dir="", log_dir=""), listeners=(), programs=(), files=()), -1)
+DAEMON = Daemon(socket="", state_dir="", log_dir="")
+READ = Read(Config(path="/t", daemon=DAEMON, listeners=(), programs=(), files=()), -1)
 
 
 @pytest.mark.parametrize(
