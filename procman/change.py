@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 
 from procman import apply, memo
 from procman.config import Config
-from procman.errors import ConfigError, Failed, ProcmanError, is_shortage
+from procman.errors import ConfigError, Failed, ProcmanError
 from procman.ground import Ground
 from procman.lifecycle import Start, State, Status
 from procman.link import KeeperLink
@@ -142,7 +142,8 @@ class Change:
         restart = {program.name for program in plan.restart}
         up = set(wanted) | {name for name in restart if supervisor.processes[name].status.wanted}
         if plan.removed or restart:
-            self._hand_over({NEXT_TABLE: read.memory}, {"half": "stop", "why": why, "wanted": sorted(up & restart)})
+            document = {"half": "stop", "why": why, "wanted": sorted(up & restart)}
+            self._link.hand_over(HELD_NAME, document, {NEXT_TABLE: read.memory})
         config = replace(read.config, daemon=apply.daemon_in_force(supervisor.config.daemon, read.config.daemon))
         supervisor.take_settings(config)
         for program in plan.hot:
@@ -210,19 +211,6 @@ class Change:
         return wanted
 
     # --- what the keeper is handed ----------------------------------------------------------------------------------
-
-    def _hand_over(self, descriptors: Mapping[str, int], document: Mapping[str, object]) -> None:
-        """Let the keeper hold these and the document, all or none."""
-        try:
-            memory = memo.write(HELD_NAME, document)
-            try:
-                self._link.hold({**descriptors, HELD_NAME: memory})
-            finally:
-                os.close(memory)
-        except (OSError, ProcmanError) as error:
-            if not is_shortage(error):
-                raise
-            log.error("a supervisor that replaces this one now would not know of the change: %s", error)
 
     def _into_force(self, read: Read, document: Mapping[str, object]) -> None:
         together: dict[str, int] = {}

@@ -11,6 +11,7 @@ import os
 import select
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from procman import memo
 from procman.crossing import crossing
 from procman.keeper.wire import Message, Wire, WireClosed, WireError
 
@@ -170,6 +171,18 @@ class KeeperLink:
         """Give the keeper copies of `descriptors` to keep under their names: all, or none when it has no room, which
         `on_lost` is told then. Raises WireError when they can't be copied."""
         self.send({"op": "hold", "names": list(descriptors)}, *descriptors.values())
+
+    def hand_over(self, name: str, document: object, descriptors: Mapping[str, int] | None = None) -> None:
+        """Give the keeper `document` to keep as `name` for the next supervisor (`memo`), and `descriptors` with it, all
+        or none. That there is no room for it is only said: what it is for goes on."""
+        try:
+            memory = memo.write(name, document)
+            try:
+                self.hold({**(descriptors or {}), name: memory})
+            finally:
+                os.close(memory)
+        except (OSError, WireError) as error:
+            log.error("a supervisor that replaces this one now would not know of %s: %s", name, error)
 
     def release(self, name: str) -> None:
         """The keeper closes what it holds as `name`."""

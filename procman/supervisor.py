@@ -9,16 +9,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
 import signal
 import time
 from collections.abc import Callable, Container, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from procman import launch, lifecycle, memo, report
+from procman import launch, report, takeover
 from procman.config import Config, Program
-from procman.errors import Failed, ProcmanError
+from procman.errors import Failed
 from procman.events import EventLog
 from procman.ground import Ground
 from procman.journal import Journal
@@ -108,7 +107,7 @@ class Supervisor:
         self._exit_status = status if isinstance(status, int) else 0
         statuses = state.get("processes", {}) if ours or adopted else {}
         for program in self.config.programs:
-            self.add(program, _status_of(statuses.get(program.name)))
+            self.add(program, takeover.in_file(statuses.get(program.name)))
         if snapshot.starts > 1:
             self.note("daemon", "", what="supervisor restarted", why=snapshot.last)
             log.warning("the supervisor was replaced (%s); %d children go on", snapshot.last, len(snapshot.children))
@@ -153,24 +152,21 @@ class Supervisor:
 
     def _take_up(self, snapshot: Snapshot, leaving: Container[str]) -> None:
         """Bring what the state file said and what the keeper holds together. The keeper is right about children."""
-        found: dict[str, dict[int, Message]] = {process.name: {} for process in self.all()}
-        for child, record in snapshot.children.items():
-            name, generation = launch.split_child_id(child)
-            if name in found:
-                self._register.born(record, self.processes[name].program.kill)
-                found[name][generation] = record
-            else:
-                log.warning("%s belongs to no process of the table; it is ended", child)
-                self._link.signal(child, signal.SIGKILL, tree=True)
-                self._link.forget(child)
+        found, strangers = takeover.by_process(snapshot.children, self.processes)
+        for child in strangers:
+            log.warning("%s belongs to no process of the table; it is ended", child)
+            self._link.signal(child, signal.SIGKILL, tree=True)
+            self._link.forget(child)
         now = asyncio.get_running_loop().time()
         for process in self.all():
-            records = found[process.name]
-            self._know(process, records, now, leaving=process.name in leaving)
+            records, leaves = found[process.name], process.name in leaving
+            for record in records.values():
+                self._register.born(record, process.program.kill)
+            process.status = takeover.status(process.program, process.status, records, now, leaving=leaves)
             newest = records.get(process.status.generation)
             if newest is not None and process.status.generation:
                 self._catch_up(process, newest)
-            elif process.status.alive and process.name in leaving:
+            elif process.status.alive and leaves:
                 process.feed(SpawnFailed(process.status.why))  # the keeper never heard of it, and need not any more
             elif process.status.alive:
                 process.request_again()
@@ -180,18 +176,6 @@ class Supervisor:
             for generation, record in records.items():
                 if generation < process.status.generation:
                     self._link.forget(str(record["child"]))
-
-    def _know(self, process: Process, records: Mapping[int, Message], now: float, *, leaving: bool) -> None:
-        """What the process was when its supervisor died: what that one had told the keeper, or what is in the file."""
-        generation = max(records, default=0)
-        record = records.get(generation, {})
-        status = lifecycle.later(process.status, report.noted(record))
-        if generation > status.generation or (record and not _agrees(status, generation, record)):
-            started = float(record.get("since", now))  # not from its wall-clock time: that clock may have jumped
-            status = lifecycle.adopted(process.program, status, generation, started)
-        if leaving:
-            status = replace(status, wanted=False)
-        process.status = lifecycle.restore(process.program, status, now)
 
     def _catch_up(self, process: Process, record: Message) -> None:
         """Feed what happened to the child while no supervisor was there."""
@@ -430,20 +414,10 @@ class Supervisor:
         log.info("stopping all programs (%s)", why)
         self.note("daemon", "", what="shutdown", why=why)
         self._link.send({"op": "notify", "state": "STOPPING=1"})
-        self._hand_over_end(why)
+        # Whatever becomes of this supervisor: its successor goes on.
+        self._link.hand_over(CLOSING, {"why": why, "exit_status": self._exit_status})
         self.journal.dirty()
         self.background(self._shut_down())
-
-    def _hand_over_end(self, why: str) -> None:
-        """Whatever becomes of this supervisor: its successor goes on to stop all."""
-        try:
-            memory = memo.write(CLOSING, {"why": why, "exit_status": self._exit_status})
-            try:
-                self._link.hold({CLOSING: memory})
-            finally:
-                os.close(memory)
-        except (OSError, ProcmanError) as error:
-            log.error("a supervisor that replaces this one may not know that it is to stop all: %s", error)
 
     async def _shut_down(self) -> None:
         timeout = self.config.daemon.shutdown_timeout
@@ -474,26 +448,6 @@ class Supervisor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _agrees(status: Status, generation: int, record: Message) -> bool:
-    """Whether what the state file says can be true of a process whose newest child the keeper has as `record`. While
-    that one lives, there is no other."""
-    if record["state"] == "exited":
-        return True
-    pid = record["pid"] if record["state"] == "running" else None
-    return status.alive and status.generation == generation and status.pid in (None, pid)
-
-
-def _status_of(document: object) -> Status:
-    """A status of the state file; what can't be read counts as never started."""
-    if document is None:
-        return Status()
-    try:
-        return report.status_from(document)
-    except (TypeError, ValueError, KeyError) as error:
-        log.error("a status in the state file can't be read (%s); what the keeper knows has to do", error)
-        return Status()
 
 
 def _shell_status(status: Status) -> int:

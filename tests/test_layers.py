@@ -22,7 +22,7 @@ BANDS = {
     "keeper": "keeper",
     "edge": "disks files folders listeners logs logread resources probes notify store salvage",
     "daemon": "memo events snapshot interim link process report operation journal measures holdings recall orphans"
-    " ground supervisor change desk supervise reading methods server statefile daemon",
+    " ground takeover supervisor change desk supervise reading methods server statefile daemon",
     "client": "client ctl",
     "program": "wsgi",
 }

@@ -1,0 +1,68 @@
+"""What a process is at the moment when a new supervisor takes it up: the state file, what the keeper was told, and what
+it has, brought together. Decides, and does nothing.
+
+The keeper is right about children. The state file is later than what the keeper was told, or knows no more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from procman import launch, lifecycle, report
+from procman.config import Program
+from procman.keeper.wire import Message
+from procman.lifecycle import Status
+
+log = logging.getLogger("procman")
+
+Records = dict[int, Message]
+"""The keeper's records of the children of one process, by generation."""
+
+
+def by_process(children: Mapping[str, Message], names: Iterable[str]) -> tuple[dict[str, Records], list[str]]:
+    """The records of each process in `names`, and the children that belong to none of them."""
+    found: dict[str, Records] = {name: {} for name in names}
+    strangers = []
+    for child, record in children.items():
+        name, generation = launch.split_child_id(child)
+        if name in found:
+            found[name][generation] = record
+        else:
+            strangers.append(child)
+    return found, strangers
+
+
+def in_file(document: object) -> Status:
+    """A status of the state file; what can't be read counts as never started."""
+    if document is None:
+        return Status()
+    try:
+        return report.status_from(document)
+    except (TypeError, ValueError, KeyError) as error:
+        log.error("a status in the state file can't be read (%s); what the keeper knows has to do", error)
+        return Status()
+
+
+def status(program: Program, known: Status, records: Records, now: float, *, leaving: bool) -> Status:
+    """What the process was when its supervisor died. `known` is the file's account; `leaving`: a change of the table is
+    about to stop it, or has."""
+    generation = max(records, default=0)
+    record = records.get(generation, {})
+    found = lifecycle.later(known, report.noted(record))
+    if generation > found.generation or (record and not _agrees(found, generation, record)):
+        started = float(record.get("since", now))  # not from its wall-clock time: that clock may have jumped
+        found = lifecycle.adopted(program, found, generation, started)
+    if leaving:
+        found = replace(found, wanted=False)
+    return lifecycle.restore(program, found, now)
+
+
+def _agrees(found: Status, generation: int, record: Message) -> bool:
+    """Whether this can be true of a process whose newest child the keeper has as `record`. While that one lives, there
+    is no other."""
+    if record["state"] == "exited":
+        return True
+    pid = record["pid"] if record["state"] == "running" else None
+    return found.alive and found.generation == generation and found.pid in (None, pid)
