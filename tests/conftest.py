@@ -6,6 +6,7 @@ import importlib.util
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,9 @@ from typing import Protocol
 import pytest
 
 from tests.harness import PROGRAMS, PROJECT, Installed, RunningDaemon, User
+
+# A job in the background of a shell ignores it, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 started = pytest.StashKey[list[RunningDaemon]]()
 
