@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import struct
 from collections.abc import Callable
@@ -28,6 +29,10 @@ ASK_AGAIN = frozenset({"status", "show", "why", "daemon.status"})
 """Methods that change nothing: asked once more when the daemon's supervisor is replaced under the call."""
 
 
+QUIET_SECONDS = 2.0
+"""A daemon that is well has answered a question by then."""
+
+
 class Closed(Unreachable):
     """The daemon was there and closed the connection: it ends, or its supervisor is being replaced."""
 
@@ -36,10 +41,14 @@ class Client:
     """A connection to the daemon at `path`, opened by the first call.
 
     `timeout` is how many seconds the daemon may stay silent, None for ever. Raises Unreachable when nobody answers.
+    `on_quiet` is called when the answer to a mere question takes longer than QUIET_SECONDS.
     """
 
-    def __init__(self, path: str, timeout: float | None = None) -> None:
+    def __init__(
+        self, path: str, timeout: float | None = None, on_quiet: Callable[[], None] = lambda: None
+    ) -> None:
         self.path = path
+        self._on_quiet = on_quiet
         self._timeout = timeout
         self._socket: socket.socket | None = None
         self._buffer = bytearray()
@@ -96,6 +105,10 @@ class Client:
     def _exchange(self, method: str, on_notification: Callable[[str, Object], None], params: Object) -> Any:
         self._last_id += 1
         self._send(rpc.encode_request(rpc.Request(method, params, self._last_id)))
+        if method in ASK_AGAIN and self._socket is not None and not self._buffer:
+            wait = QUIET_SECONDS if self._timeout is None else min(QUIET_SECONDS, self._timeout)
+            if not select.select([self._socket], [], [], wait)[0]:
+                self._on_quiet()
         while True:
             message = rpc.decode_reply(self._line())
             if isinstance(message, rpc.Notification):
@@ -187,6 +200,7 @@ def _unreachable(path: str, error: OSError | ValueError) -> ProcmanError:
     if number == errno.ENOENT:
         return Unreachable(f"no daemon listens at {path}: there is no such socket", hint=hint)
     if number == errno.ECONNREFUSED:
+        hint += "; what a killed one has left running is adopted by the next"
         return Unreachable(f"no daemon listens at {path}: the socket is left over", hint=hint)
     if number in (errno.EACCES, errno.EPERM):
         return Unreachable(

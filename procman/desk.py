@@ -133,10 +133,12 @@ class Desk:
                 outcomes = {aim.process.name: aim.outcome() or (False, late) for aim in aims}
         await self._supervisor.journal.saved()
         outcomes |= signalled
+        unwritten = self._supervisor.journal.problem or self._supervisor.journal.stuck()
+        forgotten = f" (not on record for a restart of the daemon: {unwritten})" if unwritten else ""
         result = []
         for process in self.select(names):
             ok, text = outcomes.get(process.name, (True, process.status.why))
-            result.append(report.change(process) | {"ok": ok, "why": text})
+            result.append(report.change(process) | {"ok": ok, "why": text + forgotten})
         return result
 
     def _signal_reload(self, processes: Sequence[Process]) -> dict[str, Outcome]:

@@ -266,10 +266,11 @@ def later(known: Status, noted: Status | None) -> Status:
     return known if same == (known.state, known.wanted, known.ending, known.failures) else noted
 
 
-def adopted(program: Program, status: Status, generation: int, started: float) -> Status:
-    """`status` of a process whose child `generation` the keeper has, while the state file knows an older one: the
-    supervisor died between asking for it and the next write. What came of it is fed afterwards, as always."""
-    deadline = started + program.start_timeout
+def adopted(program: Program, status: Status, generation: int, started: float, now: float) -> Status:
+    """`status` of a process whose child `generation`, of the time `started`, the keeper has, while nobody knows what it
+    was: the state file is lost, or knows an older one. It has `start_timeout` from `now` on to show that it is ready:
+    it may have been for long. What came of it is fed afterwards, as always."""
+    deadline = now + program.start_timeout
     wanted = replace(status, state=State.STARTING, wanted=True, alive=True, generation=generation, pid=None)
     return replace(wanted, started=started, deadline=deadline, ending="", why="started by a supervisor that died")
 

@@ -29,6 +29,7 @@ from procman.interim import Interim
 from procman.launch import log_paths
 from procman.link import KeeperLink
 from procman.logs import Counters, LogThreads
+from procman.ownlog import OwnLog
 from procman.recall import Recording, recall
 from procman.server import Access, Server
 from procman.supervisor import CLOSING, Supervisor
@@ -81,6 +82,8 @@ class _Parts:
         self._own_log = -1
         self._running: Daemon | None = None
         self._memory = -1
+        self._damage = ""
+        self._says = OwnLog(2)
         self.config = self._table_in_force()
         self.daemon = self._running = self.config.daemon
         self._take_lock()
@@ -199,12 +202,10 @@ class _Parts:
         os.umask(self.daemon.umask)
         _raise_open_files(self.daemon.open_files)
         _make_folder(self.daemon.log_dir)
-        stream = sys.stderr
         if self._to_file and self.snapshot.starts == 1:  # a later one inherits what the keeper writes to
             self._own_log = self._open_own_log()
-            stream = os.fdopen(os.dup(self._own_log), "a", buffering=1)  # errors still go to who called procmand
-        format = "%(asctime)s %(levelname)s %(message)s"
-        logging.basicConfig(stream=stream, level=self.daemon.log_level.upper(), format=format)
+            self._says.fd = self._own_log  # until we are ready, errors go to who called procmand
+        logging.basicConfig(handlers=[self._says], level=self.daemon.log_level.upper())
         logging.getLogger("asyncio").setLevel(logging.WARNING)
 
     def _open_own_log(self) -> int:
@@ -220,12 +221,6 @@ class _Parts:
         os.dup2(own_log, 2)
         self.link.send({"op": "log"}, own_log)
         os.close(own_log)
-
-    @staticmethod
-    def _log_to_stderr() -> None:
-        for handler in logging.getLogger().handlers:
-            if isinstance(handler, logging.StreamHandler) and (before := handler.setStream(sys.stderr)) is not None:
-                before.close()
 
     def _reopen_own_log(self) -> None:
         """Somebody has moved the daemon's own log away: go on in a new one. One that can't be made is said in the
@@ -270,6 +265,7 @@ class _Parts:
         rpc_socket = self._rpc_socket()
         rpc_file = listeners.socket_file(self.daemon.socket)
         supervisor = Supervisor(self.config, self.link, stands)
+        supervisor.damage = self._damage
         change = Change(supervisor, self.link, stands, self)
         self.server = Server(rpc_socket, Desk(supervisor, self.link, stands, change), self._access())
         stands.on_reopen = self._reopen_own_log
@@ -310,6 +306,7 @@ class _Parts:
             if wrong:
                 kept = store.keep_copy(path)
                 problem = f"of the state file {path} this makes no sense and is left out: {wrong}; {kept}"
+        self._damage = problem and f"{problem} (since then, what operators had stopped may run again)"
         for each in filter(None, (problem, self.before.problem)):
             log.error("%s", each)
         return orphans.of_this_boot(document, store.boot_id())
@@ -324,8 +321,8 @@ class _Parts:
     def _ready(self, processes: int) -> None:
         log.info("procmand is ready: %d processes, socket %s", processes, self.daemon.socket)
         if self._own_log >= 0:
+            self._says.fd = 2
             self._write_to(self._own_log)
-            self._log_to_stderr()
         self.link.send({"op": "ready"})
         self.link.send({"op": "notify", "state": f"READY=1\nSTATUS={processes} processes"})
         gc.collect()

@@ -60,6 +60,7 @@ class Supervisor:
         self.finished: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.on_hang_up: Callable[[], Coroutine[Any, Any, None]] | None = None
         self.changing = False
+        self.damage = ""
         self._link = link
         self._ground = ground
         self._down: set[str] = set()
@@ -139,8 +140,8 @@ class Supervisor:
                 said.append("it may have said meanwhile that it is ready, so it counts as ready")
                 process.feed(Ready())
             why = "; ".join([ADOPTED, *said])
-            process.status = replace(process.status, why=why)
-            if process.status.state is State.RUNNING:
+            if process.status.state is not State.STOPPING:  # that has a reason which its successor inherits
+                process.status = replace(process.status, why=why)
                 self._ground.remember(process)
             self.note("adopted", name, state=str(process.status.state), pid=status.pid, why=why)
             log.warning("%s: pid %d goes on (%s)", name, status.pid, why)
@@ -369,8 +370,8 @@ class Supervisor:
             self._upgrade.set_result(keeper.problem)
 
     def problems(self) -> list[str]:
-        """What an operator should know of: a state file that can't be written."""
-        return [problem for problem in (self.journal.stuck(), self.journal.problem) if problem]
+        """What an operator should know of: a state file that could not be read, or can't be written."""
+        return [problem for problem in (self.damage, self.journal.stuck(), self.journal.problem) if problem]
 
     @property
     def upgrading(self) -> bool:

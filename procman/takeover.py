@@ -53,7 +53,7 @@ def status(program: Program, known: Status, records: Records, now: float, *, lea
     found = lifecycle.later(known, report.noted(record))
     if generation > found.generation or (record and not _agrees(found, generation, record)):
         started = float(record.get("since", now))  # not from its wall-clock time: that clock may have jumped
-        found = lifecycle.adopted(program, found, generation, started)
+        found = lifecycle.adopted(program, found, generation, started, now)
     if leaving:
         found = replace(found, wanted=False)
     return lifecycle.restore(program, found, now)

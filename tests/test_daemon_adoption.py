@@ -242,6 +242,28 @@ def test_all_is_found_without_the_state_file(daemon: MakeDaemon, who: User | Non
     assert not alive(grandchild)
 
 
+def test_one_that_serves_for_long_is_asked_again_whether_it_does(daemon: MakeDaemon) -> None:
+    """Without the state file nobody knows that it was ready. It gets all of start_timeout to show it, not what was left
+    of that when it was started."""
+    port = free_port()
+    running = daemon(
+        f"""
+        [program.site]
+        command = "${{PYTHON}} -S -E ${{PROGRAMS}}/http_one.py"
+        listen = "127.0.0.1:{port}"
+        ready = {{ http = "/" }}
+        start_timeout = "2s"
+        """
+    )
+    pid = running.wait_for("site")["pid"]
+    wait_until(lambda: running.status()["site"]["uptime_seconds"] > 2.2)
+    kill_keeper(running)
+    (running.folder / "state" / "state.json").unlink()
+    running.start()
+    assert running.wait_for("site")["pid"] == pid
+    assert running.status()["site"]["restarts"] == 0
+
+
 def test_of_a_damaged_state_file_the_rest_counts(daemon: MakeDaemon) -> None:
     """Each of these parts kept every daemon from starting, while the programs went on without one."""
     running = daemon(PLAIN.format("a") + PLAIN.format("b"))

@@ -21,8 +21,8 @@ BANDS = {
     "pure": "errors config positions values keys programs table servers apply lifecycle launch rpc crossing shape",
     "keeper": "keeper",
     "edge": "disks files folders listeners logs logread resources probes notify store salvage",
-    "daemon": "memo events snapshot interim link process report operation journal measures holdings recall orphans"
-    " ground takeover supervisor change desk supervise reading methods server statefile daemon",
+    "daemon": "memo ownlog events snapshot interim link process report operation journal measures holdings recall"
+    " orphans ground takeover supervisor change desk supervise reading methods server statefile daemon",
     "client": "client ctl",
     "program": "wsgi",
 }

@@ -347,8 +347,9 @@ def test_a_restored_deadline_is_never_further_than_the_table_allows() -> None:
 
 
 def test_an_adopted_child_takes_the_usual_way() -> None:
-    status = adopted(PLAIN, Status(generation=3, state=State.BACKOFF, deadline=1.0, failures=2), 4, started=50.0)
-    assert (status.state, status.alive, status.generation, status.deadline) == (State.STARTING, True, 4, 110.0)
+    before = Status(generation=3, state=State.BACKOFF, deadline=1.0, failures=2)
+    status = adopted(PLAIN, before, 4, started=50.0, now=70.0)
+    assert (status.state, status.alive, status.generation, status.deadline) == (State.STARTING, True, 4, 130.0)
     status, _ = step(PLAIN, status, Spawned(7, 0.0), 52.0)
     status, _ = step(PLAIN, status, Deadline(), 53.0)
     assert status.state is State.RUNNING

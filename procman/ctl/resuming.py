@@ -73,7 +73,7 @@ class Operation:
     def run(self, verb: str, names: Sequence[str]) -> list[Object]:
         """One {name, ok, state, why} for each process. Raises what the daemon raises, and Unreachable when nobody
         answers any more."""
-        with self._connect(LOOK_SECONDS) as client:
+        with self._connect(self._look_seconds(self._timeout)) as client:
             before = {info["name"]: info for info in client.call("status", names=names)}
         todo: dict[Ask, list[str]] | None = {verb: list(names)}
         while True:
@@ -93,6 +93,10 @@ class Operation:
             return self._timeout
         return round(max(0.0, self._end - time.monotonic()), 1)  # the daemon may show it
 
+    @staticmethod
+    def _look_seconds(left: float | None) -> float:
+        return LOOK_SECONDS if left is None else min(LOOK_SECONDS, left + ANSWER_SECONDS)
+
     def _asked(self, verb: str, names: Sequence[str]) -> list[Object]:
         left = self._left()
         if self._end is None and left is not None:
@@ -106,7 +110,7 @@ class Operation:
         """What is still to be asked; the others have their result. Waits for the new supervisor."""
         todo: dict[Ask, list[str]] = {}
         left = self._left()
-        with self._connect(LOOK_SECONDS if left is None else min(LOOK_SECONDS, left + ANSWER_SECONDS)) as client:
+        with self._connect(self._look_seconds(left)) as client:
             infos = client.call("status", names=names)
             if not self._said:
                 print(REPLACED, file=sys.stderr, flush=True)

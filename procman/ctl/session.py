@@ -64,9 +64,9 @@ class Session:
             raise WrongUse("-s and -c both name a daemon: give one of them")
         if self.config is not None:
             self._path = self._path or _socket_of(self.config)  # once: it takes a while, and the table may change
-            return Client(self._path, timeout)
+            return Client(self._path, timeout, _quiet)
         own = os.environ.get("PROCMAN_SOCKET") or rpc.default_socket(os.environ, os.geteuid())
-        return Client(self.socket or own, timeout)
+        return Client(self.socket or own, timeout, _quiet)
 
     def print_json(self, document: object) -> None:
         """One JSON document: indented for people on a terminal, in one line for programs."""
@@ -139,3 +139,7 @@ def _socket_of(table: str) -> str:
     if done.returncode:
         raise Failed(done.stderr.strip() or f"procmand can't read {table}", hint=f"procmanctl check {table}")
     return str(done.stdout).strip()
+
+
+def _quiet() -> None:
+    print("procmanctl: no answer yet: a new supervisor may be on its way; programs go on meanwhile", file=sys.stderr)

@@ -175,7 +175,9 @@ class Upgrade:
         if status != 0:
             if "Traceback" in said:
                 say(f"upgrade: {said}")
-                said = said.splitlines()[-1]
+                lines = said.splitlines()
+                place = next((line.strip() for line in reversed(lines) if line.strip().startswith('File "')), "")
+                said = f"{lines[-1]} ({place})" if place else lines[-1]
             self.fail(f"the installed version can't take over ({describe(status)}): {said or 'it says nothing'}")
             return
         say(f"upgrade: {said}")

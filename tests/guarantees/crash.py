@@ -419,6 +419,7 @@ def main(argv: list[str]) -> int:
     broken = [result for result in results if result.problems]
     sys.stdout.write(
         f"plays {len(results)} in {time.monotonic() - start:.0f} s, deaths {sum(len(r.died) for r in results)}, "
-        f"requests {sum(r.requests for r in results)}, lines {sum(r.lines for r in results)}, broken {len(broken)}\n"
+        f"requests {sum(r.requests for r in results)}, lines {sum(r.lines for r in results)}: "
+        f"{f'{len(broken)} plays broke a promise' if broken else 'good, no promise was broken'}\n"
     )
     return 1 if broken else 0
