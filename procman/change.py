@@ -115,7 +115,6 @@ class Change:
         finally:
             self._supervisor.changing = False
             if self._again:
-                self._again = False
                 self._supervisor.background(self.hang_up())
 
     async def hang_up(self) -> None:
@@ -126,6 +125,7 @@ class Change:
         if self._supervisor.changing:
             self._again = True
             return
+        self._again = False
         try:
             await self.reread("SIGHUP")
         except ProcmanError as error:
@@ -179,8 +179,8 @@ class Change:
         wanted |= await self._bring_down([processes[program.name] for program in plan.restart], why)
         if supervisor.closing:
             return
-        start = {program.name: processes[program.name].status.generation for program in plan.restart}
-        start = {name: generation for name, generation in start.items() if name in wanted}
+        again = [program.name for program in plan.restart if program.name in wanted]
+        start = {name: processes[name].status.generation for name in again if not supervisor.is_down(name)}
         start |= {program.name: 0 for program in plan.added if supervisor.starts_by_itself(program)}
         self._into_force(read, {"half": "start", "why": why, "start": start})
         for program in plan.restart:
@@ -200,7 +200,8 @@ class Change:
         self._supervisor.journal.dirty()
         if start:
             await self._supervisor.journal.saved()
-        self._link.release(HELD_NAME)
+        for name in (HELD_NAME, NEXT_TABLE):
+            self._link.release(name)
 
     async def _bring_down(self, processes: Sequence[Process], why: str) -> set[str]:
         """Stop them, also one that an operator starts meanwhile. Returns the names of those that were wanted up."""
@@ -255,5 +256,4 @@ class Change:
             self._supervisor.changing = False
             self._resumed = None
             if self._again:
-                self._again = False
                 self._supervisor.background(self.hang_up())

@@ -127,6 +127,9 @@ class Ground:
             raise Failed(f"can't start: {error.strerror}") from error
         if program.ready.kind == "log":
             self._listen_for_line(program)  # now: a fast child may say it before the keeper says that it runs
+        socket = self._holdings.notify_sockets.get(program.name)
+        if socket is not None:
+            socket.drop()  # what waits there is of a child before
         self._link.spawn(asked | {"note": report.note_of(process.status)})
 
     def remember(self, process: Process) -> None:
@@ -222,6 +225,14 @@ class Ground:
             open_one()
         except (ProcmanError, OSError) as error:
             log.error("%s: %s", program.name, error)
+
+    def lost(self, names: Sequence[str]) -> None:
+        """The keeper had no room for these (`Holdings.lost`)."""
+        for name in names:
+            socket = self._holdings.notify_sockets.get(name.removeprefix("notify/"))
+            if socket is not None and name.startswith("notify/"):
+                self._loop.remove_reader(socket.fileno())  # else the loop takes the next one of this number for it
+        self._holdings.lost(names)
 
     async def written(self, programs: Sequence[Program]) -> None:
         """Wait until what these have printed is in their logs: what is in a pipe when it closes outlives nobody. Not

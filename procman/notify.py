@@ -24,6 +24,8 @@ MESSAGE_MAX = 4096
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _ANCESTORS_MAX = 64
 _IGNORED_IN_A_ROW = 64
+_DROPPED_AT_ONCE = 1024
+"""More than a queue of datagrams holds (net.unix.max_dgram_qlen)."""
 _PATH_MAX = 107
 
 
@@ -118,6 +120,14 @@ class NotifySocket:
             self.take()
             self.ignored += 1
         return None
+
+    def drop(self) -> None:
+        """Nobody that could still say something is there: what waits is of no use any more."""
+        for _ in range(_DROPPED_AT_ONCE):
+            try:
+                self._socket.recv(1)
+            except BlockingIOError:
+                return
 
     def receive(self) -> Message | None:
         """`peek` and `take` in one."""

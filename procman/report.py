@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from procman import shape
@@ -33,6 +33,9 @@ TIME_MAX = 253402300800
 
 PID_MAX = 1 << 22
 """The highest one that Linux gives (proc(5))."""
+
+REASON_MAX = 300
+"""Characters of a reason in a note."""
 
 UNKNOWN_END = "ended; how is not known: it was adopted from a procmand that was killed"
 """The reason of an exit whose status nobody could tell any more."""
@@ -142,8 +145,10 @@ def status_from(document: Any) -> Status:
 
 
 def note_of(status: Status) -> str:
-    """A status as the keeper remembers it with the child."""
-    return json.dumps(status_document(status), separators=(",", ":"))
+    """A status as the keeper remembers it with the child. Reasons may be long, and are cut: it has no room for them."""
+    exit = status.exit and replace(status.exit, reason=status.exit.reason[:REASON_MAX])
+    short = replace(status, why=status.why[:REASON_MAX], exit=exit)
+    return json.dumps(status_document(short), separators=(",", ":"), ensure_ascii=False)
 
 
 def noted(record: Message) -> Status | None:

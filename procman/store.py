@@ -213,8 +213,11 @@ def _take(fd: int, state_dir: str, pid: int) -> Lock:
 
 
 def held_lock(fd: int) -> Lock:
-    """The lock that `fd` holds already: a copy of a descriptor that `lock` has returned. Raises OSError."""
-    return Lock(fd, _house(fd), False)
+    """The lock that `fd` holds already: a copy of a descriptor that `lock` has returned. Raises Failed."""
+    try:
+        return Lock(fd, _house(fd), False)
+    except OSError as error:
+        raise Failed(f"can't read the lock file: {error.strerror}") from error
 
 
 def _house(fd: int) -> int:

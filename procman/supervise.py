@@ -161,12 +161,12 @@ class _Parts:
     def _hold_table_later(self, *names: str) -> None:
         asyncio.get_running_loop().call_later(HOLD_AGAIN_SECONDS, self._hold_table, *names)
 
-    def _lost(self, names: list[str], holdings: Holdings) -> None:
+    def _lost(self, names: list[str], stands: ground.Ground) -> None:
         """The keeper could not take these."""
         tables = [name for name in names if name in ("table", "first table")]
         if tables:
             self._hold_table_later(*tables)
-        holdings.lost([name for name in names if name not in tables])
+        stands.lost([name for name in names if name not in tables])
 
     def _hold_interim(self, config: Config) -> None:
         outputs = [
@@ -192,7 +192,7 @@ class _Parts:
         """The keeper holds it, and so do we: while one of the two lives, however shortly, no other daemon begins."""
         held = self.held.pop("lock", None)
         if held is not None:
-            self.lock = store.held_lock(held)
+            self.lock = store.Lock(held, 0, fresh=False)  # its house is read where it is needed
         else:
             self.lock = store.lock(self.daemon.state_dir, self.snapshot.keeper_pid)
             self.link.hold({"lock": self.lock.fd})
@@ -251,7 +251,8 @@ class _Parts:
         document = self._state()
         if document.get("keeper", "") != self.snapshot.identity or self.snapshot.starts == 1:
             # Nothing was written in this life of the daemon: the supervisors before have died too soon.
-            await orphans.adopt(self.link, self.snapshot, self.lock, document, self.config)
+            lock = self.lock if self.lock.house else store.held_lock(self.lock.fd)
+            await orphans.adopt(self.link, self.snapshot, lock, document, self.config)
         loop = asyncio.get_running_loop()
         stdout = self._own_log if self._own_log >= 0 else 1
         log_thread = LogThreads(lambda path: _call_soon(loop, stands.news, path), stdout, disks.of)
@@ -260,8 +261,8 @@ class _Parts:
         for key, counted in self.before.stop().items():
             counters[key] = interim.add(counters.get(key, Counters()), counted)
         holdings = Holdings(self.link, self.held, log_thread, self.daemon, counters)
-        self.link.on_lost = lambda names: self._lost(names, holdings)
         stands = ground.Ground(self.link, holdings, log_thread, os.environ)
+        self.link.on_lost = lambda names: self._lost(names, stands)
         rpc_socket = self._rpc_socket()
         rpc_file = listeners.socket_file(self.daemon.socket)
         supervisor = Supervisor(self.config, self.link, stands)

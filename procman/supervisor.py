@@ -117,7 +117,7 @@ class Supervisor:
         if ending is not None:
             self.shut_down(CONTINUED)
         elif adopted and not ours:
-            self._settle_adopted(snapshot, starting=bool(state.get("closing")))
+            self._settle_adopted(snapshot)
         for process in itertools.chain.from_iterable(levels(self.all())):
             fresh = process.status.generation == 0 and process.status.state is State.STOPPED
             if fresh and self.starts_by_itself(process.program) and not self.closing and process.name not in leaving:
@@ -129,8 +129,9 @@ class Supervisor:
             self._check_exit_when(process)
         self.journal.dirty()
 
-    def _settle_adopted(self, snapshot: Snapshot, *, starting: bool) -> None:
-        """Say which children were adopted, and what of them was lost. `starting`: the daemon before was ending all."""
+    def _settle_adopted(self, snapshot: Snapshot) -> None:
+        """Say which children were adopted, and what of them was lost. What no operator wants down was stopped by the
+        daemon before, for its end or for a change of the table: it is started."""
         for name, lost in snapshot.adopted.items():
             process = self.processes[name]
             status, said = process.status, list(lost)
@@ -148,7 +149,7 @@ class Supervisor:
             if name in snapshot.changed and status.wanted:
                 process.feed(Restart("the table has changed since it was started"))
         for process in self.all():
-            if starting and self.starts_by_itself(process.program) and not process.status.wanted:
+            if self.starts_by_itself(process.program) and not process.status.wanted:
                 process.feed(Start("autostart"))
 
     def _take_up(self, snapshot: Snapshot, leaving: Container[str]) -> None:
@@ -316,10 +317,15 @@ class Supervisor:
         self._documents.pop(name, None)
         self._down.discard(name)
         self._ground.unprepare(process.program)
+        self._link.forget(process.child)  # one of this name begins anew: its first child must not be taken for this
 
     def starts_by_itself(self, program: Program) -> bool:
         """The table says so, and no operator wants it down."""
-        return program.autostart and program.name not in self._down
+        return program.autostart and not self.is_down(program.name)
+
+    def is_down(self, name: str) -> bool:
+        """An operator wants it down."""
+        return name in self._down
 
     def put_in_order(self) -> None:
         """The processes in the order of the table."""

@@ -302,3 +302,37 @@ def test_a_reuse_port_socket_goes_with_its_process(daemon: MakeDaemon) -> None:
     assert {ask(port) for _ in range(20)} == {pid}
     assert running.ctl("start", "site:2").returncode == 0
     wait_until(lambda: ask(port) != pid, what="the new one gets its share")
+
+
+def test_a_program_that_leaves_and_comes_back(daemon: MakeDaemon) -> None:
+    """Its first child has the number of one that the keeper may remember still."""
+    running = daemon(SLEEPS.format("it"))
+    for _ in range(4):
+        pid = running.wait_for("it")["pid"]
+        running.write_table("")
+        assert running.ctl("daemon", "reread").returncode == 0
+        assert running.status() == {}
+        running.write_table(SLEEPS.format("it"))
+        assert running.ctl("daemon", "reread").returncode == 0
+        assert running.wait_for("it")["pid"] != pid
+
+
+def test_an_operators_stop_during_a_change_counts(daemon: MakeDaemon) -> None:
+    running = daemon(SLOW)
+    wait_until(lambda: "ready" in running.log("slow"))
+    running.write_table(f"{SLOW}environment = {{ NEW = '1' }}")
+    command = [sys.executable, "-c", CTL, "-s", str(running.socket), "daemon", "reread"]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(PROJECT)}, stdout=subprocess.PIPE) as reread:
+        running.wait_for("slow", "STOPPING")
+        assert running.ctl("stop", "slow").returncode == 0
+        assert reread.wait(20) == 0
+    info = running.status()["slow"]
+    assert (info["state"], info["wanted"]) == ("STOPPED", "down")
+
+
+SLEEPS = '[program.{}]\ncommand = "sleep 1000"\nstart_seconds = 0\n'
+SLOW = """
+[program.slow]
+command = "sh -c 'trap \\"sleep 1; exit 0\\" TERM; echo ready; while :; do sleep 0.05; done'"
+start_seconds = 0
+"""

@@ -929,6 +929,16 @@ def test_signals_are_told_until_they_are_obeyed(keeper: RunningKeeper) -> None:
     assert boss.messages == []
 
 
+def test_a_note_that_makes_no_sense_keeps_no_signal_from_its_child(keeper: RunningKeeper) -> None:
+    boss = keeper.supervisor()
+    boss.spawn("it#1")
+    boss.expect("spawned", child="it#1")
+    boss.send("signal", child="it#1", signal=signal.SIGKILL, tree=True, note="x" * 5000)
+    boss.expect("exited", child="it#1", status=signal.SIGKILL)
+    boss.send("note", child="it#1", note=7)
+    boss.sync()
+
+
 def test_the_end_is_asked_for_until_it_comes(keeper: RunningKeeper) -> None:
     boss = keeper.supervisor()
     boss.send("ready")

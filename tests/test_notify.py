@@ -165,6 +165,13 @@ def test_a_message_outlives_who_has_only_looked_at_it(receiver: NotifySocket) ->
     successor.close()
 
 
+def test_what_a_child_before_has_left_can_be_dropped(receiver: NotifySocket) -> None:
+    for _ in range(3):
+        send(receiver.path, b"READY=1")
+    receiver.drop()
+    assert receiver.peek() is None
+
+
 def test_another_object_goes_on_with_the_descriptor(receiver: NotifySocket) -> None:
     send(receiver.path, b"READY=1")
     successor = NotifySocket.from_fd(os.dup(receiver.fileno()))

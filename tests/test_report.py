@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from procman import events, report
 from procman.config import Program
+from procman.keeper import asked
 from procman.lifecycle import Exit, State, Status
 from procman.process import Process
 from procman.resources import Sample
@@ -181,3 +182,14 @@ def test_a_status_goes_with_the_child_and_comes_back(status: Status) -> None:
 def test_a_note_that_is_no_status(note: str) -> None:
     assert report.noted({"note": note}) is None
     assert report.noted({}) is None
+
+
+def test_a_note_is_never_too_long_for_the_keeper() -> None:
+    """It goes with signals: one that is refused would leave the child alive."""
+    long = "\U0001f600\udcff" * 5000
+    status = replace(RUNNING, why=long, exit=replace(KILLED, reason=long))
+    note = report.note_of(status)
+    assert asked.nonsense({"note": note}) == ""
+    noted = report.noted({"note": note})
+    assert noted is not None
+    assert (noted.generation, noted.why) == (status.generation, long[: report.REASON_MAX])

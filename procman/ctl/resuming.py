@@ -30,22 +30,24 @@ Connect = Callable[[float | None], Client]
 Heard = Callable[[str, Object], None]
 
 
-def further(verb: str, before: Object | None, now: Object) -> Ask | bool:
-    """What is still to be asked for a process that was `before` when `verb` was asked and is `now` as it is; or whether
-    it has reached its aim. Pure. `verb` is "start", "stop" or "restart"."""
+def further(verb: str, before: Object | None, now: Object) -> Ask | None:
+    """What is still to be asked for a process that was `before` when `verb` was asked and is `now` as it is; None: it
+    has missed its aim. Pure. `verb` is "start", "stop" or "restart".
+
+    Where the aim is reached it is asked for once more, too. That changes nothing about the process, but nobody knows
+    whether the supervisor before had written down that an operator wants it so.
+    """
     state = now["state"]
     if verb == "stop":
-        return True if state == "STOPPED" else "stop"
+        return "stop"
     if before is not None and all(before[key] == now[key] for key in ("state", "pid", "started_at", "exit")):
-        return True if verb == "start" and state == "RUNNING" else verb
+        return verb
     if state in ("STOPPED", *_OVER):
-        return False
+        return None
     fresh = verb == "start" or before is None or now["pid"] != before["pid"]
     if not fresh and state != "STOPPING":
         return verb
-    if now["wanted"] != "up":
-        return False
-    return True if state == "RUNNING" else "start"
+    return "start" if now["wanted"] == "up" else None
 
 
 def again(connect: Callable[[], Client], method: str) -> Any:
@@ -124,8 +126,8 @@ class Operation:
                     signalled = client.call("show", name=name)["definition"]["reload_signal"]
                     kind = "reload" if signalled or now["wanted"] != "up" else "restart"
                 answer = kind if kind == "reload" else further(kind, before.get(name), now)
-                if answer is True or answer is False:
-                    ok = answer or (now["state"] == "EXITED" and _succeeded(client, now))
+                if answer is None:
+                    ok = now["state"] == "EXITED" and _succeeded(client, now)
                     self._found[name] = {"name": name, "ok": ok, "state": now["state"], "why": now["why"]}
                 else:
                     todo.setdefault(answer, []).append(name)

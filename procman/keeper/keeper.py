@@ -406,6 +406,11 @@ class Keeper:
         """Do what one message says. `descriptors` that stay in the list are closed by the caller."""
         if self.upgrade is not None and self.upgrade.heard(supervisor, message):
             return
+        if "note" in message and asked.nonsense({"note": message["note"]}):
+            say(f"a note makes no sense, and is left out: {_shown(message)}")
+            del message["note"]  # what it goes with is done all the same
+            if message.get("op") == "note":
+                return
         if wrong := asked.nonsense(message):
             say(f"the supervisor asks for something that makes no sense: its {wrong!r} in {_shown(message)}")
             return

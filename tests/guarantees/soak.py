@@ -287,6 +287,13 @@ def judged(figures: Figures, plan: Plan) -> Verdict:
     return verdict
 
 
+def too_few(figures: Figures, plan: Plan) -> list[str]:
+    """Of the long form: what is wrong when it ended by its time."""
+    if figures.restarts >= plan.restarts:
+        return []
+    return [f"{figures.restarts} restarts of {plan.restarts} in the time there was: give it more --minutes"]
+
+
 def main(argv: Sequence[str]) -> int:
     """The long form. Returns 0, or 1 when something grew, was left behind, or failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.guarantees soak")
@@ -326,6 +333,6 @@ def report(figures: Figures, plan: Plan, left: Sequence[str]) -> int:
         p99 = ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
         print(f"{what}: median {statistics.median(ordered) * 1000:.0f} ms, 99 % within {p99 * 1000:.0f} ms")
     print("\n".join(verdict.lines))
-    wrong = [*verdict.wrong, *left]
+    wrong = [*verdict.wrong, *left, *too_few(figures, plan)]
     print("\n".join(f"WRONG: {each}" for each in wrong) if wrong else "nothing grew, nothing was left behind")
     return 1 if wrong else 0
