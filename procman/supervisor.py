@@ -221,9 +221,12 @@ class Supervisor:
                 self._ended(process, message)
                 self.journal.forget_later(child)
             case "child":
+                # It told a successor that was on trial, or had started it for that one.
+                self._register.born(message, process.program.kill)
+                self._catch_up(process, message)
                 noted = report.noted(message)
                 if noted is not None and noted.generation == generation and noted.ready:
-                    process.feed(Ready())  # it told a successor that was on trial
+                    process.feed(Ready())
             case "gone":
                 if not process.status.alive and process.status.state is State.STOPPING:
                     process.feed(Gone())

@@ -929,6 +929,20 @@ def test_signals_are_told_until_they_are_obeyed(keeper: RunningKeeper) -> None:
     assert boss.messages == []
 
 
+def test_who_asks_again_is_told_what_there_is(keeper: RunningKeeper) -> None:
+    boss = keeper.supervisor()
+    boss.spawn("it#1")
+    pid = boss.expect("spawned", child="it#1")["pid"]
+    boss.spawn("it#1")
+    boss.sync()
+    assert (boss.children["it#1"]["pid"], boss.children["it#1"]["state"]) == (pid, "running")
+    boss.send("signal", child="it#1", signal=signal.SIGKILL, tree=True)
+    boss.expect("exited", child="it#1")
+    boss.spawn("it#1")
+    boss.sync()
+    assert (boss.children["it#1"]["state"], boss.children["it#1"]["status"]) == ("exited", signal.SIGKILL)
+
+
 def test_a_note_that_makes_no_sense_keeps_no_signal_from_its_child(keeper: RunningKeeper) -> None:
     boss = keeper.supervisor()
     boss.spawn("it#1")

@@ -132,7 +132,8 @@ class Children:
     def spawn(self, name: str, request: Mapping[str, Any], held: Mapping[str, int]) -> None:
         """Start the child `name`, unless it was already. Whatever is wrong with `request` is told as "failed"."""
         if name in self._by_id:
-            return  # asked again by a successor that did not know: there it is
+            self._tell(self._by_id[name].record())  # asked again by one that did not know: there it is
+            return
         self._number += 1
         tag = (self._house << tree.NUMBER_BITS) + self._number
         cgroup = ""
