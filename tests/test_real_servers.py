@@ -332,12 +332,23 @@ def test_stop_while_the_application_is_imported(serve: Serve, request_: Request,
 
 @parameters("uwsgi", "uwsgi lazy")
 def test_uwsgi_can_be_stopped_at_any_moment_of_its_start(serve: Serve, request_: Request) -> None:
-    """Its masters and workers ignore different signals in different phases; a stop that is lost lasts until SIGKILL."""
+    """Its masters and workers ignore different signals in different phases; a stop that is lost lasts until SIGKILL.
+
+    One in some hundred is lost on a busy machine all the same, where it comes between two of its handlers: then the
+    next one must do.
+    """
+    lost = 0
     for step in range(8):
         server = serve(replace(request_, stop_timeout=10.0))
         time.sleep(step * 0.04)  # nothing to wait for: the moment itself is what varies
-        server.stop()
+        server.process.send_signal(server.plan.stop_signal)
+        try:
+            server.process.wait(server.plan.stop_timeout)
+        except subprocess.TimeoutExpired:
+            lost += 1
+            server.stop()
         assert wait_until(server.group_is_empty)
+    assert lost <= 1
 
 
 @parameters("uwsgi")
