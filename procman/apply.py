@@ -13,7 +13,8 @@ from procman.config import Config, Daemon, Program
 HOT = frozenset(
     {
         "priority", "groups", "autostart", "restart", "success_exit_codes", "start_seconds", "start_timeout",
-        "start_retries", "restart_delay", "restart_delay_max", "stop_signal", "stop_timeout", "reload_signal",
+        "start_retries", "restart_delay", "restart_delay_max", "stop_signal", "stop_timeout", "reload", "reload_signal",
+        "reload_command", "max_age", "slot",
     }
 )  # fmt: skip
 """Keys of a Program that a running child never notices."""

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
-from procman import apply, memo
+from procman import apply, memo, servers
 from procman.config import Config
 from procman.errors import ConfigError, Failed, ProcmanError
 from procman.ground import Ground
@@ -29,6 +29,7 @@ from procman.link import KeeperLink
 from procman.operation import carry_out
 from procman.process import Process
 from procman.report import Info
+from procman.rollout import Rollouts
 from procman.supervisor import Supervisor
 
 log = logging.getLogger("procman")
@@ -79,7 +80,10 @@ class Unfinished:
 class Change:
     """Changes the table of `supervisor`. `problem` is "", or why the last one was refused."""
 
-    def __init__(self, supervisor: Supervisor, link: KeeperLink, ground: Ground, tables: Tables) -> None:
+    def __init__(
+        self, supervisor: Supervisor, link: KeeperLink, ground: Ground, tables: Tables, rollouts: Rollouts
+    ) -> None:
+        self._rollouts = rollouts
         self.problem = ""
         self._supervisor = supervisor
         self._link = link
@@ -94,6 +98,7 @@ class Change:
 
         Returns when all has been added, removed and asked to start again: which processes, and what it can't change.
         """
+        await self._rollouts.ended()
         if self._resumed is not None:
             await asyncio.shield(self._resumed)  # whoever asked for that one may be asking again
         self._supervisor.check_free()
@@ -147,8 +152,9 @@ class Change:
         config = replace(read.config, daemon=apply.daemon_in_force(supervisor.config.daemon, read.config.daemon))
         supervisor.take_settings(config)
         for program in plan.hot:
-            supervisor.processes[program.name].program = program
-            self._ground.change_logs(program)
+            process = supervisor.processes[program.name]
+            process.program = servers.in_place(program, process.program.slot)
+            self._ground.change_logs(process.program)
         names = {
             "added": [program.name for program in plan.added],
             "removed": [program.name for program in plan.removed],
@@ -184,8 +190,9 @@ class Change:
         start |= {program.name: 0 for program in plan.added if supervisor.starts_by_itself(program)}
         self._into_force(read, {"half": "start", "why": why, "start": start})
         for program in plan.restart:
-            processes[program.name].program = program
-            self._ground.prepare(program, config)
+            process = processes[program.name]
+            process.program = servers.in_place(program, process.program.slot)
+            self._ground.prepare(process.program, config)
         for program in plan.added:
             supervisor.add(program, Status())
         supervisor.put_in_order()

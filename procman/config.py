@@ -105,7 +105,11 @@ class Program:
     """All that the table says about one process: a program's keys, with `${instance}` filled in.
 
     `name` is the process ("shop", or "shop:2" where there are several), `program` the table's name, `instance` counts
-    from 1. `reload_signal` 0 means that `reload` is a restart. `success_exit_codes` holds signals as negative numbers.
+    from 1. `reload_signal` and `reload_command` count for their kind of `reload`. `success_exit_codes` holds signals as
+    negative numbers.
+
+    `slot` is not the table's: a process has two places for a child, each with pipes and sockets of its own, so that a
+    successor can start while the one before still serves. `key` names that place.
     """
 
     name: str
@@ -134,11 +138,30 @@ class Program:
     stop_signal: int = 15
     stop_timeout: float = 10.0
     kill: Literal["tree", "main"] = "tree"
+    reload: Literal["overlap", "restart", "signal", "command"] = "restart"
     reload_signal: int = 0
+    reload_command: tuple[str, ...] = ()
+    max_age: float = 0.0
     ready: Ready = field(default_factory=Ready)
     notify: bool = False
     log: Log = field(default_factory=Log)
     limits: Limits = field(default_factory=Limits)
+    slot: int = 0
+
+    @property
+    def key(self) -> str:
+        """What names its place: "shop", or "shop~" for the other one. No name of the table has a "~"."""
+        return place(self.name, self.slot)
+
+
+def place(name: str, slot: int) -> str:
+    """The name of one of the two places of the process `name`."""
+    return f"{name}~" if slot else name
+
+
+def split_place(key: str) -> tuple[str, int]:
+    """The reverse of `place`."""
+    return key.removesuffix("~"), int(key.endswith("~"))
 
 
 @dataclass(frozen=True, slots=True)

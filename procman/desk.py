@@ -24,6 +24,7 @@ from procman.process import Process
 from procman.reading import Read
 from procman.report import Info
 from procman.resources import daemon_usage, descriptors_short, processes_of
+from procman.rollout import Rollouts, overlaps
 from procman.rpc import LogSource, Peer
 from procman.supervisor import Supervisor
 
@@ -36,7 +37,10 @@ OUTPUT_LINES = 20
 class Desk:
     """See `methods.Operations` for what each method is."""
 
-    def __init__(self, supervisor: Supervisor, link: KeeperLink, ground: Ground, change: Change) -> None:
+    def __init__(
+        self, supervisor: Supervisor, link: KeeperLink, ground: Ground, change: Change, rollouts: Rollouts
+    ) -> None:
+        self._rollouts = rollouts
         self._change = change
         self._supervisor = supervisor
         self._link = link
@@ -59,11 +63,15 @@ class Desk:
 
     def infos(self, names: Sequence[str]) -> list[Info]:
         """See `methods.Operations`, as for all below."""
-        return [report.info(process, self._supervisor.measures.latest(process.name)) for process in self.select(names)]
+        return [self._info(process) for process in self.select(names)]
+
+    def _info(self, process: Process) -> Info:
+        beside = self._supervisor.places.beside.get(process.name)
+        return report.info(process, self._supervisor.measures.latest(process.name), beside)
 
     async def show(self, name: str, read: Read) -> Info:
         process = self._one(name)
-        shown = report.info(process, self._supervisor.measures.latest(process.name))
+        shown = self._info(process)
         logged = self._ground.log_counters(process.program)
         samples = self._supervisor.measures.history(process.name)
         pid = process.status.pid
@@ -77,9 +85,7 @@ class Desk:
 
     async def why(self, name: str, read: Read) -> Info:
         process = self._one(name)
-        history = [
-            {"at": rfc3339(at), "state": str(state), "why": why} for at, state, why in process.history
-        ]
+        history = [{"at": rfc3339(at), "state": str(state), "why": why} for at, state, why in process.history]
         status = process.status
         program = process.program
         return {
@@ -108,6 +114,7 @@ class Desk:
         timeout: float | None,
         wait: bool,
         progress: Callable[[Info], None],
+        at_once: int = 1,
     ) -> list[Info]:
         processes = self.select(names)
         if self._supervisor.closing and verb != "stop":
@@ -116,12 +123,12 @@ class Desk:
         for process in processes:
             self._supervisor.note("operation", process.name, what=verb, uid=peer.uid, pid=peer.pid)
         log.info("%s: %s (pid %d)", ", ".join(process.name for process in processes), why, peer.pid)
-        signalled: dict[str, Outcome] = {}
+        outputs: dict[str, list[str]] = {}
         if verb == "reload":
-            signalled = self._signal_reload(processes)
-            processes, verb = [p for p in processes if p.name not in signalled], "restart"
-        self._supervisor.remember({process.name for process in processes}, down=verb == "stop")
-        task = self._supervisor.background(carry_out(verb, processes, why, progress))
+            task = self._supervisor.background(self._reload(processes, why, progress, at_once, outputs))
+        else:
+            self._supervisor.remember({process.name for process in processes}, down=verb == "stop")
+            task = self._supervisor.background(self._carry_out(verb, processes, why, progress))
         outcomes: dict[str, Outcome] = {}
         if wait:
             try:
@@ -129,30 +136,74 @@ class Desk:
                     outcomes = await asyncio.shield(task)
             except TimeoutError:
                 late = f"not done within {timeout:g} s; it goes on"
-                aims = [operation.Aim(verb, process, process.status.generation) for process in processes]
-                outcomes = {aim.process.name: aim.outcome() or (False, late) for aim in aims}
+                outcomes = {process.name: self._so_far(verb, process) or (False, late) for process in processes}
         await self._supervisor.journal.saved()
-        outcomes |= signalled
         unwritten = self._supervisor.journal.problem or self._supervisor.journal.stuck()
         forgotten = f" (not on record for a restart of the daemon: {unwritten})" if unwritten else ""
         result = []
         for process in self.select(names):
             ok, text = outcomes.get(process.name, (True, process.status.why))
-            result.append(report.change(process) | {"ok": ok, "why": text + forgotten})
+            failed = {"output": outputs[process.name]} if process.name in outputs else {}
+            result.append(report.change(process) | {"ok": ok, "why": text + forgotten} | failed)
         return result
 
-    def _signal_reload(self, processes: Sequence[Process]) -> dict[str, Outcome]:
-        """Those that are done at once: what is wanted down is left alone, and what runs gets its signal, if its
-        `reload` is one. The others are to be restarted; that starts what has failed or ended."""
+    @staticmethod
+    def _so_far(verb: str, process: Process) -> Outcome | None:
+        return None if verb == "reload" else operation.Aim(verb, process, process.status.generation).outcome()
+
+    async def _carry_out(
+        self, verb: str, processes: Sequence[Process], why: str, progress: Callable[[Info], None]
+    ) -> dict[str, Outcome]:
+        """Start, stop or restart. A reload that is under way gives way to a stop or a restart."""
+        names = [process.name for process in processes]
+        if verb == "stop":
+            stopped, _ = await asyncio.gather(carry_out(verb, processes, why, progress), self._rollouts.abandon(names))
+            # One whose successor had taken over meanwhile is another process now.
+            late = [now for now in self.select(names) if now.status.state is not State.STOPPED] if names else []
+            return stopped | await carry_out(verb, late, why, progress)
+        if verb == "restart":
+            await self._rollouts.abandon(names)
+            processes = self.select(names)
+        return await carry_out(verb, processes, why, progress)
+
+    async def _reload(
+        self,
+        processes: Sequence[Process],
+        why: str,
+        progress: Callable[[Info], None],
+        at_once: int,
+        outputs: dict[str, list[str]],
+    ) -> dict[str, Outcome]:
+        """Each as its table says; what is wanted down is left alone. What does not run now, since it has failed or
+        ended, is started. `outputs` gets the last output of successors that failed."""
         outcomes: dict[str, Outcome] = {}
+        overlapping, restarting, commanded = [], [], []
         for process in processes:
-            number, status = process.program.reload_signal, process.status
+            program, status = process.program, process.status
+            runs = status.pid is not None and status.state is not State.STOPPING
             if not status.wanted:
                 outcomes[process.name] = (False, f"it does not run: {status.why}")
-            elif number and status.pid is not None and status.state is not State.STOPPING:
-                self._link.signal(process.child, number)
-                outcomes[process.name] = (True, f"sent {report.signal_name(number)}")
-        return outcomes
+            elif runs and program.reload == "signal":
+                self._link.signal(process.child, program.reload_signal)
+                outcomes[process.name] = (True, f"sent {report.signal_name(program.reload_signal)}")
+            elif runs and program.reload == "command":
+                commanded.append(process)
+            elif overlaps(process) or self._rollouts.under_way(process.name):
+                overlapping.append(process)
+            else:
+                restarting.append(process)
+
+        async def command(process: Process) -> None:
+            outcomes[process.name] = await self._ground.run_reload(process)
+
+        commands = asyncio.gather(*map(command, commanded))
+        (replaced, lines), restarted = await asyncio.gather(
+            self._rollouts.replace([process.program for process in overlapping], why, progress, at_once),
+            carry_out("restart", restarting, why, progress),
+        )
+        await commands
+        outputs |= lines
+        return outcomes | replaced | restarted
 
     def signal(self, names: Sequence[str], signum: int, peer: Peer) -> list[Info]:
         result = []

@@ -19,21 +19,24 @@ import stat
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from procman import disks, launch, logread, notify, probes, report, shape
 from procman.config import Config, Listener, Program
 from procman.errors import Failed, ProcmanError
-from procman.holdings import Holdings, held_name
+from procman.holdings import Holdings
 from procman.keeper.wire import Message
 from procman.launch import log_pipes
 from procman.lifecycle import Exit, Ready, State, Status
 from procman.link import KeeperLink
 from procman.logs import Counters, LogThreads
+from procman.places import Places
 from procman.process import Process
 from procman.reading import Reading
 from procman.resources import OutOfMemory
 from procman.rpc import LogSource
+from procman.sockets import held_name
+from procman.trials import Trials
 
 log = logging.getLogger("procman")
 
@@ -47,6 +50,9 @@ PAUSE_SECONDS = 10.0
 
 LINE_MAX = 1024 * 1024
 """Bytes of an unfinished line that a `log` readiness pattern is tried on."""
+
+RELOAD_SECONDS = 60.0
+"""How long the command of `reload` may take."""
 
 OUTPUT_BYTES = 64 * 1024
 """Of the end of a log, for `why`."""
@@ -65,6 +71,13 @@ class _EnvFilesRead:
     called_off: bool = False
 
 
+class _Line(NamedTuple):
+    """The line that means "ready" is waited for: `seen`, and what ends that."""
+
+    seen: asyncio.Event
+    end: Callable[[], None]
+
+
 class Ground:
     """See the module. `environ` is the daemon's own environment."""
 
@@ -75,21 +88,24 @@ class Ground:
         self._environ = dict(environ)
         self.on_reopen: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()
-        self._processes: Mapping[str, Process] = {}
+        self._places = Places()
         self._listeners: dict[str, Listener] = {}
         self._on_change: Callable[[Process, Status], None] = lambda process, before: None
         self._runs: dict[str, asyncio.Future[int]] = {}
         self._run_numbers = itertools.count(1)
-        self._matched: dict[str, asyncio.Event] = {}
+        self._matched: dict[str, _Line] = {}  # by place
         self._watching: dict[str, list[Callable[[], None]]] = {}
         self._out_of_memory = OutOfMemory()
         self._slow = Reading()
         self._reading: dict[str, _EnvFilesRead] = {}  # by child
+        self._taps: dict[str, tuple[Callable[[bytes], None], ...]] = {}
+        self.sockets = holdings.sockets
+        self.trials = Trials(holdings.sockets)
 
-    def attach(self, on_change: Callable[[Process, Status], None], processes: Mapping[str, Process]) -> None:
-        """Tell `on_change` of every change of a process; `processes` are all there are, by name, now and later."""
+    def attach(self, on_change: Callable[[Process, Status], None], places: Places) -> None:
+        """Tell `on_change` of every change of a process; `places` has all that there are, now and later."""
         self._on_change = on_change
-        self._processes = processes
+        self._places = places
 
     # --- process.Surroundings ---------------------------------------------------------------------------------------
 
@@ -104,7 +120,7 @@ class Ground:
 
     def _env_files_read(self, process: Process, generation: int, reading: asyncio.Task[dict[str, str]]) -> None:
         """The other half of `spawn`, for a program with env files."""
-        called_off = self._reading.pop(launch.child_id(process.name, generation)).called_off
+        called_off = self._reading.pop(launch.child_id(process.key, generation)).called_off
         if not process.status.alive or process.status.generation != generation:
             return
         try:
@@ -121,13 +137,14 @@ class Ground:
         try:
             self._holdings.control_folder(program)
             self._holdings.open_logs(program)
-            listen = {name: self._holdings.listener(self._listeners[name], program.name) for name in program.listen}
+            named = ((name, self._listeners[name]) for name in program.listen)
+            listen = {name: self.trials.socket(program.key, program.name, listener) for name, listener in named}
             asked = launch.request(program, generation, self._environment(program, from_files), listen)
         except OSError as error:  # of whatever kind: it must not end what else is being done
             raise Failed(f"can't start: {error.strerror}") from error
         if program.ready.kind == "log":
             self._listen_for_line(program)  # now: a fast child may say it before the keeper says that it runs
-        socket = self._holdings.notify_sockets.get(program.name)
+        socket = self._holdings.notify_sockets.get(program.key)
         if socket is not None:
             socket.drop()  # what waits there is of a child before
         self._link.spawn(asked | {"note": report.note_of(process.status)})
@@ -146,14 +163,14 @@ class Ground:
     def changed(self, process: Process, before: Status) -> None:
         status = process.status
         if status.pid is not None and before.pid is None:
-            socket = self._holdings.notify_sockets.get(process.name)
+            socket = self._holdings.notify_sockets.get(process.key)
             if socket is not None:
-                self._loop.add_reader(socket.fileno(), self._notify_readable, socket, process.name)
+                self._loop.add_reader(socket.fileno(), self._notify_readable, socket, process.key)
         elif before.pid is not None and status.pid is None:
             for name in self._holdings.captured(process.program):
                 self._logs.flush(name)
         if process.program.listen and status.state in CHILDLESS and before.state not in CHILDLESS:
-            self._holdings.close_own_listeners(process.name)
+            self._holdings.sockets.close_own(process.name)
         self._on_change(process, before)
 
     def watch_ready(
@@ -164,8 +181,9 @@ class Ground:
             return self._probe(process, ready, report)
         if wanted.kind == "log":
             report(f"no line of its output matches {wanted.pattern!r} yet")
-            seen = self._matched.get(process.name)  # None: its child was started by a supervisor that died
-            return self._watch_output(process.program, seen or self._listen_for_line(process.program), ready)
+            line = self._matched.get(process.key)  # None: its child was started by a supervisor that died
+            seen = line.seen if line is not None else self._listen_for_line(process.program)
+            return self._watch_output(process.program, seen, ready)
         if wanted.kind == "notify":
             report("READY=1 has not arrived")
         return None
@@ -176,13 +194,17 @@ class Ground:
 
         wanted = process.program.ready
         what = f"{wanted.kind} {wanted.address or ' '.join(wanted.argv)}{wanted.path}"
-        await probes.wait_ready(wanted, run, lambda reason: report(f"{what}: {reason}"))
+        wanted, let_through = self.trials.alone(process.key, wanted)
+        await probes.wait_ready(wanted, run, lambda reason: report(f"{what}: {reason}"), let_through)
         ready()
 
     def _listen_for_line(self, program: Program) -> asyncio.Event:
         """From now on look for the line that means "ready" in all that comes out of the program's pipes."""
         pattern = re.compile(program.ready.pattern.encode())
-        seen = self._matched[program.name] = asyncio.Event()
+        before = self._matched.pop(program.key, None)
+        if before is not None:
+            before.end()
+        seen = asyncio.Event()
         rest = b""
 
         def look(chunk: bytes) -> None:  # in the log thread
@@ -192,18 +214,56 @@ class Ground:
             if any(pattern.search(line) for line in (*lines, rest)):
                 self._loop.call_soon_threadsafe(seen.set)
 
-        for key in self._holdings.captured(program):
-            self._logs.tap(key, look)
+        self._matched[program.key] = _Line(seen, self._tap(program, look))
         return seen
+
+    def _tap(self, program: Program, callback: Callable[[bytes], None]) -> Callable[[], None]:
+        """Call `callback` in the log thread with all that comes out of the program's pipes, until what is returned is
+        called."""
+        keys = self._holdings.captured(program)
+
+        def heard(chunk: bytes, key: str) -> None:
+            for each in self._taps.get(key, ()):
+                each(chunk)
+
+        def end() -> None:
+            for key in keys:
+                left = self._taps[key] = tuple(each for each in self._taps.get(key, ()) if each is not callback)
+                if not left:
+                    self._taps.pop(key)
+                    if key in self._holdings.captured(program):
+                        self._logs.tap(key, None)
+
+        for key in keys:
+            self._taps[key] = (*self._taps.get(key, ()), callback)
+            self._logs.tap(key, functools.partial(heard, key=key))
+        return end
+
+    def remember_output(self, program: Program) -> Callable[[], list[str]]:
+        """From now on keep the end of all that it prints. What is returned ends that, and returns the lines; it can be
+        called once."""
+        kept = bytearray()
+
+        def keep(chunk: bytes) -> None:
+            kept.extend(chunk)
+            del kept[: max(0, len(kept) - OUTPUT_BYTES)]
+
+        end = self._tap(program, keep)
+
+        def lines() -> list[str]:
+            end()
+            return bytes(kept).decode(errors="replace").splitlines()
+
+        return lines
 
     async def _watch_output(self, program: Program, seen: asyncio.Event, ready: Callable[[], None]) -> None:
         try:
             await seen.wait()
         finally:
-            if self._matched.get(program.name) is seen:
-                del self._matched[program.name]
-                for key in self._holdings.captured(program):
-                    self._logs.tap(key, None)
+            line = self._matched.get(program.key)
+            if line is not None and line.seen is seen:
+                del self._matched[program.key]
+                line.end()
         ready()
 
     # --- before a child ---------------------------------------------------------------------------------------------
@@ -214,7 +274,7 @@ class Ground:
         for name in program.listen:
             if self._listeners[name].reuse_port:
                 continue  # a socket of its own, as long as it has a child: else it would take connections to nobody
-            self._try(program, functools.partial(self._holdings.listener, self._listeners[name], program.name))
+            self._try(program, functools.partial(self._holdings.sockets.open, self._listeners[name], program.name))
         self._try(program, lambda: self._holdings.open_logs(program))
         if program.notify:
             self._try(program, lambda: self._open_notify(program))
@@ -264,15 +324,15 @@ class Ground:
         """`program` has gone from the table."""
         self._holdings.close_logs(program)
         self._holdings.remove_control_folder(program)
-        socket = self._holdings.notify_sockets.get(program.name)
+        socket = self._holdings.notify_sockets.get(program.key)
         if socket is not None:
             self._loop.remove_reader(socket.fileno())
-            self._holdings.close_notify_socket(program.name)
+            self._holdings.close_notify_socket(program.key)
 
     def close(self) -> None:
         """The daemon ends: nothing may stay behind in its runtime folder."""
         self._slow.close()
-        for process in self._processes.values():
+        for process in self._places.everyone():
             self._holdings.remove_control_folder(process.program)
         self._holdings.remove_files()
 
@@ -284,7 +344,7 @@ class Ground:
             held_name(keep[name], program.name): keep[name] for program in config.programs for name in program.listen
         }
         plain = {held_name(listener, ""): listener for listener in config.listeners if not listener.reuse_port}
-        self._holdings.close_listeners(names | plain)
+        self._holdings.sockets.close_others(names | plain)
 
     def change_logs(self, program: Program) -> None:
         """The output of `program` goes where its table says now."""
@@ -317,15 +377,15 @@ class Ground:
     # --- READY=1 ----------------------------------------------------------------------------------------------------
 
     def _open_notify(self, program: Program) -> str:
-        known = program.name in self._holdings.notify_sockets
+        known = program.key in self._holdings.notify_sockets
         socket = self._holdings.notify_socket(program)
         if not known:
-            self._loop.add_reader(socket.fileno(), self._notify_readable, socket, program.name)
+            self._loop.add_reader(socket.fileno(), self._notify_readable, socket, program.key)
         return socket.path
 
-    def _notify_readable(self, socket: notify.NotifySocket, name: str) -> None:
+    def _notify_readable(self, socket: notify.NotifySocket, key: str) -> None:
         message = socket.peek()
-        process = self._processes.get(name)
+        process = self._places.by_key.get(key)
         if message is None:
             return
         if process is not None and process.status.alive:
@@ -347,9 +407,25 @@ class Ground:
 
     # --- commands that probes run -----------------------------------------------------------------------------------
 
+    async def run_reload(self, process: Process) -> tuple[bool, str]:
+        """Run the command of `reload`, with the pid of the main process in MAINPID."""
+        program = process.program
+        variables = {**dict(program.environment), "MAINPID": str(process.status.pid or "")}
+        try:
+            async with asyncio.timeout(RELOAD_SECONDS):
+                told = replace(program, environment=tuple(variables.items()))
+                status = await self._run(told, program.reload_command)
+        except TimeoutError:
+            return False, f"its reload command did not end within {RELOAD_SECONDS:g} s"
+        except ProcmanError as error:
+            return False, f"its reload command: {error}"
+        if status:
+            return False, f"its reload command failed with {f'exit status {status}' if status > 0 else -status}"
+        return True, "its reload command has run"
+
     async def _run(self, program: Program, argv: tuple[str, ...]) -> int:
         """Run a probe's command as the program would run; its exit status, 127 when it can't start."""
-        child = f"{program.name}/probe#{next(self._run_numbers)}-{os.getpid()}"
+        child = f"{program.key}/probe#{next(self._run_numbers)}-{os.getpid()}"
         quiet = replace(program, argv=argv, log=replace(program.log, mode="discard"))
         environment = self._environment(program, await self._env_files(program))
         asked = launch.request(quiet, 0, environment, {})
@@ -404,7 +480,7 @@ class Ground:
         for child, pending in self._reading.items():
             if now - pending.since > STUCK_SECONDS:
                 found.append(f"{child}: its env_file is not read after {now - pending.since:.0f} s: is its disk stuck?")
-        for process in self._processes.values():
+        for process in self._places.everyone():
             errors = [shown["error"] for shown in self.log_counters(process.program) if shown["error"]]
             found += [f"{process.name}: its output is not written: {error}" for error in errors]
         return found
@@ -487,7 +563,7 @@ class Ground:
 
     def _log_path(self, key: str) -> str:
         name, _, stream = key.rpartition("/")
-        process = self._processes.get(name)
+        process = self._places.current.get(name)
         sources = [] if process is None else self.log_sources(process.program)
         return next((source.path for source in sources if source.stream == stream), "")
 

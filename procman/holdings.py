@@ -1,4 +1,4 @@
-"""What the keeper holds for the processes: listening sockets, log pipes, notification sockets.
+"""What the keeper holds for the processes: log pipes, notification sockets, and listening sockets (`sockets`).
 
 Each is opened once, given to the keeper under a name, and found again there by the next supervisor. The supervisor
 keeps open only what it reads itself.
@@ -12,17 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from procman import listeners, logs, servers
-from procman.config import Daemon, Listener, Program
+from procman.config import Daemon, Program
 from procman.errors import Failed, ProcmanError
 from procman.folders import open_folder
 from procman.launch import log_pipes
 from procman.link import KeeperLink
 from procman.notify import NotifySocket
-
-
-def held_name(listener: Listener, process: str) -> str:
-    """Under which name the keeper holds the socket of `listener` that `process` gets."""
-    return f"listener/{listener.name}" + (f"@{process}" if listener.reuse_port else "")
+from procman.sockets import Sockets
 
 
 def make_notify_folder(path: str) -> None:
@@ -37,7 +33,7 @@ def make_notify_folder(path: str) -> None:
 
 
 class Holdings:
-    """The held descriptors by name: `listener/NAME[@PROCESS]`, `log/PROCESS/out/r` and so on, `notify/PROCESS`.
+    """The held descriptors by name: `log/PLACE/out/r` and so on, `notify/PLACE`, and those of `sockets`.
 
     `held` are the descriptors that the snapshot brought; this object owns them. `counters` are what the log thread of
     the supervisor before had counted.
@@ -59,14 +55,13 @@ class Holdings:
         self._received = held
         self._counters = counters
         self._captured: set[str] = set()
-        self._open: dict[str, Listener] = {}
-        self._files: dict[str, listeners.FileId | None] = {}  # the files of Unix listeners, by held name
         self._pipes: dict[str, int] = {}  # inodes, by the name of the stream
         self.notify_sockets: dict[str, NotifySocket] = {}
+        self.sockets = Sockets(self, held)
 
     def document(self) -> dict[str, Any]:
         """Part of the state file: how pipes and the files of Unix listeners are known again without the keeper."""
-        return {"pipes": self._pipes, "sockets": self._files}
+        return {"pipes": self._pipes, "sockets": self.sockets.document()}
 
     def take(self, name: str) -> int | None:
         """The descriptor that the snapshot brought under `name`, now the caller's; None if there is none."""
@@ -81,13 +76,21 @@ class Holdings:
         """The keeper had no room for these: they are opened again when a child needs them."""
         for name in names:
             self._names.discard(name)
-            self._open.pop(name, None)
+            self.sockets.lost(name)
             stream = name.rpartition("/")[0]
             if stream in self._captured:
                 self._captured.discard(stream)
                 self._log_thread.remove(stream)
             if name.startswith("notify/"):
                 self.close_notify_socket(name.removeprefix("notify/"))
+
+    def holds(self, name: str) -> bool:
+        """Whether the keeper holds it."""
+        return name in self._names
+
+    def held(self) -> list[str]:
+        """All names."""
+        return list(self._names)
 
     def release(self, name: str) -> None:
         """The keeper may close it."""
@@ -100,40 +103,6 @@ class Holdings:
         for fd in self._received.values():
             os.close(fd)
         self._received.clear()
-
-    # --- listeners --------------------------------------------------------------------------------------------------
-
-    def listener(self, listener: Listener, process: str) -> str:
-        """The held name of `listener` for `process`, opening it if need be. Raises Failed when it can't be bound."""
-        name = held_name(listener, process)
-        if name not in self._names:
-            group = listener.reuse_port and any(other.startswith(held_name(listener, "")) for other in self._names)
-            sock = listeners.join(listener) if group else listeners.open_listener(listener)
-            with sock:
-                self.hold({name: sock.fileno()})
-        self._open[name] = listener
-        if listener.address.kind == "unix" and name not in self._files:
-            self._files[name] = listeners.socket_file(listener.address.path)
-        return name
-
-    def close_own_listeners(self, process: str) -> None:
-        """Release the sockets that are of `process` alone (`reuse_port`): it has no child that would accept."""
-        for name in [name for name in self._names if name.startswith("listener/") and name.endswith(f"@{process}")]:
-            self.release(name)
-            self._open.pop(name, None)
-
-    def close_listeners(self, keep: Mapping[str, Listener]) -> None:
-        """Release every listening socket that is not in `keep` under its held name, or is there with other settings."""
-        for name in [name for name in self._names if name.startswith("listener/")]:
-            opened = self._open.get(name)
-            if opened is not None and keep.get(name) == opened:
-                continue
-            self.release(name)
-            self._open.pop(name, None)
-            if opened is not None and opened.address.kind == "unix":
-                made = self._files.pop(name, None)
-                if made is not None:
-                    listeners.remove_socket_file(opened.address.path, made)
 
     # --- logs -------------------------------------------------------------------------------------------------------
 
@@ -191,10 +160,10 @@ class Holdings:
 
     def notify_socket(self, program: Program) -> NotifySocket:
         """The socket on which `program` may say READY=1. Raises Failed."""
-        known = self.notify_sockets.get(program.name)
+        known = self.notify_sockets.get(program.key)
         if known is not None:
             return known
-        name = f"notify/{program.name}"
+        name = f"notify/{program.key}"
         received = self.take(name)
         if received is not None:
             socket = NotifySocket.from_fd(received)
@@ -204,13 +173,13 @@ class Holdings:
             except OSError as error:
                 raise Failed(f"can't make the folder {self._folder}: {error.strerror}") from error
             uid = program.account.uid if program.account is not None else os.geteuid()
-            socket = NotifySocket(os.path.join(self._folder, program.name), uid)
+            socket = NotifySocket(os.path.join(self._folder, program.key), uid)
             try:
                 self.hold({name: socket.fileno()})
             except ProcmanError:
                 socket.close()
                 raise
-        self.notify_sockets[program.name] = socket
+        self.notify_sockets[program.key] = socket
         return socket
 
     def close_notify_socket(self, name: str) -> None:
@@ -244,13 +213,13 @@ class Holdings:
                 os.rmdir(os.path.dirname(path))
 
     def _control_socket(self, program: Program) -> str:
-        return servers.control_socket(self._runtime_folder, program.name)
+        return servers.control_socket(self._runtime_folder, program.key)
 
     def remove_files(self) -> None:
         """The daemon ends: no socket file may stay behind."""
         for name in list(self.notify_sockets):
             self.close_notify_socket(name)
-        self.close_listeners({})
+        self.sockets.close_others({})
         try:
             os.rmdir(self._folder)
         except OSError:

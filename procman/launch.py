@@ -21,15 +21,15 @@ DIGITS_MAX = 18
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def child_id(name: str, generation: int) -> str:
-    """How the keeper knows a child: its process and its number."""
-    return f"{name}#{generation}"
+def child_id(key: str, generation: int) -> str:
+    """How the keeper knows a child: the place that it has (`Program.key`) and its number."""
+    return f"{key}#{generation}"
 
 
 def split_child_id(child: str) -> tuple[str, int]:
     """The reverse of `child_id`; generation 0 for a child that belongs to no process of the table."""
-    name, _, number = child.rpartition("#")
-    return name, int(number) if number.isascii() and number.isdecimal() and len(number) <= DIGITS_MAX else 0
+    key, _, number = child.rpartition("#")
+    return key, int(number) if number.isascii() and number.isdecimal() and len(number) <= DIGITS_MAX else 0
 
 
 def environment(
@@ -74,8 +74,8 @@ def log_pipes(program: Program) -> tuple[str | None, str | None]:
     log = program.log
     if log.mode == "discard":
         return None, None
-    out = f"log/{program.name}/out"
-    errors = {"merge": out, "separate": f"log/{program.name}/err", "discard": None}
+    out = f"log/{program.key}/out"
+    errors = {"merge": out, "separate": f"log/{program.key}/err", "discard": None}
     return out, errors[log.stderr]
 
 
@@ -86,15 +86,13 @@ def log_paths(program: Program) -> dict[str, str]:
     return {name: path for name, path in paths.items() if name is not None}
 
 
-def request(
-    program: Program, generation: int, env: Mapping[str, str], listen: Mapping[str, str]
-) -> dict[str, object]:
+def request(program: Program, generation: int, env: Mapping[str, str], listen: Mapping[str, str]) -> dict[str, object]:
     """The keeper's "spawn" request for child number `generation`. `listen` maps listener names to held names, in
     order."""
     out, err = log_pipes(program)
     limits = {key: value for key, value in asdict(program.limits).items() if value not in (None, ())}
     asked: dict[str, object] = {
-        "child": child_id(program.name, generation),
+        "child": child_id(program.key, generation),
         "argv": list(program.argv),
         "env": dict(env),
         "directory": program.directory,

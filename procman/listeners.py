@@ -16,6 +16,7 @@ such form: the worst that a swap of the folder just then can do is an unused soc
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import socket
@@ -34,6 +35,11 @@ FileId = tuple[int, int]
 """Device and inode: which file it is, whatever its path."""
 
 RPC_BACKLOG = 1024
+
+RENAME_EXCHANGE = 2
+"""linux/fs.h"""
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 _COMMAND_MAX = 80
 
@@ -78,7 +84,8 @@ def fits(sock: socket.socket, listener: Listener, made: FileId | None = None) ->
         if address.kind == "unix":
             there = socket_file(address.path)
             leads_here = there is not None and made in (None, there)
-            return sock.family == socket.AF_UNIX and where == address.path and leads_here
+            bound_for_it = where in (address.path, beside_address(address).path)
+            return sock.family == socket.AF_UNIX and bound_for_it and leads_here
         if sock.family == socket.AF_INET6:
             v6_only = bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
             if v6_only != (address.host != ""):
@@ -86,6 +93,42 @@ def fits(sock: socket.socket, listener: Listener, made: FileId | None = None) ->
         return any(sock.family == family and where[:2] == wanted[:2] for family, wanted in _tcp_candidates(listener))
     except (OSError, Failed):
         return False
+
+
+def open_beside(listener: Listener) -> socket.socket:
+    """One more socket for a Unix listener, at a path beside its own, with the same mode and owner. `take_over` gives it
+    the listener's own path. Raises `Failed`."""
+    hint = f"give listener {listener.name!r} another path"
+    path = beside_address(listener.address).path
+    return _open_unix(path, listener.backlog, listener.mode, (listener.uid, listener.gid), hint)
+
+
+def beside_address(address: Address) -> Address:
+    """Where `open_beside` listens."""
+    return Address("unix", path=f"{address.path}~")
+
+
+def take_over(listener: Listener, made: FileId) -> None:
+    """Whoever connects to the path of `listener` from now on comes to the socket whose file is `made`: that one and the
+    file beside it change places in one step (RENAME_EXCHANGE, rename(2)), so there is no moment without a socket.
+    Changes nothing where it stands there already. Raises OSError."""
+    path = listener.address.path
+    with _folder_of(path) as folder:
+        here, there = os.path.basename(path), os.path.basename(beside_address(listener.address).path)
+        if _socket_in(folder, here) != made and _socket_in(folder, there) == made:
+            _exchange(folder, here, there)
+
+
+def _exchange(folder: int, one: str, other: str) -> None:
+    names = (os.fsencode(one), os.fsencode(other))
+    if _libc.renameat2(folder, names[0], folder, names[1], RENAME_EXCHANGE) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def remove_beside(listener: Listener) -> None:
+    """Remove the file of a second socket that has not taken over."""
+    remove_socket_file(beside_address(listener.address).path)
 
 
 def open_rpc_socket(path: str, mode: int, gid: int = -1) -> socket.socket:

@@ -21,6 +21,7 @@ from .rpc import LogSource, Object, Peer, RpcError
 
 MAX_LINES = 100_000  # of the end of a log, for one request
 CHUNK = 64 * 1024  # bytes of a log in one notification
+MAX_COUNT = 1000  # processes of one program
 MAX_NEWS = 10_000  # events that wait for a client that is slow to read them
 
 MAX_TURN = 1024 * 1024  # bytes that a follower reads before it sends them
@@ -51,8 +52,10 @@ class Operations(Protocol):
         timeout: float | None,
         wait: bool,
         progress: Callable[[Object], None],
+        at_once: int = 1,
     ) -> list[Object]:
-        """Starts, stops, restarts or reloads; one {name, ok, state, why} for each process."""
+        """Starts, stops, restarts or reloads (`at_once` processes of one program together); one {name, ok, state, why}
+        for each process, and the last `output` of a successor that failed."""
 
     def signal(self, names: Sequence[str], signum: int, peer: Peer) -> list[Object]:
         """Sends a signal to the main child of each process; the same objects."""
@@ -102,7 +105,7 @@ class Call:
     read: Read
 
 
-Kind = Literal["names", "some names", "name", "flag", "lines", "seconds", "signal"]
+Kind = Literal["names", "some names", "name", "flag", "lines", "count", "seconds", "signal"]
 REQUIRED: Final = "required"
 
 
@@ -126,6 +129,10 @@ def _is_lines(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_LINES
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_COUNT
+
+
 def _is_seconds(value: object) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return value is None or (number and 0 <= value <= 1e9)  # type: ignore[operator]
@@ -141,6 +148,7 @@ _KINDS: dict[Kind, tuple[Callable[[object], bool], str]] = {
     "name": (lambda value: isinstance(value, str) and bool(value), "a name"),
     "flag": (lambda value: isinstance(value, bool), "true or false"),
     "lines": (_is_lines, f"an integer from 0 to {MAX_LINES}"),
+    "count": (_is_count, f"an integer from 1 to {MAX_COUNT}"),
     "seconds": (_is_seconds, "a number of seconds, or null"),
     "signal": (_is_signal, "the name or number of a signal"),
 }
@@ -197,6 +205,7 @@ async def _operate(verb: str, operations: Operations, call: Call) -> object:
             call.peer,
             timeout=call.params["timeout"],
             wait=call.params["wait"],
+            at_once=call.params.get("at_once", 1),
             progress=functools.partial(call.mention, "progress"),
         )
     )
@@ -408,7 +417,7 @@ METHODS: dict[str, Method] = {
     "start": Method(functools.partial(_operate, "start"), "operate", _OPERATE),
     "stop": Method(functools.partial(_operate, "stop"), "operate", _OPERATE),
     "restart": Method(functools.partial(_operate, "restart"), "operate", _OPERATE),
-    "reload": Method(functools.partial(_operate, "reload"), "operate", _OPERATE),
+    "reload": Method(functools.partial(_operate, "reload"), "operate", _OPERATE | {"at_once": ("count", 1)}),
     "signal": Method(_signal, "operate", {"signal": ("signal", REQUIRED), "names": ("some names", REQUIRED)}),
     "logs": Method(
         _logs,

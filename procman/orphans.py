@@ -15,18 +15,19 @@ import os
 import socket
 import time
 from collections.abc import Container, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from procman import __version__, apply, launch, listeners, salvage, store
-from procman.config import Config, Listener, Program
+from procman import __version__, apply, launch, listeners, salvage, servers, store
+from procman.config import Config, Listener, Program, split_place
 from procman.errors import Failed
-from procman.holdings import held_name
 from procman.keeper import tree
 from procman.keeper.wire import Message
 from procman.lifecycle import State
 from procman.link import KeeperLink
 from procman.process import Process
 from procman.snapshot import Snapshot
+from procman.sockets import held_name
 
 log = logging.getLogger("procman")
 
@@ -78,7 +79,7 @@ class Register:
         """Part of the state file."""
         children, prints = {}, {}
         for process in processes:
-            child, known = self._known.get(process.name, ("", None))
+            child, known = self._known.get(process.key, ("", None))
             if known and child == process.child and (process.status.alive or process.status.state is State.STOPPING):
                 children[child] = known
                 prints[process.name] = self._print(config, process.program)
@@ -87,7 +88,8 @@ class Register:
     def _print(self, config: Config, program: Program) -> str:
         cached = self._prints.get(program.name)
         if cached is None or cached[0] is not program:
-            cached = self._prints[program.name] = program, apply.fingerprint(config, program)
+            as_in_table = servers.in_place(program, 0)
+            cached = self._prints[program.name] = program, apply.fingerprint(config, as_in_table)
         return cached[1]
 
 
@@ -121,12 +123,19 @@ def claim(process: tree.Process, tag: int, house: int, mains: Container[tuple[in
     return 0 if (process.pid, process.start) in mains else None
 
 
-def plan(seen: Sequence[Seen], known: Mapping[str, Known], last: int, programs: Mapping[str, Program]) -> list[Message]:
+def plan(
+    seen: Sequence[Seen],
+    known: Mapping[str, Known],
+    last: int,
+    programs: Mapping[str, Program],
+    current: Mapping[str, int] = MappingProxyType({}),
+) -> list[Message]:
     """The "adopt" requests for what was found; none when nothing of ours is left. Pure.
 
     `last` is the highest number of a child that the state file knows of. A child that the state file knows is asked for
     also when it is gone: its end is news. What belongs to no process of the table is asked for under a name that no
-    process has, and is ended for that.
+    process has, and is ended for that. `current` are the numbers of the children that were the current ones of their
+    process, as far as the state file knows: the daemon may have died while one passed on to its successor.
     """
     by_tag: dict[int, list[Seen]] = {}
     for process in sorted(seen, key=lambda process: process.start):
@@ -143,7 +152,7 @@ def plan(seen: Sequence[Seen], known: Mapping[str, Known], last: int, programs: 
         if request := _judge(tag, family, last, programs):
             requests.append(request)
             found = True
-    return _one_each(requests, known) if found else []
+    return _one_each(requests, known, current) if found else []
 
 
 def _judge(tag: int, family: Sequence[Seen], last: int, programs: Mapping[str, Program]) -> Message | None:
@@ -152,7 +161,7 @@ def _judge(tag: int, family: Sequence[Seen], last: int, programs: Mapping[str, P
     if not tag:
         return None
     child = next((process.child for process in family if process.child), "")
-    name, _ = launch.split_child_id(child)
+    name, _ = split_place(launch.split_child_id(child)[0])
     program = programs.get(name)
     if program is None:
         # Without a name: from before the state file was written, so it was left on purpose (kill = "main").
@@ -173,17 +182,19 @@ def _request(child: str, tag: int, main: Seen | None, family: Sequence[Seen], ki
     return {"child": child, "tag": tag, "kill": kill, "members": members, **process}
 
 
-def _one_each(requests: list[Message], known: Mapping[str, Known]) -> list[Message]:
+def _one_each(requests: list[Message], known: Mapping[str, Known], current: Mapping[str, int]) -> list[Message]:
     """Each process has one child: the one that the state file knows, if it lives, else the newest. The others are
     renamed, so that they are ended."""
 
-    def rank(request: Message) -> tuple[bool, int, bool]:
+    def rank(request: Message) -> tuple[bool, bool, int, bool]:
         lives = bool(request["pid"])
-        return lives and request["child"] in known, launch.split_child_id(str(request["child"]))[1], lives
+        key, generation = launch.split_child_id(str(request["child"]))
+        was_current = current.get(split_place(key)[0]) == generation
+        return lives and request["child"] in known, lives and was_current, generation, lives
 
     taken: set[str] = set()
     for request in sorted(requests, key=rank, reverse=True):
-        name, _ = launch.split_child_id(str(request["child"]))
+        name, _ = split_place(launch.split_child_id(str(request["child"]))[0])
         if name in taken:
             request["child"] = f"{name}/left#{_number(request['tag'])}"
         taken.add(name)
@@ -250,7 +261,9 @@ async def adopt(
     own = {record["tag"] for record in snapshot.children.values() if not record.get("adopted") and record.get("tag")}
     seen = [] if lock.fresh else [process for process in look(lock.house, known) if process.tag not in own]
     programs = {program.name: program for program in config.programs}
-    requests = plan(seen, known, last, programs)
+    statuses = _mapping(document, "processes")
+    current = {name: status["generation"] for name, status in statuses.items() if "generation" in status}
+    requests = plan(seen, known, last, programs, current)
     for request in requests:
         request["at"] = _time_of(request["start"]) if request["pid"] else 0.0
     above = max([last, *(_number(process.tag) for process in seen)])
@@ -261,10 +274,11 @@ async def adopt(
     rescue = Rescue(link, snapshot, document, config)
     rescue.drop_unfit()
     for request in requests:
-        name, _ = launch.split_child_id(str(request["child"]))
+        name, slot = split_place(launch.split_child_id(str(request["child"]))[0])
         program = programs.get(name)
         if program is None or not request["members"]:
             continue
+        program = servers.in_place(program, slot)
         lost = rescue.get_back(program, request["members"])
         if records[str(request["child"])]["state"] == "running":
             snapshot.adopted[name] = lost
@@ -299,7 +313,9 @@ class Rescue:
         pipes: set[str] = set()
         for program in self._programs:
             wanted |= self._wanted(program)
-            pipes |= {f"{name}/{end}" for name in launch.log_pipes(program) if name is not None for end in "rw"}
+            for slot in (0, 1):
+                names = launch.log_pipes(servers.in_place(program, slot))
+                pipes |= {f"{name}/{end}" for name in names if name is not None for end in "rw"}
         for name, fd in list(self._held.items()):
             fits = name in wanted and _fits(fd, wanted[name])
             if name in pipes or fits or not name.startswith(("listener/", "log/")):

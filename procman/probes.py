@@ -32,19 +32,26 @@ LAST_DELAY = 0.5
 Run = Callable[[tuple[str, ...]], Awaitable[int]]
 """Runs an argv and returns its exit status, negative for a signal. Cancelling it ends what it runs."""
 
+LetThrough = Callable[[int], None]
+"""Has a connection from this local port led where it is wanted."""
+
 _LOOPBACK = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 _HEAD_MAX = 65536
 _DRAIN_SECONDS = 0.2
 _REPLY_MAX = 1 << 20
 
 
-async def wait_ready(ready: Ready, run: Run, report: Callable[[str], None]) -> None:
+async def wait_ready(
+    ready: Ready, run: Run, report: Callable[[str], None], let_through: LetThrough | None = None
+) -> None:
     """Returns when the probe of `ready` succeeds. Tries for ever, 50 to 500 ms apart: cancel it at the deadline.
+
+    `let_through` is called with the local port of each TCP connection before that is made.
 
     `report` gets the reason of the last failure whenever it changes: "connection refused", "HTTP 503", "exit status 1".
     Raises ValueError for the kinds that nobody probes (seconds, log, notify) and for a `ready` without its address.
     """
-    attempt = _attempt(ready, run)
+    attempt = _attempt(ready, run, let_through)
     limit = COMMAND_SECONDS if ready.kind == "command" else ATTEMPT_SECONDS
     delay = FIRST_DELAY
     last = ""
@@ -59,15 +66,15 @@ async def wait_ready(ready: Ready, run: Run, report: Callable[[str], None]) -> N
         delay = min(delay * 1.5, LAST_DELAY)
 
 
-def _attempt(ready: Ready, run: Run) -> Callable[[], Awaitable[str]]:
+def _attempt(ready: Ready, run: Run, let_through: LetThrough | None) -> Callable[[], Awaitable[str]]:
     """One try of the probe: a function that returns "" or why it failed."""
     if ready.kind == "command":
         return lambda: _try_command(ready.argv, run)
     match ready.kind, ready.address:
         case "http", Address() as address:
-            return lambda: _try_http(ready, address)
+            return lambda: _try_http(ready, address, let_through)
         case (("tcp" | "unix"), Address() as address):
-            return lambda: _try_connect(address)
+            return lambda: _try_connect(address, let_through)
         case "gunicorn", Address() as address:
             return lambda: _try_gunicorn(address)
     raise ValueError(f"a {ready.kind!r} readiness with the address {ready.address} can't be probed")
@@ -98,12 +105,16 @@ def _words(error: OSError) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _connection(address: Address) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def _connection(
+    address: Address, let_through: LetThrough | None = None
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     if address.kind == "unix":
         reader, writer = await asyncio.open_unix_connection(address.path, limit=_HEAD_MAX)
     else:
         host = _LOOPBACK.get(address.host, address.host)
-        reader, writer = await asyncio.open_connection(host, address.port, limit=_HEAD_MAX)
+        sock = await _known_port(host, address.port, let_through) if let_through is not None else None
+        where = {"host": host, "port": address.port} if sock is None else {"sock": sock}
+        reader, writer = await asyncio.open_connection(**where, limit=_HEAD_MAX)
     try:
         yield reader, writer
     finally:
@@ -111,8 +122,26 @@ async def _connection(address: Address) -> AsyncIterator[tuple[asyncio.StreamRea
         writer.transport.abort()
 
 
-async def _try_connect(address: Address) -> str:
-    async with _connection(address):
+async def _known_port(host: str, port: int, let_through: LetThrough) -> socket.socket:
+    """A connection from a port that `let_through` was told before."""
+    loop = asyncio.get_running_loop()
+    # The same order as `listeners`: a name that has both kinds means IPv4.
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    family, _, _, _, where = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.bind(("", 0))
+        let_through(sock.getsockname()[1])
+        await loop.sock_connect(sock, where)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _try_connect(address: Address, let_through: LetThrough | None) -> str:
+    async with _connection(address, let_through):
         return ""
 
 
@@ -123,8 +152,8 @@ async def _try_command(argv: tuple[str, ...], run: Run) -> str:
     return f"exit status {status}" if status > 0 else f"killed by signal {-status}"
 
 
-async def _try_http(ready: Ready, address: Address) -> str:
-    async with _connection(address) as (reader, writer):
+async def _try_http(ready: Ready, address: Address, let_through: LetThrough | None) -> str:
+    async with _connection(address, let_through) as (reader, writer):
         writer.write(_request(ready, address))
         try:
             status = await _read_status(reader)

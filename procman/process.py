@@ -57,6 +57,7 @@ class Process:
         self.program = program
         self.status = status
         self.history: collections.deque[tuple[float, State, str]] = collections.deque(maxlen=HISTORY)
+        self.role = "successor"
         self.watchers: set[Callable[[Process], None]] = set()
         self._surroundings = surroundings
         self._loop = asyncio.get_running_loop()
@@ -70,9 +71,14 @@ class Process:
         return self.program.name
 
     @property
+    def key(self) -> str:
+        """The place that its children have: while a successor starts, two share the name."""
+        return self.program.key
+
+    @property
     def child(self) -> str:
         """What the keeper calls its last child."""
-        return child_id(self.name, self.status.generation)
+        return child_id(self.key, self.status.generation)
 
     def feed(self, event: Event) -> None:
         """Something happened to this process."""

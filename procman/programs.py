@@ -28,6 +28,7 @@ PROGRAM_KEYS = (
     *("listen", "virtualenv", "directory", "user", "group", "umask", "environment", "env_file", "inherit_environment"),
     *("priority", "groups", "autostart", "restart", "success_exit_codes", "start_seconds", "start_timeout"),
     *("start_retries", "restart_delay", "restart_delay_max", "stop_signal", "stop_timeout", "kill", "reload"),
+    "max_age",
     *("ready", "log", "limits"),
 )
 BELOW = {"ready": READY_KEYS, "log": LOG_KEYS, "limits": LIMITS_KEYS}
@@ -35,6 +36,7 @@ BELOW = {"ready": READY_KEYS, "log": LOG_KEYS, "limits": LIMITS_KEYS}
 # A slip of the keyboard must not start a million processes.
 MAX_PROCESSES = 1000
 
+_RESTARTED = values.Reload("restart")
 _DEFAULT = Program(name="", program="", argv=())
 _LOG = Log()
 _RESTART: tuple[Literal["always", "on-failure", "never"], ...] = ("always", "on-failure", "never")
@@ -136,6 +138,7 @@ def _definition(section: Section, identity: _Identity, around: Around) -> tuple[
                 ready = ready or plan.ready
     ready = ready or Ready()
     program = replace(program, ready=ready, notify=program.notify or ready.kind == "notify")
+    program = _reloaded(section, program, listeners)
     log = section.table("log", LOG_KEYS)
     definition = Definition(
         program=program,
@@ -223,7 +226,7 @@ def _request(
         site=world.site,
         runtime_dir=posixpath.dirname(around.daemon.socket),
         stop_timeout=timeout if timeout >= 0 else None,
-        reload_signal=section.value("reload", values.reload_signal, 0),
+        reload_signal=section.value("reload", values.reload, _RESTARTED).signal,
     )
 
 
@@ -321,10 +324,21 @@ def _settings(section: Section, identity: _Identity, around: Around) -> Program:
         stop_signal=value("stop_signal", values.signal_number, default.stop_signal),
         stop_timeout=value("stop_timeout", values.duration, default.stop_timeout),
         kill=value("kill", values.choice(_KILL), default.kill),
-        reload_signal=value("reload", values.reload_signal, default.reload_signal),
+        max_age=value("max_age", values.duration, default.max_age),
         log=_log(section, identity, around.daemon.log_dir),
         limits=_limits(section),
     )
+
+
+def _reloaded(section: Section, program: Program, listeners: Sequence[Listener]) -> Program:
+    """`program`, with what `reload` does: an overlap, where nothing stands against it."""
+    own = [listener.name for listener in listeners if listener.reuse_port]
+    usual = listeners and not own and program.ready.kind != "command"
+    said = section.value("reload", values.reload, values.Reload("overlap" if usual else "restart"))
+    if said.kind == "overlap" and own and section.has("reload"):
+        message = f'a successor can\'t share the listener {own[0]}, which has reuse_port: use "restart"'
+        section.problem("reload", message)
+    return replace(program, reload=said.kind, reload_signal=said.signal, reload_command=said.command)
 
 
 def _account(section: Section, around: Around) -> Account | None:

@@ -82,8 +82,9 @@ def exit_info(exit: Exit | None) -> Info | None:
     return ended | {"at": rfc3339(exit.at), "reason": exit.reason}
 
 
-def info(process: Process, sample: Sample | None) -> Info:
-    """The ProcessInfo of `process` (architecture, "Procmanctl"). `sample` is None while nothing was measured."""
+def info(process: Process, sample: Sample | None, other: Process | None = None) -> Info:
+    """The ProcessInfo of `process` (architecture, "Procmanctl"). `sample` is None while nothing was measured, `other`
+    is the one beside it while it is being replaced."""
     program, status = process.program, process.status
     running = status.pid is not None
     return {
@@ -103,7 +104,14 @@ def info(process: Process, sample: Sample | None) -> Info:
         "memory_bytes": sample and sample.memory_bytes,
         "exit": exit_info(status.exit),
         "why": status.why + next_start(status),
+        "beside": None if other is None else beside(other),
     }
+
+
+def beside(process: Process) -> Info:
+    """The other one of a process that is being replaced: its successor, or the one before."""
+    status = process.status
+    return {"role": process.role, "state": str(status.state), "pid": status.pid, "why": status.why}
 
 
 def next_start(status: Status) -> str:
@@ -121,6 +129,7 @@ def change(process: Process) -> Info:
 def definition(program: Program) -> Info:
     """The program as the table says it, every default filled in; environment values may be secret and stay out."""
     shown: Info = asdict(program)
+    del shown["slot"]  # nothing that the table says
     shown["environment"] = sorted(key for key, _ in program.environment)
     shown["success_exit_codes"] = sorted(program.success_exit_codes)
     shown["stop_signal"] = signal_name(program.stop_signal)

@@ -10,14 +10,18 @@ All of them get their listening sockets by LISTEN_FDS (sd_listen_fds(3)), so no 
 from __future__ import annotations
 
 import difflib
+import posixpath
 import re
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from procman.config import Address, Listener, Ready
+from procman.config import Address, Listener, Program, Ready
 
 SERVERS = ("wsgi", "gunicorn", "uwsgi")
+
+DROP_NOTHING = frozenset({"wsgi", "gunicorn"})
+"""Servers that answer all that they have accepted when they are told to stop: two generations may share a socket."""
 
 # Seconds that a server gives its requests on a stop where the user says nothing (gunicorn's own default), and how long
 # after that it may take to end before SIGKILL.
@@ -99,6 +103,26 @@ def control_socket(runtime_dir: str, name: str) -> str:
     return f"{runtime_dir}/{name}.gunicorn/ctl"
 
 
+_CONTROL_OPTION = "--control-socket="
+
+
+def in_place(program: Program, slot: int) -> Program:
+    """`program` for a child in one of its two places (`Program.slot`): what its server makes itself has a place too."""
+    moved = replace(program, slot=slot)
+    if program.server != "gunicorn" or program.slot == slot:
+        return moved
+    old = next((word for word in program.argv if word.startswith(_CONTROL_OPTION)), None)
+    if old is None:
+        return moved
+    before = old.removeprefix(_CONTROL_OPTION)
+    path = control_socket(posixpath.dirname(posixpath.dirname(before)), moved.key)
+    ready = program.ready
+    if ready.address is not None and ready.address.path == before:
+        ready = replace(ready, address=Address("unix", path=path))
+    argv = tuple(_CONTROL_OPTION + path if word == old else word for word in program.argv)
+    return replace(moved, argv=argv, ready=ready)
+
+
 def _owned(reasons: Mapping[str, str]) -> dict[str, str]:
     """{reason: "option option ..."} → {option: reason}."""
     return {option: reason for reason, options in reasons.items() for option in options.split()}
@@ -149,7 +173,7 @@ def _gunicorn(request: Request) -> Plan:
     argv = [_python(request), "-m", "gunicorn"]
     if wanted and not options.get("no-control-socket"):
         path = control_socket(request.runtime_dir, request.name)
-        argv.append(f"--control-socket={path}")
+        argv.append(_CONTROL_OPTION + path)
         ready = Ready(kind="gunicorn", address=Address("unix", path=path))
     else:
         for option in ("certfile", "protocol"):

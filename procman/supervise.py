@@ -19,7 +19,22 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from procman import apply, disks, ground, interim, listeners, memo, orphans, shape, statefile, store, table
+from procman import (
+    apply,
+    disks,
+    ground,
+    interim,
+    listeners,
+    memo,
+    orphans,
+    rollout,
+    servers,
+    shape,
+    statefile,
+    store,
+    table,
+    takeover,
+)
 from procman.change import HELD_NAME, NEXT_TABLE, Change, Read, Unfinished
 from procman.config import Config, Daemon
 from procman.desk import Desk
@@ -139,6 +154,18 @@ class _Parts:
             os.close(memory)
         return found
 
+    def _rollouts(self) -> dict[str, rollout.Memo]:
+        """The rollouts that the supervisor before was about, by the name of their first process."""
+        found = {}
+        for held in [name for name in self.held if name.startswith(rollout.HELD)]:
+            known = rollout.memo_of(self._memo(held))
+            if known is None:
+                log.error("%s, which the supervisor before has left, makes no sense", held)
+                self.link.release(held)
+            else:
+                found[held.removeprefix(rollout.HELD)] = known
+        return found
+
     def _memo(self, name: str) -> Any:
         """The document that the keeper held as `name`; None where there is none, or what is there is damaged."""
         memory = self.held.pop(name, None)
@@ -173,7 +200,8 @@ class _Parts:
             interim.Output(key, program.name, program.log, path)
             for program in config.programs
             if program.log.mode == "file" and program.ready.kind != "log"
-            for key, path in log_paths(program).items()
+            for slot in takeover.SLOTS
+            for key, path in log_paths(servers.in_place(program, slot)).items()
         ]
         try:
             memory = interim.plan(outputs)
@@ -267,16 +295,24 @@ class _Parts:
         rpc_file = listeners.socket_file(self.daemon.socket)
         supervisor = Supervisor(self.config, self.link, stands)
         supervisor.damage = self._damage
-        change = Change(supervisor, self.link, stands, self)
-        self.server = Server(rpc_socket, Desk(supervisor, self.link, stands, change), self._access())
+        rollouts = rollout.Rollouts(supervisor, self.link, stands)
+        change = Change(supervisor, self.link, stands, self, rollouts)
+        desk = Desk(supervisor, self.link, stands, change, rollouts)
+        self.server = Server(rpc_socket, desk, self._access())
         stands.on_reopen = self._reopen_own_log
         if self._table_is_new:
             self._hold_table("table", "first table")
         if self._table_is_new or self.before.problem:
             self._hold_interim(self.config)
         unfinished, ending = self._unfinished(), self._memo(CLOSING)
+        memos = self._rollouts()
         leaving = change.leaving(unfinished) if unfinished is not None else frozenset()
-        supervisor.begin(self.snapshot, document, ending=ending, leaving=leaving)
+        for each in memos.values():
+            stands.trials.resume(each.files)
+        passing = rollout.passing(memos, [program.name for program in self.config.programs])
+        supervisor.begin(self.snapshot, document, ending=ending, leaving=leaving, rollouts=passing)
+        stands.sockets.close_seconds({first for each in memos.values() for first in each.files})
+        rollouts.resume(memos)
         if unfinished is not None:
             change.resume(unfinished)
         # Not sooner: whoever waits for a line of a child that runs already must see what comes now.

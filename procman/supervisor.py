@@ -11,12 +11,13 @@ import itertools
 import logging
 import signal
 import time
-from collections.abc import Callable, Container, Coroutine, Mapping
+from collections.abc import Callable, Container, Coroutine, Iterable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, TypeVar
 
-from procman import launch, report, takeover
-from procman.config import Config, Program
+from procman import launch, report, servers, takeover
+from procman.config import Config, Program, place
 from procman.errors import Failed
 from procman.events import EventLog
 from procman.ground import Ground
@@ -27,7 +28,8 @@ from procman.link import KeeperLink
 from procman.measures import Measures
 from procman.operation import carry_out, levels
 from procman.orphans import Register
-from procman.process import Process
+from procman.places import Places
+from procman.process import HISTORY, Process
 from procman.report import Info
 from procman.snapshot import Keeper, Snapshot
 
@@ -56,7 +58,8 @@ class Supervisor:
     def __init__(self, config: Config, link: KeeperLink, ground: Ground) -> None:
         self.config = config
         self.events = EventLog()
-        self.processes: dict[str, Process] = {}
+        self.places = Places()
+        self.processes = self.places.current
         self.finished: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.on_hang_up: Callable[[], Coroutine[Any, Any, None]] | None = None
         self.changing = False
@@ -77,7 +80,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[Any]] = set()
         self.journal = Journal(f"{config.daemon.state_dir}/state.json", self._document, link.forget)
         self.measures = Measures(config.daemon.sampling, self._mains)
-        ground.attach(self._changed, self.processes)
+        ground.attach(self._changed, self.places)
 
     # --- beginning --------------------------------------------------------------------------------------------------
 
@@ -88,13 +91,14 @@ class Supervisor:
         *,
         ending: Mapping[str, Any] | None = None,
         leaving: Container[str] = (),
+        rollouts: Mapping[str, takeover.Passing] = MappingProxyType({}),
     ) -> None:
         """Take up the processes: those of a supervisor that died as they are now, else start what is to be started.
 
         `document` is the state file's, None where there is none. It counts as far as it is of this life of the daemon,
         or tells of children of a daemon that was killed. A daemon that is new takes those up too; but it was started to
         run the programs, whatever the old one was about to do. `ending`: all was being stopped, as the keeper was told
-        (CLOSING). A change of the table is stopping those in `leaving`.
+        (CLOSING). A change of the table is stopping those in `leaving`; those in `rollouts` pass on to a successor.
         """
         self.snapshot = snapshot
         self.keeper = snapshot.keeper
@@ -107,12 +111,20 @@ class Supervisor:
         status = ending.get("exit_status") if isinstance(ending, dict) else 0
         self._exit_status = status if isinstance(status, int) else 0
         statuses = state.get("processes", {}) if ours or adopted else {}
+        known = {program.name: takeover.in_file(statuses.get(program.name)) for program in self.config.programs}
+        found, strangers = takeover.by_place(snapshot.children, known)
         for program in self.config.programs:
-            self.add(program, takeover.in_file(statuses.get(program.name)))
+            passing = rollouts.get(program.name)
+            slot = passing.current if passing else takeover.current_slot(program.name, found, known[program.name])
+            self.add(servers.in_place(program, slot), known[program.name])
+            if passing:
+                self.put_beside(servers.in_place(program, 1 - slot), Status())
+            else:
+                strangers += [str(record["child"]) for record in found[place(program.name, 1 - slot)].values()]
         if snapshot.starts > 1:
             self.note("daemon", "", what="supervisor restarted", why=snapshot.last)
             log.warning("the supervisor was replaced (%s); %d children go on", snapshot.last, len(snapshot.children))
-        self._take_up(snapshot, leaving)
+        self._take_up(found, strangers, leaving)
         self._link.listen(self._keeper_says, self._keeper_gone)
         if ending is not None:
             self.shut_down(CONTINUED)
@@ -152,16 +164,17 @@ class Supervisor:
             if self.starts_by_itself(process.program) and not process.status.wanted:
                 process.feed(Start("autostart"))
 
-    def _take_up(self, snapshot: Snapshot, leaving: Container[str]) -> None:
+    def _take_up(
+        self, found: Mapping[str, takeover.Records], strangers: Iterable[str], leaving: Container[str]
+    ) -> None:
         """Bring what the state file said and what the keeper holds together. The keeper is right about children."""
-        found, strangers = takeover.by_process(snapshot.children, self.processes)
         for child in strangers:
             log.warning("%s belongs to no process of the table; it is ended", child)
             self._link.signal(child, signal.SIGKILL, tree=True)
             self._link.forget(child)
         now = asyncio.get_running_loop().time()
-        for process in self.all():
-            records, leaves = found[process.name], process.name in leaving
+        for process in self.places.everyone():
+            records, leaves = found[process.key], process.name in leaving
             for record in records.values():
                 self._register.born(record, process.program.kill)
             process.status = takeover.status(process.program, process.status, records, now, leaving=leaves)
@@ -207,8 +220,8 @@ class Supervisor:
         child = str(message.get("child", ""))
         if self._ground.ran(child, message):
             return
-        name, generation = launch.split_child_id(child)
-        process = self.processes.get(name)
+        key, generation = launch.split_child_id(child)
+        process = self.places.by_key.get(key)
         if process is None or process.status.generation != generation:
             if message["op"] in ("exited", "failed", "gone"):
                 self._link.forget(child)
@@ -264,15 +277,20 @@ class Supervisor:
     def _changed(self, process: Process, before: Status) -> None:
         status = process.status
         self.journal.dirty()
-        if status.pid is None:
+        current = self.processes.get(process.name) is process
+        if status.pid is None and current:
             self.measures.forget(process.name)
         if status.state is before.state:
             return
         level = logging.WARNING if status.state in (State.BACKOFF, State.FATAL) else logging.INFO
-        log.log(level, "%s: %s (%s)", process.name, status.state, status.why)
+        who = process.name if current else f"{process.name} ({process.role})"
+        log.log(level, "%s: %s (%s)", who, status.state, status.why)
         details = {"from": str(before.state), "pid": status.pid, "why": status.why}
-        self.note("state", process.name, state=str(status.state), **details)
-        self._check_exit_when(process)
+        if current:
+            self.note("state", process.name, state=str(status.state), **details)
+            self._check_exit_when(process)
+        else:
+            self.note("rollout", process.name, who=process.role, state=str(status.state), **details)
 
     def _check_exit_when(self, process: Process) -> None:
         rule = self.config.daemon.exit_when
@@ -308,13 +326,39 @@ class Supervisor:
     def add(self, program: Program, status: Status) -> Process:
         """A process of the table."""
         process = Process(program, status, self._ground)
-        self.processes[program.name] = process
+        self.places.add(process)
         self._ground.prepare(program, self.config)
         return process
 
+    def put_beside(self, program: Program, status: Status) -> Process:
+        """One more process of this name, in its other place."""
+        process = Process(program, status, self._ground)
+        self.places.put_beside(process)
+        self._ground.prepare(program, self.config)
+        return process
+
+    def switch(self, name: str) -> None:
+        """The process beside becomes the current one, and the other way round."""
+        self.places.switch(name)
+        now, before = self.processes[name], self.places.beside[name]
+        now.role, before.role = "successor", "the one before"
+        now.history.extendleft(entry for entry in reversed(before.history) if len(now.history) < HISTORY)
+        before.history.clear()
+        self.measures.forget(name)
+        self._documents.pop(name, None)
+        self.journal.dirty()
+
+    def take_away(self, name: str) -> None:
+        """The process beside has stopped, and leaves."""
+        process = self.places.take_away(name)
+        process.close()
+        self._ground.unprepare(process.program)
+        self._link.forget(process.child)
+        self.journal.dirty()
+
     def remove(self, name: str) -> None:
         """A process that has stopped leaves the table."""
-        process = self.processes.pop(name)
+        process = self.places.remove(name)
         process.close()
         self.measures.forget(name, history=True)
         self._documents.pop(name, None)
@@ -332,9 +376,7 @@ class Supervisor:
 
     def put_in_order(self) -> None:
         """The processes in the order of the table."""
-        ordered = {program.name: self.processes[program.name] for program in self.config.programs}
-        self.processes.clear()  # one object with Ground: it keeps it
-        self.processes.update(ordered)
+        self.places.put_in_order([program.name for program in self.config.programs])
 
     def obeyed_hang_up(self) -> None:
         """What SIGHUP asked for is done, or was refused."""
@@ -404,7 +446,7 @@ class Supervisor:
         statuses = {p.name: self._status_document(p) for p in self.all() if p.status.generation}
         logs = self._ground.counters_document(self.config.programs)
         end = {"closing": self.closing, "exit_status": self._exit_status, "keeper": self.snapshot.identity}
-        found_again = self._register.document(self.all(), self.config) | self._ground.held_document()
+        found_again = self._register.document(self.places.everyone(), self.config) | self._ground.held_document()
         return {"down": sorted(self._down), **end, "processes": statuses, "logs": logs, **found_again}
 
     def _status_document(self, process: Process) -> Info:
@@ -433,9 +475,9 @@ class Supervisor:
         timeout = self.config.daemon.shutdown_timeout
         try:
             async with asyncio.timeout(timeout):
-                await carry_out("stop", self.all(), "the daemon is stopping", lambda info: None)
+                await carry_out("stop", self.places.everyone(), "the daemon is stopping", lambda info: None)
         except TimeoutError:
-            left = [process for process in self.all() if process.status.state is not State.STOPPED]
+            left = [process for process in self.places.everyone() if process.status.state is not State.STOPPED]
             log.error("after %g s these still run and are killed: %s", timeout, ", ".join(p.name for p in left))
             for process in left:
                 if process.status.state in (State.STARTING, State.RUNNING):

@@ -9,29 +9,50 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 from procman import launch, lifecycle, report
-from procman.config import Program
+from procman.config import Program, place
 from procman.keeper.wire import Message
 from procman.lifecycle import Status
 
 log = logging.getLogger("procman")
 
+
+class Passing(NamedTuple):
+    """A process that passes on to a successor: which of its places is the current one now."""
+
+    current: int
+
+
+SLOTS = (0, 1)
+"""The two places of a process (`Program.slot`)."""
+
 Records = dict[int, Message]
 """The keeper's records of the children of one process, by generation."""
 
 
-def by_process(children: Mapping[str, Message], names: Iterable[str]) -> tuple[dict[str, Records], list[str]]:
-    """The records of each process in `names`, and the children that belong to none of them."""
-    found: dict[str, Records] = {name: {} for name in names}
+def by_place(children: Mapping[str, Message], names: Iterable[str]) -> tuple[dict[str, Records], list[str]]:
+    """The records of both places of each process in `names`, and the children that belong to none of them."""
+    found: dict[str, Records] = {place(name, slot): {} for name in names for slot in SLOTS}
     strangers = []
     for child, record in children.items():
-        name, generation = launch.split_child_id(child)
-        if name in found:
-            found[name][generation] = record
+        key, generation = launch.split_child_id(child)
+        if key in found:
+            found[key][generation] = record
         else:
             strangers.append(child)
     return found, strangers
+
+
+def current_slot(name: str, found: Mapping[str, Records], known: Status) -> int:
+    """Which place of the process `name` is the current one, where no rollout is under way. `known` is the state file's
+    account of it."""
+    both = {slot: found[place(name, slot)] for slot in SLOTS if found[place(name, slot)]}
+    if len(both) < len(SLOTS):
+        return next(iter(both), 0)
+    newest = max(both, key=lambda slot: max(both[slot]))
+    return next((slot for slot, records in both.items() if known.generation in records), newest)
 
 
 def in_file(document: object) -> Status:

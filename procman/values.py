@@ -15,7 +15,7 @@ import re
 import shlex
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from procman.config import Address
 
@@ -217,14 +217,29 @@ def exit_code(raw: object) -> int:
     return raw
 
 
-def reload_signal(raw: object) -> int:
-    """What `reload` does: 0 for "restart", the number of the signal for "signal:HUP"."""
+class Reload(NamedTuple):
+    """What `reload` says: its kind, the number of the signal, the command."""
+
+    kind: Literal["overlap", "restart", "signal", "command"]
+    signal: int = 0
+    command: tuple[str, ...] = ()
+
+
+def reload(raw: object) -> Reload:
+    """What `procmanctl reload` does: "overlap", "restart", "signal:HUP", or a command as an array."""
+    if isinstance(raw, list):
+        if not raw or not all(isinstance(word, str) for word in raw) or not raw[0]:
+            raise BadValue("a command is an array of strings, and not empty")
+        return Reload("command", command=tuple(raw))
     word = string(raw)
+    if word == "overlap":
+        return Reload("overlap")
     if word == "restart":
-        return 0
+        return Reload("restart")
     if not word.startswith("signal:"):
-        raise BadValue(f'must be "restart" or like "signal:HUP", not {word!r}{suggestion(word, ["restart"])}')
-    return signal_number(word.removeprefix("signal:"))
+        near = suggestion(word, ["overlap", "restart"])
+        raise BadValue(f'must be "overlap", "restart", like "signal:HUP", or a command as an array, not {word!r}{near}')
+    return Reload("signal", signal_number(word.removeprefix("signal:")))
 
 
 # --- names and commands -------------------------------------------------------------------------------------------

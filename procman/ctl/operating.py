@@ -11,16 +11,17 @@ from procman.rpc import Object
 
 from . import tables
 from .resuming import Operation
-from .session import NAMES, Help, Session, colours, seconds, width
+from .session import NAMES, Help, Session, colours, count, seconds, width
 
 _VERBS = {
     "start": "start programs and wait until they are ready",
     "stop": "stop programs and wait until nothing of them is left",
     "restart": "stop programs, then start them again",
-    "reload": "reload programs as their table says: by a signal, or a restart",
+    "reload": "replace programs by successors while they serve, or as their table says",
 }
 _EXPLAINED = 3  # failed processes whose last output is shown
 _OUTPUT = 5  # lines of it
+_SUCCESSORS = 20  # lines of the output of a successor, which is not in the log for long
 
 
 def add_operating(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -32,6 +33,9 @@ def add_operating(commands: Any, shared: argparse.ArgumentParser) -> None:
         parser.add_argument(
             "--timeout", type=seconds, metavar="S", help="give up waiting after S seconds; what was asked for goes on"
         )
+        if verb == "reload":
+            words = "of one program replace N processes at a time (default 1)"
+            parser.add_argument("--at-once", dest="at_once", type=count, metavar="N", default=1, help=words)
         parser.set_defaults(run=operate, verb=verb)
     words = "send a signal to the main process of programs"
     parser = commands.add_parser("signal", help=words, description=words, parents=[shared], formatter_class=Help)
@@ -45,7 +49,8 @@ def operate(session: Session) -> int:
     args = session.args
     progress = Progress(sys.stderr, quiet=session.json)
     try:
-        operation = Operation(session.client, progress.heard, wait=args.wait, timeout=args.timeout)
+        more = {"at_once": args.at_once} if args.verb == "reload" and args.at_once != 1 else {}
+        operation = Operation(session.client, progress.heard, wait=args.wait, timeout=args.timeout, more=more)
         found = operation.run(args.verb, args.names)
     finally:
         progress.clear()
@@ -75,14 +80,18 @@ def _report(session: Session, ask: Any, found: list[Object], failed: str) -> int
         name, reason = tables.printable(one.get("name")), tables.printable(one.get("why") or "no reason is known")
         print(f"procmanctl: {failed}: {name}: {reason}", file=sys.stderr)
         if number < _EXPLAINED:
-            for line in _last_output(ask, name):
+            for line in _last_output(ask, one):
                 print(f"  | {line}", file=sys.stderr)
     if bad:
         print(f"  hint: procmanctl why {tables.printable(bad[0].get('name'))}", file=sys.stderr)
     return 1 if bad else 0
 
 
-def _last_output(ask: Any, name: str) -> list[str]:
+def _last_output(ask: Any, one: Object) -> list[str]:
+    """What a successor that failed has printed, else the end of the log."""
+    if isinstance(one.get("output"), list):
+        return [tables.printable(line) for line in one["output"][-_SUCCESSORS:]]
+    name = one.get("name")
     try:
         return [tables.printable(line) for line in (ask("why", name=name).get("output") or [])[-_OUTPUT:]]
     except ProcmanError:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from procman.client import Client, Closed
@@ -63,7 +64,16 @@ def again(connect: Callable[[], Client], method: str) -> Any:
 class Operation:
     """One of the four verbs for some processes. `connect` makes the connections, `heard` gets the progress."""
 
-    def __init__(self, connect: Connect, heard: Heard, *, wait: bool, timeout: float | None) -> None:
+    def __init__(
+        self,
+        connect: Connect,
+        heard: Heard,
+        *,
+        wait: bool,
+        timeout: float | None,
+        more: Mapping[str, object] = MappingProxyType({}),
+    ) -> None:
+        self._more = more
         self._connect = connect
         self._heard = heard
         self._wait = wait
@@ -104,8 +114,9 @@ class Operation:
         if self._end is None and left is not None:
             self._end = time.monotonic() + left
         silence = LOOK_SECONDS if not self._wait else None if left is None else left + LOOK_SECONDS
+        more = self._more if verb == "reload" else {}
         with self._connect(silence) as client:
-            found: list[Object] = client.stream(verb, self._heard, names=names, wait=self._wait, timeout=left)
+            found: list[Object] = client.stream(verb, self._heard, names=names, wait=self._wait, timeout=left, **more)
         return found
 
     def _rest(self, verb: str, names: Sequence[str], before: dict[str, Object]) -> dict[Ask, list[str]]:
@@ -123,8 +134,11 @@ class Operation:
                     continue
                 kind = verb
                 if verb == "reload":
-                    signalled = client.call("show", name=name)["definition"]["reload_signal"]
-                    kind = "reload" if signalled or now["wanted"] != "up" else "restart"
+                    if _replaced(before.get(name), now):
+                        self._found[name] = {"name": name, "ok": True, "state": now["state"], "why": now["why"]}
+                        continue
+                    restarts = client.call("show", name=name)["definition"]["reload"] == "restart"
+                    kind = "restart" if restarts and now["wanted"] == "up" else "reload"
                 answer = kind if kind == "reload" else further(kind, before.get(name), now)
                 if answer is None:
                     ok = now["state"] == "EXITED" and _succeeded(client, now)
@@ -132,6 +146,12 @@ class Operation:
                 else:
                     todo.setdefault(answer, []).append(name)
         return todo
+
+
+def _replaced(before: Object | None, now: Object) -> bool:
+    """Whether its successor serves, and the one before has gone."""
+    fresh = before is not None and now["pid"] not in (None, before["pid"])
+    return fresh and now["state"] == "RUNNING" and now.get("beside") is None
 
 
 def _succeeded(client: Client, now: Object) -> bool:

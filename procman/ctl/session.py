@@ -113,6 +113,13 @@ def seconds(text: str) -> float:
     return seconds
 
 
+def count(text: str) -> int:
+    """A number of processes, for argparse."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= 1000):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 1000")
+    return int(text)
+
+
 def procmand(*arguments: str, capture: bool = False) -> Any:
     """Runs procmand in the foreground, which alone can read a program table; the CompletedProcess.
 

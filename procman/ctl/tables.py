@@ -11,6 +11,7 @@ from typing import Any
 from procman.rpc import Object
 
 Cell = str
+Row = tuple[Cell, Cell, Cell, Cell, Cell, Cell, Cell, Cell, Cell]
 _RESET = "\x1b[0m"
 _COLOURS = {
     "RUNNING": "\x1b[32m",
@@ -78,7 +79,11 @@ def columns(rows: Sequence[Sequence[Cell]], right: Iterable[int] = (), width: in
 
 def status(infos: Sequence[Object], *, colour: bool = False, width: int | None = None) -> list[str]:
     """The table of `procmanctl status`."""
-    rows = [_STATUS, *(_status_row(info) for info in infos)]
+    rows: list[Row] = [_STATUS]
+    for info in infos:
+        rows.append(_status_row(info))
+        if isinstance(info.get("beside"), dict):  # while it is being replaced
+            rows.append(_status_row({**info["beside"], "name": f"  {info['beside'].get('role')}"}))
     lines = columns(rows, right=(3, 4, 5, 6, 7), width=width)
     if not colour:
         return lines
@@ -86,7 +91,7 @@ def status(infos: Sequence[Object], *, colour: bool = False, width: int | None =
     return [lines[0], *(_coloured(line, at, row[1]) for line, row in zip(lines[1:], rows[1:], strict=True))]
 
 
-def _status_row(info: Object) -> tuple[Cell, ...]:
+def _status_row(info: Object) -> Row:
     return (
         printable(info.get("name", "?")),
         printable(info.get("state", "?")),
