@@ -1,0 +1,500 @@
+"""Replacing a process by its successor while it serves: no visitor notices, whether that goes well or not.
+
+    trial     the successor starts in the other place of the process (`Program.slot`), on second sockets that nobody
+              but its readiness probe can reach; it must become ready, and stay so for `start_seconds`
+    passed    new connections go to the successor, which is the current process from now on; the one before answers
+              what waits in its queue and what it has accepted, then it gets its stop signal
+    (done)    it has gone, its sockets are closed
+
+What goes wrong in the trial, or while the one before still serves, ends the successor, and all is as it was. Each phase
+is handed to the keeper before it begins: a supervisor that comes up in a trial ends the successor, and one that comes
+up later goes on to the end. So whoever dies, one of the two versions serves.
+
+Sharing one socket would not do: most servers drop what they have accepted and not yet read when they are told to stop.
+Where several processes have one socket, and their server is one that drops nothing, they do share it, and are replaced
+one by one; else all that share it pass on together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
+
+from procman import servers, shape
+from procman.config import Config, Program
+from procman.errors import ProcmanError
+from procman.ground import Ground
+from procman.lifecycle import State, Status
+from procman.link import KeeperLink
+from procman.listeners import FileId
+from procman.operation import Outcome, Progress, begin, carry_out, reach
+from procman.process import Process
+from procman.supervisor import Supervisor
+from procman.takeover import Passing
+
+log = logging.getLogger("procman")
+
+HELD = "rollout/"
+"""Begins the name under which the keeper holds what is to be known of a rollout."""
+
+GRACE_SECONDS = 1.0
+"""After its queue is empty, the one before has this long to read what it has accepted, before its stop signal."""
+
+QUEUE_SECONDS = 10.0
+"""A server that does not empty its queue within this time does not answer any more."""
+
+LOOK_SECONDS = 0.02
+"""How often that is looked at: nobody tells that a queue is empty."""
+
+LINES = 20
+"""Of the output of a successor that failed, so many lines are shown."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Processes that are replaced together, and the listeners that pass on with them; they share all others."""
+
+    names: tuple[str, ...]
+    listeners: tuple[str, ...]
+
+
+def units(config: Config, names: Sequence[str]) -> list[Unit]:
+    """How the processes `names`, of one program, are replaced: one unit after the other. Pure."""
+    users: dict[str, set[str]] = {}
+    for program in config.programs:
+        for listener in program.listen:
+            users.setdefault(listener, set()).add(program.name)
+    chosen = [program for program in config.programs if program.name in names]
+    together = tuple(program.name for program in chosen)
+    shared = {listener for program in chosen for listener in program.listen if len(users[listener]) > 1}
+    if shared and all(users[listener] == set(together) for listener in shared) and not _drops_nothing(chosen[0]):
+        return [Unit(together, chosen[0].listen)]
+    own = [tuple(listener for listener in program.listen if listener not in shared) for program in chosen]
+    return [Unit((program.name,), listeners) for program, listeners in zip(chosen, own, strict=True)]
+
+
+def _drops_nothing(program: Program) -> bool:
+    return program.server in servers.DROP_NOTHING
+
+
+def overlaps(process: Process) -> bool:
+    """Whether a reload of `process` starts a successor beside it, as it is now."""
+    return process.program.reload == "overlap" and process.status.state in (State.STARTING, State.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class Memo:
+    """What the keeper holds of a rollout: its phase, the places of the successors by process, and the files of their
+    sockets by the held names of the first ones (null: TCP)."""
+
+    phase: str
+    why: str
+    successors: dict[str, int]
+    files: dict[str, list[int] | None]
+
+
+class World(NamedTuple):
+    """What a rollout works on."""
+
+    supervisor: Supervisor
+    link: KeeperLink
+    ground: Ground
+
+
+class _Abandoned(Exception):
+    """Somebody wants it to end now."""
+
+
+class Rollout:
+    """One unit on its way. `programs` are what the successors are, by name."""
+
+    def __init__(self, world: World, unit: Unit, programs: Mapping[str, Program], why: str, progress: Progress) -> None:
+        self._supervisor, self._link, self._ground = world
+        self._unit, self._programs, self._why, self._progress = unit, programs, why, progress
+        self.name = unit.names[0]
+        self.output: dict[str, list[str]] = {}
+        self._outputs: dict[str, Callable[[], list[str]]] = {}
+        self._firsts: dict[str, FileId | None] = {}
+        self._slots: dict[str, int] = {}
+        self._abandoned = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._keys: list[str] = []
+        self.outcome: Outcome | None = None
+        """What came of one that a supervisor before had begun; None: it was rolled back, or has not ended."""
+
+    async def abandon(self) -> None:
+        """An operator wants something else of these processes: end it at once, and wait until it has ended."""
+        self._abandoned.set()
+        await self._ended.wait()
+
+    async def ended(self) -> None:
+        """Wait until it has ended by itself."""
+        await self._ended.wait()
+
+    async def run(self) -> Outcome:
+        """Carry it out. Returns whether the successors serve, and why not."""
+        try:
+            try:
+                await self._trial()
+            except (_Abandoned, ProcmanError, _Failed) as error:
+                await self._roll_back(str(error) or "something else was asked for meanwhile")
+                return False, self._result(str(error))
+            problem = await self._pass_on()
+            return (not problem, problem or self._why)
+        finally:
+            self._ended.set()
+
+    def _result(self, reason: str) -> str:
+        pids = [self._supervisor.processes[n].status.pid for n in self._unit.names if n in self._supervisor.processes]
+        serving = ", ".join(f"pid {pid}" for pid in pids if pid is not None)
+        return f"{reason or 'it was called off'}; rolled back" + (f", {serving} serves as before" if serving else "")
+
+    # --- the trial --------------------------------------------------------------------------------------------------
+
+    async def _trial(self) -> None:
+        supervisor, unit = self._supervisor, self._unit
+        listeners = {listener.name: listener for listener in supervisor.config.listeners}
+        programs = {
+            name: servers.in_place(self._programs[name], 1 - supervisor.processes[name].program.slot)
+            for name in unit.names
+        }
+        self._keys = [program.key for program in programs.values()]
+        self._slots = {name: program.slot for name, program in programs.items()}
+        self._tell("trial")
+        self._firsts = self._ground.trials.begin(self._keys, [listeners[name] for name in unit.listeners])
+        self._tell("trial")
+        for name, program in programs.items():
+            self._say(name, "its successor starts")
+            await self._start(supervisor.processes[name], program)
+        seconds = [program.start_seconds for program in programs.values() if program.ready.kind != "seconds"]
+        await self._stay_ready(max(seconds, default=0.0))
+
+    async def _start(self, process: Process, program: Program) -> None:
+        known = Status(generation=process.status.generation, restarts=process.status.restarts)
+        successor = self._supervisor.put_beside(program, known)
+        self._outputs[process.name] = self._ground.remember_output(program)
+        aim = begin("start", successor, self._why)
+        good, why = await self._unless_abandoned(reach(aim, lambda info: self._say(process.name, _successor(info))))
+        if not good or successor.status.state is not State.RUNNING:
+            raise _Failed(f"the successor failed: {why}")
+        self._say(process.name, f"its successor, pid {successor.status.pid}, is ready")
+
+    async def _stay_ready(self, seconds: float) -> None:
+        """Wait; raises _Failed when a successor does not stay RUNNING."""
+        successors = [self._beside(name) for name in self._unit.names]
+        failed = asyncio.Event()
+
+        def watch(process: Process) -> None:
+            if process.status.state is not State.RUNNING:
+                failed.set()
+
+        for process in successors:
+            process.watchers.add(watch)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._unless_abandoned(failed.wait())
+        except TimeoutError:
+            pass
+        finally:
+            for process in successors:
+                process.watchers.discard(watch)
+        self._check(successors)
+
+    def _check(self, successors: Iterable[Process]) -> None:
+        for process in successors:
+            if process.status.state is not State.RUNNING:
+                raise _Failed(f"the successor did not stay up: {process.status.why}")
+
+    # --- the successor serves ---------------------------------------------------------------------------------------
+
+    async def _pass_on(self) -> str:
+        """From the moment when the successors are the current ones. Returns "" or why they are not any more."""
+        supervisor, names = self._supervisor, self._unit.names
+        self._tell("passed")
+        try:
+            for first in self._firsts:
+                self._ground.sockets.pass_on(first)
+            self._switch()
+            self._ground.trials.over(self._keys)
+            for name in names:
+                self._say(name, "new connections go to the successor; the one before runs dry")
+            await self._run_dry()
+            self._check([supervisor.processes[name] for name in names])
+        except _Abandoned:
+            pass  # the one before just stops
+        except (ProcmanError, _Failed) as error:
+            if all(self._beside(name).status.state is State.RUNNING for name in names):
+                self._take_back()
+                await self._roll_back(str(error))
+                return self._result(str(error))
+            log.error("%s: %s", ", ".join(names), error)
+        for lines in self._outputs.values():
+            lines()
+        await self._finish()
+        return ""
+
+    def _switch(self) -> None:
+        for name in self._unit.names:
+            self._supervisor.switch(name)
+
+    def _take_back(self) -> None:
+        self._tell("trial")
+        for first in self._firsts:
+            self._ground.sockets.take_back(first)
+        if self._supervisor.processes[self._unit.names[0]].program.slot == self._slots[self._unit.names[0]]:
+            self._switch()
+
+    async def _run_dry(self) -> None:
+        """Until nothing waits for the one before, and it has read what it accepted."""
+        if not self._firsts:
+            return
+        try:
+            async with asyncio.timeout(QUEUE_SECONDS):
+                while any(self._ground.sockets.waiting(first) for first in self._firsts):
+                    await self._unless_abandoned(asyncio.sleep(LOOK_SECONDS))
+        except TimeoutError:
+            log.warning("%s: connections still wait for the one before", ", ".join(self._unit.names))
+        current = [self._supervisor.processes[name] for name in self._unit.names]
+        failed = asyncio.Event()
+
+        def watch(process: Process) -> None:
+            if process.status.state is not State.RUNNING:
+                failed.set()
+
+        for process in current:
+            process.watchers.add(watch)
+        try:
+            async with asyncio.timeout(GRACE_SECONDS):
+                await self._unless_abandoned(failed.wait())
+        except TimeoutError:
+            pass
+        finally:
+            for process in current:
+                process.watchers.discard(watch)
+
+    async def _finish(self) -> None:
+        """The one before stops, and all that was its own goes."""
+        names = self._unit.names
+        before = [self._beside(name) for name in names]
+        await carry_out("stop", before, "its successor serves", lambda info: None)
+        await self._ground.written([process.program for process in before])
+        for process in before:
+            now = self._supervisor.processes.get(process.name)
+            if now is not None and now.status.exit is None:
+                now.status = replace(now.status, exit=process.status.exit)
+            self._supervisor.take_away(process.name)
+        for first in self._firsts:
+            self._ground.sockets.close(first)
+        self._link.release(HELD + self.name)
+        for name in names:
+            self._supervisor.note("rollout", name, what="done", why=self._why)
+
+    async def _roll_back(self, reason: str) -> None:
+        """The successors go; what was before has never stopped."""
+        names = [name for name in self._unit.names if name in self._supervisor.places.beside]
+        successors = [self._beside(name) for name in names]
+        await carry_out("stop", successors, reason, lambda info: None)
+        await self._ground.written([process.program for process in successors])
+        self.output = {name: lines()[-LINES:] for name, lines in self._outputs.items()}
+        self._ground.trials.over(self._keys)
+        self._ground.trials.end(self._firsts)
+        for name in names:
+            self._supervisor.take_away(name)
+            log.warning("%s: rolled back: %s", name, reason)
+            self._supervisor.note("rollout", name, what="rolled back", why=reason, output=self.output.get(name, []))
+        self._link.release(HELD + self.name)
+
+    # --- what a supervisor before had begun -------------------------------------------------------------------------
+
+    async def go_on(self, memo: Memo) -> None:
+        """End a rollout that a supervisor before had begun, in one way or the other."""
+        self._slots = memo.successors
+        self._firsts = {first: tuple(file) if file else None for first, file in memo.files.items()}  # type: ignore[misc]
+        try:
+            if memo.phase == "trial":
+                await self._roll_back("the supervisor was replaced during its trial")
+                return
+            for first in self._firsts:
+                try:
+                    self._ground.sockets.pass_on(first)
+                except ProcmanError as error:
+                    log.error("%s", error)
+            try:
+                await self._run_dry()
+            except _Abandoned:
+                pass
+            await self._finish()
+            self.outcome = True, f"{self._why}; the supervisor was replaced meanwhile"
+        finally:
+            self._ended.set()
+
+    # --- around -----------------------------------------------------------------------------------------------------
+
+    def _beside(self, name: str) -> Process:
+        return self._supervisor.places.beside[name]
+
+    def _tell(self, phase: str) -> None:
+        files = {first: list(file) if file else None for first, file in self._firsts.items()}
+        document = {"phase": phase, "why": self._why, "successors": self._slots, "files": files}
+        self._link.hand_over(HELD + self.name, document)
+
+    def _say(self, name: str, text: str) -> None:
+        process = self._supervisor.processes[name]
+        self._progress({"name": name, "state": str(process.status.state), "why": text})
+
+    async def _unless_abandoned(self, work: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.ensure_future(work)
+        abandoned = asyncio.ensure_future(self._abandoned.wait())
+        try:
+            await asyncio.wait({task, abandoned}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise _Abandoned
+        finally:
+            task.cancel()
+            abandoned.cancel()
+
+
+class _Failed(Exception):
+    """A successor has not proven itself."""
+
+
+def _successor(info: dict[str, Any]) -> str:
+    return f"its successor is {info['state']}: {info['why']}"
+
+
+class Rollouts:
+    """All that are under way, of all programs."""
+
+    def __init__(self, supervisor: Supervisor, link: KeeperLink, ground: Ground) -> None:
+        self._world = World(supervisor, link, ground)
+        self._supervisor, self._link = supervisor, link
+        self._running: dict[str, Rollout] = {}
+        self._resumed: set[Rollout] = set()
+
+    def under_way(self, name: str) -> bool:
+        """Whether the process `name` is being replaced."""
+        return name in self._running
+
+    async def ended(self) -> None:
+        """Wait until none is under way."""
+        while self._running:
+            await next(iter(self._running.values())).ended()
+
+    async def abandon(self, names: Iterable[str]) -> None:
+        """End those of these processes, and wait."""
+        rollouts = {id(r): r for r in (self._running.get(name) for name in names) if r is not None}
+        await asyncio.gather(*(rollout.abandon() for rollout in rollouts.values()))
+
+    async def replace(
+        self,
+        programs: Sequence[Program],
+        why: str,
+        progress: Progress,
+        at_once: int = 1,
+    ) -> tuple[dict[str, Outcome], dict[str, list[str]]]:
+        """Replace the processes of `programs`, which are what the successors are to be. Programs go side by side, the
+        units of one program one after the other (`at_once` of them together), and none follows on one that failed.
+        Returns what came of each, and the last output of successors that failed."""
+        by_program: dict[str, list[Program]] = {}
+        for program in programs:
+            by_program.setdefault(program.program, []).append(program)
+        found = await asyncio.gather(
+            *(self._replace_program(group, why, progress, at_once) for group in by_program.values())
+        )
+        outcomes = {name: outcome for each, _ in found for name, outcome in each.items()}
+        return outcomes, {name: lines for _, each in found for name, lines in each.items()}
+
+    async def _replace_program(
+        self, programs: Sequence[Program], why: str, progress: Progress, at_once: int
+    ) -> tuple[dict[str, Outcome], dict[str, list[str]]]:
+        todo = units(self._supervisor.config, [program.name for program in programs])
+        by_name = {program.name: program for program in programs}
+        outcomes: dict[str, Outcome] = {}
+        outputs: dict[str, list[str]] = {}
+
+        async def work() -> None:
+            while todo and all(good for good, _ in outcomes.values()):
+                unit = todo.pop(0)
+                outcome = await self._went_on(unit)
+                if outcome is not None:
+                    outcomes.update(dict.fromkeys(unit.names, outcome))
+                    continue
+                busy = [name for name in unit.names if name in self._running]
+                if busy:
+                    outcomes.update(dict.fromkeys(unit.names, (False, f"a reload of {busy[0]} is under way already")))
+                    return
+                rollout = Rollout(self._world, unit, by_name, why, progress)
+                self._running |= dict.fromkeys(unit.names, rollout)
+                try:
+                    outcome = await rollout.run()
+                finally:
+                    for name in unit.names:
+                        del self._running[name]
+                outcomes.update(dict.fromkeys(unit.names, outcome))
+                outputs.update(rollout.output)
+
+        await asyncio.gather(*(work() for _ in range(max(1, at_once))))
+        failed = next((name for name, (good, _) in outcomes.items() if not good), "")
+        for unit in todo:
+            outcomes.update(dict.fromkeys(unit.names, (False, f"not tried: {failed} failed")))
+        return outcomes, outputs
+
+    # --- what a supervisor before had begun -------------------------------------------------------------------------
+
+    async def _went_on(self, unit: Unit) -> Outcome | None:
+        """What came of a rollout of these that a supervisor before had begun: whoever asks has asked for that one. None
+        where there is none to the end."""
+        rollout = self._running.get(unit.names[0])
+        if rollout is None or rollout not in self._resumed:
+            return None
+        await rollout.ended()
+        return rollout.outcome
+
+    def resume(self, memos: Mapping[str, Memo]) -> None:
+        """Go on with them, now that all processes have been taken up."""
+        for name, memo in memos.items():
+            unit = Unit(tuple(each for each in memo.successors if each in self._supervisor.places.beside), ())
+            if not unit.names:  # they have left the table
+                self._link.release(HELD + name)
+                continue
+            rollout = Rollout(self._world, unit, {}, memo.why, lambda info: None)
+            rollout.name = name
+            self._resumed.add(rollout)
+            self._running |= dict.fromkeys(unit.names, rollout)
+            log.info("%s: its rollout goes on after the supervisor was replaced (%s)", name, memo.phase)
+            self._supervisor.background(self._go_on(rollout, unit, memo))
+
+    async def _go_on(self, rollout: Rollout, unit: Unit, memo: Memo) -> None:
+        try:
+            await rollout.go_on(memo)
+        finally:
+            self._resumed.discard(rollout)
+            for name in unit.names:
+                del self._running[name]
+
+
+def memo_of(document: object) -> Memo | None:
+    """What the keeper has held of a rollout; None for what makes no sense."""
+    try:
+        memo: Memo = shape.fit(document, Memo)
+    except shape.Misfit:
+        return None
+    good = memo.phase in ("trial", "passed") and memo.successors and set(memo.successors.values()) <= {0, 1}
+    return memo if good and all(file is None or len(file) == 2 for file in memo.files.values()) else None
+
+
+def passing(memos: Mapping[str, Memo], names: Iterable[str]) -> dict[str, Passing]:
+    """Which place is the current one of each process that is being replaced."""
+    known = set(names)
+    return {
+        name: Passing(slot if memo.phase == "passed" else 1 - slot)
+        for memo in memos.values()
+        for name, slot in memo.successors.items()
+        if name in known
+    }

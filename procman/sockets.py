@@ -1,0 +1,233 @@
+"""The listening sockets that the keeper holds: opened once, found again by the next supervisor, passed from a process
+to its successor.
+
+A listener has one socket, held as `listener/NAME`. While it passes on, it has a second one, `listener~/NAME`: the first
+one's connections are answered by the process before, new ones go to its successor. When the first one closes, the
+second is the only one, until the next time. The supervisor has a copy of each: it leads connections, and sees whether
+some wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Container, Iterator, Mapping
+from typing import Protocol
+
+from procman import listeners, routing
+from procman.config import Address, Listener
+from procman.errors import Failed, ProcmanError
+
+FIRST, SECOND = "listener/", "listener~/"
+
+
+class Holder(Protocol):
+    """Where descriptors are held (`holdings.Holdings`)."""
+
+    def take(self, name: str) -> int | None:
+        """What the snapshot brought under `name`, now the caller's."""
+
+    def hold(self, descriptors: Mapping[str, int]) -> None:
+        """Let the keeper hold copies. Raises ProcmanError."""
+
+    def release(self, name: str) -> None:
+        """The keeper may close it."""
+
+    def holds(self, name: str) -> bool:
+        """Whether it is held."""
+
+    def held(self) -> list[str]:
+        """All held names."""
+
+
+def held_name(listener: Listener, process: str) -> str:
+    """Under which name the keeper holds the socket of `listener` that `process` gets, while there is one."""
+    return f"{FIRST}{listener.name}" + (f"@{process}" if listener.reuse_port else "")
+
+
+def beside(name: str) -> str:
+    """The held name of the other of the two sockets that a listener can have."""
+    return FIRST + name.removeprefix(SECOND) if name.startswith(SECOND) else SECOND + name.removeprefix(FIRST)
+
+
+def _base(name: str) -> str:
+    return beside(name) if name.startswith(SECOND) else name
+
+
+class Sockets:
+    """All of them, by held name. `received` names what the snapshot brought."""
+
+    def __init__(self, holder: Holder, received: Mapping[str, int]) -> None:
+        self._holder = holder
+        self._copies: dict[str, socket.socket] = {}
+        self._open: dict[str, Listener] = {}
+        self._files: dict[str, listeners.FileId | None] = {}  # of Unix listeners
+        seconds = [name for name in received if name.startswith(SECOND)]
+        self._current = {beside(name): name for name in seconds if beside(name) not in received}
+
+    def document(self) -> dict[str, listeners.FileId | None]:
+        """Part of the state file: how the file of a Unix listener is known again without the keeper."""
+        return {_base(name): file for name, file in self._files.items() if name == self._now(name)}
+
+    def current(self, listener: Listener, process: str) -> str:
+        """The held name of the socket that a child of `process` gets for `listener`."""
+        base = held_name(listener, process)
+        return self._current.get(base, base)
+
+    def _now(self, name: str) -> str:
+        return self._current.get(_base(name), _base(name))
+
+    def open(self, listener: Listener, process: str) -> str:
+        """As `current`; the socket is opened if need be. Raises Failed when it can't be bound."""
+        name = self.current(listener, process)
+        if not self._holder.holds(name):
+            group = listener.reuse_port and any(one.startswith(held_name(listener, "")) for one in self._holder.held())
+            self._keep(name, listener, listeners.join(listener) if group else listeners.open_listener(listener))
+        self._copy(name)
+        self._open[name] = listener
+        if listener.address.kind == "unix" and name not in self._files:
+            self._files[name] = listeners.socket_file(listener.address.path)
+        return name
+
+    def lost(self, name: str) -> None:
+        """The keeper had no room for it."""
+        self._open.pop(name, None)
+        copy = self._copies.pop(name, None)
+        if copy is not None:
+            copy.close()
+
+    def close(self, name: str) -> None:
+        """Close one socket, here and in the keeper; a file of its own goes too, but not the one that clients use."""
+        listener, copy = self._open.get(name), self._copy(name)
+        if listener is not None and copy is not None and listener.address.kind == "unix":
+            listeners.remove_beside(listener)
+        self._files.pop(name, None)
+        self.lost(name)
+        self._holder.release(name)
+
+    def close_own(self, process: str) -> None:
+        """Close the sockets that are of `process` alone (`reuse_port`): it has no child that would accept."""
+        for name in [name for name in self._holder.held() if name.startswith(FIRST) and name.endswith(f"@{process}")]:
+            self.lost(name)
+            self._holder.release(name)
+
+    def close_others(self, keep: Mapping[str, Listener]) -> None:
+        """Close every listening socket that is not in `keep` under its held name, or is there with other settings."""
+        for name in [name for name in self._holder.held() if name.startswith((FIRST, SECOND))]:
+            opened = self._open.get(name)
+            if opened is not None and keep.get(_base(name)) == opened:
+                continue
+            made = self._files.pop(name, None)
+            self.lost(name)
+            self._holder.release(name)
+            if self._current.get(_base(name)) == name:
+                del self._current[_base(name)]
+            if opened is not None and made is not None:
+                listeners.remove_socket_file(opened.address.path, made)
+
+    def close_seconds(self, but: Container[str]) -> None:
+        """Close what is left of successors of which nobody knows any more. `but`: the first sockets of the others."""
+        for name in self._holder.held():
+            two = name.startswith((FIRST, SECOND)) and self._holder.holds(beside(name))
+            if two and name != self._now(name) and beside(name) not in but:
+                self.close(name)
+
+    # --- from a process to its successor ----------------------------------------------------------------------------
+
+    def open_second(self, listener: Listener) -> str:
+        """A second socket for `listener`, to which no connection goes yet. Returns the held name of the first. Raises
+        Failed."""
+        first = self.current(listener, "")
+        copy = self._copy(first)
+        if copy is None:
+            raise Failed(f"the listener {listener.name} is not open")
+        if self._holder.holds(beside(first)):  # of a try before
+            self.close(beside(first))
+        if listener.address.kind == "unix":
+            second = listeners.open_beside(listener)
+            self._files[beside(first)] = listeners.socket_file(listeners.beside_address(listener.address).path)
+        else:
+            self._lead(copy, listener, 0)  # before the other one listens: no connection may go there
+            second = listeners.join(listener)
+        self._keep(beside(first), listener, second)
+        return first
+
+    def ask_second(self, first: str, address: Address) -> Address:
+        """Where the second socket of `first` is asked whether its server is ready, while clients go to the first; for
+        TCP see `let_through`."""
+        listener = self._open[first]
+        return listeners.beside_address(listener.address) if listener.address.kind == "unix" else address
+
+    def let_through(self, first: str, port: int) -> None:
+        """The next connection from the local port `port` goes to the second socket of `first`, others to the first.
+        Raises Failed."""
+        copy = self._copy(first)
+        if copy is not None:
+            with self._failures(self._open[first]):
+                routing.lead_port(copy, port, 1, 0)
+
+    def pass_on(self, first: str) -> None:
+        """New connections go to the second socket, and who starts gets that. Can be done again. Raises Failed."""
+        self._make_current(beside(first), 1)
+
+    def take_back(self, first: str) -> None:
+        """The reverse of `pass_on`."""
+        self._make_current(first, 0)
+
+    def file(self, name: str) -> listeners.FileId | None:
+        """The file of the Unix socket `name`, None where it has none. What came of a supervisor before is told by
+        `know_file`."""
+        return self._files.get(name)
+
+    def know_file(self, name: str, file: listeners.FileId | None) -> None:
+        """See `file`."""
+        if file is not None and self._holder.holds(name):
+            self._files[name] = file
+
+    def waiting(self, name: str) -> bool:
+        """Whether connections wait in its queue."""
+        copy = self._copy(name)
+        return copy is not None and routing.waiting(copy)
+
+    def _make_current(self, name: str, place: int) -> None:
+        copy, listener = self._copy(name), self._open.get(name) or self._open.get(beside(name))
+        if copy is None or listener is None:
+            raise Failed(f"{name} is not open")
+        if listener.address.kind == "unix":
+            made = self._files.get(name)
+            if made is None:
+                raise Failed(f"the file of {listener.address} is not there any more")
+            with self._failures(listener):
+                listeners.take_over(listener, made)
+        elif self._holder.holds(beside(name)):
+            self._lead(copy, listener, place)
+        self._open[name] = listener
+        self._current[_base(name)] = name
+
+    def _lead(self, copy: socket.socket, listener: Listener, place: int) -> None:
+        with self._failures(listener):
+            routing.lead(copy, place)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _failures(listener: Listener) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise Failed(f"connections to {listener.address} can't be led elsewhere: {error.strerror}") from error
+
+    # --- copies -----------------------------------------------------------------------------------------------------
+
+    def _keep(self, name: str, listener: Listener, sock: socket.socket) -> None:
+        try:
+            self._holder.hold({name: sock.fileno()})
+        except ProcmanError:
+            sock.close()
+            raise
+        self._copies[name] = sock
+        self._open[name] = listener
+
+    def _copy(self, name: str) -> socket.socket | None:
+        if (received := self._holder.take(name)) is not None:
+            self._copies[name] = socket.socket(fileno=received)
+        return self._copies.get(name)
