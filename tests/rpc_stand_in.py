@@ -109,6 +109,7 @@ class StandIn:
         timeout: float | None,
         wait: bool,
         progress: Callable[[Object], None],
+        at_once: int = 1,
     ) -> list[Object]:
         self.asked.append((verb, list(names), peer.uid, timeout, wait))
         found = self.find(names)

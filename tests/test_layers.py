@@ -20,9 +20,9 @@ PACKAGE = PROJECT / "procman"
 BANDS = {
     "pure": "errors config positions values keys programs table servers apply lifecycle launch rpc crossing shape",
     "keeper": "keeper",
-    "edge": "disks files folders listeners logs logread resources probes notify store salvage",
+    "edge": "disks files folders listeners logs logread resources probes notify store salvage routing",
     "daemon": "memo ownlog events snapshot interim link process report operation journal measures holdings recall"
-    " orphans ground takeover supervisor change desk supervise reading methods server statefile daemon",
+    " sockets trials places rollout orphans ground takeover supervisor change desk supervise reading methods server statefile daemon",
     "client": "client ctl",
     "program": "wsgi",
 }
@@ -47,12 +47,13 @@ RESERVED = [
     ("wait3 wait4 waitpid waitid", "keeper daemon"),
     ("execv execve execvp execvpe", "keeper daemon"),
     ("create_subprocess_exec create_subprocess_shell system popen", ""),
-    ("bind create_server start_server", "listeners notify wsgi"),
-    ("sleep", "probes logs client ctl wsgi"),
+    ("bind create_server start_server", "listeners notify probes wsgi"),
+    ("sleep", "probes rollout logs client ctl wsgi"),
 ]
 ONLY_IN = {call: set(modules.split()) for names, modules in RESERVED for call in names.split()}
 """Calls by name, on whatever object, and the modules that may make them ("keeper" is all of keeper/). House rules 3, 4
-and 6. `daemon` goes to the background; a probe is a poll by nature; the log thread rests while pipes fill up; clients
+and 6. `daemon` goes to the background; a probe is a poll by nature, and binds to know its own port; nobody tells a
+rollout that a queue is empty; the log thread rests while pipes fill up; clients
 may wait as they like; wsgi is a program of its own, and its forks signal themselves."""
 
 IMPORT_ONLY_IN: dict[str, set[str]] = {

@@ -240,7 +240,7 @@ CONVERTERS: dict[str, Callable[[object], object]] = {
         name: getattr(values, name)
         for name in (
             *("string", "text", "boolean", "duration", "positive_duration", "size", "mode", "signal_number"),
-            *("exit_code", "reload_signal", "name", "title", "words", "pattern", "url", "url_path", "variable_name"),
+            *("exit_code", "reload", "name", "title", "words", "pattern", "url", "url_path", "variable_name"),
             *("variable", "server_option", "account_name"),
         )
     },
