@@ -155,6 +155,7 @@ class Change:
             process = supervisor.processes[program.name]
             process.program = servers.in_place(program, process.program.slot)
             self._ground.change_logs(process.program)
+            self._rollouts.watch_age(process)
         names = {
             "added": [program.name for program in plan.added],
             "removed": [program.name for program in plan.removed],

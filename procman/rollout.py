@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 from procman import servers, shape
+from procman.ages import Ages
 from procman.config import Config, Program
 from procman.errors import ProcmanError
 from procman.ground import Ground
@@ -319,11 +320,6 @@ class Rollout:
             if memo.phase == "trial":
                 await self._roll_back("the supervisor was replaced during its trial")
                 return
-            for first in self._firsts:
-                try:
-                    self._ground.sockets.pass_on(first)
-                except ProcmanError as error:
-                    log.error("%s", error)
             try:
                 await self._run_dry()
             except _Abandoned:
@@ -373,13 +369,36 @@ class Rollouts:
 
     def __init__(self, supervisor: Supervisor, link: KeeperLink, ground: Ground) -> None:
         self._world = World(supervisor, link, ground)
-        self._supervisor, self._link = supervisor, link
+        self._supervisor, self._link, self._ground = self._world
         self._running: dict[str, Rollout] = {}
         self._resumed: set[Rollout] = set()
+        self._ages = Ages(self._too_old)
+        supervisor.on_change = self.watch_age
 
     def under_way(self, name: str) -> bool:
         """Whether the process `name` is being replaced."""
         return name in self._running
+
+    def watch_age(self, process: Process) -> None:
+        """Something about `process` has changed: when is it too old?"""
+        if self._supervisor.processes.get(process.name) is process:
+            self._ages.watch(process)
+
+    def _too_old(self, process: Process) -> None:
+        if not self._supervisor.closing and self._supervisor.processes.get(process.name) is process:
+            self._supervisor.background(self._rejuvenate(process))
+
+    async def _rejuvenate(self, process: Process) -> None:
+        """Replace a process that is too old, as a reload does."""
+        name, why = process.name, f"max_age = {process.program.max_age:g} s"
+        if overlaps(process):
+            outcomes, _ = await self.replace([process.program], why, lambda info: None)
+        else:
+            outcomes = await carry_out("restart", [process], why, lambda info: None)
+        now = self._supervisor.processes.get(name)
+        if not outcomes[name][0] and now is not None:
+            log.error("%s: %s: %s", name, why, outcomes[name][1])
+            self._ages.watch(now, again=True)
 
     async def ended(self) -> None:
         """Wait until none is under way."""
@@ -456,8 +475,20 @@ class Rollouts:
         await rollout.ended()
         return rollout.outcome
 
+    def prepare(self, memos: Mapping[str, Memo]) -> None:
+        """Have the sockets as a supervisor before had left them: comes before the processes are taken up."""
+        for memo in memos.values():
+            self._ground.trials.resume(memo.files, self._supervisor.config.listeners)
+            for first in memo.files if memo.phase == "passed" else ():
+                try:
+                    self._ground.sockets.pass_on(first)
+                except ProcmanError as error:
+                    log.error("%s", error)
+
     def resume(self, memos: Mapping[str, Memo]) -> None:
         """Go on with them, now that all processes have been taken up."""
+        for process in self._supervisor.all():
+            self.watch_age(process)
         for name, memo in memos.items():
             unit = Unit(tuple(each for each in memo.successors if each in self._supervisor.places.beside), ())
             if not unit.names:  # they have left the table

@@ -12,7 +12,8 @@ Looking:
     --> {"jsonrpc":"2.0","id":1,"method":"status","params":{"names":["shop"]}}
     <-- {"jsonrpc":"2.0","id":1,"result":[{"name":"shop:1","program":"shop","instance":1,"groups":["web"],
          "state":"RUNNING","wanted":"up","ready":true,"health":null,"pid":4711,"started_at":"2030-01-31T12:00:00.000Z",
-         "uptime_seconds":62.5,"restarts":0,"cpu_percent":1.5,"memory_bytes":41943040,"exit":null,"why":"autostart"}]}
+         "uptime_seconds":62.5,"restarts":0,"cpu_percent":1.5,"memory_bytes":41943040,"exit":null,"why":"autostart",
+         "beside":null}]}
     --> {"jsonrpc":"2.0","id":2,"method":"show","params":{"name":"shop:1"}}
     <-- {"jsonrpc":"2.0","id":2,"result":{"name":"shop:1","state":"RUNNING","definition":{"argv":["python","shop.py"]},
          "log":[{"stream":"out","path":"/var/log/procman/shop.log","read":1024,"written":1024,"dropped":0,"rotations":0,

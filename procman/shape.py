@@ -22,7 +22,11 @@ later."""
 
 
 class Misfit(ValueError):
-    """A value that is not what was declared. The text says where in the document, and what was expected."""
+    """A value that is not what was declared. The text says where in the document (`at`), and what was expected."""
+
+    def __init__(self, at: str, text: str) -> None:
+        super().__init__(f"{at or 'it'}: {text}")
+        self.at = at
 
 
 def fit(value: object, kind: Any, at: str = "") -> Any:
@@ -91,7 +95,7 @@ def _either(value: object, kinds: Sequence[Any], at: str) -> Any:
         try:
             return fit(value, kind, at)
         except Misfit as error:
-            if str(error).partition(":")[0] != at:  # it has looked inside: that is the one that was meant
+            if error.at != at:  # it has looked inside: that is the one that was meant
                 raise
     raise _misfit(value, " or ".join(map(_word, kinds)), at)
 
@@ -101,10 +105,10 @@ def _instance(value: object, kind: Any, at: str) -> Any:
     hints = _hints(kind)
     for key in given:
         if key not in hints:
-            raise Misfit(f"{place(at, key)}: is unknown")
+            raise Misfit(place(at, key), "is unknown")
     for field in fields(kind):
         if field.name not in given and field.default is MISSING and field.default_factory is MISSING:
-            raise Misfit(f"{place(at, field.name)}: is missing")
+            raise Misfit(place(at, field.name), "is missing")
     return kind(**{key: fit(item, hints[key], place(at, key)) for key, item in given.items()})
 
 
@@ -143,7 +147,7 @@ def _word(kind: Any) -> str:
 
 
 def _misfit(value: object, expected: str, at: str) -> Misfit:
-    return Misfit(f"{at or 'it'}: must be {expected}, not {shown(value)}")
+    return Misfit(at, f"must be {expected}, not {shown(value)}")
 
 
 def shown(value: object) -> str:

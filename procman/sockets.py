@@ -50,7 +50,8 @@ def beside(name: str) -> str:
     return FIRST + name.removeprefix(SECOND) if name.startswith(SECOND) else SECOND + name.removeprefix(FIRST)
 
 
-def _base(name: str) -> str:
+def base_name(name: str) -> str:
+    """The held name of the first of the two."""
     return beside(name) if name.startswith(SECOND) else name
 
 
@@ -67,7 +68,7 @@ class Sockets:
 
     def document(self) -> dict[str, listeners.FileId | None]:
         """Part of the state file: how the file of a Unix listener is known again without the keeper."""
-        return {_base(name): file for name, file in self._files.items() if name == self._now(name)}
+        return {base_name(name): file for name, file in self._files.items() if name == self._now(name)}
 
     def current(self, listener: Listener, process: str) -> str:
         """The held name of the socket that a child of `process` gets for `listener`."""
@@ -75,7 +76,7 @@ class Sockets:
         return self._current.get(base, base)
 
     def _now(self, name: str) -> str:
-        return self._current.get(_base(name), _base(name))
+        return self._current.get(base_name(name), base_name(name))
 
     def open(self, listener: Listener, process: str) -> str:
         """As `current`; the socket is opened if need be. Raises Failed when it can't be bound."""
@@ -115,13 +116,13 @@ class Sockets:
         """Close every listening socket that is not in `keep` under its held name, or is there with other settings."""
         for name in [name for name in self._holder.held() if name.startswith((FIRST, SECOND))]:
             opened = self._open.get(name)
-            if opened is not None and keep.get(_base(name)) == opened:
+            if opened is not None and keep.get(base_name(name)) == opened:
                 continue
             made = self._files.pop(name, None)
             self.lost(name)
             self._holder.release(name)
-            if self._current.get(_base(name)) == name:
-                del self._current[_base(name)]
+            if self._current.get(base_name(name)) == name:
+                del self._current[base_name(name)]
             if opened is not None and made is not None:
                 listeners.remove_socket_file(opened.address.path, made)
 
@@ -175,14 +176,17 @@ class Sockets:
         self._make_current(first, 0)
 
     def file(self, name: str) -> listeners.FileId | None:
-        """The file of the Unix socket `name`, None where it has none. What came of a supervisor before is told by
-        `know_file`."""
+        """The file of the Unix socket `name`, None where it has none."""
         return self._files.get(name)
 
-    def know_file(self, name: str, file: listeners.FileId | None) -> None:
-        """See `file`."""
-        if file is not None and self._holder.holds(name):
-            self._files[name] = file
+    def resume(self, first: str, listener: Listener, file: listeners.FileId | None) -> None:
+        """A supervisor before has opened a second socket beside `first`; `file` is what it had as its file."""
+        for name in (first, beside(first)):
+            if self._copy(name) is not None:
+                self._open[name] = listener
+        self._current[base_name(first)] = first
+        if file is not None:
+            self._files[beside(first)] = file
 
     def waiting(self, name: str) -> bool:
         """Whether connections wait in its queue."""
@@ -202,7 +206,7 @@ class Sockets:
         elif self._holder.holds(beside(name)):
             self._lead(copy, listener, place)
         self._open[name] = listener
-        self._current[_base(name)] = name
+        self._current[base_name(name)] = name
 
     def _lead(self, copy: socket.socket, listener: Listener, place: int) -> None:
         with self._failures(listener):

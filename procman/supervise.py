@@ -307,8 +307,7 @@ class _Parts:
         unfinished, ending = self._unfinished(), self._memo(CLOSING)
         memos = self._rollouts()
         leaving = change.leaving(unfinished) if unfinished is not None else frozenset()
-        for each in memos.values():
-            stands.trials.resume(each.files)
+        rollouts.prepare(memos)
         passing = rollout.passing(memos, [program.name for program in self.config.programs])
         supervisor.begin(self.snapshot, document, ending=ending, leaving=leaving, rollouts=passing)
         stands.sockets.close_seconds({first for each in memos.values() for first in each.files})

@@ -61,6 +61,7 @@ class Supervisor:
         self.places = Places()
         self.processes = self.places.current
         self.finished: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.on_change: Callable[[Process], None] = lambda process: None
         self.on_hang_up: Callable[[], Coroutine[Any, Any, None]] | None = None
         self.changing = False
         self.damage = ""
@@ -282,6 +283,7 @@ class Supervisor:
             self.measures.forget(process.name)
         if status.state is before.state:
             return
+        self.on_change(process)
         level = logging.WARNING if status.state in (State.BACKOFF, State.FATAL) else logging.INFO
         who = process.name if current else f"{process.name} ({process.role})"
         log.log(level, "%s: %s (%s)", who, status.state, status.why)
@@ -346,6 +348,7 @@ class Supervisor:
         before.history.clear()
         self.measures.forget(name)
         self._documents.pop(name, None)
+        self.on_change(now)
         self.journal.dirty()
 
     def take_away(self, name: str) -> None:

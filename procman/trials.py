@@ -13,7 +13,7 @@ from dataclasses import replace
 from procman.config import Address, Listener, Ready
 from procman.listeners import FileId
 from procman.probes import LetThrough
-from procman.sockets import Sockets, beside
+from procman.sockets import Sockets, base_name, beside, held_name
 
 _EVERY = ("", "0.0.0.0", "::")
 
@@ -41,10 +41,13 @@ class Trials:
             self._first[key] = firsts
         return {first: self._sockets.file(beside(first)) for first in firsts.values()}
 
-    def resume(self, files: Mapping[str, Sequence[int] | None]) -> None:
+    def resume(self, files: Mapping[str, Sequence[int] | None], listeners: Iterable[Listener]) -> None:
         """A supervisor before has begun it: these are the files of the second sockets, by the first ones' names."""
+        known = {held_name(listener, ""): listener for listener in listeners}
         for first, file in files.items():
-            self._sockets.know_file(beside(first), (file[0], file[1]) if file else None)
+            listener = known.get(base_name(first))
+            if listener is not None:
+                self._sockets.resume(first, listener, (file[0], file[1]) if file else None)
 
     def over(self, keys: Iterable[str]) -> None:
         """The processes at `keys` are on trial no more: what they get now is the current socket of each listener."""

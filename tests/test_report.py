@@ -71,7 +71,7 @@ def test_info() -> None:
         assert shown == {
             "name": "web:2", "program": "web", "instance": 2, "groups": ["site"], "state": "RUNNING", "wanted": "up",
             "ready": True, "health": None, "pid": 77, "started_at": "2001-09-09T01:46:40.000Z", "restarts": 0,
-            "cpu_percent": 12.5, "memory_bytes": 1000, "exit": None, "why": "autostart",
+            "cpu_percent": 12.5, "memory_bytes": 1000, "exit": None, "why": "autostart", "beside": None,
         }  # fmt: skip
         process.status = replace(RUNNING, state=State.STOPPED, wanted=False, alive=False, pid=None, exit=KILLED)
         shown = report.info(process, None)

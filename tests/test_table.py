@@ -308,6 +308,7 @@ no_new_privileges = false
             stop_signal=2,
             stop_timeout=60.0,
             kill="main",
+            reload="signal",
             reload_signal=1,
             ready=Ready(kind="http", address=web.address, path="/healthz", host="localhost"),
             log=Log(

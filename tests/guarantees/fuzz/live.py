@@ -135,6 +135,7 @@ def calls(draw: st.DrawFn) -> Call:
         "timeout": st.sampled_from((None, 0, 0.01, 5, 1e9)),
         "signal": st.sampled_from(("HUP", "SIGCONT", 18, "18", 0, 65, -1)),
         "lines": st.sampled_from((0, 1, 100_000)),
+        "at_once": st.sampled_from((1, 2, 1000)),
         "follow": st.just(False),
         "stderr": st.booleans(),
     }

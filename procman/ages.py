@@ -1,0 +1,53 @@
+"""Processes that are to be replaced when they are old (`max_age`): one timer each.
+
+When it is due it says so; `rollout` knows how a process is replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from zlib import crc32
+
+from procman.config import Program
+from procman.lifecycle import State, Status
+from procman.process import Process
+
+SPREAD = 0.1
+"""Processes that started together are not replaced together: so much of `max_age` earlier or later."""
+
+AGAIN_SECONDS = 60.0
+"""When a replacement has failed, the next try follows this much later."""
+
+
+def due(program: Program, status: Status) -> float | None:
+    """When the child of `status` is too old, on its clock; None: never, or there is no such child. Pure."""
+    if program.max_age <= 0 or status.state is not State.RUNNING:
+        return None
+    part = crc32(f"{program.name}/{status.generation}".encode()) / 2**32
+    return status.started + program.max_age * (1 - SPREAD + 2 * SPREAD * part)
+
+
+class Ages:
+    """Calls `replace` with each process whose time has come."""
+
+    def __init__(self, replace: Callable[[Process], None]) -> None:
+        self._replace = replace
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    def watch(self, process: Process, *, again: bool = False) -> None:
+        """Set its timer to what its status and its program ask for now. `again`: the last try has just failed."""
+        timer = self._timers.pop(process.name, None)
+        if timer is not None:
+            timer.cancel()
+        at = due(process.program, process.status)
+        if at is not None:
+            loop = asyncio.get_running_loop()
+            at = max(at, loop.time() + AGAIN_SECONDS) if again else at
+            self._timers[process.name] = loop.call_at(at, self._replace, process)
+
+    def forget(self, name: str) -> None:
+        """The process has left the table."""
+        timer = self._timers.pop(name, None)
+        if timer is not None:
+            timer.cancel()

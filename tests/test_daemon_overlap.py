@@ -1,0 +1,361 @@
+"""Reload by overlap: a successor takes over while the one before serves, and nobody who asks notices."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import MakeDaemon
+from tests.harness import RunningDaemon, free_port, wait_until
+
+SITE = '''
+import os, sys, time
+FOLDER = os.environ["SITE_FOLDER"]
+VERSION = open(f"{FOLDER}/version").read().strip()
+if VERSION.startswith("bad"):
+    raise RuntimeError(f"release {VERSION} is bad")
+while os.path.exists(f"{FOLDER}/gate"):
+    time.sleep(0.01)
+def app(environ, start_response):
+    if VERSION.startswith("dies") and environ["PATH_INFO"] != "/probe":
+        print("this release dies", file=sys.stderr, flush=True)
+        os._exit(9)
+    body = f"{VERSION} {os.getpid()}".encode()
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
+'''
+
+
+class Site:
+    """The site of these tests: `version` is what it answers with its next start; `gate` keeps that start waiting."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+        (folder / "release.py").write_text(SITE)
+        self.version("one")
+
+    def version(self, text: str) -> None:
+        (self.folder / "version").write_text(text)
+
+    @contextlib.contextmanager
+    def gate(self) -> Iterator[None]:
+        (self.folder / "gate").touch()
+        try:
+            yield
+        finally:
+            (self.folder / "gate").unlink(missing_ok=True)
+
+
+def ask(address: Any, path: str = "/") -> str:
+    """What the site answers to one request over a new connection: its version."""
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    with socket.socket(family) as sock:
+        sock.settimeout(20)
+        sock.connect(address)
+        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200") or head.startswith(b"HTTP/1.0 200"), answer
+    return body.decode().split()[0]
+
+
+def started(daemon: MakeDaemon, tmp_path: Path, lines: str, **options: Any) -> tuple[RunningDaemon, Site]:
+    """A daemon with the program `web`, which `lines` describe, and its site."""
+    site = Site(tmp_path / "site")
+    environment = f'{{ SITE_FOLDER = "{site.folder}" }}'
+    table = f'[program.web]\ndirectory = "{site.folder}"\nenvironment = {environment}\n{lines}'
+    running = daemon(table, **options)
+    for name in running.status():
+        running.wait_for(name, timeout=30)
+    return running, site
+
+
+def settled(running: RunningDaemon, before: int = 0) -> dict[str, Any]:
+    """The ProcessInfo of `web`, when nobody is beside it any more, and its pid is not `before`; else nothing."""
+    info = running.status()["web"]
+    return info if info["beside"] is None and info["pid"] not in (None, before) else {}
+
+
+def addresses(tmp_path: Path) -> list[tuple[str, Any]]:
+    port, port6 = free_port(), free_port()
+    path = f"/tmp/{tmp_path.name[-20:]}-{os.getpid()}.sock"
+    return [(f"127.0.0.1:{port}", ("127.0.0.1", port)), (f"[::1]:{port6}", ("::1", port6)), (f"unix:{path}", path)]
+
+
+SERVERS = {
+    "wsgi": 'server = "wsgi"\napp = "release:app"',
+    "gunicorn": 'server = "gunicorn"\napp = "release:app"',
+    "uwsgi": 'server = "uwsgi"\napp = "release:app"',
+    "uwsgi lazy": 'server = "uwsgi"\napp = "release:app"\nserver_options = { lazy-apps = true }',
+    "command": """
+        command = ["${PYTHON}", "-m", "procman.wsgi", "release:app"]
+        ready = { http = "/probe" }
+    """,
+}
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("kind", [0, 1, 2], ids=["IPv4", "IPv6", "unix"])
+def test_a_successor_takes_over(daemon: MakeDaemon, tmp_path: Path, server: str, kind: int) -> None:
+    """Again and again; nobody sees the new version before it is ready, and all see it afterwards."""
+    if kind == 1 and server not in ("wsgi", "command"):
+        pytest.skip("the kernel's part is the same for all servers")
+    listen, address = addresses(tmp_path)[kind]
+    running, site = started(daemon, tmp_path, f'{SERVERS[server]}\nlisten = "{listen}"\nstart_seconds = 0.2')
+    for version in ("two", "three"):
+        before = running.status()["web"]["pid"]
+        old = ask(address)
+        site.version(version)
+        with site.gate(), running.client(60) as client:
+            assert client.call("reload", names=["web"], wait=False)
+            wait_until(lambda: (running.status()["web"]["beside"] or {}).get("pid"))
+            for _ in range(20):
+                assert ask(address) == old
+            assert running.status()["web"]["pid"] == before
+        wait_until(lambda: ask(address) == version, 30)
+        info = wait_until(lambda: settled(running, before), 30)
+        assert info["state"] == "RUNNING", info
+        assert not Path(f"/proc/{before}").exists()
+        assert ask(address) == version
+    if isinstance(address, str):
+        assert running.stop() == 0
+        assert not Path(address).exists()
+        assert not Path(f"{address}~").exists()
+
+
+@pytest.mark.parametrize("server", ["wsgi", "gunicorn", "uwsgi"])
+def test_a_bad_release_is_rolled_back(daemon: MakeDaemon, tmp_path: Path, server: str) -> None:
+    """Reason and last output are shown; the one before has never stopped serving."""
+    listen, address = addresses(tmp_path)[0]
+    running, site = started(daemon, tmp_path, f'{SERVERS[server]}\nlisten = "{listen}"\nstart_timeout = "20s"')
+    before = running.status()["web"]["pid"]
+    site.version("bad 1")
+    done = running.ctl("reload", "web")
+    assert done.returncode == 1
+    assert "the successor failed" in done.stderr, done.stderr
+    assert f"rolled back, pid {before} serves as before" in done.stderr
+    assert "release bad 1 is bad" in done.stderr
+    info = running.status()["web"]
+    assert (info["pid"], info["state"], info["beside"], info["restarts"]) == (before, "RUNNING", None, 0)
+    assert ask(address) == "one"
+    site.version("two")
+    done = running.ctl("reload", "web")
+    assert done.returncode == 0, done.stderr
+    assert ask(address) == "two"
+
+
+def test_a_successor_that_never_gets_ready(daemon: MakeDaemon, tmp_path: Path) -> None:
+    listen, address = addresses(tmp_path)[0]
+    lines = f'{SERVERS["wsgi"]}\nlisten = "{listen}"\nready = {{ http = "/nothing" }}\nstart_timeout = "2s"'
+    site = Site(tmp_path / "site")
+    table = f'[program.web]\ndirectory = "{site.folder}"\nenvironment = {{ SITE_FOLDER = "{site.folder}" }}\n{lines}'
+    running = daemon(table.replace('{ http = "/nothing" }', '{ http = "/probe" }'))
+    before = running.wait_for("web", timeout=30)["pid"]
+    with site.gate():
+        done = running.ctl("reload", "web")
+    assert done.returncode == 1
+    assert "not ready within 2 s" in done.stderr
+    assert running.status()["web"]["pid"] == before
+    assert ask(address) == "one"
+
+
+def test_one_that_dies_after_it_was_ready(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """Within start_seconds: no visitor has met it."""
+    listen, address = addresses(tmp_path)[0]
+    lines = f"""
+        command = ["${{PYTHON}}", "-c", "import os, sys, time; exec(open('late.py').read())"]
+        listen = "{listen}"
+        ready = {{ log = "serving" }}
+        start_seconds = 5
+    """
+    late = 'import subprocess\nos.execvp("python", ["${PYTHON}", "-m", "procman.wsgi", "release:app"])'
+    site = Site(tmp_path / "site")
+    (site.folder / "late.py").write_text(late)
+    table = f'[program.web]\ndirectory = "{site.folder}"\nenvironment = {{ SITE_FOLDER = "{site.folder}" }}\n{lines}'
+    running = daemon(table)
+    before = running.wait_for("web", timeout=30)["pid"]
+    (site.folder / "late.py").write_text("print('serving', flush=True)\ntime.sleep(1)\nsys.exit('out of luck')")
+    done = running.ctl("reload", "web")
+    assert done.returncode == 1
+    assert "did not stay up: " in done.stderr
+    assert "out of luck" in done.stderr
+    assert running.status()["web"]["pid"] == before
+    assert ask(address) == "one"
+
+
+def test_one_by_one(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """Several processes of one program: never fewer than before serve, and the first failure ends it."""
+    listen, address = addresses(tmp_path)[0]
+    lines = f'{SERVERS["wsgi"]}\nworkers = 3\nlisten = "{listen}"\nstart_seconds = 0'
+    running, site = started(daemon, tmp_path, lines)
+    names = ["web:1", "web:2", "web:3"]
+    before = {name: running.status()[name]["pid"] for name in names}
+    site.version("two")
+    seen: list[int] = []
+    with running.client(60) as client:
+        client.stream(
+            "reload",
+            lambda method, params: seen.append(
+                sum(info["state"] == "RUNNING" for info in running.status().values())
+            ),
+            names=["web"],
+        )
+    assert seen
+    assert min(seen) == 3
+    after = {name: running.status()[name]["pid"] for name in names}
+    assert not set(before.values()) & set(after.values())
+    assert {ask(address) for _ in range(20)} == {"two"}
+    site.version("bad 2")
+    done = running.ctl("reload", "web", "--at-once", "2")
+    assert done.returncode == 1
+    assert "web:3: not tried: web:" in done.stderr
+    assert {name: running.status()[name]["pid"] for name in names} == after
+
+
+def test_several_that_share_a_socket_pass_on_together(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """A server of which procman does not know that it drops nothing."""
+    listen, address = addresses(tmp_path)[0]
+    lines = f'{SERVERS["command"]}\ninstances = 2\nlisten = "{listen}"\nstart_seconds = 0'
+    running, site = started(daemon, tmp_path, lines)
+    before = {info["pid"] for info in running.status().values()}
+    site.version("two")
+    done = running.ctl("reload", "web")
+    assert done.returncode == 0, done.stderr
+    assert not before & {info["pid"] for info in running.status().values()}
+    assert {ask(address) for _ in range(20)} == {"two"}
+
+
+def test_a_second_reload_is_refused_and_a_stop_wins(daemon: MakeDaemon, tmp_path: Path) -> None:
+    listen, _ = addresses(tmp_path)[0]
+    running, site = started(daemon, tmp_path, f'{SERVERS["wsgi"]}\nlisten = "{listen}"')
+    with site.gate(), running.client(60) as client:
+        client.call("reload", names=["web"], wait=False)
+        wait_until(lambda: (running.status()["web"]["beside"] or {}).get("pid"))
+        running.look()
+        second = running.ctl("reload", "web")
+        assert second.returncode == 1
+        assert "a reload of web is under way already" in second.stderr
+        assert "successor" in running.ctl("status").stdout
+        done = running.ctl("stop", "web")
+        assert done.returncode == 0, done.stderr
+        info = running.status()["web"]
+        assert (info["state"], info["beside"]) == ("STOPPED", None)
+        assert [left.pid for left in running.leftovers() if "procman.wsgi" in cmdline(left.pid)] == []
+    done = running.ctl("start", "web")
+    assert done.returncode == 0, done.stderr
+
+
+def cmdline(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
+
+
+def test_old_processes_are_replaced(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """max_age, with a listener: as a reload."""
+    listen, address = addresses(tmp_path)[0]
+    lines = f'{SERVERS["wsgi"]}\nlisten = "{listen}"\nstart_seconds = 0.1\nmax_age = "3s"'
+    running, site = started(daemon, tmp_path, lines)
+    before = running.status()["web"]["pid"]
+    site.version("two")
+    info = wait_until(lambda: settled(running, before), 30)
+    assert info["why"] == "max_age = 3 s"
+    assert ask(address) == "two"
+    assert info["restarts"] == 0
+
+
+# --- whoever dies ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [0, 2], ids=["TCP", "unix"])
+def test_the_supervisor_dies_in_a_trial(daemon: MakeDaemon, tmp_path: Path, kind: int) -> None:
+    """The successor goes, and whoever asked for it asks again."""
+    listen, address = addresses(tmp_path)[kind]
+    running, site = started(daemon, tmp_path, f'{SERVERS["wsgi"]}\nlisten = "{listen}"\nstart_seconds = 0.2')
+    before = running.status()["web"]["pid"]
+    site.version("two")
+    with site.gate():
+        with running.client(60) as client:
+            client.call("reload", names=["web"], wait=False)
+        wait_until(lambda: (running.status()["web"]["beside"] or {}).get("pid"))
+        os.kill(running.supervisor_pid, signal.SIGKILL)
+        info = wait_until(lambda: settled(running), 30)
+        assert info["pid"] == before
+    assert {ask(address) for _ in range(10)} == {"one"}
+    assert "rolled back: the supervisor was replaced during its trial" in running.said()
+    done = running.ctl("reload", "web")
+    assert done.returncode == 0, done.stderr
+    assert {ask(address) for _ in range(10)} == {"two"}
+
+
+@pytest.mark.parametrize("kind", [0, 2], ids=["TCP", "unix"])
+def test_the_supervisor_dies_when_the_successor_serves(daemon: MakeDaemon, tmp_path: Path, kind: int) -> None:
+    """It goes on to the end, and the command that waits says so."""
+    listen, address = addresses(tmp_path)[kind]
+    running, site = started(daemon, tmp_path, f'{SERVERS["wsgi"]}\nlisten = "{listen}"\nstart_seconds = 0')
+    before = running.status()["web"]["pid"]
+    for version in ("two", "three"):
+        site.version(version)
+        with running.client(60) as client:
+            client.call("reload", names=["web"], wait=False)
+        wait_until(lambda: (running.status()["web"]["beside"] or {}).get("role") == "the one before", 30)
+        os.kill(running.supervisor_pid, signal.SIGKILL)
+        assert ask(address) == version
+        info = wait_until(lambda: settled(running), 30)
+        assert info["pid"] != before
+        assert info["state"] == "RUNNING"
+        before = info["pid"]
+        assert {ask(address) for _ in range(10)} == {version}
+
+
+def test_a_command_that_waits_outlives_the_supervisor(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """Killed again and again at any moment of it: `procmanctl reload` ends with the new version."""
+    listen, address = addresses(tmp_path)[0]
+    running, site = started(daemon, tmp_path, f'{SERVERS["wsgi"]}\nlisten = "{listen}"\nstart_seconds = 0.1')
+    for number in range(6):
+        site.version(f"v{number}")
+        with running.client(60) as client:
+            client.call("reload", names=["web"], wait=False)
+        begun = time.monotonic()
+        wait_until(lambda: time.monotonic() - begun > number * 0.15)  # noqa: B023
+        os.kill(running.supervisor_pid, signal.SIGKILL)
+        done = running.ctl("reload", "web")
+        assert done.returncode == 0, (number, done.stderr)
+        assert ask(address) == f"v{number}"
+
+
+def test_the_keeper_dies_in_a_trial(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """The next daemon keeps the one that serves, and ends the other."""
+    listen, address = addresses(tmp_path)[0]
+    running, site = started(daemon, tmp_path, f'{SERVERS["wsgi"]}\nlisten = "{listen}"\nstart_seconds = 0.2')
+    before = running.status()["web"]["pid"]
+    site.version("two")
+    with site.gate():
+        with running.client(60) as client:
+            client.call("reload", names=["web"], wait=False)
+        beside = wait_until(lambda: (running.status()["web"]["beside"] or {}).get("pid"))
+        running.look()
+        os.kill(running.keeper_pid, signal.SIGKILL)
+        assert running.process is not None
+        running.process.wait(10)
+        wait_until(lambda: not any(SUPERVISOR in cmdline(seen.pid) for seen in running.seen))
+        running.start()
+        info = running.wait_for("web", timeout=30)
+        assert info["pid"] == before
+        wait_until(lambda: not Path(f"/proc/{beside}").exists())
+    assert {ask(address) for _ in range(10)} == {"one"}
+    done = running.ctl("reload", "web")
+    assert done.returncode == 0, done.stderr
+    assert {ask(address) for _ in range(10)} == {"two"}
+
+
+SUPERVISOR = "procman.daemon\0supervisor"
