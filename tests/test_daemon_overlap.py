@@ -64,7 +64,7 @@ def ask(address: Any, path: str = "/") -> str:
         sock.sendall(f"GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n".encode())
         answer = b"".join(iter(lambda: sock.recv(65536), b""))
     head, _, body = answer.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 200") or head.startswith(b"HTTP/1.0 200"), answer
+    assert head.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200")), answer
     return body.decode().split()[0]
 
 
@@ -111,25 +111,29 @@ def test_a_successor_takes_over(daemon: MakeDaemon, tmp_path: Path, server: str,
         pytest.skip("the kernel's part is the same for all servers")
     listen, address = addresses(tmp_path)[kind]
     running, site = started(daemon, tmp_path, f'{SERVERS[server]}\nlisten = "{listen}"\nstart_seconds = 0.2')
-    for version in ("two", "three"):
-        before = running.status()["web"]["pid"]
-        old = ask(address)
-        site.version(version)
-        with site.gate(), running.client(60) as client:
-            assert client.call("reload", names=["web"], wait=False)
-            wait_until(lambda: (running.status()["web"]["beside"] or {}).get("pid"))
-            for _ in range(20):
-                assert ask(address) == old
-            assert running.status()["web"]["pid"] == before
-        wait_until(lambda: ask(address) == version, 30)
-        info = wait_until(lambda: settled(running, before), 30)
-        assert info["state"] == "RUNNING", info
-        assert not Path(f"/proc/{before}").exists()
-        assert ask(address) == version
+    for old, new in (("one", "two"), ("two", "three")):
+        replaced(running, site, address, old, new)
     if isinstance(address, str):
         assert running.stop() == 0
         assert not Path(address).exists()
         assert not Path(f"{address}~").exists()
+
+
+def replaced(running: RunningDaemon, site: Site, address: Any, old: str, new: str) -> None:
+    """A reload from version `old` to `new`, looked at in the trial and afterwards."""
+    before = running.status()["web"]["pid"]
+    site.version(new)
+    with site.gate(), running.client(60) as client:
+        assert client.call("reload", names=["web"], wait=False)
+        wait_until(lambda: (running.status()["web"]["beside"] or {}).get("pid"))
+        for _ in range(20):
+            assert ask(address) == old
+        assert running.status()["web"]["pid"] == before
+    wait_until(lambda: ask(address) == new, 30)
+    info = wait_until(lambda: settled(running, before), 30)
+    assert info["state"] == "RUNNING", info
+    assert not Path(f"/proc/{before}").exists()
+    assert ask(address) == new
 
 
 @pytest.mark.parametrize("server", ["wsgi", "gunicorn", "uwsgi"])
@@ -177,7 +181,7 @@ def test_one_that_dies_after_it_was_ready(daemon: MakeDaemon, tmp_path: Path) ->
         ready = {{ log = "serving" }}
         start_seconds = 5
     """
-    late = 'import subprocess\nos.execvp("python", ["${PYTHON}", "-m", "procman.wsgi", "release:app"])'
+    late = 'os.execv(sys.executable, [sys.executable, "-m", "procman.wsgi", "release:app"])'
     site = Site(tmp_path / "site")
     (site.folder / "late.py").write_text(late)
     table = f'[program.web]\ndirectory = "{site.folder}"\nenvironment = {{ SITE_FOLDER = "{site.folder}" }}\n{lines}'

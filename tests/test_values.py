@@ -107,7 +107,14 @@ BAD: list[tuple[Callable[[object], object], object, str]] = [
     (values.signal_number, 15, 'must be a signal name like "TERM", not an integer'),
     (values.exit_code, 256, "must be between 0 and 255, not 256 (a signal is given by its name)"),
     (values.exit_code, True, "must be an exit status or a signal name, not a boolean"),
-    (values.reload, "overlop", 'must be "overlap", "restart", like "signal:HUP", or a command as an array, not \'overlop\'; did you mean \'overlap\'?'),
+    (
+        values.reload,
+        "overlop",
+        (
+            'must be "overlap", "restart", like "signal:HUP", or a command as an array, not \'overlop\''
+            "; did you mean 'overlap'?"
+        ),
+    ),
     (values.reload, [], "a command is an array of strings, and not empty"),
     (values.reload, [1], "a command is an array of strings, and not empty"),
     (values.reload, "signal:", "unknown signal ''"),
