@@ -240,7 +240,7 @@ class Supervisor:
             process.feed(SpawnFailed(report.failure_of(record), report.is_short(record)))
             return
         exit = report.exit_of(record)
-        process.feed(Exited(exit, bool(record["left"])))
+        process.feed(Exited(exit, bool(record["left"]), record.get("lived")))
         process.amend(exit, self._ground.explain(exit, int(record["pid"])))
         self.journal.dirty()
 

@@ -10,13 +10,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.answers import p99, p99_below
 from tests.conftest import MakeDaemon
 from tests.faults import HANG, Asked, Faults
 from tests.harness import RunningDaemon, User, wait_until
@@ -281,33 +281,6 @@ def stopped(pid: int) -> bool:
     """All threads of a process have stopped."""
     stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
     return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
-
-
-CALLS, WINDOWS = 300, 3
-
-
-def p99(running: RunningDaemon) -> float:
-    """Seconds that a `status` call takes at most, but for the slowest of a hundred. The calls are spread, so that they
-    meet what the daemon does once a second."""
-    found = []
-    with running.client(30) as client:
-        for _ in range(CALLS):
-            began = time.perf_counter()
-            client.call("status")
-            found.append(time.perf_counter() - began)
-            time.sleep(0.004)
-    return sorted(found)[CALLS * 99 // 100 - 1]
-
-
-def p99_below(running: RunningDaemon, bound: float) -> float:
-    """As `p99`, which must be below `bound` in one of some windows: the machine may stall now and then, a daemon that
-    waits for a disk stalls in each of them."""
-    found: list[float] = []
-    while len(found) < WINDOWS:
-        found.append(p99(running))
-        if found[-1] < bound:
-            return found[-1]
-    raise AssertionError(f"p99 of status, in ms: {[round(each * 1000, 1) for each in found]}, not {bound * 1000:.0f}")
 
 
 @contextlib.contextmanager
