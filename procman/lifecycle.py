@@ -161,8 +161,8 @@ class SpawnFailed:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The child ended; `left`: some of its descendants still live. `lived` is how many seconds it ran, None where nobody
-    knows: the news may be old."""
+    """The child ended; `left`: some of its descendants still live. `lived` is how many seconds it ran, None where
+    nobody knows: the news may be old."""
 
     exit: Exit
     left: bool = False

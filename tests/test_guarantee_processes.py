@@ -21,15 +21,15 @@ from typing import Any
 
 import pytest
 
-from tests.answers import CALLS, WINDOWS, p99_below
 from tests.conftest import MakeDaemon
+from tests.guarantees.loops import SETTINGS, Loops, measure
 from tests.guarantees.reuse import NAMESPACE
 from tests.harness import PROGRAMS, PROJECT, RunningDaemon, descendants, wait_until
 
 WAYS = [pytest.param([], id="as-it-comes"), pytest.param(["--no-cgroup"], id="without-cgroup")]
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 YEARS = 10 * 365 * 86400
-TICKS = os.sysconf("SC_CLK_TCK")
+LOOPS = Loops()
 
 
 # --- the clock ------------------------------------------------------------------------------------------------------
@@ -271,69 +271,16 @@ def bomb(running: RunningDaemon) -> list[int]:
     return [each.pid for each in descendants(running.keeper_pid) if each.pid != keep and each.alive()]
 
 
-COUNT, DELAY, DELAY_MAX = 1000, 2, 10
-LOOPING = f"""
-[program.looping]
-command = "/bin/false"
-instances = {COUNT}
-start_seconds = 0
-start_retries = -1
-restart_delay = "{DELAY}s"
-restart_delay_max = "{DELAY_MAX}s"
-"""
-
-ANSWER_MAX = 0.25
-"""Seconds: p99 of a call about one program, while a thousand are started again."""
-
-CPU_PER_START, CPU_PER_CALL = 0.004, 0.001
-"""Seconds of both processes together, some three times what it takes; a loop that spins takes more."""
-
-
 def test_a_thousand_programs_that_crash_at_once_again_and_again(daemon: MakeDaemon) -> None:
-    """The delay bounds the starts, each start costs a bounded time, and the daemon answers meanwhile."""
-    began = time.monotonic()
-    running = daemon(LOOPING, settings='log_level = "error"')
-    at_first = p99_below(running, ANSWER_MAX, names=["looping:500"])
-    wait_until(lambda: min(restarts(running)) >= 2, 60, "all of them were started again, and once more")
-    later, per_second, cpu = 0.0, 0.0, 0.0
-    for _ in range(WINDOWS):
-        before, spent, since = sum(restarts(running)), cpu_seconds(running), time.monotonic()
-        later = p99_below(running, ANSWER_MAX, names=["looping:500"])
-        spent, seconds = cpu_seconds(running) - spent, time.monotonic() - since
-        starts = sum(restarts(running)) - before
-        per_second, cpu = starts / seconds, spent / seconds
-        if spent <= CPU_PER_START * starts + CPU_PER_CALL * CALLS:
-            break
-    else:
-        pytest.fail(f"{per_second:.0f} starts a second take {cpu:.2f} s of CPU")
-    assert max(restarts(running)) <= restarts_at_most(time.monotonic() - began)
-    sys.stdout.write(
-        f"{COUNT} programs in crash loops: p99 of status of one {at_first * 1000:.0f} ms at first, "
-        f"{later * 1000:.0f} ms later; {per_second:.0f} starts and {cpu:.2f} s of CPU a second\n"
-    )
+    """The delay bounds the starts, each start costs a bounded time, and the daemon answers meanwhile. The long form:
+    `python -m tests.guarantees loops`."""
+    running = daemon(LOOPS.table(), settings=SETTINGS, start=False)
+    figures = measure(running, LOOPS, restarts=2, seconds=0)
+    sys.stdout.write(f"{figures.line()}\n")
+    assert not figures.wrong(), figures.line()
     done = running.ctl("stop", "all")
     assert done.returncode == 0, done.stderr
     assert {info["state"] for info in running.status().values()} == {"STOPPED"}
-
-
-def restarts_at_most(seconds: float) -> int:
-    """As many as the delays leave room for: the jitter makes each of them a tenth shorter at most."""
-    count, at = 0, 0.9 * DELAY
-    while at <= seconds:
-        count += 1
-        at += 0.9 * min(DELAY * 2**count, DELAY_MAX)
-    return count
-
-
-def restarts(running: RunningDaemon) -> list[int]:
-    return [info["restarts"] for info in running.status().values()]
-
-
-def cpu_seconds(running: RunningDaemon) -> float:
-    """Of keeper and supervisor, without their children."""
-    stats = (Path(f"/proc/{pid}/stat").read_text() for pid in (running.keeper_pid, running.supervisor_pid))
-    fields = [stat.rpartition(")")[2].split() for stat in stats]
-    return sum(int(field[11]) + int(field[12]) for field in fields) / TICKS
 
 
 # --- a pid that comes back ------------------------------------------------------------------------------------------
