@@ -23,7 +23,7 @@ help:
 	@echo "make check  ruff, mypy --strict, and the test of the layers"
 	@echo "make bench  measure, beside Supervisor"
 	@echo "make crash  let the supervisor die at every boundary that it crosses: minutes (CRASH_ARGS='--every 5')"
-	@echo "make soak   kill it under load, make crash, and 100,000 restarts: minutes (SOAK_ARGS='--minutes 120' for hours)"
+	@echo "make soak   make crash, kill it under load, 1,000 crash loops, and 100,000 restarts: minutes (SOAK_ARGS='--minutes 120' for hours)"
 	@echo "make fuzz   feed hostile input to all that procman reads: minutes (FUZZ_ARGS='--seed 7 table', '--atheris 60')"
 	@echo "make clean  remove what all of these made"
 
@@ -49,6 +49,7 @@ crash: $(VENV)/installed-dev
 
 soak: crash
 	$(bin)/python -m tests.guarantees kill
+	$(bin)/python -m tests.guarantees loops
 	$(bin)/python -m tests.guarantees soak $(SOAK_ARGS)
 
 fuzz: $(VENV)/installed-dev

@@ -200,14 +200,13 @@ class Change:
         await self._start(start, why)
 
     async def _start(self, start: Mapping[str, int], why: str) -> None:
-        """The second half: start what has had no child since. When that is on disk, the change is over."""
+        """The second half: start what has had no child since. When that is on record, the change is over: also what
+        has left the table, for one of that name may come back."""
         found = [self._supervisor.processes[name] for name in start if name in self._supervisor.processes]
         for process in sorted(found, key=lambda process: process.program.priority):
             if process.status.generation <= start[process.name] and not process.status.wanted:
                 process.feed(Start(f"the table has changed ({why})"))
-        self._supervisor.journal.dirty()
-        if start:
-            await self._supervisor.journal.saved()
+        await self._supervisor.journal.saved()
         for name in (HELD_NAME, NEXT_TABLE):
             self._link.release(name)
 

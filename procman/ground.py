@@ -481,8 +481,8 @@ class Ground:
             if now - pending.since > STUCK_SECONDS:
                 found.append(f"{child}: its env_file is not read after {now - pending.since:.0f} s: is its disk stuck?")
         for process in self._places.everyone():
-            errors = [shown["error"] for shown in self.log_counters(process.program) if shown["error"]]
-            found += [f"{process.name}: its output is not written: {error}" for error in errors]
+            errors = [self._logs.counters(name).error for name in self._holdings.captured(process.program)]
+            found += [f"{process.name}: its output is not written: {error}" for error in errors if error]
         return found
 
     def log_counters(self, program: Program) -> list[dict[str, Any]]:

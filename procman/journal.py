@@ -1,7 +1,9 @@
 """When the state file is written: soon after a change, many changes at once, never in the loop.
 
 The disk may be slow, full or stuck: writing happens in a thread of its own, and what fails is said once and tried
-again.
+again. What must not be lost meanwhile, whoever dies, is handed to the keeper: what an operator waits for before it is
+written, and each document that the disk did not take. Of that one and the file's, a successor believes the later
+(`statefile.later`).
 """
 
 from __future__ import annotations
@@ -35,15 +37,23 @@ STUCK_SECONDS = 5.0
 class Journal:
     """Writes what `document` returns to the state file `path` after each `dirty`.
 
-    `forget` is called for each child given to `forget_later`, once its end is on record.
+    `forget` is called for each child given to `forget_later`, once its end is on record. `hand_over` gives a document
+    to the keeper, in place of the one before.
     """
 
-    def __init__(self, path: str, document: Callable[[], dict[str, Any]], forget: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        path: str,
+        document: Callable[[], dict[str, Any]],
+        forget: Callable[[str], None],
+        hand_over: Callable[[dict[str, Any]], None],
+    ) -> None:
         self.problem = ""  # with the last write that ended
         self._since = 0.0
         self._path = path
         self._document = document
         self._forget = forget
+        self._hand_over = hand_over
         self._ended: dict[str, str] = {}  # process → its child that ended last
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._thread.submit(int)  # makes the thread now: later there may be no process left for one
@@ -85,7 +95,8 @@ class Journal:
     async def saved(self) -> None:
         """Wait until all that has changed so far is on disk, or could not be written within STUCK_SECONDS.
 
-        On disk means that a power loss can't undo it: what an operator asked for is done when the command says so.
+        On disk means that a power loss can't undo it: what an operator asked for is done when the command says so. The
+        keeper has it in any case.
         """
         if self.closed:
             return
@@ -97,6 +108,7 @@ class Journal:
             self._start()
         else:
             self._again = True
+            self._hand_over(store.stamped(self._now()))  # the write under way may not end before we do
         try:
             async with asyncio.timeout(STUCK_SECONDS):
                 await future
@@ -115,20 +127,30 @@ class Journal:
         self._timer = None
         self._writing = self._loop.create_task(self._write())
 
+    def _now(self) -> dict[str, Any]:
+        """The document, and of when it is: monotonic time."""
+        return {"at": self._loop.time(), **self._document()}
+
     async def _write(self) -> None:
         self._since = self._loop.time()
         waiting, self._waiting = self._waiting, []
         ended, self._ended = self._ended, {}
         self._again = False
         began = self._loop.time()
+        document: dict[str, Any] = {}
+        held = bool(waiting or self.problem)
         try:
-            document = self._document()
+            document = self._now()
+            if held:
+                self._hand_over(store.stamped(document))
             save = functools.partial(store.save, self._path, document, durable=bool(waiting))
             await self._loop.run_in_executor(self._thread, save)
         except Failed as error:
             if not self.problem:
                 log.error("%s", error)
             self.problem = str(error)
+            if not held:
+                self._hand_over(store.stamped(document))
         except Exception as error:
             log.exception("the state file was not written (a bug in procman)")
             self.problem = f"the state file was not written: {type(error).__name__}: {error}"

@@ -91,8 +91,8 @@ class Status:
     `alive`       a child was asked for and its end has not been reported
     `generation`  number of the last child; with the process name it names the child for the keeper
     `started`     monotonic time at which that child was asked for
-    `ending`      in STOPPING: "asked" (an operator, or the table), "failed" (a failed start), "exited" (ended by
-                  itself, what it left behind is being killed)
+    `ending`      in STOPPING: "asked" (an operator, or the table), "failed" (a failed start, or one that was too
+                  short), "exited" (ended by itself); of the latter two, what it left behind is being killed
     `failures`    failed or too short starts in a row
     `restarts`    how often procman started it again by itself
     `why`         one sentence: the reason for this state
@@ -161,10 +161,12 @@ class SpawnFailed:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The child ended; `left`: some of its descendants still live."""
+    """The child ended; `left`: some of its descendants still live. `lived` is how many seconds it ran, None where
+    nobody knows: the news may be old."""
 
     exit: Exit
     left: bool = False
+    lived: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,7 +370,10 @@ def _exited(program: Program, status: Status, event: Exited, now: float) -> Resu
     why = event.exit.reason
     if failed_start and program.ready.kind == "seconds" and succeeded(program, event.exit):
         why += f" before start_seconds = {program.start_seconds:g} s"  # else nobody sees what was wrong with it
-    ended = replace(ended, ending="failed" if failed_start else "exited", why=why)
+    lived = now - status.started if event.lived is None else event.lived
+    # One that is to run for ever and soon ended is not started again at once.
+    short = not final and program.restart != "never" and lived < max(program.start_seconds, STEADY_SECONDS)
+    ended = replace(ended, ending="failed" if failed_start or short else "exited", why=why)
     if event.left:  # it ended by itself: what it left behind would meet its successor
         leaving = replace(ended, state=State.STOPPING, deadline=now + KILL_AGAIN_SECONDS)
         return leaving, [Signal(signals.SIGKILL, tree=True)]
@@ -387,9 +392,8 @@ def _settle(program: Program, status: Status, now: float) -> Result:
         success = status.exit is not None and succeeded(program, status.exit)
         if program.restart == "never" or (program.restart == "on-failure" and success):
             return replace(over, state=State.EXITED, failures=0), []
-        if now - status.started >= max(program.start_seconds, STEADY_SECONDS):
-            again = replace(over, failures=0, restarts=status.restarts + 1)
-            return _spawn(program, again, f"started again: {status.why}", now)
+        again = replace(over, failures=0, restarts=status.restarts + 1)
+        return _spawn(program, again, f"started again: {status.why}", now)
     return _retry(program, over, now)
 
 

@@ -73,7 +73,7 @@ HELLO: dict[str, Any] = {
 CHILD: dict[str, Any] = {
     **dict.fromkeys(("op", "child", "note", "step", "message"), str),
     **dict.fromkeys(("pid", "start", "tag", "errno"), int),
-    **dict.fromkeys(("at", "since", "ended_at"), float),
+    **dict.fromkeys(("at", "since", "ended_at", "lived"), float),
     "state": Literal["starting", "running", "exited"],
     **dict.fromkeys(("left", "adopted"), bool),
     "status": int | None,

@@ -21,6 +21,7 @@ PARTS: dict[str, Any] = {
     "down": list[str],
     "closing": bool,
     "exit_status": int,
+    "at": float,
     "keeper": str,
     "processes": dict[str, Any],  # a status says more than its types: see `report.status_from`
     "logs": dict[str, Counters],
@@ -56,6 +57,16 @@ def believable(document: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
             kept[part] = {name: document[part][name] for name in kept[part]}
     more = f" and {len(wrong) - SAID} more" if len(wrong) > SAID else ""
     return kept, "; ".join(wrong[:SAID]) + more
+
+
+def later(in_file: dict[str, Any] | None, held: dict[str, Any] | None, keeper: str) -> dict[str, Any] | None:
+    """Which of two documents counts: that of the file, or the one that `keeper` holds because the disk might not take
+    it. Pure."""
+    if held is None or held.get("keeper") != keeper:
+        return in_file
+    if in_file is None or in_file.get("keeper") != keeper:  # it can't be read, or is of a daemon before
+        return held
+    return held if held.get("at", 0.0) > in_file.get("at", 0.0) else in_file
 
 
 def _exit_status(value: int) -> str:

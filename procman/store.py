@@ -126,8 +126,14 @@ def _understand(content: bytes) -> tuple[str, Any]:
     return "", document
 
 
+def stamped(document: Mapping[str, Any]) -> dict[str, Any]:
+    """`document` with `version`, `boot_id` and `written_at` (RFC 3339). Raises OSError for want of a descriptor."""
+    stamp = {"version": VERSION, "boot_id": boot_id(), "written_at": dt.datetime.now(dt.UTC).isoformat()}
+    return {**document, **stamp}
+
+
 def save(path: str, document: Mapping[str, Any], *, durable: bool = False) -> None:
-    """Replaces the state file at once, as a whole. `version`, `boot_id` and `written_at` (RFC 3339) are added.
+    """Replaces the state file at once, as a whole, by `document`, which gets its stamp (`stamped`).
 
     `durable` waits for the disk: a power loss then can't undo it. Without it only a crash of the machine can. Raises
     `Failed`; the old file is then untouched.
@@ -137,8 +143,7 @@ def save(path: str, document: Mapping[str, Any], *, durable: bool = False) -> No
     beside = f"{path}.new"
     crossing("state begin")
     try:
-        stamp = {"version": VERSION, "boot_id": boot_id(), "written_at": dt.datetime.now(dt.UTC).isoformat()}
-        content = json.dumps({**document, **stamp}, separators=(",", ":")).encode()
+        content = json.dumps(stamped(document), separators=(",", ":")).encode()
         fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with open(fd, "wb") as file:
             crossing("state created")

@@ -47,7 +47,7 @@ from procman.logs import Counters, LogThreads
 from procman.ownlog import OwnLog
 from procman.recall import Recording, recall
 from procman.server import Access, Server
-from procman.supervisor import CLOSING, Supervisor
+from procman.supervisor import CLOSING, STATE, Supervisor
 
 log = logging.getLogger("procman")
 
@@ -229,7 +229,12 @@ class _Parts:
         _set_name(self.daemon.identifier)
         os.umask(self.daemon.umask)
         _raise_open_files(self.daemon.open_files)
-        _make_folder(self.daemon.log_dir)
+        try:
+            _make_folder(self.daemon.log_dir)
+        except Failed as error:
+            if self.snapshot.starts == 1:
+                raise
+            print(f"procmand: {error}", file=sys.stderr)  # a disk has failed: a successor goes on all the same
         if self._to_file and self.snapshot.starts == 1:  # a later one inherits what the keeper writes to
             self._own_log = self._open_own_log()
             self._says.fd = self._own_log  # until we are ready, errors go to who called procmand
@@ -283,7 +288,12 @@ class _Parts:
             await orphans.adopt(self.link, self.snapshot, lock, document, self.config)
         loop = asyncio.get_running_loop()
         stdout = self._own_log if self._own_log >= 0 else 1
-        log_thread = LogThreads(lambda path: _call_soon(loop, stands.news, path), stdout, disks.of)
+        log_thread = LogThreads(
+            lambda path: _call_soon(loop, stands.news, path),
+            stdout,
+            disks.of,
+            lambda: _call_soon(loop, supervisor.journal.dirty),
+        )
         goes_on = self.snapshot.starts > 1 or self.snapshot.children
         counters = ground.counters_from(document.get("logs") if goes_on else None)
         for key, counted in self.before.stop().items():
@@ -332,8 +342,8 @@ class _Parts:
         return status
 
     def _state(self) -> dict[str, Any]:
-        """What the state file says, as far as it can be believed; nothing where there is none. What is wrong with it
-        is logged."""
+        """What the state file says, or the keeper where it knows better, as far as it can be believed; nothing where
+        there is none. What is wrong with it is logged."""
         path = os.path.join(self.daemon.state_dir, store.STATE_NAME)
         loaded = store.load(path)
         document, problem = loaded.document, loaded.problem
@@ -342,7 +352,12 @@ class _Parts:
             if wrong:
                 kept = store.keep_copy(path)
                 problem = f"of the state file {path} this makes no sense and is left out: {wrong}; {kept}"
-        self._damage = problem and f"{problem} (since then, what operators had stopped may run again)"
+        in_file, held = document, self._memo(STATE)
+        document = statefile.later(in_file, statefile.believable(held)[0] if held else None, self.snapshot.identity)
+        if problem and document is not in_file:
+            problem += "; what the keeper holds counts instead"
+        elif problem:
+            self._damage = f"{problem} (since then, what operators had stopped may run again)"
         for each in filter(None, (problem, self.before.problem)):
             log.error("%s", each)
         return orphans.of_this_boot(document, store.boot_id())

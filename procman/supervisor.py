@@ -44,6 +44,9 @@ SAID_ONCE = frozenset({"notify", "log"})
 CLOSING = "closing"
 """Held by the keeper once all is to stop: why, and with which exit status."""
 
+STATE = "state"
+"""Held by the keeper: a document that the state file may lack (`journal`)."""
+
 CONTINUED = "continued after the supervisor was replaced"
 
 LAST_KILL_SECONDS = 5.0
@@ -79,7 +82,7 @@ class Supervisor:
         self.snapshot = Snapshot()
         self._register = Register()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self.journal = Journal(f"{config.daemon.state_dir}/state.json", self._document, link.forget)
+        self.journal = Journal(f"{config.daemon.state_dir}/state.json", self._document, link.forget, self._hold_state)
         self.measures = Measures(config.daemon.sampling, self._mains)
         ground.attach(self._changed, self.places)
 
@@ -251,7 +254,7 @@ class Supervisor:
             process.feed(SpawnFailed(report.failure_of(record), report.is_short(record)))
             return
         exit = report.exit_of(record)
-        process.feed(Exited(exit, bool(record["left"])))
+        process.feed(Exited(exit, bool(record["left"]), record.get("lived")))
         process.amend(exit, self._ground.explain(exit, int(record["pid"])))
         self.journal.dirty()
 
@@ -451,6 +454,9 @@ class Supervisor:
         end = {"closing": self.closing, "exit_status": self._exit_status, "keeper": self.snapshot.identity}
         found_again = self._register.document(self.places.everyone(), self.config) | self._ground.held_document()
         return {"down": sorted(self._down), **end, "processes": statuses, "logs": logs, **found_again}
+
+    def _hold_state(self, document: dict[str, Any]) -> None:
+        self._link.hand_over(STATE, document)
 
     def _status_document(self, process: Process) -> Info:
         """Made once for each status: of a thousand processes most have not changed since the last write."""

@@ -25,7 +25,11 @@ class Written:
         self.number: Any = 0
         self.asked = 0
         self.forgotten: list[str] = []
-        self.journal = Journal(str(self.path), self._document, self.forgotten.append)
+        self.held: dict[str, Any] = {}
+        self.journal = Journal(str(self.path), self._document, self.forgotten.append, self._hold)
+
+    def _hold(self, document: dict[str, Any]) -> None:
+        self.held = json.loads(json.dumps(document))
 
     def _document(self) -> dict[str, Any]:
         self.asked += 1
@@ -122,6 +126,59 @@ def test_a_write_that_fails_is_tried_again_and_nothing_is_forgotten_before(
                     await asyncio.sleep(0.005)
             assert written.forgotten == ["a#1", "b#1"]
             assert "can be written again" in caplog.text
+
+    asyncio.run(check())
+
+
+def test_what_the_disk_does_not_take_is_handed_over(tmp_path: Path) -> None:
+    async def check() -> None:
+        folder = tmp_path / "state"
+        async with journaling(folder) as written:
+            written.number = 1
+            written.journal.dirty()
+            async with asyncio.timeout(10):
+                while not written.held:
+                    await asyncio.sleep(0.005)
+            assert written.held["number"] == 1
+            first = written.held
+            folder.mkdir()
+            async with asyncio.timeout(10):
+                while written.journal.problem:
+                    await asyncio.sleep(0.005)
+            written.number = 2
+            written.journal.dirty()
+            async with asyncio.timeout(10):
+                while written.on_disk() != 2:
+                    await asyncio.sleep(0.005)
+            assert written.held["number"] == 1, "a disk that takes it is enough"
+            on_disk = json.loads(written.path.read_bytes())
+            assert on_disk["at"] > first["at"]
+            assert on_disk["boot_id"] == first["boot_id"]
+
+    asyncio.run(check())
+
+
+def test_what_somebody_waits_for_is_handed_over_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while a disk hangs in the write before it."""
+    monkeypatch.setattr(journal, "STUCK_SECONDS", 0.05)
+    fifo = tmp_path / "state.json.new"
+    os.mkfifo(fifo)
+
+    async def check() -> None:
+        written = Written(tmp_path)
+        for number in (1, 2):
+            written.number = number
+            saved = asyncio.create_task(written.journal.saved())
+            async with asyncio.timeout(10):
+                while written.held.get("number") != number:
+                    await asyncio.sleep(0.005)
+            await saved
+        await written.journal.close()
+        reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)  # lets the thread go on
+        async with asyncio.timeout(10):
+            while not written.path.exists():
+                await asyncio.sleep(0.005)
+        os.close(reader)
 
     asyncio.run(check())
 

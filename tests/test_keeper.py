@@ -358,6 +358,7 @@ def test_how_a_child_ended(keeper: RunningKeeper) -> None:
     assert exited["rusage"]["user"] + exited["rusage"]["system"] > 0.01
     assert exited["rusage"]["max_rss_kb"] > 1000
     assert abs(exited["ended_at"] - time.time()) < 60
+    assert 0.01 < exited["lived"] < 60
     os.kill(boss.spawned("b#1"), signal.SIGSEGV)
     assert boss.expect("exited", child="b#1")["status"] & 0x7F == signal.SIGSEGV
 

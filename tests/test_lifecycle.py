@@ -90,6 +90,15 @@ CASES: list[tuple[str, Program, tuple[tuple[float, Event], ...], State, list[Act
     ("no child is BACKOFF", PLAIN, ((0.0, Start("test")), (0.1, SpawnFailed("exec: no"))), State.BACKOFF, []),
     ("an exit before start_seconds is BACKOFF", PLAIN, (*STARTED, (0.5, Exited(GOOD))), State.BACKOFF, []),
     ("a crash is started again at once", PLAIN, (*RUNNING, (9.0, Exited(KILLED))), State.STARTING, [Spawn(2)]),
+    ("how long it ran counts", PLAIN, (*RUNNING, (9.0, Exited(BAD, lived=1.0))), State.STARTING, [Spawn(2)]),
+    ("not when that is heard", PLAIN, (*RUNNING, (9.0, Exited(BAD, lived=0.9))), State.BACKOFF, []),
+    (
+        "nor does killing what it left make it longer",
+        PLAIN,
+        (*RUNNING, (2.0, Exited(BAD, left=True, lived=0.9)), (9.0, Gone())),
+        State.BACKOFF,
+        [],
+    ),
     ("also after exit status 0", PLAIN, (*RUNNING, (9.0, Exited(GOOD))), State.STARTING, [Spawn(2)]),
     (
         "on-failure: success is EXITED",

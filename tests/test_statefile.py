@@ -29,6 +29,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("exit_status", [1], "exit_status: must be an integer, not an array of 1"),
     ("exit_status", 10**30, f"exit_status: must be an integer, not {10**30}"),
     ("exit_status", 256, "exit_status: no exit status: 256"),
+    ("at", "now", "at: must be a number, not 'now'"),
     ("processes", [], "processes: must be an object, not an array of 0"),
     ("sockets", {"listener/web": 5}, "sockets.listener/web: must be list or null, not 5"),
     ("sockets", "x", "sockets: must be an object, not 'x'"),
@@ -79,3 +80,26 @@ def test_what_is_believed_is_read() -> None:
     assert counters_from(STATE["logs"]) == {"log/shop:1/out": Counters(read=10, written=10)}
     assert counters_from({"a": {"read": "x"}, "b": 5, "c": {"read": 1}}) == {"c": Counters(read=1)}
     assert list(known_children(STATE)) == ["shop:1#3"]
+
+
+FIRST, SECOND = {"keeper": "k", "at": 1.0}, {"keeper": "k", "at": 2.0}
+BEFORE = {"keeper": "of a daemon before", "at": 9.0}
+
+
+@pytest.mark.parametrize(
+    ("in_file", "held", "counts"),
+    [
+        (None, None, None),
+        (FIRST, None, FIRST),
+        (None, FIRST, FIRST),
+        (FIRST, SECOND, SECOND),
+        (SECOND, FIRST, SECOND),
+        (FIRST, dict(FIRST), FIRST),
+        (BEFORE, FIRST, FIRST),
+        (FIRST, BEFORE, FIRST),
+        (None, BEFORE, None),
+        ({"keeper": "k"}, FIRST, FIRST),
+    ],
+)
+def test_of_file_and_keeper_the_later_counts(in_file: Any, held: Any, counts: Any) -> None:
+    assert statefile.later(in_file, held, "k") is counts

@@ -221,6 +221,7 @@ class Children:
 
     def _adopted_ended(self, child: Child, pidfd: int) -> None:
         self._bury(child, adoption.exit_status(pidfd, child.pid, child.start))
+        child.end["lived"] = time.monotonic() - child.since
         self._tell(child.end | {"left": child.left})
 
     def _bury(self, child: Child, status: int | None) -> None:
@@ -250,7 +251,7 @@ class Children:
         if not child.end:
             used = {"user": usage.ru_utime, "system": usage.ru_stime, "max_rss_kb": usage.ru_maxrss}
             child.end = {"op": "exited", "child": child.id, "pid": pid, "status": status, "rusage": used}
-            child.end["ended_at"] = time.time()
+            child.end |= {"ended_at": time.time(), "lived": time.monotonic() - child.since}
         self._tell(child.end | {"left": child.left})
         if not child.left:
             tree.remove_cgroup(child.cgroup)

@@ -33,8 +33,9 @@ keeper → supervisor
     {"op": "begin"}                                            the snapshot is complete; from here on: events
     {"op": "spawned", "child": "shop:1#7", "pid": 4711, "at": 1790000000.0, "start": 123456, "tag": 30064771079}
     {"op": "failed", "child": "shop:1#7", "step": "chdir", "errno": 2, "message": "No such file or directory: '/srv'"}
-    {"op": "exited", "child": "shop:1#7", "pid": 4711, "status": 9, "ended_at": ..., "left": true, "rusage": {...}}
-                                                               of an adopted one: no "rusage", and "status" may be null
+    {"op": "exited", "child": "shop:1#7", "pid": 4711, "status": 9, "ended_at": ..., "lived": 0.5, "left": true,
+     "rusage": {...}}                                          of an adopted one: no "rusage", and "status" may be null;
+                                                               "lived" in seconds, unless it had ended unseen
     {"op": "gone", "child": "shop:1#7"}
     {"op": "signal", "signal": 15}                             somebody sent it to procmand
     {"op": "lost", "names": ["log/shop:1/out/r", ...]}         asked to hold them, the keeper had no descriptor free

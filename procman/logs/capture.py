@@ -43,20 +43,31 @@ def _no_news(_path: str) -> None:
     """What `on_news` is for a caller who watches nothing."""
 
 
+def _no_matter() -> None:
+    """What `on_loss` is for a caller who keeps no account."""
+
+
 class LogThread:
     """Moves the output of all processes, from `start` to `stop`. Its methods return at once and may be called from one
     thread (the event loop's); they take effect in the log thread, in the order of the calls.
 
-    `on_news(path)` is called in the log thread, see `watch`. `stdout_fd` is where "inherit" programs' lines go.
+    `on_news(path)` is called in the log thread, see `watch`. So is `on_loss()`, once in RETRY_SECONDS, while some log
+    does not tell yet what was dropped, and when all do again: whoever keeps an account for a successor brings it up to
+    date. `stdout_fd` is where "inherit" programs' lines go.
     `watched` is for several that share the set of watched paths, one of each path at a time.
     `trouble` is "", or the last mistake inside the log thread that it survived, for the daemon's own log.
     """
 
     def __init__(
-        self, on_news: Callable[[str], None] = _no_news, stdout_fd: int = 1, watched: set[str] | None = None
+        self,
+        on_news: Callable[[str], None] = _no_news,
+        stdout_fd: int = 1,
+        watched: set[str] | None = None,
+        on_loss: Callable[[], None] = _no_matter,
     ) -> None:
         self.trouble = ""
         self._on_news = on_news
+        self._on_loss = on_loss
         self._flows: dict[str, Flow] = {}  # the caller's; all below but the queue is the log thread's
         self._watched: set[str] = set() if watched is None else watched
         self._commands: deque[Callable[[], None]] = deque()
@@ -276,6 +287,7 @@ class LogThread:
             if flow.file is None or not flow.unreported:
                 self._behind.discard(flow)
         self._busy = None
+        self._on_loss()
 
     def _note(self, error: Exception) -> None:
         self.trouble = f"{type(error).__name__}: {error}"

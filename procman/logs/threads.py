@@ -30,12 +30,19 @@ class LogThreads:
     All methods return at once and belong to one thread (the event loop's).
     """
 
-    def __init__(self, on_news: Callable[[str], None], stdout_fd: int, disk_of: Callable[[str], str]) -> None:
+    def __init__(
+        self,
+        on_news: Callable[[str], None],
+        stdout_fd: int,
+        disk_of: Callable[[str], str],
+        on_loss: Callable[[], None] = lambda: None,
+    ) -> None:
         self._on_news = on_news
+        self._on_loss = on_loss
         self._disk_of = disk_of
         self._watched: set[str] = set()
         # Made now: later the descriptor may be another file.
-        self._printer = LogThread(on_news, stdout_fd, self._watched)
+        self._printer = LogThread(on_news, stdout_fd, self._watched, on_loss)
         self._by_disk = {PRINTED: self._printer}
         self._started = False
         self._homes: dict[str, tuple[LogThread, str]] = {}  # by stream: its thread, and its path or PRINTED
@@ -143,7 +150,7 @@ class LogThreads:
         thread = self._by_disk.get(disk)
         if thread is None and len(self._by_disk) <= THREADS_MAX:
             try:
-                thread = LogThread(self._on_news, -1, self._watched)
+                thread = LogThread(self._on_news, -1, self._watched, self._on_loss)
             except OSError:  # no descriptor is free
                 thread = None
         if thread is not None:

@@ -318,6 +318,7 @@ STATE: dict[str, Any] = {
     "down": ["web"],
     "closing": False,
     "exit_status": 0,
+    "at": 12.5,
     "keeper": "",
     "processes": STATUSES,
     "logs": {"log/shop:1/out": Counters(read=10, written=10).document()},
