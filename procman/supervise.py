@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from procman import apply, disks, ground, interim, listeners, memo, orphans, shape, statefile, store, table
-from procman.change import HELD_NAME, NEXT_TABLE, Change, Read, Unfinished
+from procman import apply, disks, ground, interim, legacy, listeners, orphans, statefile, store, table
+from procman.change import Change, Read
 from procman.config import Config, Daemon
 from procman.desk import Desk
 from procman.errors import ConfigError, Failed, ProcmanError, is_shortage
@@ -32,7 +32,7 @@ from procman.logs import Counters, LogThreads
 from procman.ownlog import OwnLog
 from procman.recall import Recording, recall
 from procman.server import Access, Server
-from procman.supervisor import CLOSING, Supervisor
+from procman.supervisor import Supervisor
 
 log = logging.getLogger("procman")
 
@@ -125,28 +125,9 @@ class _Parts:
         self._hold_interim(config)
         logging.getLogger().setLevel(config.daemon.log_level.upper())
 
-    def _unfinished(self) -> Unfinished | None:
-        """The change of the table that the supervisor before was about."""
-        memory, document = self.held.pop(NEXT_TABLE, -1), self._memo(HELD_NAME)
-        read = None
-        try:
-            if document is not None and memory >= 0:
-                read = Read(table.parse(self.path, recall(os.dup(memory)), self._running), memory)
-        except ProcmanError as error:  # only damage does that: it was read before
-            log.error("the change of the table that was under way is lost: %s", error)
-        found = Unfinished.of(document, read)
-        if memory >= 0 and (found is None or found.read is None):
-            os.close(memory)
-        return found
-
-    def _memo(self, name: str) -> Any:
-        """The document that the keeper held as `name`; None where there is none, or what is there is damaged."""
-        memory = self.held.pop(name, None)
-        try:
-            return None if memory is None else shape.fit(memo.read(memory), dict[str, Any])
-        except (OSError, ValueError, RecursionError) as error:
-            log.error("%s, which the supervisor before has left, can't be read: %s", name, error)
-            return None
+    def _next_table(self, memory: int) -> Read:
+        """The table of a change that the supervisor before was about (`legacy`)."""
+        return Read(table.parse(self.path, recall(os.dup(memory)), self._running), memory)
 
     def _hold_table(self, *names: str, together: Mapping[str, int] | None = None) -> None:
         try:
@@ -274,11 +255,15 @@ class _Parts:
             self._hold_table("table", "first table")
         if self._table_is_new or self.before.problem:
             self._hold_interim(self.config)
-        unfinished, ending = self._unfinished(), self._memo(CLOSING)
-        leaving = change.leaving(unfinished) if unfinished is not None else frozenset()
-        supervisor.begin(self.snapshot, document, ending=ending, leaving=leaving)
-        if unfinished is not None:
-            change.resume(unfinished)
+        left = legacy.take(self.held, self._next_table)
+        for problem in left.problems:
+            log.error("%s", problem)
+        leaving = change.leaving(left.unfinished) if left.unfinished is not None else frozenset()
+        supervisor.begin(self.snapshot, document, ending=left.ending, leaving=leaving, lost=bool(left.lost))
+        for name in left.lost:
+            self.link.release(name)
+        if left.unfinished is not None:
+            change.resume(left.unfinished)
         # Not sooner: whoever waits for a line of a child that runs already must see what comes now.
         self._start_logs(log_thread)
         holdings.close_received()

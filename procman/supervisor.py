@@ -13,9 +13,9 @@ import signal
 import time
 from collections.abc import Callable, Container, Coroutine, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from procman import launch, report, takeover
+from procman import launch, report, shape, takeover
 from procman.config import Config, Program
 from procman.errors import Failed
 from procman.events import EventLog
@@ -48,6 +48,21 @@ LAST_KILL_SECONDS = 5.0
 """How long a stopping daemon waits for its last SIGKILL to take effect."""
 
 Result = TypeVar("Result")
+
+
+class Ending(NamedTuple):
+    """All is being stopped: why, and with which exit status the daemon ends then."""
+
+    why: str
+    exit_status: int
+
+    @staticmethod
+    def of(document: Any) -> Ending:
+        """From what the keeper held. Raises ValueError for what makes no sense: the keeper would refuse the status."""
+        told, wrong = shape.sane(document, {"why": str, "exit_status": int})
+        if wrong or len(told) < 2 or not 0 <= told["exit_status"] <= 255:
+            raise ValueError("; ".join(wrong) or f"no reason and exit status: {str(document)[:100]}")
+        return Ending(**told)
 
 
 class Supervisor:
@@ -86,15 +101,17 @@ class Supervisor:
         snapshot: Snapshot,
         document: Mapping[str, Any] | None,
         *,
-        ending: Mapping[str, Any] | None = None,
+        ending: Ending | None = None,
         leaving: Container[str] = (),
+        lost: bool = False,
     ) -> None:
         """Take up the processes: those of a supervisor that died as they are now, else start what is to be started.
 
         `document` is the state file's, None where there is none. It counts as far as it is of this life of the daemon,
         or tells of children of a daemon that was killed. A daemon that is new takes those up too; but it was started to
         run the programs, whatever the old one was about to do. `ending`: all was being stopped, as the keeper was told
-        (CLOSING). A change of the table is stopping those in `leaving`.
+        (CLOSING). A change of the table is stopping those in `leaving`. `lost`: what the supervisor before was about is
+        not known any more (`legacy`).
         """
         self.snapshot = snapshot
         self.keeper = snapshot.keeper
@@ -102,10 +119,9 @@ class Supervisor:
         ours = state.get("keeper", "") == snapshot.identity
         adopted = any(record.get("adopted") for record in snapshot.children.values())
         self._down = {str(name) for name in state.get("down", [])}
-        if ending is None:
-            ending = state if ours and state.get("closing") else None
-        status = ending.get("exit_status") if isinstance(ending, dict) else 0
-        self._exit_status = status if isinstance(status, int) else 0
+        if ending is None and ours and state.get("closing"):
+            ending = Ending("", int(state.get("exit_status", 0)))
+        self._exit_status = ending.exit_status if ending is not None else 0
         statuses = state.get("processes", {}) if ours or adopted else {}
         for program in self.config.programs:
             self.add(program, takeover.in_file(statuses.get(program.name)))
@@ -118,6 +134,9 @@ class Supervisor:
             self.shut_down(CONTINUED)
         elif adopted and not ours:
             self._settle_adopted(snapshot)
+            self._start_again("autostart")
+        elif lost:
+            self._start_again("it was stopped for something that is lost")
         for process in itertools.chain.from_iterable(levels(self.all())):
             fresh = process.status.generation == 0 and process.status.state is State.STOPPED
             if fresh and self.starts_by_itself(process.program) and not self.closing and process.name not in leaving:
@@ -130,8 +149,7 @@ class Supervisor:
         self.journal.dirty()
 
     def _settle_adopted(self, snapshot: Snapshot) -> None:
-        """Say which children were adopted, and what of them was lost. What no operator wants down was stopped by the
-        daemon before, for its end or for a change of the table: it is started."""
+        """Say which children were adopted, and what of them was lost."""
         for name, lost in snapshot.adopted.items():
             process = self.processes[name]
             status, said = process.status, list(lost)
@@ -148,9 +166,12 @@ class Supervisor:
             log.warning("%s: pid %d goes on (%s)", name, status.pid, why)
             if name in snapshot.changed and status.wanted:
                 process.feed(Restart("the table has changed since it was started"))
+
+    def _start_again(self, why: str) -> None:
+        """What no operator wants down was stopped before for the end of the daemon, or for a change of the table."""
         for process in self.all():
             if self.starts_by_itself(process.program) and not process.status.wanted:
-                process.feed(Start("autostart"))
+                process.feed(Start("autostart" if process.status.generation == 0 else why))
 
     def _take_up(self, snapshot: Snapshot, leaving: Container[str]) -> None:
         """Bring what the state file said and what the keeper holds together. The keeper is right about children."""

@@ -78,7 +78,7 @@ def test_a_life_too_many_is_found(unplayed: Play, wrong: str, about: str) -> Non
     assert [problem.split()[0] for problem in unplayed.result.problems] == ([about] if about else [])
 
 
-EXITS = {
+EXITS: dict[str, dict[str, object]] = {
     "late": {"signal": "SIGUSR2", "at": "2030-01-31T12:00:00Z", "reason": "killed by SIGUSR2"},
     "crasher": {"code": 3, "at": "2030-01-31T12:00:00Z", "reason": "exit status 3"},
 }

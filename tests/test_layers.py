@@ -22,7 +22,7 @@ BANDS = {
     "keeper": "keeper",
     "edge": "disks files folders listeners logs logread resources probes notify store salvage",
     "daemon": "memo ownlog events snapshot interim link process report operation journal measures holdings recall"
-    " orphans ground takeover supervisor change desk supervise reading methods server statefile daemon",
+    " orphans ground takeover supervisor change legacy desk supervise reading methods server statefile daemon",
     "client": "client ctl",
     "program": "wsgi",
 }
