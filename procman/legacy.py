@@ -17,7 +17,7 @@ from procman.errors import ProcmanError
 from procman.supervisor import CLOSING, Ending
 
 ReadTable = Callable[[int], Read]
-"""Makes a table of such a memory, which it takes over. Raises ProcmanError, and leaves the memory open."""
+"""Makes a table of such a memory, which stays open. Raises ProcmanError."""
 
 
 @dataclass(slots=True)
@@ -48,16 +48,15 @@ def take(held: dict[str, int], read_table: ReadTable) -> Legacy:
 
 
 def _unfinished(held: dict[str, int], read_table: ReadTable) -> Unfinished | None:
-    # One alone, without the change, is left by a supervisor that died at the very end of it.
+    # The table alone, without the change, is left by a supervisor that died at the very end of it.
     table, change = held.pop(NEXT_TABLE, -1), held.pop(HELD_NAME, None)
-    read = None
+    found = None
     try:
-        if change is None:
-            return None
-        document: Any = memo.read(change)
-        if table >= 0 and Unfinished.needs_table(document):
-            read = read_table(table)
-        return Unfinished.of(document, read)
+        if change is not None:
+            document: Any = memo.read(change)
+            read = read_table(table) if table >= 0 and Unfinished.needs_table(document) else None
+            found = Unfinished.of(document, read)
+        return found
     finally:
-        if table >= 0 and read is None:
+        if table >= 0 and (found is None or found.read is None):
             os.close(table)

@@ -29,7 +29,7 @@ from procman.operation import carry_out, levels
 from procman.orphans import Register
 from procman.process import Process
 from procman.report import Info
-from procman.snapshot import Keeper, Snapshot
+from procman.snapshot import NEEDED, Keeper, Snapshot, about_child
 
 log = logging.getLogger("procman")
 
@@ -225,7 +225,10 @@ class Supervisor:
             case "keeper":
                 self._keeper_is(Keeper.of(message))
                 return
-        child = str(message.get("child", ""))
+        if message["op"] not in NEEDED:
+            return
+        message = about_child(message)
+        child = str(message["child"])
         if self._ground.ran(child, message):
             return
         name, generation = launch.split_child_id(child)

@@ -30,12 +30,14 @@ TARGETS = [
     Target("values", 10_000, 200, pure.converted, pure.plainly(pure.check_value)),
     Target("state", 20_000, 400, pure.states, pure.state_folder, shakes=3),
     Target("memory", 12_000, 200, pure.memories, pure.plainly(pure.check_memory), shakes=3),
+    Target("legacy", 8_000, 200, pure.legacies, pure.plainly(pure.check_legacy), shakes=3),
+    Target("note", 12_000, 300, pure.notes, pure.plainly(pure.check_note), shakes=3),
     Target("server", 8_000, 100, live.chunks, live.server, seconds=60),
     Target("methods", 8_000, 150, live.calls, live.methods, seconds=60),
     Target("notify", 6_000, 100, live.datagrams, live.notifications),
     Target("strangers", 1_000, 30, live.datagrams, live.strangers),
     Target("keeper", 1_000, 20, hostile.orders, hostile.keeper, seconds=60, isolated=True),
-    Target("start", 300, 16, hostile.starts, hostile.supervisors, seconds=60),
+    Target("start", 600, 24, hostile.starts, hostile.supervisors, seconds=60),
 ]
 
 
