@@ -24,7 +24,7 @@ help:
 	@echo "make bench  measure, beside Supervisor"
 	@echo "make crash  let the supervisor die at every boundary that it crosses: minutes (CRASH_ARGS='--every 5')"
 	@echo "make soak   make crash, kill it under load, 1,000 crash loops, and 100,000 restarts: minutes (SOAK_ARGS='--minutes 120' for hours)"
-	@echo "make fuzz   feed hostile input to all that procman reads: minutes (FUZZ_ARGS='--seed 7 table', '--atheris 60')"
+	@echo "make fuzz   feed hostile input to all that procman reads: minutes (FUZZ_ARGS='--seed 7 table', '--guided 60')"
 	@echo "make clean  remove what all of these made"
 
 run: $(VENV)/installed
@@ -52,7 +52,10 @@ soak: crash
 	$(bin)/python -m tests.guarantees loops
 	$(bin)/python -m tests.guarantees soak $(SOAK_ARGS)
 
+# Fuzzing that coverage guides needs a wheel that only some systems have; without it, the run says what it leaves out.
 fuzz: $(VENV)/installed-dev
+	@$(bin)/python -c 'import atheris' 2>/dev/null \
+	  || $(bin)/python -m pip install --quiet --only-binary=:all: --editable '.[fuzz]' >/dev/null 2>&1 || true
 	$(bin)/python -m tests.guarantees fuzz $(FUZZ_ARGS)
 
 # The demo must not outlive the folder that it runs from.

@@ -18,9 +18,9 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
-from procman import apply, memo, servers
+from procman import apply, memo, servers, shape
 from procman.config import Config
 from procman.errors import ConfigError, Failed, ProcmanError
 from procman.ground import Ground
@@ -35,6 +35,13 @@ from procman.supervisor import Supervisor
 log = logging.getLogger("procman")
 
 HELD_NAME, NEXT_TABLE = "change", "next table"
+
+PARTS: dict[str, Any] = {"half": Literal["stop", "start"], "why": str, "wanted": list[str], "start": dict[str, int]}
+NEEDED = {"stop": ("wanted",), "start": ("start",)}
+"""Of the document that the keeper holds: all that is read of it, and what each half can't do without."""
+
+SAID = 1000
+"""Characters about what is wrong with it."""
 
 
 class Read(NamedTuple):
@@ -66,15 +73,23 @@ class Unfinished:
     read: Read | None = None
 
     @staticmethod
-    def of(document: Any, read: Read | None) -> Unfinished | None:
-        """From what the keeper held; None for what makes no sense."""
-        match document:
-            case {"half": "stop", "why": str(why), "wanted": list(wanted)} if read is not None:
-                return Unfinished("stop", why, frozenset(map(str, wanted)), read=read)
-            case {"half": "start", "why": str(why), "start": dict(start)}:
-                known = {str(name): number for name, number in start.items() if isinstance(number, int)}
-                return Unfinished("start", why, start=known)
-        return None
+    def needs_table(document: Any) -> bool:
+        """Whether what the keeper held is of the first half, in which the next table is not yet in force."""
+        return isinstance(document, dict) and document.get("half") == "stop"
+
+    @staticmethod
+    def of(document: Any, read: Read | None) -> Unfinished:
+        """From what the keeper held. Raises ValueError for what makes no sense."""
+        told, wrong = shape.sane(document, PARTS)
+        half = str(told.get("half", ""))
+        missing = [key for key in ("half", "why", *NEEDED.get(half, ())) if key not in told]
+        if wrong or missing:
+            raise ValueError("; ".join((*wrong, *(f"{key}: is missing" for key in missing)))[:SAID])
+        if half == "start":
+            return Unfinished("start", told["why"], start=told["start"])
+        if read is None:
+            raise ValueError("the next table is not there")
+        return Unfinished("stop", told["why"], frozenset(told["wanted"]), read=read)
 
 
 class Change:

@@ -91,6 +91,8 @@ class KeeperLink:
                         future.set_result(None)
                 case _:
                     self._on_event(message)
+        except WireError as error:
+            log.error("a message of the keeper was not taken in: %s", error)
         except Exception:  # the messages behind it are about other processes
             log.exception("a message of the keeper was not taken in: %.300s", message)
 

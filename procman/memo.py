@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from typing import Any
+
+MAX_SIZE = 64 * 1024 * 1024
+"""Bytes of a document. The largest, tables with all that they include, have some megabytes."""
 
 
 def write(name: str, document: object) -> int:
@@ -21,7 +25,16 @@ def write(name: str, document: object) -> int:
 
 def read(fd: int) -> Any:
     """What `write` wrote, on whatever copy of its descriptor. Closes `fd`. Raises OSError, and ValueError for what is
-    no JSON."""
-    with open(fd, "rb") as file:
+    no JSON, or too large or too deep to have been written."""
+    with open(fd, "rb", buffering=0) as file:
+        about = os.fstat(fd)
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError("it is no memory")
+        if about.st_size > MAX_SIZE:
+            raise ValueError(f"it is too large: {about.st_size} bytes")
         file.seek(0)
-        return json.loads(file.read())
+        content = file.read(MAX_SIZE)
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None

@@ -34,6 +34,9 @@ TIME_MAX = 253402300800
 PID_MAX = 1 << 22
 """The highest one that Linux gives (proc(5))."""
 
+SIGNAL_MAX = 64
+"""The highest number of a signal (signal(7))."""
+
 REASON_MAX = 300
 """Characters of a reason in a note."""
 
@@ -175,8 +178,9 @@ def _check_numbers(status: Status) -> None:
     # The first two count from boot, and a machine that has slept makes them begin before that.
     times = {"started": abs(status.started), "deadline": abs(status.deadline or 0.0), "started_at": status.started_at}
     if exit is not None:
-        counts |= {"exit.code": exit.code or 0, "exit.signal": exit.signal or 0}
         times["exit.at"] = exit.at
+        if not 0 <= (exit.code or 0) <= 255 or not 0 <= (exit.signal or 0) <= SIGNAL_MAX:
+            raise ValueError(f"exit: nothing ends with status {exit.code}, signal {exit.signal}")
     for name, count in counts.items():
         if not 0 <= count < COUNT_MAX:
             raise ValueError(f"{name}: can't be {count}")

@@ -510,14 +510,13 @@ class Rollouts:
                 del self._running[name]
 
 
-def memo_of(document: object) -> Memo | None:
-    """What the keeper has held of a rollout; None for what makes no sense."""
-    try:
-        memo: Memo = shape.fit(document, Memo)
-    except shape.Misfit:
-        return None
+def memo_of(document: object) -> Memo:
+    """What the keeper has held of a rollout. Raises ValueError for what makes no sense."""
+    memo: Memo = shape.fit(document, Memo)
     good = memo.phase in ("trial", "passed") and memo.successors and set(memo.successors.values()) <= {0, 1}
-    return memo if good and all(file is None or len(file) == 2 for file in memo.files.values()) else None
+    if not good or any(file is not None and len(file) != 2 for file in memo.files.values()):
+        raise ValueError("it is no rollout")
+    return memo
 
 
 def passing(memos: Mapping[str, Memo], names: Iterable[str]) -> dict[str, Passing]:

@@ -79,7 +79,16 @@ CHILD: dict[str, Any] = {
     "status": int | None,
     "rusage": Any,
 }
-"""The fields that are read of the two messages of a snapshot."""
+"""The fields that are read of the two messages of a snapshot, and of those about children that come later."""
+
+NEEDED = {
+    "child": ("child", "state", "pid", "at", "note", "left"),
+    "spawned": ("child", "pid", "at"),
+    "exited": ("child", "pid", "status", "left"),
+    "failed": ("child", "step", "errno", "message"),
+    "gone": ("child",),
+}
+"""What each message about a child can't do without."""
 
 TIMES = ("at", "ended_at")
 TIME_MAX = 253402300800
@@ -90,15 +99,16 @@ STATUS_MAX = 0xFFFF
 """Of a wait status (wait(2))."""
 
 
-def record(message: Message) -> Message:
-    """What the keeper tells about a child, if it makes sense; what nobody reads is left out. Raises WireError."""
-    told = _checked(message, CHILD, ("child", "state", "pid", "at", "note", "left"))
+def about_child(message: Message) -> Message:
+    """What the keeper tells about a child (NEEDED), if it makes sense; what nobody reads is left out. Raises
+    WireError."""
+    told = _checked(message, CHILD, NEEDED[message["op"]])
     name = told["child"]
-    if told["state"] == "exited" and not {"status", "step"} & told.keys():
+    if told.get("state") == "exited" and not {"status", "step"} & told.keys():
         raise WireError(f"the keeper does not tell how {name} has ended")
     if "step" in told and not {"errno", "message"} <= told.keys():
         raise WireError(f"the keeper does not tell why {name} did not start")
-    if told["pid"] < 0 or any(not 0 <= told.get(key, 0) < TIME_MAX for key in TIMES):
+    if told.get("pid", 0) < 0 or any(not 0 <= told.get(key, 0) < TIME_MAX for key in TIMES):
         raise WireError(f"the keeper tells of {name} what can't be")
     status = told.get("status") or 0
     if not 0 <= status <= STATUS_MAX or not (os.WIFEXITED(status) or os.WIFSIGNALED(status)):
@@ -146,7 +156,7 @@ def _collect(snapshot: Snapshot, message: Message, descriptors: list[int]) -> bo
             snapshot.cgroup, snapshot.keeper_pid = hello["cgroup"], hello["pid"]
             snapshot.keeper = Keeper.of(hello)
         case {"op": "child", "child": str(name)}:
-            snapshot.children[name] = record(message)
+            snapshot.children[name] = about_child(message)
         case {"op": "held", "name": str(name)}:
             if name in snapshot.held:
                 raise WireError(f"the keeper tells twice what it holds as {name}")

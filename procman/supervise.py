@@ -24,18 +24,17 @@ from procman import (
     disks,
     ground,
     interim,
+    legacy,
     listeners,
-    memo,
     orphans,
     rollout,
     servers,
-    shape,
     statefile,
     store,
     table,
     takeover,
 )
-from procman.change import HELD_NAME, NEXT_TABLE, Change, Read, Unfinished
+from procman.change import Change, Read
 from procman.config import Config, Daemon
 from procman.desk import Desk
 from procman.errors import ConfigError, Failed, ProcmanError, is_shortage
@@ -47,7 +46,7 @@ from procman.logs import Counters, LogThreads
 from procman.ownlog import OwnLog
 from procman.recall import Recording, recall
 from procman.server import Access, Server
-from procman.supervisor import CLOSING, STATE, Supervisor
+from procman.supervisor import Supervisor
 
 log = logging.getLogger("procman")
 
@@ -140,40 +139,9 @@ class _Parts:
         self._hold_interim(config)
         logging.getLogger().setLevel(config.daemon.log_level.upper())
 
-    def _unfinished(self) -> Unfinished | None:
-        """The change of the table that the supervisor before was about."""
-        memory, document = self.held.pop(NEXT_TABLE, -1), self._memo(HELD_NAME)
-        read = None
-        try:
-            if document is not None and memory >= 0:
-                read = Read(table.parse(self.path, recall(os.dup(memory)), self._running), memory)
-        except ProcmanError as error:  # only damage does that: it was read before
-            log.error("the change of the table that was under way is lost: %s", error)
-        found = Unfinished.of(document, read)
-        if memory >= 0 and (found is None or found.read is None):
-            os.close(memory)
-        return found
-
-    def _rollouts(self) -> dict[str, rollout.Memo]:
-        """The rollouts that the supervisor before was about, by the name of their first process."""
-        found = {}
-        for held in [name for name in self.held if name.startswith(rollout.HELD)]:
-            known = rollout.memo_of(self._memo(held))
-            if known is None:
-                log.error("%s, which the supervisor before has left, makes no sense", held)
-                self.link.release(held)
-            else:
-                found[held.removeprefix(rollout.HELD)] = known
-        return found
-
-    def _memo(self, name: str) -> Any:
-        """The document that the keeper held as `name`; None where there is none, or what is there is damaged."""
-        memory = self.held.pop(name, None)
-        try:
-            return None if memory is None else shape.fit(memo.read(memory), dict[str, Any])
-        except (OSError, ValueError, RecursionError) as error:
-            log.error("%s, which the supervisor before has left, can't be read: %s", name, error)
-            return None
+    def _next_table(self, memory: int) -> Read:
+        """The table of a change that the supervisor before was about (`legacy`)."""
+        return Read(table.parse(self.path, recall(os.dup(memory)), self._running), memory)
 
     def _hold_table(self, *names: str, together: Mapping[str, int] | None = None) -> None:
         try:
@@ -314,16 +282,20 @@ class _Parts:
             self._hold_table("table", "first table")
         if self._table_is_new or self.before.problem:
             self._hold_interim(self.config)
-        unfinished, ending = self._unfinished(), self._memo(CLOSING)
-        memos = self._rollouts()
-        leaving = change.leaving(unfinished) if unfinished is not None else frozenset()
-        rollouts.prepare(memos)
-        passing = rollout.passing(memos, [program.name for program in self.config.programs])
-        supervisor.begin(self.snapshot, document, ending=ending, leaving=leaving, rollouts=passing)
-        stands.sockets.close_seconds({first for each in memos.values() for first in each.files})
-        rollouts.resume(memos)
-        if unfinished is not None:
-            change.resume(unfinished)
+        left = legacy.take(self.held, self._next_table)
+        for problem in left.problems:
+            log.error("%s", problem)
+        leaving = change.leaving(left.unfinished) if left.unfinished is not None else frozenset()
+        rollouts.prepare(left.rollouts)
+        passing = rollout.passing(left.rollouts, [program.name for program in self.config.programs])
+        lost = any(not name.startswith(rollout.HELD) for name in left.lost)
+        supervisor.begin(self.snapshot, document, ending=left.ending, leaving=leaving, lost=lost, rollouts=passing)
+        for name in left.lost:
+            self.link.release(name)
+        stands.sockets.close_seconds({first for each in left.rollouts.values() for first in each.files})
+        rollouts.resume(left.rollouts)
+        if left.unfinished is not None:
+            change.resume(left.unfinished)
         # Not sooner: whoever waits for a line of a child that runs already must see what comes now.
         self._start_logs(log_thread)
         holdings.close_received()
@@ -352,13 +324,14 @@ class _Parts:
             if wrong:
                 kept = store.keep_copy(path)
                 problem = f"of the state file {path} this makes no sense and is left out: {wrong}; {kept}"
-        in_file, held = document, self._memo(STATE)
+        in_file = document
+        held, unreadable = legacy.state(self.held)
         document = statefile.later(in_file, statefile.believable(held)[0] if held else None, self.snapshot.identity)
         if problem and document is not in_file:
             problem += "; what the keeper holds counts instead"
         elif problem:
             self._damage = f"{problem} (since then, what operators had stopped may run again)"
-        for each in filter(None, (problem, self.before.problem)):
+        for each in filter(None, (problem, unreadable, self.before.problem)):
             log.error("%s", each)
         return orphans.of_this_boot(document, store.boot_id())
 

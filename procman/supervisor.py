@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Container, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from procman import launch, report, servers, takeover
+from procman import launch, report, servers, shape, takeover
 from procman.config import Config, Program, place
 from procman.errors import Failed
 from procman.events import EventLog
@@ -31,7 +31,7 @@ from procman.orphans import Register
 from procman.places import Places
 from procman.process import HISTORY, Process
 from procman.report import Info
-from procman.snapshot import Keeper, Snapshot
+from procman.snapshot import NEEDED, Keeper, Snapshot, about_child
 
 log = logging.getLogger("procman")
 
@@ -53,6 +53,21 @@ LAST_KILL_SECONDS = 5.0
 """How long a stopping daemon waits for its last SIGKILL to take effect."""
 
 Result = TypeVar("Result")
+
+
+class Ending(NamedTuple):
+    """All is being stopped: why, and with which exit status the daemon ends then."""
+
+    why: str
+    exit_status: int
+
+    @staticmethod
+    def of(document: Any) -> Ending:
+        """From what the keeper held. Raises ValueError for what makes no sense: the keeper would refuse the status."""
+        told, wrong = shape.sane(document, {"why": str, "exit_status": int})
+        if wrong or len(told) < 2 or not 0 <= told["exit_status"] <= 255:
+            raise ValueError("; ".join(wrong) or f"no reason and exit status: {str(document)[:100]}")
+        return Ending(**told)
 
 
 class Supervisor:
@@ -93,8 +108,9 @@ class Supervisor:
         snapshot: Snapshot,
         document: Mapping[str, Any] | None,
         *,
-        ending: Mapping[str, Any] | None = None,
+        ending: Ending | None = None,
         leaving: Container[str] = (),
+        lost: bool = False,
         rollouts: Mapping[str, takeover.Passing] = MappingProxyType({}),
     ) -> None:
         """Take up the processes: those of a supervisor that died as they are now, else start what is to be started.
@@ -103,6 +119,7 @@ class Supervisor:
         or tells of children of a daemon that was killed. A daemon that is new takes those up too; but it was started to
         run the programs, whatever the old one was about to do. `ending`: all was being stopped, as the keeper was told
         (CLOSING). A change of the table is stopping those in `leaving`; those in `rollouts` pass on to a successor.
+        `lost`: what the supervisor before was about is not known any more (`legacy`).
         """
         self.snapshot = snapshot
         self.keeper = snapshot.keeper
@@ -110,10 +127,9 @@ class Supervisor:
         ours = state.get("keeper", "") == snapshot.identity
         adopted = any(record.get("adopted") for record in snapshot.children.values())
         self._down = {str(name) for name in state.get("down", [])}
-        if ending is None:
-            ending = state if ours and state.get("closing") else None
-        status = ending.get("exit_status") if isinstance(ending, dict) else 0
-        self._exit_status = status if isinstance(status, int) else 0
+        if ending is None and ours and state.get("closing"):
+            ending = Ending("", int(state.get("exit_status", 0)))
+        self._exit_status = ending.exit_status if ending is not None else 0
         statuses = state.get("processes", {}) if ours or adopted else {}
         known = {program.name: takeover.in_file(statuses.get(program.name)) for program in self.config.programs}
         found, strangers = takeover.by_place(snapshot.children, known)
@@ -134,6 +150,9 @@ class Supervisor:
             self.shut_down(CONTINUED)
         elif adopted and not ours:
             self._settle_adopted(snapshot)
+            self._start_again("autostart")
+        elif lost:
+            self._start_again("it was stopped for something that is lost")
         for process in itertools.chain.from_iterable(levels(self.all())):
             fresh = process.status.generation == 0 and process.status.state is State.STOPPED
             if fresh and self.starts_by_itself(process.program) and not self.closing and process.name not in leaving:
@@ -146,8 +165,7 @@ class Supervisor:
         self.journal.dirty()
 
     def _settle_adopted(self, snapshot: Snapshot) -> None:
-        """Say which children were adopted, and what of them was lost. What no operator wants down was stopped by the
-        daemon before, for its end or for a change of the table: it is started."""
+        """Say which children were adopted, and what of them was lost."""
         for name, lost in snapshot.adopted.items():
             process = self.processes[name]
             status, said = process.status, list(lost)
@@ -164,9 +182,12 @@ class Supervisor:
             log.warning("%s: pid %d goes on (%s)", name, status.pid, why)
             if name in snapshot.changed and status.wanted:
                 process.feed(Restart("the table has changed since it was started"))
+
+    def _start_again(self, why: str) -> None:
+        """What no operator wants down was stopped before for the end of the daemon, or for a change of the table."""
         for process in self.all():
             if self.starts_by_itself(process.program) and not process.status.wanted:
-                process.feed(Start("autostart"))
+                process.feed(Start("autostart" if process.status.generation == 0 else why))
 
     def _take_up(
         self, found: Mapping[str, takeover.Records], strangers: Iterable[str], leaving: Container[str]
@@ -221,7 +242,10 @@ class Supervisor:
             case "keeper":
                 self._keeper_is(Keeper.of(message))
                 return
-        child = str(message.get("child", ""))
+        if message["op"] not in NEEDED:
+            return
+        message = about_child(message)
+        child = str(message["child"])
         if self._ground.ran(child, message):
             return
         key, generation = launch.split_child_id(child)

@@ -71,13 +71,22 @@ def status(program: Program, known: Status, records: Records, now: float, *, lea
     about to stop it, or has."""
     generation = max(records, default=0)
     record = records.get(generation, {})
-    found = lifecycle.later(known, report.noted(record))
+    found = lifecycle.later(known, _noted(record, generation))
     if generation > found.generation or (record and not _agrees(found, generation, record)):
         started = float(record.get("since", now))  # not from its wall-clock time: that clock may have jumped
         found = lifecycle.adopted(program, found, generation, started, now)
     if leaving:
         found = replace(found, wanted=False)
     return lifecycle.restore(program, found, now)
+
+
+def _noted(record: Message, generation: int) -> Status | None:
+    """What the keeper was told with the child, None where that is nothing, or nothing that can be about this child."""
+    noted = report.noted(record)
+    if record.get("note") and (noted is None or noted.generation != generation):
+        log.error("what was noted with %s makes no sense, and is set aside", record["child"])
+        return None
+    return noted
 
 
 def _agrees(found: Status, generation: int, record: Message) -> bool:

@@ -27,16 +27,30 @@ READ = Read(Config(path="/t", daemon=DAEMON, listeners=(), programs=(), files=()
         ({"half": "start", "why": "SIGHUP", "start": {"a": 3}}, None, Unfinished("start", "SIGHUP", start={"a": 3})),
         # The next table is let go after the second half has begun.
         ({"half": "start", "why": "SIGHUP", "start": {}}, READ, Unfinished("start", "SIGHUP")),
-        ({"half": "start", "why": "SIGHUP", "start": {"a": "x"}}, None, Unfinished("start", "SIGHUP")),
-        ({"half": "stop", "why": "SIGHUP", "wanted": []}, None, None),
-        ({"half": "stop", "wanted": []}, READ, None),
-        ({"half": "start", "why": 7, "start": {}}, None, None),
-        (None, None, None),
-        ([], READ, None),
+        ({"half": "start", "why": "", "start": {}, "of a newer version": 1}, None, Unfinished("start", "")),
     ],
 )
 def test_what_was_handed_over(document: Any, read: Read | None, found: Unfinished | None) -> None:
     assert Unfinished.of(document, read) == found
+
+
+@pytest.mark.parametrize(
+    ("document", "read", "said"),
+    [
+        ({"half": "start", "why": "SIGHUP", "start": {"a": "x"}}, None, "start.a: must be"),
+        ({"half": "stop", "why": "SIGHUP", "wanted": []}, None, "the next table is not there"),
+        ({"half": "stop", "wanted": []}, READ, "why: is missing"),
+        ({"half": "stop", "why": "", "start": {}}, READ, "wanted: is missing"),
+        ({"half": "start", "why": 7, "start": {}}, None, "why: must be"),
+        ({"half": "start", "why": "", "start": {"a": True}}, None, "start.a: must be"),
+        ({"half": "third", "why": "", "start": {}}, None, "half: must be"),
+        (None, None, "must be an object"),
+        ([], READ, "must be an object"),
+    ],
+)
+def test_what_was_handed_over_and_makes_no_sense(document: Any, read: Read | None, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Unfinished.of(document, read)
 
 
 def test_a_document_in_memory_is_read_from_any_copy_of_its_descriptor() -> None:
@@ -53,3 +67,19 @@ def test_memory_that_holds_something_else() -> None:
     os.write(memory, b"{")
     with pytest.raises(ValueError):
         memo.read(memory)
+
+
+def test_memory_that_can_only_be_damaged() -> None:
+    """It is neither read into memory as a whole, nor waited for, nor followed into its depth."""
+    huge = os.memfd_create("test")
+    os.truncate(huge, memo.MAX_SIZE + 1)
+    with pytest.raises(ValueError, match="too large"):
+        memo.read(huge)
+    deep = os.memfd_create("test")
+    os.write(deep, b"[" * 100_000)
+    with pytest.raises(ValueError, match="too deep"):
+        memo.read(deep)
+    pipe, other = os.pipe()
+    with pytest.raises(ValueError, match="no memory"):
+        memo.read(pipe)
+    os.close(other)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.guarantees import fuzz
-from tests.guarantees.fuzz import hostile, pure
+from tests.guarantees.fuzz import guided, hostile, pure
 from tests.guarantees.fuzz.inputs import dumped
 from tests.guarantees.fuzz.isolated import run_isolated
 from tests.guarantees.fuzz.run import Target, run
@@ -48,6 +48,19 @@ def test_a_hang_is_a_finding() -> None:
     target = next(target for target in fuzz.TARGETS if target.name == "values")
     outcome = run(Target("values", 1, 1, target.strategy, fuzz.pure.plainly(check), seconds=0.01), 1, SEED)
     assert "more than 0.01 s of CPU time" in outcome.finding
+
+
+def test_that_atheris_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(guided, "possible", lambda: False)
+    assert guided.main(pure.GUIDED, 1) == 0
+    assert "LEFT OUT (rpc, wire, table, state, legacy, note)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", pure.GUIDED)
+def test_what_atheris_starts_from_is_good(name: str) -> None:
+    check, seeds = pure.guided(name)
+    for data in (b"", *seeds):
+        check(data)
 
 
 # --- what it has found, by name -------------------------------------------------------------------------------------
@@ -111,3 +124,8 @@ def test_a_table_that_is_lost_is_read_from_its_files_again(nest: hostile.Nest, c
 def test_a_plan_with_wrong_types_is_only_a_delay(nest: hostile.Nest) -> None:
     item = pure.PLAN[0] | {"key": "log/steady/out", "path": 7}
     nest.come_up("plan", dumped([item]))
+
+
+def test_a_message_about_a_child_that_makes_no_sense_is_left_out(nest: hostile.Nest) -> None:
+    """Also one that comes behind the snapshot."""
+    nest.come_up("snapshot", dumped([hostile.HELLO, {"op": "begin"}, hostile.CHILD | {"start": [0]}]))

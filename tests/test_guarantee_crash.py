@@ -56,6 +56,7 @@ def unplayed(tmp_path: Path) -> Iterator[Play]:
     play.running.log_dir.mkdir()
     yield play
     play.running.close()
+    play.reserved.close()
     with contextlib.suppress(FileNotFoundError):
         for path in play.folder.iterdir():
             path.unlink()
@@ -75,6 +76,37 @@ def test_a_life_too_many_is_found(unplayed: Play, wrong: str, about: str) -> Non
     (unplayed.folder / "lives").write_text(GOOD_LIVES + wrong)
     unplayed.judge_lives()
     assert [problem.split()[0] for problem in unplayed.result.problems] == ([about] if about else [])
+
+
+EXITS: dict[str, dict[str, object]] = {
+    "late": {"signal": "SIGUSR2", "at": "2030-01-31T12:00:00Z", "reason": "killed by SIGUSR2"},
+    "crasher": {"code": 3, "at": "2030-01-31T12:00:00Z", "reason": "exit status 3"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "broken"),
+    [
+        ("late", {}, False),
+        ("late", {"signal": "SIGTERM"}, True),
+        ("late", {"reason": "killed by SIGTERM"}, True),
+        ("late", {"code": 0, "signal": None, "reason": "exit status 0"}, True),
+        ("crasher", {"code": None, "reason": "ended; how is not known"}, True),
+        ("crasher", {"code": 0, "reason": "exit status 0"}, True),  # that of the life before
+    ],
+)
+def test_a_wrong_exit_is_found(unplayed: Play, name: str, wrong: dict[str, object], broken: bool) -> None:
+    ends = "late begin 1\nlate end 1 SIGUSR2\ncrasher begin 2\ncrasher end 2 0\ncrasher begin 3\ncrasher end 3 3\n"
+    (unplayed.folder / "lives").write_text(ends + "crasher begin 4\n")
+    told = {each: {"exit": exit | (wrong if each == name else {})} for each, exit in EXITS.items()}
+    unplayed.judge_exits(told, EXITS)
+    assert [problem.split()[0] for problem in unplayed.result.problems] == ([name] if broken else [])
+
+
+def test_an_exit_that_is_lost_is_found(unplayed: Play) -> None:
+    (unplayed.folder / "lives").write_text("late begin 1\nlate end 1 SIGUSR2\n")
+    unplayed.judge_exits({"late": {"exit": None}}, ["late"])
+    assert len(unplayed.result.problems) == 1
 
 
 def test_a_missing_end_is_found(unplayed: Play) -> None:

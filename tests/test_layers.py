@@ -22,8 +22,8 @@ BANDS = {
     "keeper": "keeper",
     "edge": "disks files folders listeners logs logread resources probes notify store salvage routing",
     "daemon": "memo ownlog events snapshot interim link process report operation journal measures holdings recall"
-    " sockets trials places ages rollout orphans ground takeover supervisor change desk supervise reading methods"
-    " server statefile daemon",
+    " sockets trials places ages rollout orphans ground takeover supervisor change legacy desk supervise reading"
+    " methods server statefile daemon",
     "client": "client ctl",
     "program": "wsgi",
 }

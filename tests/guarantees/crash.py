@@ -3,8 +3,9 @@
 A fixed scenario (start, crash of a program, restart, stop, reload, rotation, another table, shutdown) is played once
 for each crossing of it (`procman.crossing`): at that one the supervisor gets SIGKILL. Afterwards the operator's
 commands must have been done or cleanly refused, and what the programs themselves wrote down is compared with what the
-daemon says: no second child, no missing one, the right exit statuses, the right wanted states, every line of the logs
-once, a listener that nobody was refused at, and no process left.
+daemon says: no second child, no missing one, of each one the right last exit (status or signal, and the reason), also
+in the state file that is left, the right wanted states, every line of the logs once, a listener that nobody was refused
+at, and no process left.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -33,7 +35,7 @@ from typing import Any
 from procman.ctl.main import main as procmanctl
 from procman.daemon import CRASH_VARIABLE
 from procman.errors import ProcmanError
-from tests.harness import RunningDaemon, free_port, wait_until
+from tests.harness import RunningDaemon, wait_until
 
 SECONDS = 20.0
 """For any single step of the scenario. Generous: the machine may be busy."""
@@ -43,6 +45,12 @@ UNREACHABLE = 6
 
 STEADY = ("site", "hup")
 """What nothing happens to."""
+
+ENDS = ("lines", "crasher", "late", "edited")
+"""What ends in the scenario, and stays in the table."""
+
+SITE_ENDS = ("killed by SIGTERM", "exit status 0")
+"""It may be asked to end before it has its handler."""
 
 
 def table(folder: Path, port: int, *, changed: bool) -> str:
@@ -59,7 +67,7 @@ def table(folder: Path, port: int, *, changed: bool) -> str:
             ready = {{ http = "/" }}""",
         lives("lines", "300", "log = { max_size = 1000, keep = 1000 }"),
         lives("crasher", more='restart_delay = "50ms"'),
-        lives("late", more="autostart = false"),
+        lives("late", more='autostart = false\nstop_signal = "USR2"'),
         lives("hup", more='reload = "signal:HUP"\nready = { notify = true }'),
         lives("edited", more=f"environment = {{ EDITED = '{int(changed)}' }}\nready = {{ notify = true }}"),
         lives("added" if changed else "removed", more="ready = { notify = true }"),
@@ -90,8 +98,6 @@ class Visitor(threading.Thread):
         self._over = threading.Event()
 
     def run(self) -> None:
-        import socket
-
         while not self._over.wait(0.01):
             try:
                 with socket.create_connection(("127.0.0.1", self._port), 10) as connection:
@@ -115,7 +121,11 @@ class Play:
     def __init__(self, deaths: tuple[int, ...], compiled: Path) -> None:
         self.result = Result(deaths)
         self.folder = Path(tempfile.mkdtemp(prefix="pmc", dir="/tmp"))
-        self.port = free_port()
+        # Bound while the play lasts, but it does not listen: so the daemon can, and no play beside it gets the same.
+        self.reserved = socket.socket()
+        self.reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.reserved.bind(("127.0.0.1", 0))
+        self.port = self.reserved.getsockname()[1]
         self.crash = self.folder / "crash"
         self.crash.write_text("\n".join(map(str, deaths)))
         environment = {CRASH_VARIABLE: str(self.crash)}
@@ -131,11 +141,23 @@ class Play:
 
     def lives(self, name: str) -> list[tuple[str, int]]:
         """What the program itself wrote down: (what, pid)."""
+        rows = [line.split() for line in self._account()]
+        return [(row[1], int(row[2])) for row in rows if row[0] == name]
+
+    def _account(self) -> list[str]:
         try:
-            rows = [line.split() for line in (self.folder / "lives").read_text().splitlines()]
+            return (self.folder / "lives").read_text().splitlines()
         except FileNotFoundError:
             return []
-        return [(row[1], int(row[2])) for row in rows if row[0] == name]
+
+    def last_end(self, name: str) -> dict[str, Any] | None:
+        """How its last life that is over has ended, by its own account, in the daemon's words; None while none is."""
+        ends = [line.split()[3] for line in self._account() if line.startswith(f"{name} end ")]
+        if not ends:
+            return None
+        if ends[-1].isdecimal():
+            return {"code": int(ends[-1]), "reason": f"exit status {ends[-1]}"}
+        return {"signal": ends[-1], "reason": f"killed by {ends[-1]}"}
 
     def begun(self, name: str) -> list[int]:
         """The pids of its lives."""
@@ -216,6 +238,7 @@ class Play:
             self.result.problems += self.visitor.problems[:3] + self.running.close()
             self.result.requests = self.visitor.requests
             self._read_crossings()
+            self.reserved.close()
             shutil.rmtree(self.folder)
         return self.result
 
@@ -248,6 +271,7 @@ class Play:
         self._shut_down()
         self.judge_lines()
         self.judge_lives()
+        self._judge_record()
 
     def hung_up(self) -> bool:
         """Waits until a signal has come: it was sent, but a program may be slow to write it down."""
@@ -269,8 +293,9 @@ class Play:
 
         self.until("crasher runs again", settled)
         info = self.info("crasher")
-        if (info["exit"] or {}).get("code") != 3 or info["restarts"] != 1:
+        if self.last_end("crasher") != {"code": 3, "reason": "exit status 3"} or info["restarts"] != 1:
             self.wrong(f"crasher ended with 3 and was started again once: {info}")
+        self.judge_exits(self.running.status(), ("crasher",))
 
     def _restart(self) -> None:
         (pid,) = self.begun("lines")
@@ -313,6 +338,10 @@ class Play:
         found = self.running.status()
         if {name: info["wanted"] for name, info in found.items()} != wanted:
             self.wrong(f"wanted: {found}")
+        self.judge_exits(found, ENDS)
+        for name in ("site", "hup", "added"):
+            if found[name]["exit"] is not None:
+                self.wrong(f"{name} never ended: {found[name]}")
         self.until("it is on record what operators want down", lambda: self._down_on_disk() == ["late"])
         for name, pid in before.items():
             if found[name]["pid"] != pid:
@@ -326,6 +355,26 @@ class Play:
     def _down_on_disk(self) -> object:
         """What the next daemon would leave stopped."""
         return json.loads((self.running.folder / "state" / "state.json").read_text())["down"]
+
+    def judge_exits(self, told: dict[str, dict[str, Any]], names: Iterable[str]) -> None:
+        """The last end of each is told as it was: its status or signal, and the reason."""
+        for name in names:
+            ended = told.get(name, {}).get("exit") or {}
+            shown = {key: ended[key] for key in ("code", "signal", "reason") if ended.get(key) is not None}
+            if (expected := self.last_end(name)) is None or shown != expected:
+                self.wrong(f"{name} ended last with {expected}, the daemon says {ended}")
+            elif not ended["at"]:
+                self.wrong(f"{name} ended, and nobody says when: {ended}")
+
+    def _judge_record(self) -> None:
+        """What the next daemon will know of the ends, the last ones included. The site keeps no account."""
+        told = json.loads((self.running.folder / "state" / "state.json").read_text())["processes"]
+        for status in told.values():
+            if status["exit"] is not None and status["exit"]["signal"] is not None:
+                status["exit"]["signal"] = signal.Signals(status["exit"]["signal"]).name
+        self.judge_exits(told, (*ENDS, "hup", "added"))
+        if (told["site"]["exit"] or {}).get("reason") not in SITE_ENDS:
+            self.wrong(f"the site was ended by SIGTERM: {told['site']}")
 
     def judge_lives(self) -> None:
         """Each life has begun and ended once, and no two at once."""

@@ -6,8 +6,9 @@
 Each target has a generator (structure-aware, and bytes of valid inputs that were touched) and a check, which fails for
 any exception but the documented ones, a hang, a descriptor that stays open, a program that was touched, or a next valid
 request that is not answered. hypothesis draws the inputs and makes one that breaks something small; the same seed draws
-the same ones. With --atheris the pure targets run under atheris instead, guided by coverage, each in a process of its
-own. Prints a line for each target, and exits with 1 when something is broken.
+the same ones. Where atheris is installed, the pure targets run under it as well, guided by coverage, each for --guided
+seconds in a process of its own; with --atheris, nothing else runs. Prints a line for each target, and exits with 1 when
+something is broken.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ TARGETS = [
     Target("values", 10_000, 200, pure.converted, pure.plainly(pure.check_value)),
     Target("state", 20_000, 400, pure.states, pure.state_folder, shakes=3),
     Target("memory", 12_000, 200, pure.memories, pure.plainly(pure.check_memory), shakes=3),
+    Target("legacy", 8_000, 200, pure.legacies, pure.plainly(pure.check_legacy), shakes=3),
+    Target("note", 12_000, 300, pure.notes, pure.plainly(pure.check_note), shakes=3),
     Target("server", 8_000, 100, live.chunks, live.server, seconds=60),
     Target("methods", 8_000, 150, live.calls, live.methods, seconds=60),
     Target("notify", 6_000, 100, live.datagrams, live.notifications),
     Target("strangers", 1_000, 30, live.datagrams, live.strangers),
     Target("keeper", 1_000, 20, hostile.orders, hostile.keeper, seconds=60, isolated=True),
-    Target("start", 300, 16, hostile.starts, hostile.supervisors, seconds=60),
+    Target("start", 400, 24, hostile.starts, hostile.supervisors, seconds=60),
 ]
 
 
@@ -46,7 +49,8 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.guarantees fuzz")
     parser.add_argument("--inputs", type=int, default=total, help=f"in all targets together (default: {total})")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--atheris", type=int, metavar="SECONDS", default=0, help="for each pure target")
+    parser.add_argument("--guided", type=int, metavar="SECONDS", default=20, help="for each target under atheris")
+    parser.add_argument("--atheris", type=int, metavar="SECONDS", default=0, help="only these, for so long each")
     parser.add_argument("target", nargs="*", help=f"of: {', '.join(names)} (default: all)")
     options = parser.parse_args(argv)
     if unknown := set(options.target) - set(names):
@@ -63,7 +67,8 @@ def main(argv: Sequence[str]) -> int:
         runs = run_isolated if target.isolated else run
         outcomes.append(runs(target, max(1, round(target.inputs * share)), options.seed))
         print(outcomes[-1], flush=True)
-    return report(outcomes, options.seed)
+    broken = guided.main(options.target or pure.GUIDED, options.guided) if options.guided else 0
+    return max(report(outcomes, options.seed), broken)
 
 
 def report(outcomes: Sequence[Outcome], seed: int) -> int:

@@ -8,6 +8,7 @@ damaged: it must come up, and leave the child alone that its keeper tells of.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -25,10 +26,11 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from procman import change, interim, supervisor, table
 from procman.client import Client
 from procman.errors import ProcmanError
 from procman.keeper.wire import Wire, WireError
-from procman.recall import Recording
+from procman.recall import Recording, recall
 from tests.guarantees.fuzz.inputs import damaged, dumped, junk, touched
 from tests.guarantees.fuzz.pure import PLAN, STATE, TABLE_MEMORY, packet, torn
 from tests.guarantees.fuzz.run import ISOLATED, Check, descriptors
@@ -190,12 +192,23 @@ command = "/bin/sleep 100000"
 autostart = false
 """
 GENERATION = 3
-NAMED = {"op": "child", "child": f"steady#{GENERATION}", "state": "running", "note": "ready", "left": False}
+NAMED = {"op": "child", "child": f"steady#{GENERATION}", "state": "running", "note": "", "left": False}
 CHILD: dict[str, Any] = NAMED | {"pid": 0, "at": 1.7e9, "since": 1.5, "start": 12, "tag": (7 << 32) + 3}
 TOLD = {"op": "hello", "last": "killed by SIGKILL", "cgroup": "", "version": "0.1.0", "upgrading": False}
 HELLO: dict[str, Any] = TOLD | {"pid": 4242, "starts": 2, "upgrades": 0}
 SNAPSHOT: list[Any] = [HELLO, CHILD, {"op": "begin"}]
 OURS: dict[str, Any] = json.loads(json.dumps(STATE).replace("shop:1", "steady"))
+
+NOTE = OURS["processes"]["steady"]
+CHANGES: list[Any] = [
+    {"half": "stop", "why": "SIGHUP", "wanted": ["down"]},
+    {"half": "start", "why": "SIGHUP", "start": {"down": 0}},
+]
+OTHER = SHOP.format(folder=".").replace("/bin/sleep 100000\"\nauto", "/bin/sleep 99999\"\nauto").encode()
+READ = {"read": {"@TABLE@": base64.b85encode(OTHER).decode()}, "glob": {}, "account": {}, "group": {}}
+NEXT = dumped({"cwd": "/", "environ": {}, "answers": READ})
+"""The next table, in which `down` is another one. @TABLE@ stands for the file of this nest."""
+CLOSING = b'{"why": "SIGTERM", "exit_status": 3}'
 
 Order = tuple[str, bytes]
 """What is damaged, and its bytes."""
@@ -210,6 +223,11 @@ def starts() -> st.SearchStrategy[Order]:
         "plan": st.one_of(damaged([PLAN]).map(dumped), touched([dumped(PLAN)])),
         "table": st.one_of(damaged([TABLE_MEMORY]).map(dumped), touched([dumped(TABLE_MEMORY)])),
         "snapshot": snapshot,
+        # What is undamaged here would do no harm either: `steady` is in it as it is in force.
+        "change": st.one_of(damaged(CHANGES).map(dumped), touched([*map(dumped, CHANGES)]), junk().map(dumped)),
+        "next table": st.one_of(touched([NEXT]), torn(NEXT), junk().map(dumped)),
+        "closing": st.one_of(touched([CLOSING]), torn(CLOSING), damaged([json.loads(CLOSING)]).map(dumped)),
+        "note": st.one_of(damaged([NOTE]).map(dumped), torn(dumped(NOTE)), st.just(b"ready"), junk().map(dumped)),
     }
     pairs = [strategy.map(lambda data, name=name: (name, data)) for name, strategy in kind.items()]  # type: ignore[misc]
     return st.one_of(pairs[0], pairs[0], pairs[0], *pairs)
@@ -245,12 +263,11 @@ class Nest:
         shutil.rmtree(self.folder)
 
     def snapshot(self, document: list[Any], keeper: Wire, memories: dict[str, bytes]) -> None:
+        """Tells it, and before its end all that is held; of the tables in force, the good one unless it is there."""
         for message in document:
             if isinstance(message, dict) and message.get("op") == "begin":
-                for name in ("table", "first table"):
-                    keeper.send({"op": "held", "name": name}, [self._memory(memories.get("table"))])
-                if "plan" in memories:
-                    keeper.send({"op": "held", "name": "interim"}, [self._memory(memories["plan"])])
+                for name, content in ({"table": None, "first table": None} | memories).items():
+                    keeper.send({"op": "held", "name": name}, [self._memory(content)])
             keeper.send(message)
         for fd in self.made:
             os.close(fd)
@@ -264,6 +281,36 @@ class Nest:
         self.made.append(fd)
         return fd
 
+    def _held(self, what: str, data: bytes) -> dict[str, bytes]:
+        """What the keeper holds in memory when `what` is damaged."""
+        next_table = NEXT.replace(b"@TABLE@", str(self.table).encode())
+        match what:
+            case "table":
+                return {"table": data, "first table": data}
+            case "plan":
+                return {interim.HELD_NAME: data}
+            case "change":
+                return {change.HELD_NAME: data, change.NEXT_TABLE: next_table}
+            case "next table":
+                whole = data.replace(b"@TABLE@", str(self.table).encode())
+                return {change.HELD_NAME: dumped(CHANGES[0]), change.NEXT_TABLE: whole}
+            case "closing":
+                return {supervisor.CLOSING: data}
+        return {}
+
+    def _may_touch(self, what: str, data: bytes) -> bool:
+        """Whether the damage is such that it really says what happens to `steady`."""
+        if what != "next table":
+            return False
+        memory = os.memfd_create("fuzz")
+        os.write(memory, self._held(what, data)[change.NEXT_TABLE])
+        try:
+            told = table.parse(str(self.table), recall(memory)).programs
+        except ProcmanError:
+            return False
+        now = table.parse(str(self.table), recall(os.dup(self.good_table))).programs
+        return [each for each in told if each.name == "steady"] != [each for each in now if each.name == "steady"]
+
     def come_up(self, what: str, data: bytes) -> None:
         """Start one, and judge it."""
         self.state.unlink(missing_ok=True)
@@ -273,18 +320,20 @@ class Nest:
         for message in snapshot if isinstance(snapshot, list) else ():
             if isinstance(message, dict) and message.get("pid") == 0:
                 message["pid"] = self.child.pid
+            if what == "note" and isinstance(message, dict) and message.get("op") == "child":
+                message["note"] = data.decode(errors="replace").replace("4711", str(self.child.pid))
         ours, theirs = socket.socketpair()
         keeper = Wire(ours)
         output = os.memfd_create("said")
         try:
             if what == "snapshot":
                 snapshot = [m if isinstance(m, dict) else {"op": "begin", "x": 1} for m in snapshot] + [{"op": "begin"}]
-            self.snapshot(snapshot, keeper, {what: data} if what in ("plan", "table") else {})
+            self.snapshot(snapshot, keeper, self._held(what, data))
             socket.send_fds(self.orders, [str(self.table).encode()], [theirs.fileno(), output])
             theirs.close()
             pid = int(self.orders.recv(32))
             try:
-                self._judge(what, keeper, pid, output)
+                self._judge(what, data, keeper, pid, output)
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -294,7 +343,7 @@ class Nest:
             keeper.close()
             os.close(output)
 
-    def _judge(self, what: str, keeper: Wire, pid: int, output: int) -> None:
+    def _judge(self, what: str, data: bytes, keeper: Wire, pid: int, output: int) -> None:
         asked: list[dict[str, Any]] = []
         end = time.monotonic() + START_SECONDS
         ready = ended = False
@@ -318,8 +367,10 @@ class Nest:
         assert ready, f"it did not come up: {said(output)}"
         if what == "snapshot":
             return  # whatever it was told about children, it may believe
-        if _ends(asked):
+        if _ends(asked) or self._may_touch(what, data):
             return
+        if what in ("note", "change", "next table", "closing") and _is_junk(data):
+            assert "set aside" in said(output), f"nothing is said about {data!r}: {said(output)}"
         touched = [m for m in asked if m["op"] in ("spawn", "signal", "exit") and "steady" in str(m.get("child", ""))]
         assert not touched, f"{touched}: {said(output)}"
         steady = self._status(output)["steady"]
@@ -336,6 +387,14 @@ class Nest:
 def _ends(asked: list[dict[str, Any]]) -> bool:
     """A state file that says "closing" makes its successor end everything: that is what it says."""
     return any(message.get("state") == "STOPPING=1" for message in asked)
+
+
+def _is_junk(data: bytes) -> bool:
+    """Not even an object of JSON."""
+    try:
+        return not isinstance(json.loads(data), dict)
+    except (ValueError, RecursionError):
+        return data != b""
 
 
 def said(output: int) -> str:

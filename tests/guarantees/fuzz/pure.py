@@ -7,10 +7,12 @@ that could not have been meant.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import datetime as dt
 import functools
 import json
+import logging
 import math
 import os
 import socket
@@ -21,12 +23,27 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from procman import interim, recall, report, rpc, statefile, store, table, values
-from procman.config import Address, Config, Log
+from procman import (
+    change,
+    interim,
+    legacy,
+    lifecycle,
+    recall,
+    report,
+    rpc,
+    snapshot,
+    statefile,
+    store,
+    supervisor,
+    table,
+    takeover,
+    values,
+)
+from procman.config import Address, Config, Log, Program
 from procman.errors import ConfigError, Failed, ProcmanError
 from procman.events import rfc3339
 from procman.ground import counters_from
-from procman.keeper import handover
+from procman.keeper import asked, handover
 from procman.keeper.wire import HEADER, MAX_DESCRIPTORS, Wire, WireError
 from procman.lifecycle import State, Status
 from procman.logs import Counters
@@ -486,6 +503,136 @@ def check_memory(drawn: tuple[str, bytes]) -> None:
             read(memory)
 
 
+# --- what the supervisor before was about ----------------------------------------------------------------------------
+
+MEANT = base64.b85encode(b'[program.shop]\ncommand = "/bin/true"\n').decode()
+OLD = {"half": "stop", "names": ["shop"], "at": 1.7e9}
+STOP: Any = {"half": "stop", "why": "SIGHUP", "wanted": ["shop", "web:1"]}
+LEGACIES: dict[str, list[Any]] = {
+    change.HELD_NAME: [STOP, {"half": "start", "why": "reread by uid 0", "start": {"shop": 3, "web:1": 0}}, OLD],
+    change.NEXT_TABLE: [TABLE_MEMORY | {"answers": TABLE_MEMORY["answers"] | {"read": {"/etc/procman.toml": MEANT}}}],
+    supervisor.CLOSING: [{"why": "SIGTERM", "exit_status": 3}, {"exit_status": 3}],
+}
+"""By the name under which the keeper holds it: documents of this version, and what another one may have written."""
+
+
+def legacies() -> st.SearchStrategy[tuple[str, bytes]]:
+    def of(name: str) -> st.SearchStrategy[tuple[str, bytes]]:
+        documents = LEGACIES[name]
+        whole = [dumped(document) for document in documents]
+        content = st.one_of(damaged(documents).map(dumped), touched(whole), torn(whole[0]), junk().map(dumped))
+        return content.map(lambda data: (name, data))
+
+    return st.sampled_from(sorted(LEGACIES)).flatmap(of)
+
+
+def _memory(content: bytes) -> int:
+    memory = os.memfd_create("fuzz")
+    os.write(memory, content)
+    return memory
+
+
+def _table_of(memory: int) -> change.Read:
+    return change.Read(table.parse("/etc/procman.toml", recall.recall(os.dup(memory))), memory)
+
+
+def check_legacy(drawn: tuple[str, bytes]) -> None:
+    """One of them is damaged, the others are good."""
+    name, content = drawn
+    with nothing_left_open():
+        whole = {each: dumped(documents[0]) for each, documents in LEGACIES.items()} | {name: content}
+        held = {each: _memory(data) for each, data in whole.items()}
+        left = legacy.take(held, _table_of)
+        assert not held, "what is left there stays open for ever"
+        assert len(left.lost) >= len(left.problems) == (left.unfinished is None) + (left.ending is None)
+        assert all("set aside" in problem and len(problem) < 3000 for problem in left.problems), left.problems
+        if (found := left.unfinished) is not None:
+            assert (type(found.why), found.half in ("stop", "start")) == (str, True)
+            assert all(type(each) is str for each in (*found.wanted, *found.start))
+            assert all(type(number) is int for number in found.start.values())
+            assert (found.read is None) == (found.half == "start")
+            if found.read is not None:
+                assert type(found.read.config) is Config
+                os.close(found.read.memory)
+        if left.ending is not None:
+            assert (type(left.ending.why), type(left.ending.exit_status)) == (str, int)
+            assert 0 <= left.ending.exit_status <= 255, "the keeper would refuse that, and start one after another"
+
+
+# --- the note of a child --------------------------------------------------------------------------------------------
+
+NOTES = [
+    *STATUSES.values(),
+    report.status_document(Status(State.STARTING, True, alive=True, generation=3, started=5.0, deadline=9.0)),
+    report.status_document(Status(State.STOPPING, False, alive=True, generation=3, pid=4711, ending="asked")),
+    report.status_document(Status(State.STOPPING, True, alive=False, generation=3, ending="exited")),
+]
+RECORDS: dict[str, dict[str, Any]] = {
+    "running": {"pid": 4711},
+    "starting": {"pid": 0},
+    "exited": {"pid": 4711, "status": 256, "ended_at": 1.7e9},
+    "failed": {"state": "exited", "pid": 0, "step": "exec", "errno": 2, "message": "no such file"},
+}
+KNOWN = report.status_from(NOTES[0] | {"generation": 2})
+"""What the state file says: it is older than the note."""
+
+SHOP = Program(name="shop", program="shop", argv=("shop",))
+
+Noted = tuple[str, bool, bytes]
+
+
+def notes() -> st.SearchStrategy[Noted]:
+    whole = [report.note_of(report.status_from(document)).encode() for document in NOTES]
+    old = st.sampled_from([b"ready", b"", b'{"ready":true}', b'"ready"', b"x" * 5000])
+    content = st.one_of(damaged(NOTES).map(dumped), touched(whole), torn(whole[0]), junk().map(dumped), old)
+    return st.tuples(st.sampled_from(sorted(RECORDS)), st.booleans(), content)
+
+
+def check_note(drawn: Noted) -> None:
+    """A successor takes the child up as what it is, whatever was noted with it, and can go on from there."""
+    kind, leaving, content = drawn
+    told = {"op": "child", "child": "shop#3", "state": kind, "at": 1.7e9, "since": 1.5, "left": False, "start": 12}
+    text = content.decode(errors="surrogateescape")
+    record = snapshot.about_child(told | {"tag": 7 << 32, "note": text} | RECORDS[kind])
+    said: list[str] = []
+
+    def keep(line: logging.LogRecord) -> bool:
+        said.append(line.getMessage())
+        return False
+
+    takeover.log.addFilter(keep)
+    try:
+        found = takeover.status(SHOP, KNOWN, {3: record}, 100.0, leaving=leaving)
+    finally:
+        takeover.log.removeFilter(keep)
+    noted = report.noted(record)
+    assert len(said) == (bool(text) and (noted is None or noted.generation != 3)), "set aside without a word, or not"
+    assert found.generation == 3, "the keeper has this child: there is no other"
+    if kind in ("running", "starting"):
+        assert found.alive, found
+        assert found.pid in (None, record["pid"] or None), found
+    assert not (leaving and found.wanted)
+    assert found.deadline is None or found.deadline <= 100.0 + 3600, "a timer for ever"
+    for event in events_for(found, kind):
+        found, _ = lifecycle.step(SHOP, found, event, 200.0)
+    assert report.status_from(report.status_document(found)) == found, "the next one could not read it"
+    note = report.note_of(found)
+    assert not asked.nonsense({"note": note}), f"the keeper would not take a note of {len(note)} characters"
+    json.dumps([found.why, found.exit and found.exit.reason])
+
+
+def events_for(found: Status, kind: str) -> Iterator[lifecycle.Event]:
+    """What a supervisor feeds next (`Supervisor._catch_up`)."""
+    if not found.alive:
+        return
+    if kind == "failed":
+        yield lifecycle.SpawnFailed("can't start: exec: no such file")
+        return
+    if found.pid is None:
+        yield lifecycle.Spawned(4711, 1.7e9)
+    yield lifecycle.Exited(lifecycle.Exit(1, None, 1.7e9, "exit status 1"), False)
+
+
 def plainly(check: Check) -> Callable[[], contextlib.AbstractContextManager[Check]]:
     """A target that needs nothing around it."""
 
@@ -504,6 +651,8 @@ def guided(name: str) -> tuple[Check, Sequence[bytes]]:
         "wire": (lambda data: check_wire([(data, 0)]), [packet(dumped(message), 0) for message in MESSAGES]),
         "table": (check_table, TABLES),
         "state": (_state_bytes, [dumped(STATE)]),
+        "legacy": (_legacy_bytes, [bytes([n]) + dumped(each[0]) for n, each in enumerate(LEGACIES.values())]),
+        "note": (_note_bytes, [bytes([n]) + dumped(document) for n, document in enumerate(NOTES)]),
     }
     return seeds[name]
 
@@ -513,4 +662,14 @@ def _state_bytes(content: bytes) -> None:
         check_state_in(folder, content)
 
 
-GUIDED = ("rpc", "wire", "table", "state")
+def _legacy_bytes(content: bytes) -> None:
+    """The first byte says which one it is."""
+    check_legacy((list(LEGACIES)[content[0] % len(LEGACIES)] if content else supervisor.CLOSING, content[1:]))
+
+
+def _note_bytes(content: bytes) -> None:
+    first = content[0] if content else 0
+    check_note((list(RECORDS)[first % len(RECORDS)], bool(first & 128), content[1:]))
+
+
+GUIDED = ("rpc", "wire", "table", "state", "legacy", "note")
