@@ -367,10 +367,10 @@ class Ground:
         future = self._runs.get(child)
         if future is None:
             return False
-        op = message["op"]
-        if op in ("exited", "failed"):
+        if message["op"] in ("exited", "failed") or message.get("state") == "exited":
+            status = message.get("status")
             if not future.done():
-                future.set_result(127 if op == "failed" else os.waitstatus_to_exitcode(int(message["status"])))
+                future.set_result(127 if status is None else os.waitstatus_to_exitcode(int(status)))
             if message.get("left"):
                 self._link.signal(child, signal.SIGKILL, tree=True)
             del self._runs[child]

@@ -209,6 +209,9 @@ class Supervisor:
             return
         name, generation = launch.split_child_id(child)
         process = self.processes.get(name)
+        if process is not None and message["op"] == "child":
+            self._take_over(process, generation, message)
+            return
         if process is None or process.status.generation != generation:
             if message["op"] in ("exited", "failed", "gone"):
                 self._link.forget(child)
@@ -220,17 +223,21 @@ class Supervisor:
             case "exited" | "failed":
                 self._ended(process, message)
                 self.journal.forget_later(child)
-            case "child":
-                # It told a successor that was on trial, or had started it for that one.
-                self._register.born(message, process.program.kill)
-                self._catch_up(process, message)
-                noted = report.noted(message)
-                if noted is not None and noted.generation == generation and noted.ready:
-                    process.feed(Ready())
             case "gone":
                 if not process.status.alive and process.status.state is State.STOPPING:
                     process.feed(Gone())
                 self.journal.forget_later(child)
+
+    def _take_over(self, process: Process, generation: int, record: Message) -> None:
+        """The keeper tells how a child stands: after an upgrade that has failed, for a successor on trial has started
+        it, or has heard what became of it; and to who asks for it a second time."""
+        if generation < process.status.generation:
+            self._link.forget(str(record["child"]))
+            return
+        now = asyncio.get_running_loop().time()
+        self._register.born(record, process.program.kill)
+        process.take(takeover.status(process.program, process.status, {generation: record}, now, leaving=False))
+        self._catch_up(process, record)
 
     def _ended(self, process: Process, record: Message) -> None:
         if "status" not in record:
