@@ -64,6 +64,7 @@ class Supervisor:
         self._link = link
         self._ground = ground
         self._down: set[str] = set()
+        self.replacing: set[str] = set()  # what a change of the table stops to start it again
         self._documents: dict[str, tuple[Status, Info]] = {}
         self.closing = False
         self.deserted = False
@@ -102,6 +103,7 @@ class Supervisor:
         ours = state.get("keeper", "") == snapshot.identity
         adopted = any(record.get("adopted") for record in snapshot.children.values())
         self._down = {str(name) for name in state.get("down", [])}
+        replaced = set() if ours else {str(name) for name in state.get("replacing", [])} - self._down
         if ending is None:
             ending = state if ours and state.get("closing") else None
         status = ending.get("exit_status") if isinstance(ending, dict) else 0
@@ -117,10 +119,11 @@ class Supervisor:
         if ending is not None:
             self.shut_down(CONTINUED)
         elif adopted and not ours:
-            self._settle_adopted(snapshot)
+            self._settle_adopted(snapshot, replaced)
         for process in itertools.chain.from_iterable(levels(self.all())):
             fresh = process.status.generation == 0 and process.status.state is State.STOPPED
-            if fresh and self.starts_by_itself(process.program) and not self.closing and process.name not in leaving:
+            up = self.starts_by_itself(process.program) or process.name in replaced
+            if fresh and up and not self.closing and process.name not in leaving:
                 process.feed(Start("autostart"))
             elif fresh and process.name in self._down:
                 process.status = Status(why="stopped by an operator before the daemon was started")
@@ -129,9 +132,9 @@ class Supervisor:
             self._check_exit_when(process)
         self.journal.dirty()
 
-    def _settle_adopted(self, snapshot: Snapshot) -> None:
+    def _settle_adopted(self, snapshot: Snapshot, replaced: Container[str]) -> None:
         """Say which children were adopted, and what of them was lost. What no operator wants down was stopped by the
-        daemon before, for its end or for a change of the table: it is started."""
+        daemon before, for its end or for a change of the table: it is started. So is what was `replaced` just then."""
         for name, lost in snapshot.adopted.items():
             process = self.processes[name]
             status, said = process.status, list(lost)
@@ -149,7 +152,8 @@ class Supervisor:
             if name in snapshot.changed and status.wanted:
                 process.feed(Restart("the table has changed since it was started"))
         for process in self.all():
-            if self.starts_by_itself(process.program) and not process.status.wanted:
+            up = self.starts_by_itself(process.program) or process.name in replaced
+            if up and not process.status.wanted:
                 process.feed(Start("autostart"))
 
     def _take_up(self, snapshot: Snapshot, leaving: Container[str]) -> None:
@@ -412,7 +416,8 @@ class Supervisor:
         logs = self._ground.counters_document(self.config.programs)
         end = {"closing": self.closing, "exit_status": self._exit_status, "keeper": self.snapshot.identity}
         found_again = self._register.document(self.all(), self.config) | self._ground.held_document()
-        return {"down": sorted(self._down), **end, "processes": statuses, "logs": logs, **found_again}
+        wanted = {"down": sorted(self._down), "replacing": sorted(self.replacing)}
+        return {**wanted, **end, "processes": statuses, "logs": logs, **found_again}
 
     def _status_document(self, process: Process) -> Info:
         """Made once for each status: of a thousand processes most have not changed since the last write."""
@@ -428,6 +433,7 @@ class Supervisor:
         if self.closing:
             return
         self.closing = True
+        self.replacing = set()
         log.info("stopping all programs (%s)", why)
         self.note("daemon", "", what="shutdown", why=why)
         self._link.send({"op": "notify", "state": "STOPPING=1"})
