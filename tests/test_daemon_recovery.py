@@ -426,7 +426,7 @@ class Told:
             {keys}
             """
         self.running = daemon(table, environment=self.install.environment)
-        self.pid = self.running.wait_for("it", "STARTING")["pid"]
+        self.pid = wait_until(lambda: self.running.status()["it"]["pid"], what="it is started")
         wait_until(lambda: self.heard() == [f"{self.pid} begin"], what="it runs")
 
     def heard(self) -> list[str]:
