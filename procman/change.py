@@ -161,6 +161,7 @@ class Change:
         plan = apply.plan(supervisor.config, read.config)
         restart = {program.name for program in plan.restart}
         up = set(wanted) | {name for name in restart if supervisor.processes[name].status.wanted}
+        supervisor.replacing = up & restart
         if plan.removed or restart:
             document = {"half": "stop", "why": why, "wanted": sorted(up & restart)}
             self._link.hand_over(HELD_NAME, document, {NEXT_TABLE: read.memory})
@@ -221,6 +222,7 @@ class Change:
         for process in sorted(found, key=lambda process: process.program.priority):
             if process.status.generation <= start[process.name] and not process.status.wanted:
                 process.feed(Start(f"the table has changed ({why})"))
+        self._supervisor.replacing = set()
         await self._supervisor.journal.saved()
         for name in (HELD_NAME, NEXT_TABLE):
             self._link.release(name)

@@ -48,6 +48,9 @@ ENV_FILE_MAX = 1024 * 1024
 PAUSE_SECONDS = 10.0
 """How long the log thread may take to come to rest: what it has at hand is written first."""
 
+NOTIFICATIONS_AT_ONCE = 64
+"""Of one program. Many may wait when nobody was there for a while; a flood must not hold the loop."""
+
 LINE_MAX = 1024 * 1024
 """Bytes of an unfinished line that a `log` readiness pattern is tried on."""
 
@@ -384,16 +387,17 @@ class Ground:
         return socket.path
 
     def _notify_readable(self, socket: notify.NotifySocket, key: str) -> None:
-        message = socket.peek()
         process = self._places.by_key.get(key)
-        if message is None:
-            return
-        if process is not None and process.status.alive:
-            if process.status.pid is None:  # faster than the keeper's report that it runs, which `changed` waits for
-                self._loop.remove_reader(socket.fileno())
+        for _ in range(NOTIFICATIONS_AT_ONCE):
+            message = socket.peek()
+            if message is None:
                 return
-            self._notified(process, message)
-        socket.take()  # not sooner: the keeper knows by now what it has led to
+            if process is not None and process.status.alive:
+                if process.status.pid is None:  # faster than the keeper's report that it runs; `changed` waits for that
+                    self._loop.remove_reader(socket.fileno())
+                    return
+                self._notified(process, message)
+            socket.take()  # not sooner: the keeper knows by now what it has led to
 
     def _notified(self, process: Process, message: notify.Message) -> None:
         account = process.program.account
@@ -443,10 +447,10 @@ class Ground:
         future = self._runs.get(child)
         if future is None:
             return False
-        op = message["op"]
-        if op in ("exited", "failed"):
+        if message["op"] in ("exited", "failed") or message.get("state") == "exited":
+            status = message.get("status")
             if not future.done():
-                future.set_result(127 if op == "failed" else os.waitstatus_to_exitcode(int(message["status"])))
+                future.set_result(127 if status is None else os.waitstatus_to_exitcode(int(status)))
             if message.get("left"):
                 self._link.signal(child, signal.SIGKILL, tree=True)
             del self._runs[child]

@@ -15,7 +15,7 @@ from procman import listeners, logs, servers
 from procman.config import Daemon, Program
 from procman.errors import Failed, ProcmanError
 from procman.folders import open_folder
-from procman.launch import log_pipes
+from procman.launch import log_pipes, notify_name
 from procman.link import KeeperLink
 from procman.notify import NotifySocket
 from procman.sockets import Sockets
@@ -163,7 +163,7 @@ class Holdings:
         known = self.notify_sockets.get(program.key)
         if known is not None:
             return known
-        name = f"notify/{program.key}"
+        name = notify_name(program)
         received = self.take(name)
         if received is not None:
             socket = NotifySocket.from_fd(received)

@@ -79,6 +79,11 @@ def log_pipes(program: Program) -> tuple[str | None, str | None]:
     return out, errors[log.stderr]
 
 
+def notify_name(program: Program) -> str:
+    """Under which name the keeper holds the notification socket of `program`."""
+    return f"notify/{program.key}"
+
+
 def log_paths(program: Program) -> dict[str, str]:
     """Where the bytes of each of `log_pipes` go, in "file" mode."""
     out, err = log_pipes(program)
@@ -103,6 +108,8 @@ def request(program: Program, generation: int, env: Mapping[str, str], listen: M
         "limits": limits,
         "kill": program.kill,
     }
+    if program.notify:
+        asked["needs"] = [notify_name(program)]
     if program.account is not None:
         account = program.account
         asked |= {"uid": account.uid, "gid": account.gid, "groups": list(account.groups)}

@@ -45,6 +45,10 @@ a program that dies at birth must not take a whole processor."""
 KILL_AGAIN_SECONDS = 1.0
 """How long after a SIGKILL of the whole tree the next one follows, while something is still there."""
 
+LATE_SECONDS, MOMENT_SECONDS = 0.1, 3.0
+"""A Deadline that comes later than the first means that nobody was there for a while. What a starting child has become,
+or has said, in that time is found out first: it gets the second."""
+
 
 class State(StrEnum):
     """What a process is doing. The names are Supervisor's: users know them."""
@@ -347,6 +351,8 @@ def _deadline(program: Program, status: Status, reason: str, now: float) -> Resu
     match status.state:
         case State.STARTING if program.ready.kind == "seconds" and status.pid is not None:
             return replace(status, state=State.RUNNING, deadline=None), []
+        case State.STARTING if now > status.deadline + LATE_SECONDS:
+            return replace(status, deadline=now + MOMENT_SECONDS), []
         case State.STARTING:
             why = f"not ready within {program.start_timeout:g} s" + (f": {reason}" if reason else "")
             deadline = now + program.stop_timeout

@@ -128,10 +128,11 @@ class KeeperLink:
 
     def stand_still(self) -> None:
         """Tell the keeper that all work is put down, and do nothing at all until it says "resume": the event loop does
-        not run. What it says meanwhile is taken in afterwards, in order. It ends this process, or the upgrade, in
+        not run. What it says meanwhile is taken in afterwards (`_after_all`). It ends this process, or the upgrade, in
         bounded time."""
         self.send({"op": "yielded"})
         poll = select.poll()
+        heard: list[Message] = []
         try:
             while True:
                 poll.register(self._wire.fileno(), select.POLLIN | (select.POLLOUT if self._wire.waiting else 0))
@@ -140,8 +141,10 @@ class KeeperLink:
                 for message, descriptors in self._wire.receive():
                     for fd in descriptors:
                         os.close(fd)
-                    self._loop.call_soon(self._take, message)
+                    heard.append(message)
                     if message.get("op") == "resume":
+                        for each in _after_all(heard):
+                            self._loop.call_soon(self._take, each)
                         return
         except WireError:
             self._loop.call_soon(self._on_end)
@@ -189,3 +192,12 @@ class KeeperLink:
     def release(self, name: str) -> None:
         """The keeper closes what it holds as `name`."""
         self.send({"op": "release", "name": name})
+
+
+def _after_all(heard: Sequence[Message]) -> list[Message]:
+    """What still counts of all that the keeper has said while nobody listened. At the end it told how each child
+    stands, the newest ones first here; what it said of them before is in that, and would be taken for something
+    new."""
+    records = {str(message.get("child")): message for message in heard if message.get("op") == "child"}
+    others = [message for message in heard if message.get("op") != "child" and message.get("child") not in records]
+    return [*reversed(records.values()), *others]

@@ -100,14 +100,26 @@ class Process:
             else:
                 self._surroundings.signal(self, action.signal, action.tree)
         self.resume()
-        if after != before:
-            if (after.state, after.why) != (before.state, before.why):
-                self.history.append((time.time(), after.state, after.why))
-            self._surroundings.changed(self, before)
-            for watcher in list(self.watchers):
-                watcher(self)
+        self._tell(before)
         if moved:
             crossing(f"enter {after.state}")
+
+    def take(self, status: Status) -> None:
+        """Another supervisor has brought it to `status`: one whose upgrade has failed."""
+        before, self.status = self.status, status
+        self.resume()
+        self._tell(before)
+
+    def _tell(self, before: Status) -> None:
+        """Let everybody know that the status is no longer `before`, if so."""
+        after = self.status
+        if after == before:
+            return
+        if (after.state, after.why) != (before.state, before.why):
+            self.history.append((time.time(), after.state, after.why))
+        self._surroundings.changed(self, before)
+        for watcher in list(self.watchers):
+            watcher(self)
 
     def resume(self) -> None:
         """Set timer and readiness watch to what the status asks for: after a change, and in a new supervisor."""

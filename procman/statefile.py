@@ -19,6 +19,7 @@ PARTS: dict[str, Any] = {
     "boot_id": str,
     "written_at": str,
     "down": list[str],
+    "replacing": list[str],
     "closing": bool,
     "exit_status": int,
     "at": float,

@@ -86,6 +86,7 @@ class Supervisor:
         self._link = link
         self._ground = ground
         self._down: set[str] = set()
+        self.replacing: set[str] = set()  # what a change of the table stops to start it again
         self._documents: dict[str, tuple[Status, Info]] = {}
         self.closing = False
         self.deserted = False
@@ -127,6 +128,7 @@ class Supervisor:
         ours = state.get("keeper", "") == snapshot.identity
         adopted = any(record.get("adopted") for record in snapshot.children.values())
         self._down = {str(name) for name in state.get("down", [])}
+        replaced = set() if ours else {str(name) for name in state.get("replacing", [])} - self._down
         if ending is None and ours and state.get("closing"):
             ending = Ending("", int(state.get("exit_status", 0)))
         self._exit_status = ending.exit_status if ending is not None else 0
@@ -150,12 +152,13 @@ class Supervisor:
             self.shut_down(CONTINUED)
         elif adopted and not ours:
             self._settle_adopted(snapshot)
-            self._start_again("autostart")
+            self._start_again("autostart", replaced)
         elif lost:
-            self._start_again("it was stopped for something that is lost")
+            self._start_again("it was stopped for something that is lost", replaced)
         for process in itertools.chain.from_iterable(levels(self.all())):
             fresh = process.status.generation == 0 and process.status.state is State.STOPPED
-            if fresh and self.starts_by_itself(process.program) and not self.closing and process.name not in leaving:
+            up = self.starts_by_itself(process.program) or process.name in replaced
+            if fresh and up and not self.closing and process.name not in leaving:
                 process.feed(Start("autostart"))
             elif fresh and process.name in self._down:
                 process.status = Status(why="stopped by an operator before the daemon was started")
@@ -183,10 +186,12 @@ class Supervisor:
             if name in snapshot.changed and status.wanted:
                 process.feed(Restart("the table has changed since it was started"))
 
-    def _start_again(self, why: str) -> None:
-        """What no operator wants down was stopped before for the end of the daemon, or for a change of the table."""
+    def _start_again(self, why: str, replaced: Container[str]) -> None:
+        """What no operator wants down was stopped before for the end of the daemon, or for a change of the table; so was
+        what was `replaced` just then, also if only an operator had started it."""
         for process in self.all():
-            if self.starts_by_itself(process.program) and not process.status.wanted:
+            up = self.starts_by_itself(process.program) or process.name in replaced
+            if up and not process.status.wanted:
                 process.feed(Start("autostart" if process.status.generation == 0 else why))
 
     def _take_up(
@@ -250,6 +255,9 @@ class Supervisor:
             return
         key, generation = launch.split_child_id(child)
         process = self.places.by_key.get(key)
+        if process is not None and message["op"] == "child":
+            self._take_over(process, generation, message)
+            return
         if process is None or process.status.generation != generation:
             if message["op"] in ("exited", "failed", "gone"):
                 self._link.forget(child)
@@ -261,17 +269,21 @@ class Supervisor:
             case "exited" | "failed":
                 self._ended(process, message)
                 self.journal.forget_later(child)
-            case "child":
-                # It told a successor that was on trial, or had started it for that one.
-                self._register.born(message, process.program.kill)
-                self._catch_up(process, message)
-                noted = report.noted(message)
-                if noted is not None and noted.generation == generation and noted.ready:
-                    process.feed(Ready())
             case "gone":
                 if not process.status.alive and process.status.state is State.STOPPING:
                     process.feed(Gone())
                 self.journal.forget_later(child)
+
+    def _take_over(self, process: Process, generation: int, record: Message) -> None:
+        """The keeper tells how a child stands: after an upgrade that has failed, for a successor on trial has started
+        it, or has heard what became of it; and to who asks for it a second time."""
+        if generation < process.status.generation:
+            self._link.forget(str(record["child"]))
+            return
+        now = asyncio.get_running_loop().time()
+        self._register.born(record, process.program.kill)
+        process.take(takeover.status(process.program, process.status, {generation: record}, now, leaving=False))
+        self._catch_up(process, record)
 
     def _ended(self, process: Process, record: Message) -> None:
         if "status" not in record:
@@ -345,6 +357,9 @@ class Supervisor:
             raise Failed("the last change of the table is still under way")
         if self.upgrading:
             raise Failed("an upgrade is under way")
+        if self.places.beside:
+            names = ", ".join(sorted(self.places.beside))
+            raise Failed(f"a reload is under way: {names}", hint="try again when it has ended")
 
     def take_settings(self, config: Config) -> None:
         """The settings of `config` are in force; its programs come with `add` and `remove`."""
@@ -477,7 +492,8 @@ class Supervisor:
         logs = self._ground.counters_document(self.config.programs)
         end = {"closing": self.closing, "exit_status": self._exit_status, "keeper": self.snapshot.identity}
         found_again = self._register.document(self.places.everyone(), self.config) | self._ground.held_document()
-        return {"down": sorted(self._down), **end, "processes": statuses, "logs": logs, **found_again}
+        wanted = {"down": sorted(self._down), "replacing": sorted(self.replacing)}
+        return {**wanted, **end, "processes": statuses, "logs": logs, **found_again}
 
     def _hold_state(self, document: dict[str, Any]) -> None:
         self._link.hand_over(STATE, document)
@@ -496,6 +512,7 @@ class Supervisor:
         if self.closing:
             return
         self.closing = True
+        self.replacing = set()
         log.info("stopping all programs (%s)", why)
         self.note("daemon", "", what="shutdown", why=why)
         self._link.send({"op": "notify", "state": "STOPPING=1"})

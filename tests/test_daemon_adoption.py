@@ -328,6 +328,69 @@ def test_a_table_that_changed_in_between(daemon: MakeDaemon) -> None:
     assert not alive(before["changed"]["pid"])
 
 
+REPLACED = """
+    [program.{name}]
+    command = "${{PYTHON}} -S -E ${{PROGRAMS}}/lives.py {name} ${{HOME}}"
+    start_seconds = 0
+    environment = {{ TURN = "{turn}" }}
+    {keys}
+    """
+SLOW_STOP = """
+    [program.slow]
+    command = "${{PYTHON}} -S -E ${{PROGRAMS}}/ignore_term.py"
+    start_seconds = 0
+    stop_timeout = "{patience}"
+    environment = {{ TURN = "{turn}" }}
+    """
+
+
+@pytest.mark.parametrize("half", ["stop", "start"])
+def test_what_a_change_of_the_table_was_replacing_is_started(daemon: MakeDaemon, half: str) -> None:
+    """The keeper is killed while a change has stopped some programs and waits for another one, or when it has just come
+    into force. Whoever was up is up again, once, as the new table says; whoever was down stays down."""
+    ups = ["plain", "by_hand"]
+
+    def table(turn: int) -> str:
+        manual = "autostart = false"
+        programs = {"plain": "", "by_hand": manual, "never": manual, "down": ""} | ({} if turn else {"removed": ""})
+        texts = [REPLACED.format(name=name, keys=keys, turn=turn) for name, keys in programs.items()]
+        return "".join(texts) + SLOW_STOP.format(turn=turn, patience="1s" if turn else "1h")
+
+    running = daemon(table(0))
+    assert running.ctl("start", "by_hand").returncode == 0
+    assert running.ctl("stop", "down").returncode == 0
+    before = {name: running.wait_for(name)["pid"] for name in (*ups, "removed", "slow")}
+    number(running, "slow", "ready")
+    for name in before:
+        written_down(running, name)
+    running.write_table(table(1))
+    os.kill(running.keeper_pid, signal.SIGHUP)
+    for name in (*ups, "removed"):
+        wait_until(lambda name=name: f'"{name}":{{"state":"STOPPED"' in state_file(running))  # type: ignore[misc]
+    if half == "start":
+        os.kill(before["slow"], signal.SIGKILL)
+        wait_until(lambda: "by_hand: STARTING" in running.output.read_text().partition("read again")[2])
+    replace_daemon(running)
+    after = {name: running.wait_for(name, timeout=30)["pid"] for name in ups}
+    if half == "stop":
+        info = running.status()["slow"]
+        assert (info["state"], info["pid"]) == ("STOPPING", before["slow"])
+        os.kill(before["slow"], signal.SIGKILL)
+    wait_until(lambda: running.status()["slow"]["pid"] not in {None, before["slow"]}, 30)
+    after["slow"] = running.wait_for("slow")["pid"]
+    for name, pid in after.items():
+        assert pid != before[name]
+        assert b"TURN=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"), name
+    states = {name: info["state"] for name, info in running.status().items()}
+    assert states == dict.fromkeys([*ups, "slow"], "RUNNING") | {"never": "STOPPED", "down": "STOPPED"}
+    assert running.ctl("stop", "all").returncode == 0
+    lives = (running.folder / "lives").read_text()
+    assert "double" not in lives
+    begun = {name: lives.count(f"{name} begin ") for name in (*ups, "never", "down", "removed")}
+    assert begun == dict.fromkeys(ups, 2) | {"never": 0, "down": 1, "removed": 1}
+    assert running.log("slow").count("ready ") == 2
+
+
 STUBBORN = """
     [program.stubborn]
     command = "${PYTHON} -S -E ${PROGRAMS}/ignore_term.py"

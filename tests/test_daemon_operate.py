@@ -362,3 +362,42 @@ def test_a_probe_of_a_program_that_is_stopped_is_ended(daemon: MakeDaemon) -> No
     probe = int(wait_until(lambda: (running.folder / "probe").exists() and (running.folder / "probe").read_text()))
     assert running.ctl("stop", "it").returncode == 0
     wait_until(lambda: not alive(probe))
+
+
+def test_a_long_reason_keeps_no_signal_and_no_start_from_a_program(daemon: MakeDaemon) -> None:
+    """The keeper takes 4,096 characters of status together with a signal or a start. The command of a probe may be
+    longer, and stands in the reason."""
+    argument = '"\\' * 5000
+    running = daemon(
+        program(
+            "it",
+            "${PYTHON} -S -E ${PROGRAMS}/print_signals.py",
+            ready=f"{{ command = ['false', {json.dumps(argument)}] }}",
+            start_timeout="'1s'",
+            restart_delay="'100ms'",
+            restart_delay_max="'100ms'",
+            start_retries=1000,
+            stop_timeout="'1h'",  # no SIGKILL does what SIGTERM should
+        )
+    )
+
+    def lives() -> int:
+        return running.log("it").count("ready ")
+
+    wait_until(lambda: lives() >= 3, 20, "its start has failed twice, and it was started again")
+    assert argument in running.status()["it"]["why"]
+    assert running.ctl("stop", "it").returncode == 0
+    assert running.status()["it"]["state"] == "STOPPED"
+    assert running.log("it").count("got SIGTERM\nend\n") == lives()
+    assert "makes no sense" not in running.said()
+    # Also when a successor has to find out from the keeper what was being done.
+    assert running.ctl("start", "--no-wait", "it").returncode == 0
+    seen = lives()
+    wait_until(lambda: lives() > seen)
+    old = running.supervisor_pid
+    os.kill(old, signal.SIGKILL)
+    wait_until(lambda: running.supervisor_pid != old)
+    seen = lives()
+    wait_until(lambda: lives() > seen, 20)
+    assert running.ctl("stop", "it").returncode == 0
+    assert running.log("it").count("got SIGTERM\nend\n") == lives()

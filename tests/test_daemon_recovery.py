@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -401,3 +403,104 @@ def test_a_daemon_without_a_supervisor_can_be_ended(daemon: MakeDaemon, tmp_path
     assert running.stop(60) == 1
     assert "no supervisor to see to it: ending all programs" in running.said()
     assert not running.leftovers()
+
+
+# --- READY=1 while nobody is there ------------------------------------------------------------------------------------
+
+
+class Told:
+    """A program `it` that says to its notification socket what it is told (tests/programs/notify_told.py), and a daemon
+    whose supervisor can be away for a while."""
+
+    def __init__(self, daemon: MakeDaemon, folder: Path, keys: str = "") -> None:
+        self.install = Install(folder)
+        self._folder = folder
+        os.mkfifo(folder / "tell")
+        self._fifo = os.open(folder / "tell", os.O_RDWR)
+        table = f"""
+            [program.it]
+            command = "${{PYTHON}} -S -E ${{PROGRAMS}}/notify_told.py {folder}"
+            ready = {{ notify = true }}
+            restart_delay = "100ms"
+            restart_delay_max = "100ms"
+            {keys}
+            """
+        self.running = daemon(table, environment=self.install.environment)
+        self.pid = wait_until(lambda: self.running.status()["it"]["pid"], what="it is started")
+        wait_until(lambda: self.heard() == [f"{self.pid} begin"], what="it runs")
+
+    def heard(self) -> list[str]:
+        """What the program has written down: its pid, and what it was told."""
+        path = self._folder / "told"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def tell(self, text: str) -> None:
+        """Tells it, and waits until it has done so."""
+        before = len(self.heard())
+        os.write(self._fifo, f"{text}\n".encode())
+        wait_until(lambda: len(self.heard()) > before, what=f"it does {text!r}")
+        assert self.heard()[before] == f"{self.pid} {text}"
+
+    def without_supervisor(self, how: str) -> Callable[[], None]:
+        """Stops the supervisor, or kills it and lets no other one start. Returns what brings one back: the same, or
+        another one."""
+        supervisor = self.running.supervisor_pid
+        if how == "stopped":
+            os.kill(supervisor, signal.SIGSTOP)
+            return lambda: os.kill(supervisor, signal.SIGCONT)
+        if how == "stopped, then killed":
+            os.kill(supervisor, signal.SIGSTOP)
+            return lambda: os.kill(supervisor, signal.SIGKILL)
+        self.install.break_it("supervise.py")
+        os.kill(supervisor, signal.SIGKILL)
+        wait_for_tries(self.running, 1)
+        return self.install.mend
+
+    def close(self) -> None:
+        os.close(self._fifo)
+
+
+AWAY = pytest.mark.parametrize("how", ["stopped", "stopped, then killed", "killed"])
+
+
+@AWAY
+def test_ready_that_is_said_meanwhile_counts(daemon: MakeDaemon, tmp_path: Path, how: str) -> None:
+    """Also when start_timeout is over before anybody hears it, and it was not the first thing that was said."""
+    with contextlib.closing(Told(daemon, tmp_path, 'start_timeout = "2s"')) as told:
+        begun = time.monotonic()
+        come_back = told.without_supervisor(how)
+        for text in ("STATUS=nearly", "STATUS=soon", "READY=1"):
+            told.tell(text)
+        assert time.monotonic() < begun + 2, "it was in time"
+        wait_until(lambda: time.monotonic() > begun + 2.2, what="start_timeout is over")
+        come_back()
+        wait_until(lambda: told.running.status()["it"]["state"] != "STARTING", 40)
+        info = told.running.status()["it"]
+        assert (info["state"], info["pid"], info["restarts"]) == ("RUNNING", told.pid, 0)
+        assert told.heard().count(f"{told.pid} begin") == len([line for line in told.heard() if "begin" in line])
+
+
+@AWAY
+@pytest.mark.parametrize("next_start", ["after a delay", "at once"])
+def test_ready_of_a_child_before_does_not_count(daemon: MakeDaemon, tmp_path: Path, how: str, next_start: str) -> None:
+    """It says READY=1, and ends before a supervisor is there. The next child has said nothing."""
+    with contextlib.closing(Told(daemon, tmp_path)) as told:
+        if next_start == "at once":  # as one is started again that was up for a while
+            told.tell("READY=1")
+            told.running.wait_for("it")
+            wait_until(lambda: told.running.status()["it"]["uptime_seconds"] > 1.1)
+        come_back = told.without_supervisor(how)
+        for _ in range(5):
+            told.tell("READY=1")
+        told.tell("exit 3")
+        come_back()
+        begun = wait_until(lambda: [line for line in told.heard() if line.endswith(" begin")][1:], 40, "the next child")
+        assert len(begun) == 1
+        told.pid = int(begun[0].split()[0])
+        wait_until(lambda: told.running.status()["it"]["pid"] == told.pid, 20)
+        told.tell("STATUS=what waits before this is read when the daemon has read this")
+        for _ in range(20):  # each is a turn of the daemon's loop
+            assert told.running.status()["it"]["state"] == "STARTING"
+        assert told.running.status()["it"]["exit"]["code"] == 3
+        told.tell("READY=1")
+        assert told.running.wait_for("it")["pid"] == told.pid

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import re
 import signal
@@ -30,8 +31,14 @@ MISTAKES = {
         '        raise RuntimeError("a bug of the new one")\n',
     ),
     "keeper": ("keeper/handover.py", "VERSION = 1", "VERSION = 2"),
+    "ready": (
+        "supervise.py",
+        "        await self.server.start()\n",
+        '        await asyncio.sleep(3)\n        raise RuntimeError("a bug of the new one")\n',
+    ),
 }
-"""What makes a new version fail: it can't be imported, it fails at its first real work, it knows no such keeper."""
+"""What makes a new version fail: it can't be imported, it fails at its first real work, it knows no such keeper, or it
+works for a while and fails before it is ready."""
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +214,115 @@ def test_a_version_that_can_not_start(
     installed.install(wheels[NEW])
     assert running.ctl("daemon", "upgrade").returncode == 0
     assert running.json("daemon", "status")["version"] == NEW
+
+
+WAITING = """
+    [program.wobbly]
+    command = "sh -c 'echo born $$; exit 3'"
+    restart_delay = "800ms"
+    restart_delay_max = "800ms"
+    start_retries = 100
+    [program.hopeless]
+    command = "sh -c 'echo born $$; exit 3'"
+    restart_delay = "50ms"
+    start_retries = 1
+    [program.starting]
+    command = "${PYTHON} -S -E ${PROGRAMS}/notify.py 1000"
+    ready = { notify = true }
+    start_timeout = "12s"
+    restart_delay = "60s"
+    restart_delay_max = "60s"
+    [program.crashed]
+    command = "${PYTHON} -S -E ${PROGRAMS}/lives.py crashed ${HOME}"
+    start_seconds = 0
+    start_retries = 1000
+    restart_delay = "100ms"
+    restart_delay_max = "100ms"
+    """
+
+
+def failures(running: RunningDaemon, name: str) -> int:
+    """How many starts in a row have failed, as the state file says it."""
+    document = json.loads((running.folder / "state" / "state.json").read_text())
+    count: int = document["processes"][name]["failures"]
+    return count
+
+
+class Crasher:
+    """Ends each life of `name` (tests/programs/lives.py) with status 3, once; `crashes` counts them."""
+
+    def __init__(self, running: RunningDaemon, name: str) -> None:
+        self.crashes = 0
+        self._lives, self._name = running.folder / "lives", name
+        self._ended: set[int] = set()
+
+    def all(self, what: str) -> list[int]:
+        """The pids in all lines of this kind: begin, end, double."""
+        return [int(pid) for pid in re.findall(rf"^{self._name} {what} (\d+)$", self._lives.read_text(), re.MULTILINE)]
+
+    def crash(self) -> None:
+        """Ends what lives now."""
+        for pid in set(self.all("begin")) - self._ended:
+            os.kill(pid, signal.SIGUSR1)
+            self._ended.add(pid)
+            self.crashes += 1
+
+
+@pytest.mark.parametrize("mistake", ["start", "ready"])
+def test_what_waits_goes_on_after_a_failed_trial(
+    daemon: MakeDaemon, installed: Installed, wheels: dict[str, Path], mistake: str
+) -> None:
+    """A next start, a number of failures, the end of start_timeout: as if no upgrade had been tried. What the new
+    version did before it failed counts, too."""
+    running = daemon(WAITING, installed=installed, start=False)
+    running.start(timeout=30)
+    hopeless = running.wait_for("hopeless", "FATAL")
+    starting = running.wait_for("starting", "STARTING")
+    running.wait_for("crashed")
+    running.wait_for("wobbly", "BACKOFF")
+    supervisor, began = running.supervisor_pid, failures(running, "wobbly")
+    installed.install(wheels[mistake])
+    results: list[tuple[int, str]] = []
+
+    def upgrade() -> None:
+        done = running.ctl("daemon", "upgrade")
+        results.append((done.returncode, done.stderr))
+
+    asked = threading.Thread(target=upgrade)
+    asked.start()
+    wait_until(lambda: "can take over" in running.output.read_text(), 30, "the trial begins")
+    crasher = Crasher(running, "crashed")
+    while asked.is_alive():  # whoever decides just then starts it again
+        crasher.crash()
+        asked.join(0.01)
+    assert results[0][0] == 1, running.said()
+    assert "the new supervisor ended before it was ready" in results[0][1]
+    assert running.supervisor_pid == supervisor
+    # What had failed for good stays so.
+    info = running.status()["hopeless"]
+    assert {key: info[key] for key in ("state", "restarts", "why", "exit")} == {
+        key: hopeless[key] for key in ("state", "restarts", "why", "exit")
+    }
+    assert running.log("hopeless").count("born") == 2
+    # The next start comes, each time, and each counts once.
+    known = failures(running, "wobbly")
+    assert known >= began
+    wait_until(lambda: failures(running, "wobbly") >= known + 2, 20, "it is tried again")
+    wait_until(lambda: failures(running, "wobbly") == running.log("wobbly").count("born"), what="each counts")
+    assert running.status()["wobbly"]["restarts"] >= failures(running, "wobbly") - 1
+    # The time to get ready was counted on.
+    info = running.status()["starting"]
+    assert (info["state"], info["pid"]) == ("STARTING", starting["pid"])
+    info = running.wait_for("starting", "BACKOFF", 20)
+    assert "not ready within 12 s" in info["why"]
+    assert info["restarts"] == 0
+    assert running.log("starting").count("started") == 1
+    # One life after the other.
+    running.wait_for("crashed", timeout=20)
+    assert running.ctl("stop", "crashed").returncode == 0
+    assert crasher.all("double") == []
+    assert crasher.crashes > 0
+    assert len(crasher.all("begin")) == crasher.crashes + 1
 
 
 def test_operations_go_on_across_an_upgrade(daemon: MakeDaemon) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import itertools
 import os
 import resource
 import signal
@@ -12,6 +13,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from procman.client import Client
 from procman.errors import ConfigError
@@ -304,3 +307,72 @@ def test_no_memory_for_a_fork(daemon: MakeDaemon) -> None:
         faults.rule = lambda asked: 0
         all_is_well_again(running, lines)
         assert running.stop() == 0
+
+
+ONLY_TOLD = """
+    [program.told]
+    command = "${PYTHON} -S -E ${PROGRAMS}/notify.py"
+    ready = { notify = true }
+    log.mode = "discard"
+    autostart = false
+    start_timeout = "1h"
+    restart_delay = "100ms"
+    restart_delay_max = "200ms"
+    start_retries = 1
+    """
+
+
+def lowest_free(pid: int) -> int:
+    """The number that the kernel would give to the next descriptor of a process."""
+    used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    return next(number for number in itertools.count() if number not in used)
+
+
+def tables(pid: int) -> set[bytes]:
+    """The different tables that the keeper `pid` holds: the first one, and the one that is in force."""
+    found = set()
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(f"/proc/{pid}/fd/{name}").startswith("/memfd:procman-table"):
+                found.add(Path(f"/proc/{pid}/fd/{name}").read_bytes())
+    return found
+
+
+@pytest.mark.parametrize("room", [2, 48], ids=["for nothing", "for a child"])
+def test_no_descriptor_in_the_keeper_for_a_notification_socket(daemon: MakeDaemon, room: int) -> None:
+    """The supervisor opens one, the keeper refuses to hold it. Clients that come then get its number, and are served;
+    the start fails for want of descriptors, again and again, until it works. With some more room the keeper would start
+    a child that could never say that it is ready."""
+    running = begin(daemon)
+    supervisor, keeper = running.supervisor_pid, running.keeper_pid
+    before = running.status()
+    held = len(os.listdir(f"/proc/{keeper}/fd"))
+    limit = lowest_free(keeper) + room + (held if room > 32 else 0)
+    with limited(running, keeper, NOFILE, limit):
+        running.write_table(PLAIN + ONLY_TOLD)
+        assert running.ctl("daemon", "reread", timeout=30).returncode == 0
+        wait_until(lambda: "no file descriptor is free to hold notify/told" in running.said(), 30)
+        for _ in range(20):
+            assert running.status()["told"]["state"] == "STOPPED"  # a client of its own each time
+        done = running.ctl("start", "told", timeout=30)
+        assert done.returncode == 1
+        why = "no descriptor is held as 'notify/told'" if room > 32 else "Too many open files"
+        assert why in done.stderr
+        with running.client(30) as client:
+            # More tries than start_retries allows to a program that fails itself.
+            wait_until(lambda: info(client, "told")["restarts"] > 3, 30)
+            assert info(client, "told")["state"] in ("BACKOFF", "STARTING")
+        for name in ("plain", "lines"):
+            assert running.status()[name]["pid"] == before[name]["pid"]
+    running.wait_for("told", timeout=30)
+    assert running.supervisor_pid == supervisor
+    assert "Traceback" not in running.output.read_text()
+    with running.client(30) as client:
+        wait_until(lambda: no_problems(client), 30)
+    pid = running.status()["told"]["pid"]
+    wait_until(lambda: len(tables(keeper)) == 2, 30, "the keeper has the table, too, that it had no room for")
+    os.kill(supervisor, signal.SIGKILL)  # the keeper holds the socket now
+    wait_until(lambda: running.supervisor_pid != supervisor)
+    assert running.wait_for("told")["pid"] == pid
+    assert running.ctl("restart", "told").returncode == 0
+    assert running.status()["told"]["pid"] != pid

@@ -285,6 +285,17 @@ def test_missed_readiness_says_what_the_probe_saw() -> None:
     assert status.why == "not ready within 60 s: HTTP 503"
 
 
+def test_what_nobody_watched_gets_a_moment_to_show_that_it_is_ready() -> None:
+    """The supervisor was away when `start_timeout` was over: stopped, replaced, or frozen in an upgrade."""
+    late = (*STARTED, (70.0, Deadline()))
+    status, actions = play(PROBED, *late)
+    assert (status.state, status.deadline, actions) == (State.STARTING, 73.0, [])
+    status, _ = play(PROBED, *late, (71.0, Ready()))
+    assert status.state is State.RUNNING
+    status, actions = play(PROBED, *late, (73.0, Deadline()))
+    assert (status.state, status.ending, actions) == (State.STOPPING, "failed", [Signal(signal.SIGTERM)])
+
+
 def test_gives_up_after_start_retries() -> None:
     program = replace(PLAIN, start_retries=2)
     status, now, states = Status(), 0.0, []

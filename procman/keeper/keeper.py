@@ -322,8 +322,10 @@ class Keeper:
         self.last = "an upgrade"
         return self._another_supervisor()
 
-    def take_successor(self, successor: Supervisor) -> None:
+    def take_successor(self, successor: Supervisor, forgotten: Sequence[str]) -> None:
         self.supervisor = successor
+        for name in forgotten:
+            self.children.forget(name)
         self.failures = 0
         self.due["ping"] = time.monotonic() + self.heartbeat
 

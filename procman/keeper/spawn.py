@@ -264,10 +264,10 @@ def _write(path: str, text: str) -> None:
 
 def _place_descriptors(request: Mapping[str, Any], held: Mapping[str, int]) -> None:
     """stdin from /dev/null, stdout and stderr as asked, listeners from 3 on (sd_listen_fds(3)); the rest closes on
-    exec."""
+    exec. What the program `needs` besides must be held, too: the other end of something that it will use."""
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     names = [request.get("stdout"), request.get("stderr"), *(name for _, name in request.get("listen") or [])]
-    missing = [name for name in names if name is not None and name not in held]
+    missing = [name for name in (*names, *(request.get("needs") or [])) if name is not None and name not in held]
     if missing:
         raise OSError(errno.EBADF, f"no descriptor is held as {missing[0]!r}")
     wanted = [null, *(null if name is None else held[name] for name in names)]

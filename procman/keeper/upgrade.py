@@ -42,8 +42,8 @@ class Holder(Protocol):
     def start_successor(self) -> Supervisor:
         """Start another supervisor, with a snapshot. Raises OSError."""
 
-    def take_successor(self, successor: Supervisor) -> None:
-        """From now on it is the supervisor."""
+    def take_successor(self, successor: Supervisor, forgotten: Sequence[str]) -> None:
+        """From now on it is the supervisor. It has taken note of the ends of the children `forgotten`."""
 
     def tell_children(self) -> None:
         """Tell the supervisor how each child stands."""
@@ -69,6 +69,7 @@ class Upgrade:
         self._holder = holder
         self.phase: Phase = "check"
         self.successor: Supervisor | None = None
+        self._forgotten: list[str] = []  # by a successor on trial; if it fails, the old supervisor must hear of them
         self._exec_until = 0.0
         self._problem = ""
         self._output = os.memfd_create("procman-check", os.MFD_CLOEXEC)
@@ -108,6 +109,8 @@ class Upgrade:
                 self._try_successor()
             case {"op": "exit"} if supervisor is self.successor:
                 pass  # one that is on trial does not decide about the end
+            case {"op": "forget", "child": str(name)} if supervisor is self.successor:
+                self._forgotten.append(name)
             case {"op": "ready"} if supervisor is self.successor:
                 self._promote(supervisor)
                 return False  # it is the supervisor now, and this is news of it
@@ -154,7 +157,7 @@ class Upgrade:
         say(f"upgrade: {problem}; all stays as it is")
         self._holder.upgrade_over(problem)
         if frozen and self._holder.supervisor is not None:
-            self._holder.tell_children()  # what the successor has heard of them, the old one has not
+            self._holder.tell_children()  # what the successor has done and heard, the old one has not
             self._holder.supervisor.tell({"op": "resume"})
 
     def incumbent_ended(self) -> None:
@@ -162,7 +165,7 @@ class Upgrade:
         successor, self.successor = self.successor, None
         self._end_processes()
         if successor is not None and self.phase != "undo":
-            self._holder.take_successor(successor)
+            self._holder.take_successor(successor, self._forgotten)
         self._holder.upgrade_over("")
 
     # --- the phases -------------------------------------------------------------------------------------------------
@@ -200,7 +203,7 @@ class Upgrade:
         self._exec_until = time.monotonic() + EXEC_SECONDS
         if old is not None:
             old.end()
-        self._holder.take_successor(successor)
+        self._holder.take_successor(successor, self._forgotten)
         self._holder.wait_for_upgrade(0.0)
 
     def _end_processes(self) -> None:

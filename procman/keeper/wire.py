@@ -7,6 +7,7 @@ does not take yet waits in memory.
 supervisor → keeper
     {"op": "spawn", "child": "shop:1#7", "argv": [...], "env": {...}, "directory": "/srv", "uid": 33, "gid": 33,
      "groups": [33], "umask": 18, "stdout": "log/shop:1", "stderr": "log/shop:1", "listen": [["web", "listener/web"]],
+     "needs": ["notify/shop:1"],                                what must be held besides: the other end of it
      "limits": {"open_files": 1024, ...}, "kill": "tree", "note": "..."}      asked twice for one child, it starts one
     {"op": "signal", "child": "shop:1#7", "signal": 15, "tree": false, "note": "..."}     the note may be missing
     {"op": "forget", "child": "shop:1#7"}                      its end has been taken note of

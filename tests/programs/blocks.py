@@ -1,7 +1,8 @@
 """blocks.py RATE FILE: numbered lines in large blocks, RATE MB (10^6 bytes) a second on average, until SIGTERM.
 
-Then it finishes its block, and writes into FILE how many blocks there were and how long the longest write took in
-seconds. `block(n)` is what block n looks like: whoever reads the output can compare every byte.
+What it could not write in time it makes up for, but not more than CATCH_UP seconds of it. At the end it finishes its
+block, and writes into FILE how many blocks there were and how long the longest write took in seconds. `block(n)` is
+what block n looks like: whoever reads the output can compare every byte.
 """
 
 import os
@@ -12,6 +13,7 @@ import time
 LINES = 1024
 LINE = 256
 BLOCK = LINES * LINE
+CATCH_UP = 1.0
 _MARK = b"NNNNNNNNNN"
 _TEMPLATE = b"".join(b"%s %04d %s\n" % (_MARK, line, b"x" * (LINE - 17)) for line in range(LINES))
 
@@ -32,7 +34,7 @@ def main() -> None:
         ending = True
 
     signal.signal(signal.SIGTERM, end)
-    start = time.monotonic()
+    due = time.monotonic()
     number = 0
     while not ending:
         rest = memoryview(block(number))
@@ -41,7 +43,8 @@ def main() -> None:
             before = time.monotonic()
             rest = rest[os.write(1, rest) :]
             longest = max(longest, time.monotonic() - before)
-        time.sleep(max(0.0, start + number * BLOCK / rate - time.monotonic()))
+        due = max(due + BLOCK / rate, time.monotonic() - CATCH_UP)
+        time.sleep(max(0.0, due - time.monotonic()))
     with open(path + ".new", "w") as file:
         file.write(f"{number} {longest:.3f}\n")
     os.rename(path + ".new", path)

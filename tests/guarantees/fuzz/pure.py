@@ -333,6 +333,7 @@ STATE: dict[str, Any] = {
     "boot_id": store.boot_id(),
     "written_at": "2030-01-31T12:00:00+00:00",
     "down": ["web"],
+    "replacing": ["blog"],
     "closing": False,
     "exit_status": 0,
     "at": 12.5,
