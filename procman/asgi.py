@@ -3,8 +3,8 @@
 Pure. What it says about them comes from their sources (uvicorn 0.54, hypercorn 0.18, daphne 4.2, granian 2.8) and is
 held by tests/test_real_asgi.py, which runs them; docs/servers.md is the user's side of it.
 
-None of them reads LISTEN_FDS. The first two take the numbers of descriptors; daphne and granian are started by
-`procman.inherit`, because their own ways would lose the socket. None says READY=1: each is asked for an
+None of them reads LISTEN_FDS. Most are told the numbers of descriptors. Where a server's own way would lose the
+socket, or requests, it is started by `procman.adapter`. None says READY=1: each is asked for an
 answer, which only it can give, because nobody else accepts from its sockets.
 """
 
@@ -84,8 +84,8 @@ HYPERCORN_OWNED = preset.owned(
 
 
 def hypercorn(request: Request) -> Plan:
-    """Any number of sockets. Without `workers` it is one process: its parent of one worker would wait for the import
-    when it is told to stop, and add nothing."""
+    """Any number of sockets. Without `workers` it is one process: a parent of one worker would wait for the import when
+    it is told to stop, and add nothing. A parent of several needs `adapter` to stop gracefully."""
     _no_threads(request, "each worker of hypercorn is one event loop")
     if request.reload_signal:
         message = 'on SIGHUP hypercorn ends all its workers before it starts new ones: use "restart"'
@@ -93,7 +93,7 @@ def hypercorn(request: Request) -> Plan:
     options = dict(request.options)
     options["graceful-timeout"], stop_timeout = preset.whole_seconds(request, "graceful-timeout")
     ready = _answer(request, "certfile", "keyfile")
-    argv = [preset.python(request), "-m", "hypercorn"]
+    argv = _by_adapter(request) if request.workers else [preset.python(request), "-m", "hypercorn"]
     argv += [f"--bind=fd://{FIRST_FD + number}" for number in range(len(request.listen))]
     argv += [f"--backlog={_backlog(request)}", f"--workers={request.workers}"]
     argv += preset.long_options(options, HYPERCORN_OWNED)
@@ -119,16 +119,16 @@ DAPHNE_STOP_TIMEOUT = 10.0
 def daphne(request: Request) -> Plan:
     """One process. It knows no graceful stop: what it works on when SIGTERM comes is cancelled.
 
-    Its option --fd is good for IPv4 only, so `inherit` makes it good for all.
+    Its option --fd is good for IPv4 only, so `adapter` makes it good for all.
     """
     if request.workers:
-        raise BadOption("workers", "daphne is one process: let several programs share a [listener], or use uvicorn")
+        raise BadOption("workers", "daphne is one process: uvicorn, hypercorn and granian have workers")
     _no_threads(request, "daphne has no such option: environment = { ASGI_THREADS = ... } sizes its thread pool")
     if request.reload_signal:
         raise BadOption("reload", 'no signal makes daphne reload: use "restart"')
     if preset.is_factory(request):
         raise BadOption("app", "daphne calls no factory: give the module an application")
-    argv = _by_inherit(request)
+    argv = _by_adapter(request)
     argv += [f"--endpoint=fd:fileno={FIRST_FD + number}" for number in range(len(request.listen))]
     argv += preset.long_options(request.options, DAPHNE_OWNED, underscored=DAPHNE_UNDERSCORED)
     argv.append(request.app)
@@ -164,7 +164,7 @@ _KILL_TIMEOUT_MAX = 1800
 
 
 def granian(request: Request) -> Plan:
-    """It can't be told to inherit a socket, so `inherit` puts it in the place of the one that granian would make."""
+    """It can't be told to inherit a socket, so `adapter` puts it in the place of the one that granian would make."""
     _one_listener(request)
     options = dict(request.options)
     interface = options.pop("interface", "asgi")
@@ -182,7 +182,7 @@ def granian(request: Request) -> Plan:
     if str(options.get("http", "auto")) == "2":
         _answer(request, "http")
     ready = _answer(request, "ssl-certificate", "ssl-keyfile")
-    argv = [*_by_inherit(request), f"--interface={interface}"]
+    argv = [*_by_adapter(request), f"--interface={interface}"]
     argv += preset.counts(request, "--workers", "--blocking-threads")
     argv += preset.long_options(options, GRANIAN_OWNED, pairs=GRANIAN_PAIRS)
     if preset.is_factory(request):
@@ -231,11 +231,11 @@ def _backlog(request: Request) -> int:
     return max(listener.backlog for listener in request.listen)
 
 
-def _by_inherit(request: Request) -> list[str]:
+def _by_adapter(request: Request) -> list[str]:
     """Like the built-in server: by its path in a virtualenv, so that procman need not be installed there."""
     if request.virtualenv:
-        script = posixpath.join(posixpath.dirname(request.wsgi_script), "inherit.py")
+        script = posixpath.join(posixpath.dirname(request.wsgi_script), "adapter.py")
         start = [preset.python(request), script]
     else:
-        start = [preset.python(request), "-m", "procman.inherit"]
+        start = [preset.python(request), "-m", "procman.adapter"]
     return [*start, request.server, str(_backlog(request))]

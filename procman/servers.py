@@ -101,8 +101,8 @@ def _gunicorn(request: Request) -> Plan:
 _UWSGI_OWNED = preset.owned(
     {
         preset.LISTEN: """socket uwsgi-socket suwsgi-socket ssl-socket http-socket http11-socket https-socket
-            fastcgi-socket fastcgi-nph-socket scgi-socket scgi-nph-socket raw-socket puwsgi-socket abstract-socket shared-socket
-            undeferred-shared-socket zerg http http-router https https2""",
+            fastcgi-socket fastcgi-nph-socket scgi-socket scgi-nph-socket raw-socket puwsgi-socket abstract-socket
+            shared-socket undeferred-shared-socket zerg http http-router https https2""",
         preset.BACKLOG: "listen",
         preset.REUSE_PORT: "reuse-port",
         preset.PARENT: "daemonize daemonize2",

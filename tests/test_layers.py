@@ -24,7 +24,7 @@ BANDS = {
     "daemon": "memo ownlog events snapshot interim link process report operation journal measures holdings recall"
     " orphans ground takeover supervisor change desk supervise reading methods server statefile daemon",
     "client": "client ctl",
-    "program": "wsgi inherit",
+    "program": "wsgi adapter",
 }
 """Every module of procman by its band. A new one is written down here, and in docs/architecture.md."""
 

@@ -11,7 +11,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -41,15 +41,15 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": text.encode()})
 
 
+class Site:
+    """For "asgi_site:Site.app"."""
+
+    app = staticmethod(app)
+
+
 def make() -> Callable[[Scope, Receive, Send], Awaitable[None]]:
     """For "asgi_site:make()"."""
     return app
-
-
-def wsgi(environ: dict[str, Any], start: Callable[[str, list[tuple[str, str]]], object]) -> Iterable[bytes]:
-    """For a server that is told to run WSGI."""
-    start("200 OK", [("Content-Type", "text/plain")])
-    return [b"wsgi\n"]
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:
@@ -77,8 +77,6 @@ async def _answer(scope: Scope, query: dict[str, str]) -> tuple[int, str]:
                 Path(query["mark"]).touch()
             await asyncio.sleep(float(query.get("s", "1")))
             return 200, "slept\n"
-        case "together":
-            return await _together(Path(query["at"]), query["mark"], int(query["n"]))
         case "pid":
             return 200, f"{os.getpid()}\n"
         case "env":
@@ -86,15 +84,3 @@ async def _answer(scope: Scope, query: dict[str, str]) -> tuple[int, str]:
         case "client":
             return 200, json.dumps(scope.get("client"))
     return 404, "nothing\n"
-
-
-async def _together(folder: Path, mark: str, wanted: int) -> tuple[int, str]:
-    """200 when `wanted` of these requests, each with its own `mark` in the folder, are in different processes at one
-    time."""
-    (folder / f"{mark}-{os.getpid()}").touch()
-    end = time.monotonic() + 10
-    while len({path.name.rpartition("-")[2] for path in folder.iterdir()}) < wanted:
-        if time.monotonic() > end:
-            return 503, "alone\n"
-        time.sleep(0.01)  # the loop too: so the next request goes to another worker
-    return 200, "together\n"

@@ -1,19 +1,21 @@
-"""Starts a server with the sockets that procman holds, where the server's own options would lose them:
-`python -m procman.inherit SERVER BACKLOG ARGUMENT...`, or by its path, `VENV/bin/python .../procman/inherit.py ...`.
+"""Starts a server that would lose a socket, or requests, if it were started by its own command:
+`python -m procman.adapter SERVER BACKLOG ARGUMENT...`, or by its path, `VENV/bin/python .../procman/adapter.py ...`.
 
-granian   has no option for a socket that is open already. Its parent makes one for its workers; here it is given
-          descriptor 3 instead. So nothing is closed or refused between one granian and the next.
-daphne    takes every descriptor for IPv4, and the file of a Unix socket for its own: mode 0666, a queue of 50, and gone
-          when it stops.
+granian    has no option for a socket that is open already. Its parent makes one for its workers; here it is given
+           descriptor 3 instead. So nothing is closed or refused between one granian and the next.
+daphne     takes every descriptor for IPv4. A Unix socket would be its own: mode 0666, a queue of 50, and shut down and
+           removed when it stops.
+hypercorn  with workers: when the first of them has come to its end, the others get a SIGTERM that cuts off their work.
 
-Both are done by replacing a few functions of the server. Where one is not as expected it says so and ends, for a server
-that listens somewhere else would be worse. It must not know procman: it runs in the application's virtualenv.
+Each is mended by replacing a few functions of the server. Where one is not as expected it says so and ends, for a
+server that listens somewhere else would be worse. It must not know procman: it runs in the application's virtualenv.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -46,12 +48,13 @@ def granian(backlog: int) -> Callable[[], object]:
 
 
 def daphne(backlog: int) -> Callable[[], object]:
-    """Let daphne's `fd:fileno=N` be whatever kind of socket it is. Let Twisted leave the file of an inherited Unix socket
-    alone, and its queue as long as it was."""
+    """Let daphne's `fd:fileno=N` be whatever kind of socket it is. Let Twisted leave the file of an inherited Unix
+    socket alone, and its queue as long as it was."""
     endpoints, unix = _module("twisted.internet.endpoints"), _module("twisted.internet.unix")
     endpoint, port = _inside(endpoints, "AdoptedStreamServerEndpoint"), _inside(unix, "Port")
     prepare, adopt = endpoint.__init__, _inside(port, "_fromListeningDescriptor")
     _inside(unix, "_inFilesystemNamespace")
+    _inside(port, "_shouldShutdown")
 
     def with_its_family(self: object, reactor: object, fd: int, family: object) -> None:
         with socket.socket(fileno=os.dup(fd)) as inherited:
@@ -60,12 +63,31 @@ def daphne(backlog: int) -> Callable[[], object]:
     def with_its_backlog(reactor: object, fd: int, factory: object) -> object:
         adopted = adopt(reactor, fd, factory)
         adopted.backlog = backlog
+        adopted._shouldShutdown = False  # shutdown(2) would end the socket for all who hold it
         return adopted
 
     endpoint.__init__ = with_its_family
     port._fromListeningDescriptor = with_its_backlog
     unix._inFilesystemNamespace = lambda path: False
     run: Callable[[], object] = _inside(_inside(_module("daphne.cli"), "CommandLineInterface"), "entrypoint")
+    return run
+
+
+def hypercorn(backlog: int) -> Callable[[], object]:
+    """Let its workers be started with SIGTERM blocked: the parent tells them to stop by an event, and waits for each.
+    (The backlog is an option of its own.)"""
+    parent = _module("hypercorn.run")
+    populate = _inside(parent, "_populate")
+
+    def with_sigterm_blocked(*arguments: object) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            populate(*arguments)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+    parent._populate = with_sigterm_blocked
+    run: Callable[[], object] = _inside(_module("hypercorn.__main__"), "main")
     return run
 
 
@@ -88,7 +110,7 @@ def _unknown(what: str, why: str) -> SystemExit:
     return SystemExit(f"procman: can't hand the socket over: {what} is not as this procman knows it ({why})")
 
 
-SERVERS = {"granian": granian, "daphne": daphne}
+SERVERS = {"granian": granian, "daphne": daphne, "hypercorn": hypercorn}
 
 
 def main() -> None:
@@ -99,7 +121,7 @@ def main() -> None:
         sys.path[0] = os.getcwd()
     run = SERVERS[server](int(backlog))
     sys.argv = [server, *arguments]
-    sys.exit(run())  # type: ignore[arg-type]  # granian's and daphne's say what sys.exit takes
+    sys.exit(run())  # type: ignore[arg-type]  # what they return is what sys.exit takes
 
 
 if __name__ == "__main__":
