@@ -354,7 +354,7 @@ def test_the_client_of_an_inherited_ipv6_socket_is_known(serve: Serve, request_:
         pytest.skip("IPv6 is not switched on here")
     server = serve(request_, [held])
     server.wait_ready()
-    assert json.loads(server.get("/client")[1])[0] == "::1"
+    assert json.loads(server.get("/scope")[1])["client"][0] == "::1"
 
 
 @parameters("uvicorn", "hypercorn", "daphne", "granian")

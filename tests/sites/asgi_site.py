@@ -66,7 +66,7 @@ async def _lifespan(receive: Receive, send: Send) -> None:
 
 
 async def _answer(scope: Scope, query: dict[str, str]) -> tuple[int, str]:
-    _, first, *rest = scope["path"].split("/")
+    _, first, *rest = scope["path"].removeprefix(scope.get("root_path", "")).split("/")
     match first:
         case "":
             return 200, "asgi\n"
@@ -81,6 +81,6 @@ async def _answer(scope: Scope, query: dict[str, str]) -> tuple[int, str]:
             return 200, f"{os.getpid()}\n"
         case "env":
             return 200, json.dumps(dict(os.environ))
-        case "client":
-            return 200, json.dumps(scope.get("client"))
+        case "scope":
+            return 200, json.dumps({name: scope.get(name) for name in ("client", "root_path")})
     return 404, "nothing\n"
