@@ -2,7 +2,8 @@
 `python -m procman.adapter SERVER BACKLOG ARGUMENT...`, or by its path, `VENV/bin/python .../procman/adapter.py ...`.
 
 granian    has no option for a socket that is open already. Its parent makes one for its workers; here it is given
-           descriptor 3 instead. So nothing is closed or refused between one granian and the next.
+           descriptor 3 instead. So nothing is closed or refused between one granian and the next. And a worker that is
+           told to stop while it starts would not hear it: it has the handlers of its parent until it has its own.
 daphne     takes every descriptor for IPv4. A Unix socket would be its own: mode 0666, a queue of 50, and shut down and
            removed when it stops.
 hypercorn  with workers: when the first of them has come to its end, the others get a SIGTERM that cuts off their work.
@@ -13,6 +14,7 @@ server that listens somewhere else would be worse. It must not know procman: it 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import signal
@@ -31,6 +33,8 @@ def granian(backlog: int) -> Callable[[], object]:
     server, holder = _inside(common, "AbstractServer"), _inside(net, "SocketHolder")
     for name in ("_init_shared_socket", "_bind_addr_fmt"):
         _inside(server, name)
+    worker = _inside(_module("granian.server.mp"), "WorkerProcess")
+    spawn = _inside(worker, "_spawn")
     with socket.socket(fileno=os.dup(FIRST_FD)) as inherited:
         is_unix, where = inherited.family == socket.AF_UNIX, inherited.getsockname()
     try:
@@ -41,10 +45,21 @@ def granian(backlog: int) -> Callable[[], object]:
     def inherit(self: Any) -> None:
         self._ssp, self._shd, self._sfd = None, held, FIRST_FD
 
+    def with_default_signals(self: object, target: Callable[..., object], arguments: object) -> None:
+        spawn(self, functools.partial(_obedient, target), arguments)
+
+    worker._spawn = with_default_signals
     server._init_shared_socket = inherit
     server._bind_addr_fmt = f"unix:{where}" if is_unix else f"{where[0]}:{where[1]}"
     run: Callable[[], object] = _inside(_module("granian.cli"), "entrypoint")
     return run
+
+
+def _obedient(target: Callable[..., object], *arguments: object) -> object:
+    """In a worker of granian: until it has handlers of its own, a signal ends it."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    return target(*arguments)
 
 
 def daphne(backlog: int) -> Callable[[], object]:

@@ -435,10 +435,10 @@ def test_daphne_cuts_off_what_it_works_on(serve: Serve, request_: Request, tmp_p
     assert wait_until(server.group_is_empty)
 
 
-OWN_GRACE = {"gunicorn": {"graceful-timeout": 1}, "granian": {"workers-kill-timeout": 1}}
+OWN_GRACE = {"gunicorn": {"graceful-timeout": 1}}
 
 
-@parameters("gunicorn", "uwsgi", "uwsgi lazy", "wsgi", "uvicorn", "hypercorn", "daphne", "granian")
+@parameters("gunicorn", "uwsgi", "uwsgi lazy", "wsgi", "uvicorn", "hypercorn", "daphne", "granian workers")
 def test_stop_while_the_application_is_imported(serve: Serve, request_: Request, tmp_path: Path) -> None:
     options = dict(request_.options) | OWN_GRACE.get(request_.server, {})
     mark = tmp_path / "begun"
@@ -620,6 +620,7 @@ INSIDES: list[tuple[str, str, str]] = [
     # what is not as it was, in a server of another version
     ("granian", "granian.server.common", "AbstractServer._init_shared_socket"),
     ("granian", "granian.net", "SocketHolder"),
+    ("granian", "granian.server.mp", "WorkerProcess"),
     ("daphne", "twisted.internet.endpoints", "AdoptedStreamServerEndpoint"),
     ("daphne", "twisted.internet.unix", "_inFilesystemNamespace"),
     ("hypercorn", "hypercorn.run", "_populate"),
