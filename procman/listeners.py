@@ -206,6 +206,9 @@ def _bind_tcp(family: socket.AddressFamily, where: tuple[str, int], listener: Li
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections inherit it. Most servers set it themselves; uvicorn can't for a socket that it inherits (it takes
+        # it for a Unix socket), and then every other answer on a kept connection is 40 ms late.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, listener.address.host != "")
         if found:

@@ -21,7 +21,8 @@ READY_KEYS = ("http", "tcp", "unix", "command", "log", "notify")
 LIMITS_KEYS = ("open_files", "processes", "core", "nice", "oom_score_adj", "cpu_affinity", "no_new_privileges")
 COMMAND_KEYS = ("command", "shell", "instances")
 WSGI_KEYS = ("middleware", "access_log")
-SERVER_KEYS = ("server", "app", "workers", "threads", "server_options", *WSGI_KEYS)
+COUNT_KEYS = ("workers", "threads")
+SERVER_KEYS = ("server", "app", *COUNT_KEYS, "server_options", *WSGI_KEYS)
 PROGRAM_KEYS = (
     *COMMAND_KEYS,
     *SERVER_KEYS,
@@ -227,6 +228,7 @@ def _request(
         runtime_dir=posixpath.dirname(around.daemon.socket),
         stop_timeout=timeout if timeout >= 0 else None,
         reload_signal=section.value("reload", values.reload, _RESTARTED).signal,
+        ready_given=section.has("ready"),
     )
 
 
@@ -259,13 +261,17 @@ def _plan(section: Section, identity: _Identity, listen: Sequence[Listener], aro
 
 def _accepted(section: Section, request: servers.Request, *, only_options: bool = False) -> servers.Plan | None:
     """The plan for the request. A plan refuses the first bad option only: so each is reported and taken out, and the
-    rest is asked about again. `only_options`: nothing else is reported."""
+    rest is asked about again. `only_options`: nothing else is reported. A count of the defaults is for those servers
+    that have it."""
     options = dict(request.options)
     while True:
         try:
             return servers.plan(replace(request, options=options))
         except servers.BadOption as bad:
             table, _, option = bad.key.partition(".")
+            if table in COUNT_KEYS and section.has(table) and not section.owns(table):
+                request = replace(request, workers=0) if table == "workers" else replace(request, threads=0)
+                continue
             if only_options and not option:
                 return None
             place = section.at(table) if section.has(table) else section.place / table

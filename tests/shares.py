@@ -21,11 +21,14 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 
 SECONDS = {
-    **dict.fromkeys(("real_servers", "guarantee_crash"), 60),
+    "real_servers": 120,
+    "guarantee_crash": 60,
     **dict.fromkeys(("daemon_recovery", "daemon_adoption", "fuzz"), 40),
     **dict.fromkeys(("daemon_upgrade", "guarantee_disks", "guarantee_processes", "keeper"), 30),
-    **dict.fromkeys(("guarantee_disks_killed",), 30),
-    **dict.fromkeys(("bench", "wsgi", "daemon_sites", "server", "daemon_operate", "daemon_life", "logs"), 20),
+    **dict.fromkeys(("guarantee_disks_killed", "daemon_overlap"), 30),
+    **dict.fromkeys(
+        ("bench", "wsgi", "daemon_sites", "daemon_servers", "server", "daemon_operate", "daemon_life", "logs"), 20
+    ),
     **dict.fromkeys(("guarantee_resources", "guarantee_kill", "guarantee_soak"), 12),
     **dict.fromkeys(("daemon_logs", "daemon_reread"), 12),
 }
@@ -59,9 +62,7 @@ def arguments_of(share: int, arguments: Sequence[str]) -> list[str]:
     """The options for one share: what pytest writes goes to files of its own."""
     cache = ["-o", f"cache_dir=.pytest_cache/{share}"]
     report = "--junitxml="
-    named = (
-        f"{word.removesuffix('.xml')}-{share}.xml" if word.startswith(report) else word for word in arguments
-    )
+    named = (f"{word.removesuffix('.xml')}-{share}.xml" if word.startswith(report) else word for word in arguments)
     return [*cache, *named]
 
 

@@ -18,14 +18,14 @@ from tests.harness import PROJECT
 PACKAGE = PROJECT / "procman"
 
 BANDS = {
-    "pure": "errors config positions values keys programs table servers apply lifecycle launch rpc crossing shape",
+    "pure": "errors config positions values keys programs table preset asgi servers apply lifecycle launch rpc crossing shape",
     "keeper": "keeper",
     "edge": "disks files folders listeners logs logread resources probes notify store salvage routing",
     "daemon": "memo ownlog events snapshot interim link process report operation journal measures holdings recall"
     " sockets trials places ages rollout orphans ground takeover supervisor change legacy desk supervise reading"
     " methods server statefile daemon",
     "client": "client ctl",
-    "program": "wsgi",
+    "program": "wsgi adapter",
 }
 """Every module of procman by its band. A new one is written down here, and in docs/architecture.md."""
 

@@ -1,4 +1,4 @@
-"""The plans of servers.py against the real gunicorn, uWSGI and built-in server, with real sites.
+"""The plans of servers.py and asgi.py against the real servers, with real sites.
 
 No daemon here: a few lines hand over the sockets as procman's keeper does, so that what fails is the plan.
 """
@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -23,7 +25,7 @@ from urllib.parse import quote
 
 import pytest
 
-from procman import probes, wsgi
+from procman import listeners, probes, wsgi
 from procman.config import Address, Listener
 from procman.servers import Plan, Request, plan
 from tests.harness import PROJECT, group, wait_until
@@ -32,7 +34,8 @@ from tests.sites.django_site import django_site
 
 SITES = PROJECT / "tests" / "sites"
 BIN = Path(sys.prefix) / "bin"
-MODULES = {"gunicorn": "gunicorn", "uwsgi": "pyuwsgi", "wsgi": "waitress"}
+BACKLOG = 100  # of the sockets here; a server whose own one is another must be told
+MODULES = {"uwsgi": "pyuwsgi", "wsgi": "waitress"}  # where the module has another name than the server
 
 # Becomes the server with the given descriptors as 3, 4, ... and says so as sd_listen_fds(3) wants it.
 HAND_OVER = """
@@ -174,9 +177,9 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
     def start(request: Request, on: list[socket.socket] | None = None, **environment: object) -> Running:
         if on is None:
-            on = [socket.create_server(("127.0.0.1", 0), backlog=100)]
+            on = [socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)]
         sockets.extend(on)
-        listen = tuple(Listener(name=f"l{i}", address=address_of(sock)) for i, sock in enumerate(on))
+        listen = tuple(Listener(name=f"l{i}", address=address_of(sock), backlog=BACKLOG) for i, sock in enumerate(on))
         planned = plan(replace(request, listen=listen, runtime_dir=str(tmp_path)))
         running.append(Running(planned, on, tmp_path, {key: str(value) for key, value in environment.items()}))
         return running[-1]
@@ -212,6 +215,7 @@ BASIC = Request(
     runtime_dir="",
     stop_timeout=None,
 )
+ASGI = replace(BASIC, app="asgi_site:app")
 SERVERS = {
     "gunicorn": BASIC,
     "gunicorn without control socket": replace(BASIC, options={"no-control-socket": True}),
@@ -223,6 +227,17 @@ SERVERS = {
     "uwsgi of a virtualenv": replace(BASIC, server="uwsgi", virtualenv=sys.prefix),
     "wsgi": replace(BASIC, server="wsgi"),
     "wsgi of a virtualenv": replace(BASIC, server="wsgi", virtualenv=sys.prefix),
+    "uvicorn": replace(ASGI, server="uvicorn"),
+    "uvicorn workers": replace(ASGI, server="uvicorn", workers=2),
+    "hypercorn": replace(ASGI, server="hypercorn"),
+    "hypercorn workers": replace(ASGI, server="hypercorn", workers=2),
+    "hypercorn workers of a virtualenv": replace(ASGI, server="hypercorn", workers=2, virtualenv=sys.prefix),
+    "daphne": replace(ASGI, server="daphne"),
+    "daphne of a virtualenv": replace(ASGI, server="daphne", virtualenv=sys.prefix),
+    "granian": replace(ASGI, server="granian"),
+    "granian workers": replace(ASGI, server="granian", workers=2),
+    "granian of a virtualenv": replace(ASGI, server="granian", virtualenv=sys.prefix),
+    "granian for WSGI": replace(BASIC, server="granian", threads=3, options={"interface": "wsgi"}),
 }
 
 
@@ -230,13 +245,18 @@ def parameters(*names: str) -> pytest.MarkDecorator:
     """The test runs with each of these rows of SERVERS; one whose server is not installed says so."""
     rows = []
     for name in names:
-        module = MODULES[SERVERS[name].server]
+        module = MODULES.get(SERVERS[name].server, SERVERS[name].server)
         missing = importlib.util.find_spec(module) is None
         rows.append(pytest.param(SERVERS[name], id=name, marks=pytest.mark.skipif(missing, reason=f"needs {module}")))
     return pytest.mark.parametrize("request_", rows)
 
 
-every_server = parameters("gunicorn", "uwsgi", "wsgi")
+def hello(request: Request) -> tuple[int, str]:
+    """What its site answers to GET /."""
+    return 200, request.app.partition("_")[0] + "\n"
+
+
+every_server = parameters("gunicorn", "uwsgi", "wsgi", "uvicorn", "hypercorn", "daphne", "granian")
 every_row = parameters(*SERVERS)
 
 
@@ -251,7 +271,7 @@ def test_ready_means_that_a_worker_serves(serve: Serve, request_: Request, tmp_p
     assert not server.is_ready(0.5)  # the listener is open, and gunicorn has even said READY=1
     gate.touch()
     server.wait_ready()
-    assert server.get() == (200, "flask\n")
+    assert server.get() == hello(request_)
 
 
 @parameters("gunicorn")
@@ -279,7 +299,7 @@ def test_an_application_that_is_not_there_ends_the_server(serve: Serve, request_
 # --- listeners --------------------------------------------------------------------------------------------------------
 
 
-@every_server
+@parameters("gunicorn", "uwsgi", "wsgi", "hypercorn", "daphne")
 def test_all_listeners_are_served_and_stay_open(serve: Serve, request_: Request, tmp_path: Path) -> None:
     unix = socket.socket(socket.AF_UNIX)
     unix.bind(str(tmp_path / "site.sock"))
@@ -291,20 +311,99 @@ def test_all_listeners_are_served_and_stay_open(serve: Serve, request_: Request,
     server = serve(request_, sockets)
     server.wait_ready()
     for number in range(len(sockets)):
-        assert server.get(listener=number) == (200, "flask\n")
+        assert server.get(listener=number) == hello(request_)
     server.stop()
     assert (tmp_path / "site.sock").is_socket()
     with ThreadPoolExecutor(len(sockets)) as clients:
         # These connect while nobody serves, and the next server answers them.
         waiting = [clients.submit(server.get, listener=number) for number in range(len(sockets))]
         serve(request_, sockets)
-        assert [each.result() for each in waiting] == [(200, "flask\n")] * len(sockets)
+        assert [each.result() for each in waiting] == [hello(request_)] * len(sockets)
+
+
+@every_server
+def test_a_unix_socket_stays_as_it_was_made(serve: Serve, request_: Request, tmp_path: Path) -> None:
+    path = tmp_path / "site.sock"
+    unix = socket.socket(socket.AF_UNIX)
+    unix.bind(str(path))
+    path.chmod(0o640)
+    unix.listen(BACKLOG)
+    for _ in range(2):
+        server = serve(request_, [unix])
+        server.wait_ready()
+        assert server.get() == hello(request_)
+        server.stop()
+        assert path.stat().st_mode & 0o7777 == 0o640
+
+
+@every_server
+def test_the_queue_of_a_listener_stays_as_long_as_it_was(serve: Serve, request_: Request) -> None:
+    held = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
+    server = serve(request_, [held])
+    server.wait_ready()
+    (longest,) = struct.unpack_from("I", held.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 28)
+    assert longest == BACKLOG  # tcpi_sacked, of a socket that listens
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")
+@parameters("uvicorn", "hypercorn", "daphne", "granian")
+def test_the_client_of_an_inherited_ipv6_socket_is_known(serve: Serve, request_: Request) -> None:
+    try:
+        held = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("IPv6 is not switched on here")
+    server = serve(request_, [held])
+    server.wait_ready()
+    assert json.loads(server.get("/scope")[1])["client"][0] == "::1"
+
+
+@parameters("uvicorn", "hypercorn", "daphne", "granian")
+def test_answers_on_a_kept_connection_are_not_late(serve: Serve, request_: Request) -> None:
+    """uvicorn takes an inherited socket for a Unix socket, so asyncio leaves TCP_NODELAY alone: each answer came 44 ms
+    late. procman's listeners have it set."""
+    held = listeners.open_listener(Listener(name="web", address=Address("tcp", "127.0.0.1", 0)))
+    server = serve(request_, [held])
+    server.wait_ready()
+    host, port = held.getsockname()
+    took = []
+    with contextlib.closing(HTTPConnection(host, port, timeout=20)) as connection:
+        for number in range(30):
+            begun = time.monotonic()
+            connection.request("GET", f"/body/{number}")
+            connection.getresponse().read()
+            took.append(time.monotonic() - begun)
+    assert sorted(took)[len(took) // 2] < 0.03
+
+
+# --- the life of the application --------------------------------------------------------------------------------------
+
+
+@parameters("uvicorn", "uvicorn workers", "hypercorn", "hypercorn workers", "granian", "granian workers")
+def test_an_application_whose_lifespan_fails_ends_the_server(serve: Serve, request_: Request) -> None:
+    server = serve(request_, LIFESPAN="fail")
+    server.process.wait(20)
+    assert wait_until(server.group_is_empty)
+    assert "no database" in server.output.read_text() or request_.server == "granian"
+
+
+@parameters("uvicorn", "uvicorn workers", "hypercorn", "hypercorn workers", "granian", "granian workers")
+def test_a_stop_ends_the_lifespan(serve: Serve, request_: Request, tmp_path: Path) -> None:
+    server = serve(request_, LIFESPAN=tmp_path / "ended")
+    server.wait_ready()
+    server.stop()
+    assert (tmp_path / "ended").exists()
 
 
 # --- stop -------------------------------------------------------------------------------------------------------------
 
 
-@parameters("gunicorn", "gunicorn preloaded, threads", "uwsgi", "uwsgi lazy", "uwsgi threads", "wsgi")
+GRACEFUL = (
+    *("gunicorn", "gunicorn preloaded, threads", "uwsgi", "uwsgi lazy", "uwsgi threads", "wsgi"),
+    *("uvicorn", "uvicorn workers", "hypercorn", "hypercorn workers", "granian", "granian workers", "granian for WSGI"),
+)
+
+
+@parameters(*GRACEFUL)
 def test_stop_answers_what_is_worked_on(serve: Serve, request_: Request, tmp_path: Path) -> None:
     server = serve(request_)
     server.wait_ready()
@@ -314,14 +413,34 @@ def test_stop_answers_what_is_worked_on(serve: Serve, request_: Request, tmp_pat
         wait_until(mark.exists)
         status, seconds = server.stop()
         assert answer.result() == (200, "slept\n")
-    assert status == 0
+    # uvicorn without workers sends the signal to itself again, when it has done its work.
+    assert status == (-signal.SIGTERM if request_ == SERVERS["uvicorn"] else 0)
     assert seconds > 0.5
     assert wait_until(server.group_is_empty)
 
 
-@parameters("gunicorn", "uwsgi", "uwsgi lazy", "wsgi")
+@parameters("daphne")
+def test_daphne_cuts_off_what_it_works_on(serve: Serve, request_: Request, tmp_path: Path) -> None:
+    """If this fails, daphne has learnt to stop gracefully, and docs/servers.md can say so."""
+    server = serve(request_)
+    server.wait_ready()
+    mark = tmp_path / "begun"
+    with ThreadPoolExecutor(1) as client:
+        answer = client.submit(server.get, f"/slow?s=5&mark={quote(str(mark))}")
+        wait_until(mark.exists)
+        status, seconds = server.stop()
+        assert answer.exception() is not None or answer.result()[0] == 500
+    assert status == 0
+    assert seconds < 3
+    assert wait_until(server.group_is_empty)
+
+
+OWN_GRACE = {"gunicorn": {"graceful-timeout": 1}}
+
+
+@parameters("gunicorn", "uwsgi", "uwsgi lazy", "wsgi", "uvicorn", "hypercorn", "daphne", "granian workers")
 def test_stop_while_the_application_is_imported(serve: Serve, request_: Request, tmp_path: Path) -> None:
-    options = dict(request_.options) | ({"graceful-timeout": 1} if request_.server == "gunicorn" else {})
+    options = dict(request_.options) | OWN_GRACE.get(request_.server, {})
     mark = tmp_path / "begun"
     server = serve(replace(request_, options=options), IMPORT_MARK=mark, IMPORT_GATE=tmp_path / "never")
     wait_until(mark.exists, 20)
@@ -394,11 +513,74 @@ def test_two_gunicorns_have_a_control_socket_each(serve: Serve, request_: Reques
     assert blog.get() == (200, "flask\n")
 
 
-@every_server
+@parameters("gunicorn", "uwsgi", "wsgi", "uvicorn", "hypercorn", "granian")
 def test_a_factory(serve: Serve, request_: Request) -> None:
-    server = serve(replace(request_, app="flask_site:make()"))
+    server = serve(replace(request_, app=request_.app.replace(":app", ":make()")))
     server.wait_ready()
-    assert server.get() == (200, "flask\n")
+    assert server.get() == hello(request_)
+
+
+@parameters("uvicorn", "hypercorn", "daphne", "granian")
+def test_dots_after_the_colon(serve: Serve, request_: Request) -> None:
+    server = serve(replace(request_, app="asgi_site:Site.app"))
+    server.wait_ready()
+    assert server.get() == hello(request_)
+
+
+@parameters("uvicorn workers", "hypercorn workers", "granian workers")
+def test_each_worker_serves(serve: Serve, request_: Request) -> None:
+    server = serve(request_)
+    server.wait_ready()
+    workers_of(server, request_.workers)
+
+
+def workers_of(server: Running, count: int) -> set[str]:
+    """The pids of all its workers, as they answer."""
+    seen: set[str] = set()
+
+    def all_seen() -> bool:
+        with ThreadPoolExecutor(8) as clients:
+            seen.update(body.strip() for _, body in clients.map(server.get, ["/pid"] * 8))
+        return len(seen) == count
+
+    wait_until(all_seen, 20)
+    return seen
+
+
+@parameters("uvicorn workers", "granian workers")
+def test_sighup_replaces_the_workers(serve: Serve, request_: Request) -> None:
+    options = {"respawn-interval": 0.2} if request_.server == "granian" else {}
+    server = serve(replace(request_, reload_signal=signal.SIGHUP, options=options))
+    server.wait_ready()
+    first = workers_of(server, 2)
+    begun = time.monotonic()
+    server.process.send_signal(signal.SIGHUP)
+
+    def replaced() -> bool:
+        assert server.get() == hello(request_)  # all the time
+        return not any(Path(f"/proc/{pid}").exists() for pid in first)
+
+    while not replaced():
+        assert time.monotonic() < begun + 30
+    assert server.process.poll() is None
+
+
+@parameters("hypercorn")
+def test_why_hypercorn_may_not_reload_by_sighup(serve: Serve, request_: Request) -> None:
+    """Its workers end before new ones are there. If this fails, the plan can allow it."""
+    server = serve(replace(request_, workers=1))
+    server.wait_ready()
+    worker = server.get("/pid")[1]
+    server.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: not Path(f"/proc/{worker.strip()}").exists())
+    assert server.get("/pid")[1] != worker  # it waited in the queue meanwhile
+
+
+@parameters("uvicorn", "hypercorn", "granian")
+def test_without_workers_there_is_no_more_than_is_needed(serve: Serve, request_: Request) -> None:
+    server = serve(request_)
+    server.wait_ready()
+    assert len(group(server.process.pid)) == (2 if request_.server == "granian" else 1)
 
 
 @parameters("gunicorn", "uwsgi", "wsgi")
@@ -425,8 +607,53 @@ def django(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @every_server
 def test_django(serve: Serve, request_: Request, django: Path) -> None:
-    server = serve(replace(request_, app=DJANGO_APP, workers=2), SITE=django)
+    is_asgi = request_.app.startswith("asgi_site")
+    app = DJANGO_APP.replace("wsgi", "asgi") if is_asgi else DJANGO_APP
+    server = serve(replace(request_, app=app, workers=0 if request_.server == "daphne" else 2), SITE=django)
     server.wait_ready()
     assert server.get() == (200, "django 0 sessions\n")
     assert server.get("/nothing")[0] == 404
     assert server.stop()[0] == 0
+
+
+INSIDES: list[tuple[str, str, str]] = [
+    # what is not as it was, in a server of another version
+    ("granian", "granian.server.common", "AbstractServer._init_shared_socket"),
+    ("granian", "granian.net", "SocketHolder"),
+    ("granian", "granian.server.mp", "WorkerProcess"),
+    ("daphne", "twisted.internet.endpoints", "AdoptedStreamServerEndpoint"),
+    ("daphne", "twisted.internet.unix", "_inFilesystemNamespace"),
+    ("hypercorn", "hypercorn.run", "_populate"),
+]
+
+
+@pytest.mark.parametrize(("server", "module", "name"), INSIDES)
+def test_a_server_with_other_insides_says_so(server: str, module: str, name: str) -> None:
+    """Better than one that listens somewhere else."""
+    pytest.importorskip(server)
+    code = f"import sys, {module} as module; del module.{name}; from procman import adapter; adapter.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, server, "77", "asgi_site:app"],
+        cwd=SITES,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"can't hand the socket over: {module}.{name} is not as this procman knows it" in done.stderr
+
+
+def test_a_server_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    script = Path(wsgi.__file__).with_name("adapter.py")
+    done = subprocess.run(
+        [sys.executable, "-S", "-E", script, "granian", "77", "asgi_site:app"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("procman: can't start the server: there is no module 'granian' for ")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import importlib.util
 import signal
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
@@ -11,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from waitress.adjustments import Adjustments
 
-from procman import servers
+from procman import asgi, preset, servers
 from procman.config import Address, Listener, Ready
 from procman.servers import BadOption, Plan, Request, plan
 
@@ -38,7 +43,11 @@ GUNICORN = Request(
 )
 UWSGI = replace(GUNICORN, server="uwsgi")
 WSGI = replace(GUNICORN, server="wsgi")
-EVERY = [GUNICORN, UWSGI, WSGI]
+UVICORN = replace(GUNICORN, server="uvicorn")
+HYPERCORN = replace(GUNICORN, server="hypercorn")
+DAPHNE = replace(GUNICORN, server="daphne")
+GRANIAN = replace(GUNICORN, server="granian")
+EVERY = [GUNICORN, UWSGI, WSGI, UVICORN, HYPERCORN, DAPHNE, GRANIAN]
 
 CONTROL = "/run/procman/shop.gunicorn/ctl"
 ANY_ANSWER = Ready(kind="http", address=WEB.address, path="/", any_status=True)
@@ -65,6 +74,18 @@ def bad(request: Request) -> tuple[str, str]:
         plan(request)
     assert str(caught.value) == f"{caught.value.key}: {caught.value.message}"
     return caught.value.key, caught.value.message
+
+
+def asked(*argv: str, stop_timeout: float = 35.0) -> Plan:
+    """The plan of a server that is ready when it answers."""
+    return Plan(
+        argv=argv,
+        stop_signal=signal.SIGTERM,
+        stop_timeout=stop_timeout,
+        ready=ANY_ANSWER,
+        notify=False,
+        processes=1,
+    )
 
 
 # --- whole plans ------------------------------------------------------------------------------------------------------
@@ -104,6 +125,35 @@ PLANS: list[tuple[Request, Plan]] = [
             ready=Ready(kind="notify"),
             notify=True,
             processes=1,
+        ),
+    ),
+    (
+        UVICORN,
+        asked(
+            *("/opt/procman/bin/python", "-m", "uvicorn", "--fd=3", "--backlog=2048", "--workers=1"),
+            *("--timeout-graceful-shutdown=30", "shop.wsgi:application"),
+        ),
+    ),
+    (
+        HYPERCORN,
+        asked(
+            *("/opt/procman/bin/python", "-m", "hypercorn", "--bind=fd://3", "--backlog=2048", "--workers=0"),
+            *("--graceful-timeout=30", "shop.wsgi:application"),
+        ),
+    ),
+    (
+        DAPHNE,
+        asked(
+            *("/opt/procman/bin/python", "-m", "procman.adapter", "daphne", "2048", "--endpoint=fd:fileno=3"),
+            "shop.wsgi:application",
+            stop_timeout=10.0,
+        ),
+    ),
+    (
+        GRANIAN,
+        asked(
+            *("/opt/procman/bin/python", "-m", "procman.adapter", "granian", "2048", "--interface=asgi"),
+            *("--workers-kill-timeout=30", "shop.wsgi:application"),
         ),
     ),
 ]
@@ -172,6 +222,84 @@ ARGVS: list[tuple[str, Request, tuple[str, ...]]] = [
             "shop.wsgi:application",
         ),
     ),
+    (
+        "uvicorn with everything",
+        replace(
+            UVICORN,
+            app="shop.asgi:make()",
+            listen=(replace(WEB, backlog=64),),
+            virtualenv="/srv/venv",
+            workers=4,
+            options={
+                "access-log": False,
+                "proxy-headers": True,
+                "ws-per-message-deflate": False,
+                "header": ["A:1", "B:2"],
+                "timeout-keep-alive": 65,
+                "timeout-graceful-shutdown": 20,
+            },
+            reload_signal=signal.SIGHUP,
+        ),
+        (
+            *("/srv/venv/bin/python", "-m", "uvicorn", "--fd=3", "--backlog=64", "--workers=4", "--no-access-log"),
+            *("--proxy-headers", "--ws-per-message-deflate=false", "--header=A:1", "--header=B:2"),
+            *("--timeout-keep-alive=65", "--timeout-graceful-shutdown=20", "--factory", "shop.asgi:make"),
+        ),
+    ),
+    (
+        "hypercorn with everything",
+        replace(
+            HYPERCORN,
+            app="shop.asgi:make()",
+            listen=(WEB, replace(WEB, name="more", backlog=4096)),
+            virtualenv="/srv/venv",
+            workers=4,
+            options={"keep-alive": 65, "debug": False, "access-logfile": "-"},
+        ),
+        (
+            *("/srv/venv/bin/python", "/opt/procman/lib/procman/adapter.py", "hypercorn", "4096", "--bind=fd://3"),
+            *("--bind=fd://4", "--backlog=4096", "--workers=4", "--keep-alive=65", "--access-logfile=-"),
+            *("--graceful-timeout=30", "shop.asgi:make()"),
+        ),
+    ),
+    (
+        "daphne with everything",
+        replace(
+            DAPHNE,
+            listen=(WEB, replace(WEB, name="more")),
+            virtualenv="/srv/venv",
+            options={"websocket_timeout": 60, "proxy-headers": True, "http-timeout": 20},
+        ),
+        (
+            *(
+                "/srv/venv/bin/python",
+                "/opt/procman/lib/procman/adapter.py",
+                "daphne",
+                "2048",
+                "--endpoint=fd:fileno=3",
+            ),
+            *("--endpoint=fd:fileno=4", "--websocket_timeout=60", "--proxy-headers", "--http-timeout=20"),
+            "shop.wsgi:application",
+        ),
+    ),
+    (
+        "granian with everything",
+        replace(
+            GRANIAN,
+            app="shop.wsgi:make()",
+            virtualenv="/srv/venv",
+            workers=4,
+            threads=8,
+            options={"interface": "wsgi", "ws": False, "access-log": True, "env-files": ["a", "b"]},
+            stop_timeout=7200.0,
+            reload_signal=signal.SIGHUP,
+        ),
+        (
+            *("/srv/venv/bin/python", "/opt/procman/lib/procman/adapter.py", "granian", "2048", "--interface=wsgi"),
+            *("--workers=4", "--blocking-threads=8", "--no-ws", "--access-log", "--env-files=a", "--env-files=b"),
+            *("--workers-kill-timeout=1800", "--factory", "shop.wsgi:make"),
+        ),
+    ),
 ]
 
 
@@ -183,16 +311,17 @@ def test_argv(name: str, request_: Request, argv: tuple[str, ...]) -> None:
 def test_an_unknown_server() -> None:
     assert bad(replace(GUNICORN, server="unicorn")) == (
         "server",
-        "unknown server 'unicorn': expected 'wsgi', 'gunicorn' or 'uwsgi'",
+        "unknown server 'unicorn': expected 'wsgi', 'gunicorn', 'uwsgi', 'uvicorn', 'hypercorn', 'daphne' or 'granian'",
     )
 
 
 def test_every_name_has_a_plan() -> None:
-    assert [plan(replace(GUNICORN, server=name)).processes for name in servers.SERVERS] == [1, 1, 1]
+    assert [plan(replace(GUNICORN, server=name)).processes for name in servers.SERVERS] == [1] * 7
 
 
 def test_only_the_built_in_server_has_its_workers_watched_one_by_one() -> None:
-    assert [plan(replace(each, workers=3)).processes for each in EVERY] == [1, 1, 3]
+    several = [plan(replace(each, workers=3)) for each in EVERY if each != DAPHNE]
+    assert [each.processes for each in several] == [1, 1, 3, 1, 1, 1]
     assert "3" not in " ".join(plan(replace(WSGI, workers=3)).argv).replace("--drain-timeout=30", "")
 
 
@@ -244,8 +373,21 @@ TIMEOUTS: list[tuple[Request, float | None, object, str, float]] = [
     (WSGI, 3.0, None, "--drain-timeout=1.5", 3.0),
     (WSGI, 0.0, None, "--drain-timeout=0", 0.0),
     (UWSGI, 3.0, None, "--master", 3.0),
+    (UVICORN, None, 60, "--timeout-graceful-shutdown=60", 65.0),
+    (UVICORN, 10.0, None, "--timeout-graceful-shutdown=5", 10.0),
+    (HYPERCORN, None, 60, "--graceful-timeout=60", 65.0),
+    (HYPERCORN, 6.5, None, "--graceful-timeout=3", 6.5),
+    (DAPHNE, 3.0, None, "shop.wsgi:application", 3.0),
+    (GRANIAN, None, 60, "--workers-kill-timeout=60", 65.0),
+    (GRANIAN, 2.0, None, "--workers-kill-timeout=1", 2.0),
 ]
-OWN = {"gunicorn": "graceful-timeout", "wsgi": "drain-timeout"}
+OWN = {
+    "gunicorn": "graceful-timeout",
+    "wsgi": "drain-timeout",
+    "uvicorn": "timeout-graceful-shutdown",
+    "hypercorn": "graceful-timeout",
+    "granian": "workers-kill-timeout",
+}
 
 
 @pytest.mark.parametrize(("request_", "asked", "own", "word", "expected"), TIMEOUTS)
@@ -256,14 +398,15 @@ def test_stop_timeout(request_: Request, asked: float | None, own: object, word:
     assert word in planned.argv
 
 
+@pytest.mark.parametrize("request_", [GUNICORN, UVICORN, HYPERCORN, GRANIAN], ids=server)
 @pytest.mark.parametrize("asked", [0.0, 0.5, 1.0, 1.9])
-def test_gunicorn_needs_a_second_of_its_own(asked: float) -> None:
-    with pytest.raises(BadOption, match="must be shorter") as caught:
-        plan(replace(GUNICORN, stop_timeout=asked))
+def test_some_need_a_second_of_their_own(request_: Request, asked: float) -> None:
+    with pytest.raises(BadOption, match=f"{request_.server} needs more: .* must be shorter") as caught:
+        plan(replace(request_, stop_timeout=asked))
     assert caught.value.key == "stop_timeout"
 
 
-@pytest.mark.parametrize("request_", [GUNICORN, WSGI], ids=server)
+@pytest.mark.parametrize("request_", [GUNICORN, WSGI, UVICORN, HYPERCORN, GRANIAN], ids=server)
 @given(
     asked=st.none() | st.floats(min_value=2, max_value=1e5), own=st.none() | st.integers(min_value=1, max_value=100_000)
 )
@@ -274,6 +417,8 @@ def test_sigkill_never_comes_before_the_server_gives_up(
     try:
         planned = plan(replace(request_, stop_timeout=asked, options={} if own is None else {option: own}))
     except BadOption as error:
+        if request_ == GRANIAN and own is not None and own > 1800:
+            return
         assert error.key == "stop_timeout"
         assert asked is not None
         assert own is not None
@@ -314,6 +459,55 @@ REFUSED: list[tuple[Request, str, str]] = [
         "reload",
         'no signal makes the built-in server reload: use "restart"',
     ),
+    (
+        replace(UVICORN, listen=(WEB, WEB)),
+        "listen",
+        "uvicorn takes one socket only; hypercorn and gunicorn take several",
+    ),
+    (
+        replace(GRANIAN, listen=(WEB, WEB)),
+        "listen",
+        "granian takes one socket only; hypercorn and gunicorn take several",
+    ),
+    (replace(UVICORN, threads=2), "threads", "each worker of uvicorn is one event loop"),
+    (replace(HYPERCORN, threads=2), "threads", "each worker of hypercorn is one event loop"),
+    (
+        replace(DAPHNE, threads=2),
+        "threads",
+        "daphne has no such option: environment = { ASGI_THREADS = ... } sizes its thread pool",
+    ),
+    (
+        replace(GRANIAN, threads=2),
+        "threads",
+        'each worker of granian runs Python in one thread, but with interface = "wsgi"; use workers',
+    ),
+    (
+        replace(DAPHNE, workers=2),
+        "workers",
+        "daphne is one process: uvicorn, hypercorn and granian have workers",
+    ),
+    (replace(DAPHNE, app="shop:make()"), "app", "daphne calls no factory: give the module an application"),
+    (
+        replace(UVICORN, reload_signal=signal.SIGHUP),
+        "reload",
+        'uvicorn reloads by SIGHUP only, and only with workers = 2 or more: use "restart"',
+    ),
+    (
+        replace(UVICORN, workers=2, reload_signal=signal.SIGUSR1),
+        "reload",
+        'uvicorn reloads by SIGHUP only, and only with workers = 2 or more: use "restart"',
+    ),
+    (
+        replace(HYPERCORN, workers=2, reload_signal=signal.SIGHUP),
+        "reload",
+        'on SIGHUP hypercorn ends all its workers before it starts new ones: use "restart"',
+    ),
+    (replace(DAPHNE, reload_signal=signal.SIGHUP), "reload", 'no signal makes daphne reload: use "restart"'),
+    (
+        replace(GRANIAN, reload_signal=signal.SIGUSR1),
+        "reload",
+        'granian reloads by SIGHUP only: use "signal:HUP" or "restart"',
+    ),
 ]
 
 
@@ -321,6 +515,8 @@ REFUSED: list[tuple[Request, str, str]] = [
 def test_a_refused_key(request_: Request, key: str, message: str) -> None:
     assert bad(request_) == (key, message)
 
+
+NO_TLS = "procman asks over plain HTTP/1.1, which {} rules out: say how to ask with the key ready"
 
 OPTIONS: list[tuple[Request, str, object, str]] = [
     (GUNICORN, "bind", "127.0.0.1:80", "procman holds the sockets: use the key listen"),
@@ -360,6 +556,33 @@ OPTIONS: list[tuple[Request, str, object, str]] = [
     (WSGI, "ident", {}, "expected a string, a number, true, false, or a list of strings and numbers"),
     (WSGI, "drain-timeout", -1, "expected a number of seconds"),
     (WSGI, "idle-grace", "1s", "expected a number of seconds"),
+    *((each, "backlog", 9, preset.BACKLOG) for each in (UVICORN, HYPERCORN, GRANIAN)),
+    *((each, "workers", 9, "use the key workers") for each in (UVICORN, HYPERCORN, GRANIAN)),
+    (UVICORN, "uds", "/run/x", "procman holds the sockets: use the key listen"),
+    (UVICORN, "fd", 3, "procman holds the sockets: use the key listen"),
+    (UVICORN, "factory", True, 'write "MODULE:FACTORY()" as the app'),
+    (UVICORN, "app-dir", "/srv", "use the key directory"),
+    (UVICORN, "no-access-log", True, "write access-log = false"),
+    (UVICORN, "timeout-graceful-shutdown", 2.5, "uvicorn takes whole seconds only, at least 1"),
+    (UVICORN, "ssl-certfile", "/c", NO_TLS.format("ssl-certfile")),
+    (HYPERCORN, "bind", ":80", "procman holds the sockets: use the key listen"),
+    (HYPERCORN, "quic-bind", ":80", "procman holds no sockets for datagrams"),
+    (HYPERCORN, "daemon", True, "procman must be the parent of the server"),
+    (HYPERCORN, "umask", 2, "procman holds the sockets: use mode and owner of the [listener] table"),
+    (HYPERCORN, "certfile", "/c", NO_TLS.format("certfile")),
+    (DAPHNE, "endpoint", "tcp:80", "procman holds the sockets: use the key listen"),
+    (DAPHNE, "websocket-timeout", 5, "the server's own spelling is 'websocket_timeout'"),
+    (DAPHNE, "ping_interval", 5, "the server's own spelling is 'ping-interval'"),
+    (GRANIAN, "uds", "/run/x", "procman holds the sockets: use the key listen"),
+    (GRANIAN, "uds-permissions", 420, "procman holds the sockets: use mode and owner of the [listener] table"),
+    (GRANIAN, "interface", "cgi", "expected 'asgi', 'asginl', 'rsgi' or 'wsgi'"),
+    (GRANIAN, "blocking-threads", 2, 'use the key threads, with interface = "wsgi"'),
+    (GRANIAN, "workers-kill-timeout", 1801, "granian takes up to 1800 seconds"),
+    (GRANIAN, "workers-kill-timeout", "30s", "expected a number of seconds"),
+    (GRANIAN, "working-dir", "/srv", "use the key directory"),
+    (GRANIAN, "no-ws", True, "write ws = false"),
+    (GRANIAN, "http", "2", NO_TLS.format("http")),
+    (GRANIAN, "ssl-certificate", "/c", NO_TLS.format("ssl-certificate")),
 ]
 
 
@@ -384,13 +607,33 @@ def test_options_that_rule_each_other_out(request_: Request, options: dict[str, 
         plan(replace(request_, options=alone, virtualenv=""))
 
 
+@pytest.mark.parametrize(
+    ("request_", "options"),
+    [
+        (UVICORN, {"ssl-certfile": "/c", "ssl-keyfile": "/k"}),
+        (HYPERCORN, {"certfile": "/c", "keyfile": "/k"}),
+        (GRANIAN, {"http": 2, "ssl-certificate": "/c"}),
+    ],
+)
+def test_tls_is_fine_for_who_says_how_to_ask(request_: Request, options: dict[str, object]) -> None:
+    argv = plan(replace(request_, options=options, ready_given=True)).argv
+    assert {f"--{name}={value}" for name, value in options.items()} <= set(argv)
+
+
+@pytest.mark.parametrize("request_", [UVICORN, HYPERCORN, GRANIAN], ids=server)
+def test_no_reloader_for_developers(request_: Request) -> None:
+    key, message = bad(replace(request_, options={"reload": True}))
+    assert key == "server_options.reload"
+    assert message.startswith("its reloader ends the old server before")
+
+
 def test_gunicorn_takes_over_its_one_option_with_an_underscore() -> None:
     argv = plan(replace(GUNICORN, options={"limit-request-field_size": 100})).argv
     assert "--limit-request-field_size=100" in argv
 
 
 APPS: list[tuple[str, bool, bool]] = [
-    # the app, does the built-in server take it, do the others
+    # the app, do the built-in server and those for ASGI take it, do the others
     ("shop:app", True, True),
     ("shop.wsgi:make()", True, True),
     ("shop:site.app", True, False),
@@ -412,8 +655,11 @@ APPS: list[tuple[str, bool, bool]] = [
 @pytest.mark.parametrize(("app", "built_in", "others"), APPS)
 @pytest.mark.parametrize("request_", EVERY, ids=server)
 def test_app(request_: Request, app: str, built_in: bool, others: bool) -> None:
-    if built_in if request_.server == "wsgi" else others:
-        assert plan(replace(request_, app=app)).argv[-1].removeprefix("--module=") == app
+    if request_ == DAPHNE and app.endswith("()"):
+        return
+    if others if request_.server in {"gunicorn", "uwsgi"} else built_in:
+        passed = plan(replace(request_, app=app)).argv[-1].removeprefix("--module=")
+        assert passed == (app.removesuffix("()") if request_ in (UVICORN, GRANIAN) else app)
     else:
         assert bad(replace(request_, app=app))[0] == "app"
 
@@ -440,3 +686,65 @@ def test_the_waitress_options_are_those_of_waitress() -> None:
     real = {name for name, _ in Adjustments._params}
     internal = {"asyncore_loop_timeout", "asyncore_use_poll"}
     assert real - internal == set(servers.WAITRESS_OPTIONS) | set(servers._WAITRESS_OWNED)
+
+
+# --- what the installed servers have ----------------------------------------------------------------------------------
+
+
+def click_options(module: str, name: str) -> Mapping[str, tuple[bool, bool]]:
+    """Option → (it is a flag, it has a twin for false), as the command line of the installed server has it."""
+    command = getattr(importlib.import_module(module), name)
+    found = {}
+    for parameter in command.params:
+        for option in parameter.opts:
+            if option.startswith("--"):
+                found[option[2:]] = (parameter.is_flag, bool(parameter.secondary_opts))
+    return found
+
+
+def argparse_options(module: str, name: str) -> set[str]:
+    """The long options of a parser that stands in the source as `name.add_argument("--x", ...)`."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    text = Path(spec.origin).read_text()
+    return {
+        str(word.value)[2:]
+        for call in ast.walk(ast.parse(text))
+        if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "add_argument"
+        for word in call.args
+        if isinstance(word, ast.Constant) and str(word.value).startswith("--")
+    } | {"help"}
+
+
+def test_the_options_of_uvicorn_are_its_own() -> None:
+    pytest.importorskip("uvicorn")
+    real = click_options("uvicorn.main", "main")
+    assert set(asgi.UVICORN_OWNED) - {"help"} <= set(real)
+    assert set(asgi.UVICORN_PAIRS) == {name for name, (_, pair) in real.items() if pair}
+    assert not any(real[name][0] for name in asgi.UVICORN_WORDS)
+    assert not any("_" in name for name in real)
+
+
+def test_the_options_of_granian_are_its_own() -> None:
+    pytest.importorskip("granian")
+    real = click_options("granian.cli", "cli")
+    assert set(asgi.GRANIAN_OWNED) - {"help"} <= set(real)
+    pairs = {name for name, (_, pair) in real.items() if pair}
+    assert set(asgi.GRANIAN_PAIRS) == pairs - set(asgi.GRANIAN_OWNED)
+
+
+@pytest.mark.parametrize(
+    ("module", "owned", "underscored"),
+    [
+        ("hypercorn.__main__", asgi.HYPERCORN_OWNED, ()),
+        ("daphne.cli", asgi.DAPHNE_OWNED, asgi.DAPHNE_UNDERSCORED),
+    ],
+)
+def test_the_options_of_hypercorn_and_daphne_are_their_own(
+    module: str, owned: Mapping[str, str], underscored: tuple[str, ...]
+) -> None:
+    pytest.importorskip(module.partition(".")[0])
+    real = argparse_options(module, "parser")
+    assert {name for name, reason in owned.items() if "spelling" not in reason} <= real
+    assert {name for name in real if "_" in name} == set(underscored)

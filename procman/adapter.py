@@ -1,0 +1,143 @@
+"""Starts a server that would lose a socket, or requests, if it were started by its own command:
+`python -m procman.adapter SERVER BACKLOG ARGUMENT...`, or by its path, `VENV/bin/python .../procman/adapter.py ...`.
+
+granian    has no option for a socket that is open already. Its parent makes one for its workers; here it is given
+           descriptor 3 instead. So nothing is closed or refused between one granian and the next. And a worker that is
+           told to stop while it starts would not hear it: it has the handlers of its parent until it has its own.
+daphne     takes every descriptor for IPv4. A Unix socket would be its own: mode 0666, a queue of 50, and shut down and
+           removed when it stops.
+hypercorn  with workers: when the first of them has come to its end, the others get a SIGTERM that cuts off their work.
+
+Each is mended by replacing a few functions of the server. Where one is not as expected it says so and ends, for a
+server that listens somewhere else would be worse. It must not know procman: it runs in the application's virtualenv.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+FIRST_FD = 3
+
+
+def granian(backlog: int) -> Callable[[], object]:
+    """Let granian (2.5 or newer) take descriptor 3 for the socket that it has just made."""
+    common, net = _module("granian.server.common"), _module("granian.net")
+    server, holder = _inside(common, "AbstractServer"), _inside(net, "SocketHolder")
+    for name in ("_init_shared_socket", "_bind_addr_fmt"):
+        _inside(server, name)
+    worker = _inside(_module("granian.server.mp"), "WorkerProcess")
+    spawn = _inside(worker, "_spawn")
+    with socket.socket(fileno=os.dup(FIRST_FD)) as inherited:
+        is_unix, where = inherited.family == socket.AF_UNIX, inherited.getsockname()
+    try:
+        held = holder(FIRST_FD, is_unix, backlog)
+    except TypeError as error:
+        raise _unknown("granian.net.SocketHolder", str(error)) from error
+
+    def inherit(self: Any) -> None:
+        self._ssp, self._shd, self._sfd = None, held, FIRST_FD
+
+    def with_default_signals(self: object, target: Callable[..., object], arguments: object) -> None:
+        spawn(self, functools.partial(_obedient, target), arguments)
+
+    worker._spawn = with_default_signals
+    server._init_shared_socket = inherit
+    server._bind_addr_fmt = f"unix:{where}" if is_unix else f"{where[0]}:{where[1]}"
+    run: Callable[[], object] = _inside(_module("granian.cli"), "entrypoint")
+    return run
+
+
+def _obedient(target: Callable[..., object], *arguments: object) -> object:
+    """In a worker of granian: until it has handlers of its own, a signal ends it."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    return target(*arguments)
+
+
+def daphne(backlog: int) -> Callable[[], object]:
+    """Let daphne's `fd:fileno=N` be whatever kind of socket it is. Let Twisted leave the file of an inherited Unix
+    socket alone, and its queue as long as it was."""
+    endpoints, unix = _module("twisted.internet.endpoints"), _module("twisted.internet.unix")
+    endpoint, port = _inside(endpoints, "AdoptedStreamServerEndpoint"), _inside(unix, "Port")
+    prepare, adopt = endpoint.__init__, _inside(port, "_fromListeningDescriptor")
+    _inside(unix, "_inFilesystemNamespace")
+    _inside(port, "_shouldShutdown")
+
+    def with_its_family(self: object, reactor: object, fd: int, family: object) -> None:
+        with socket.socket(fileno=os.dup(fd)) as inherited:
+            prepare(self, reactor, fd, inherited.family)
+
+    def with_its_backlog(reactor: object, fd: int, factory: object) -> object:
+        adopted = adopt(reactor, fd, factory)
+        adopted.backlog = backlog
+        adopted._shouldShutdown = False  # shutdown(2) would end the socket for all who hold it
+        return adopted
+
+    endpoint.__init__ = with_its_family
+    port._fromListeningDescriptor = with_its_backlog
+    unix._inFilesystemNamespace = lambda path: False
+    run: Callable[[], object] = _inside(_inside(_module("daphne.cli"), "CommandLineInterface"), "entrypoint")
+    return run
+
+
+def hypercorn(backlog: int) -> Callable[[], object]:
+    """Let its workers be started with SIGTERM blocked: the parent tells them to stop by an event, and waits for each.
+    (The backlog is an option of its own.)"""
+    parent = _module("hypercorn.run")
+    populate = _inside(parent, "_populate")
+
+    def with_sigterm_blocked(*arguments: object) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            populate(*arguments)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+    parent._populate = with_sigterm_blocked
+    run: Callable[[], object] = _inside(_module("hypercorn.__main__"), "main")
+    return run
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        sys.exit(f"procman: can't start the server: there is no module {error.name!r} for {sys.executable}")
+
+
+def _inside(owner: Any, name: str) -> Any:
+    """An attribute that this module counts on."""
+    if not hasattr(owner, name):
+        where = owner.__name__ if isinstance(owner, ModuleType) else f"{owner.__module__}.{owner.__qualname__}"
+        raise _unknown(f"{where}.{name}", "it is not there")
+    return getattr(owner, name)
+
+
+def _unknown(what: str, why: str) -> SystemExit:
+    return SystemExit(f"procman: can't hand the socket over: {what} is not as this procman knows it ({why})")
+
+
+SERVERS = {"granian": granian, "daphne": daphne, "hypercorn": hypercorn}
+
+
+def main() -> None:
+    """Becomes the server."""
+    server, backlog, *arguments = sys.argv[1:]
+    here = os.path.dirname(os.path.realpath(__file__))
+    if os.path.realpath(sys.path[0]) == here:  # by its path: else procman's modules would hide the application's
+        sys.path[0] = os.getcwd()
+    run = SERVERS[server](int(backlog))
+    sys.argv = [server, *arguments]
+    sys.exit(run())  # type: ignore[arg-type]  # what they return is what sys.exit takes
+
+
+if __name__ == "__main__":
+    main()
