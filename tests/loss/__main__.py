@@ -1,0 +1,87 @@
+"""The command line of the request-loss harness.
+
+python -m tests.loss load 127.0.0.1:8000 --modes get,up/close --connections 16 --seconds 10
+python -m tests.loss scenario reload --server gunicorn --front nginx --times 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+
+from tests.loss import nginx
+from tests.loss.client import MODES, Plan, mode_of
+from tests.loss.load import run
+from tests.loss.scenarios import FRONTS, SCENARIOS, Site
+from tests.loss.servers import SERVERS
+from tests.loss.tally import KINDS, Result
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    described = "\n".join(f"  {kind:8} {text}" for kind, text in KINDS.items())
+    whole = argparse.ArgumentParser(
+        prog="python -m tests.loss",
+        description="Asks a site all the time, and counts every request that is lost.",
+        epilog=f"How a request fails:\n{described}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = whole.add_subparsers(dest="command", required=True)
+    plain = Plan("")
+    for name, text in (("load", "a load on a running tests/sites/numbered_site.py"), ("scenario", "a load on a site")):
+        command = commands.add_parser(name, help=text)
+        if name == "load":
+            command.add_argument("address", help="HOST:PORT or unix:PATH")
+            command.add_argument("--seconds", type=float, default=10.0)
+            command.add_argument("--requests", type=int, default=0, help="end after so many")
+        else:
+            command.add_argument("scenario", choices=SCENARIOS, help="what the site goes through")
+            command.add_argument("--server", choices=SERVERS, default="wsgi")
+            command.add_argument("--front", choices=FRONTS, default="tcp", help="who is asked")
+            command.add_argument("--times", type=int, default=3)
+        command.add_argument("--modes", default=",".join(plain.modes), help=f"{', '.join(MODES)}, each with /close")
+        command.add_argument("--connections", type=int, default=plain.connections)
+        command.add_argument("--rate", type=float, default=plain.rate, help="requests a second on each; 0: all")
+        command.add_argument("--work", type=int, default=0, help="milliseconds of the site for each request")
+        command.add_argument("--json", action="store_true", help="the whole result")
+    return whole
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the counts; 1 when a request was lost."""
+    whole = parser()
+    options = whole.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that nothing is left behind
+    plan = {
+        "modes": tuple(options.modes.split(",")),
+        "connections": options.connections, "rate": options.rate, "work": options.work,
+    }  # fmt: skip
+    try:
+        for mode in plan["modes"]:
+            mode_of(mode)
+    except ValueError as error:
+        whole.error(str(error))
+    if options.command == "load":
+        return show(run(Plan(options.address, **plan, limit=options.seconds, requests=options.requests)), options.json)
+    if not SERVERS[options.server].installed:
+        whole.error(f"{options.server} is not installed")
+    if "nginx" in options.front and not nginx.found():
+        whole.error("nginx is not installed")
+    with Site(options.server, options.front, gated=options.scenario == "start") as site:
+        with site.load(**plan) as running:
+            SCENARIOS[options.scenario](site, running, options.times)
+        return show(running.result, options.json)
+
+
+def show(result: Result, as_json: bool) -> int:
+    """Prints a result, and returns the exit status."""
+    text = json.dumps(result.document(), indent=1) if as_json else "\n".join(result.lines())
+    sys.stdout.write(f"{text}\n")
+    return 1 if result.total.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
