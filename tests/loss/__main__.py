@@ -1,7 +1,7 @@
 """The command line of the request-loss harness.
 
 python -m tests.loss load 127.0.0.1:8000 --modes get,up/close --connections 16 --seconds 10
-python -m tests.loss scenario reload --server gunicorn --front nginx --times 5
+python -m tests.loss scenario reload --server gunicorn --nginx --times 5
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from tests.loss import nginx
 from tests.loss.client import MODES, Plan, mode_of
 from tests.loss.load import run
-from tests.loss.scenarios import FRONTS, SCENARIOS, Site
+from tests.loss.scenarios import SCENARIOS, Site
 from tests.loss.servers import SERVERS
 from tests.loss.tally import KINDS, Result
 
@@ -40,7 +41,8 @@ def parser() -> argparse.ArgumentParser:
         else:
             command.add_argument("scenario", choices=SCENARIOS, help="what the site goes through")
             command.add_argument("--server", choices=SERVERS, default="wsgi")
-            command.add_argument("--front", choices=FRONTS, default="tcp", help="who is asked")
+            command.add_argument("--unix", action="store_true", help="the server listens on a Unix socket")
+            command.add_argument("--nginx", action="store_true", help="ask an nginx before it as well")
             command.add_argument("--times", type=int, default=3)
         command.add_argument("--modes", default=",".join(plain.modes), help=f"{', '.join(MODES)}, each with /close")
         command.add_argument("--connections", type=int, default=plain.connections)
@@ -68,16 +70,22 @@ def main(argv: Sequence[str]) -> int:
         return show(run(Plan(options.address, **plan, limit=options.seconds, requests=options.requests)), options.json)
     if not SERVERS[options.server].installed:
         whole.error(f"{options.server} is not installed")
-    if "nginx" in options.front and not nginx.found():
+    if options.nginx and not nginx.found():
         whole.error("nginx is not installed")
-    with Site(options.server, options.front, gated=options.scenario == "start") as site:
-        with site.load(**plan) as running:
-            SCENARIOS[options.scenario](site, running, options.times)
-        return show(running.result, options.json)
+    with ExitStack() as stack:
+        gated = options.scenario == "start"
+        site = stack.enter_context(Site(options.server, unix=options.unix, nginx=options.nginx, gated=gated))
+        with ExitStack() as loads:
+            asked = {front: loads.enter_context(site.load(front, **plan)) for front in site.addresses}
+            SCENARIOS[options.scenario](site, options.times)
+    statuses = [show(running.result, options.json, front) for front, running in asked.items()]
+    return max(statuses)
 
 
-def show(result: Result, as_json: bool) -> int:
+def show(result: Result, as_json: bool, front: str = "") -> int:
     """Prints a result, and returns the exit status."""
+    if front and not as_json:
+        sys.stdout.write(f"{front}:\n")
     text = json.dumps(result.document(), indent=1) if as_json else "\n".join(result.lines())
     sys.stdout.write(f"{text}\n")
     return 1 if result.total.failed else 0

@@ -145,8 +145,9 @@ class Visitor:
         same in each run."""
         number = self.load.next_number()
         mode = self.mode
-        size, upload = (1024 + number * 7919 % most if most else 0 for most in (mode.size, mode.upload))
-        uploaded = (b"%d/" % number) * (upload // 3)
+        spread = (number * 7919 % 1024) ** 3  # most bodies are small
+        size, upload = (1024 + (spread * most >> 30) if most else 0 for most in (mode.size, mode.upload))
+        uploaded = (b"%d/" % number * (upload // 2))[:upload]
         query = f"size={size}&work={self.plan.work}{'&stream=1' if mode.stream else ''}"
         head = f"{'PUT' if mode.upload else 'GET'} /n/{number}?{query} HTTP/1.1\r\nHost: localhost\r\n"
         head += "Connection: close\r\n" if last and not mode.keep else ""

@@ -1,8 +1,8 @@
 """What a site goes through while it is asked all the time: each scenario is one function, for any server.
 
-    with Site("gunicorn", front="nginx") as site, site.load(connections=8) as running:
-        SCENARIOS["reload"](site, running, 3)
-    running.result
+    with Site("gunicorn", nginx=True) as site, site.load(connections=8) as direct, site.load("nginx") as proxied:
+        SCENARIOS["reload"](site, 3)
+    direct.result, proxied.result
 
 A scenario waits for what it has caused, each time: the new process answers, and goes on to answer. It judges nothing.
 `reload` and `rollback` use `procmanctl reload` as it is.
@@ -15,22 +15,19 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from tests.harness import RunningDaemon, free_port, wait_until
-from tests.loss import nginx
 from tests.loss.load import Running, load
+from tests.loss.nginx import nginx as nginx_before
 from tests.loss.servers import SERVERS, version_file
 from tests.sites.numbered_site import BROKEN
 
-FRONTS = ("tcp", "unix", "nginx", "nginx-unix")
-"""Who is asked: the server itself, over TCP or a Unix socket, or an nginx before it."""
-
-AFTER = 60
+AFTER = 40
 """Answers that must come after each step before the next one."""
 
 READY_SECONDS = 40.0
@@ -39,32 +36,33 @@ READY_SECONDS = 40.0
 class Site(AbstractContextManager["Site"]):
     """A daemon whose program `site` is a real server, with a release of its own, and perhaps an nginx before it.
 
-    `gated`: nothing is imported until `open_gate()`. `make` makes the daemon (the fixture `daemon` of the tests, say);
-    without it the daemon is the site's own, and what it leaves behind is an error.
+    `unix`: it listens on a Unix socket. `gated`: nothing is imported until `open_gate()`. `make` makes the daemon (the
+    fixture `daemon` of the tests, say); without it the daemon is the site's own, and what it leaves behind is an error.
     """
 
     def __init__(
         self,
         server: str,
-        front: str = "tcp",
         *,
+        unix: bool = False,
+        nginx: bool = False,
         more: str = "",
         gated: bool = False,
         make: Callable[..., RunningDaemon] | None = None,
     ) -> None:
-        self.server, self.front = SERVERS[server], front
+        self.server = SERVERS[server]
+        self.loads: list[Running] = []  # that go on
         self.killed: list[tuple[int, float]] = []  # pids, and when (monotonic)
         self.version = 1
         self._folder = Path(tempfile.mkdtemp(prefix="pml", dir="/tmp"))
-        self._more, self._gated, self._make = more, gated, make
+        self._unix, self._nginx, self._more, self._gated, self._make = unix, nginx, more, gated, make
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.callback(shutil.rmtree, self._folder)
             self._folder.chmod(0o755)
-            unix = self.front.endswith("unix")
-            upstream = f"unix:{self._folder}/site.sock" if unix else f"127.0.0.1:{free_port()}"
+            upstream = f"unix:{self._folder}/site.sock" if self._unix else f"127.0.0.1:{free_port()}"
             version_file(self._folder, str(self.version))
             environment = {"VERSION_FILE": str(self._folder / "version")}
             if self._gated:
@@ -78,7 +76,9 @@ class Site(AbstractContextManager["Site"]):
                 self.daemon.start()
             if not self._gated:
                 self.wait_running()
-            self.address = stack.enter_context(nginx.nginx(upstream)) if "nginx" in self.front else upstream
+            self.addresses = {"direct": upstream}
+            if self._nginx:
+                self.addresses["nginx"] = stack.enter_context(nginx_before(upstream))
             self._stack = stack.pop_all()
         return self
 
@@ -90,9 +90,23 @@ class Site(AbstractContextManager["Site"]):
         if wrong:
             raise RuntimeError("\n".join(wrong))
 
-    def load(self, **plan: Any) -> AbstractContextManager[Running]:
-        """A load on it, as tests/loss/load.py has it."""
-        return load(self.address, **plan)
+    @contextmanager
+    def load(self, front: str = "direct", **plan: Any) -> Iterator[Running]:
+        """A load on it, as tests/loss/load.py has it; `front` is "direct" or "nginx"."""
+        with load(self.addresses[front], **plan) as running:
+            self.loads.append(running)
+            yield running
+            self.loads.remove(running)
+
+    def wait_for_version(self, version: str) -> None:
+        """Waits until this version has answered each load."""
+        for running in self.loads:
+            running.wait_for_version(version)
+
+    def goes_on(self) -> None:
+        """Waits until each load has got some more answers."""
+        for running in self.loads:
+            running.wait(AFTER)
 
     def open_gate(self) -> None:
         """Lets the import go on, now and from now on."""
@@ -135,41 +149,42 @@ class Site(AbstractContextManager["Site"]):
             raise RuntimeError(f"procmanctl {' '.join(arguments)}: {done.returncode}, {done.stdout}{done.stderr}")
 
 
-def start(site: Site, running: Running, times: int) -> None:
+def start(site: Site, times: int) -> None:
     """The first start of a gated site, while all connections wait; then stop and start, again and again."""
-    connections = running.plan.connections
-    wait_until(lambda: running.progress["asked"] >= connections, what="all connections wait")
-    assert running.progress["answers"] == 0
+    for running in site.loads:
+        connections = running.plan.connections
+        wait_until(lambda: running.progress["asked"] >= connections, what="all connections wait")  # noqa: B023
+        assert running.progress["answers"] == 0
     site.open_gate()
     site.wait_running()
-    running.wait(AFTER)
+    site.goes_on()
     for _ in range(times - 1):
         version = site.release()
         site.ctl("stop", "site")
         site.ctl("start", "site")
-        running.wait_for_version(version)
-        running.wait(AFTER)
+        site.wait_for_version(version)
+        site.goes_on()
 
 
-def restart(site: Site, running: Running, times: int, command: str = "restart") -> None:
+def restart(site: Site, times: int, command: str = "restart") -> None:
     """`procmanctl restart`, each time with another release."""
     for _ in range(times):
         version = site.release()
-        running.wait(AFTER)
+        site.goes_on()
         site.ctl(command, "site")
-        running.wait_for_version(version)
-    running.wait(AFTER)
+        site.wait_for_version(version)
+    site.goes_on()
 
 
-def reload(site: Site, running: Running, times: int) -> None:
+def reload(site: Site, times: int) -> None:
     """`procmanctl reload`, each time with another release. A site of several processes is reloaded one by one."""
-    restart(site, running, times, "reload")
+    restart(site, times, "reload")
 
 
-def rollback(site: Site, running: Running, times: int) -> None:
+def rollback(site: Site, times: int) -> None:
     """A release that can't be imported is reloaded; the command must fail. Then the one before is put back."""
     for _ in range(times):
-        running.wait(AFTER)
+        site.goes_on()
         site.release(BROKEN)
         done = site.daemon.ctl("reload", "site", timeout=120)
         site.release(str(site.version))
@@ -177,13 +192,13 @@ def rollback(site: Site, running: Running, times: int) -> None:
             raise RuntimeError(f"procmanctl reload of a broken release: {done.stdout}")
         if any(info["state"] != "RUNNING" for info in site.status().values()):
             site.ctl("start", "site")  # nothing was rolled back
-    running.wait(AFTER)
+    site.goes_on()
 
 
-def kill(site: Site, running: Running, times: int) -> None:
+def kill(site: Site, times: int) -> None:
     """SIGKILL for one process of the site, each time another one of them; its successor answers."""
     for number in range(times):
-        running.wait(AFTER)
+        site.goes_on()
         names = sorted(site.status())
         name = names[number % len(names)]
         killed = site.kill(name)
@@ -193,26 +208,26 @@ def kill(site: Site, running: Running, times: int) -> None:
             return bool(info["state"] == "RUNNING" and info["pid"] != killed)
 
         wait_until(replaced, READY_SECONDS, f"{name} runs again")
-        running.wait(AFTER)
+        site.goes_on()
 
 
-def supervisor(site: Site, running: Running, times: int) -> None:
+def supervisor(site: Site, times: int) -> None:
     """SIGKILL for the supervisor."""
     for _ in range(times):
-        running.wait(AFTER)
+        site.goes_on()
         os.kill(site.daemon.supervisor_pid, signal.SIGKILL)
         wait_until(site.daemon.answers, READY_SECONDS, "the daemon answers")
-    running.wait(AFTER)
+    site.goes_on()
 
 
-def upgrade(site: Site, running: Running, times: int) -> None:
+def upgrade(site: Site, times: int) -> None:
     """`procmanctl daemon upgrade`, to the version that is installed."""
     for _ in range(times):
-        running.wait(AFTER)
+        site.goes_on()
         site.ctl("daemon", "upgrade")
-    running.wait(AFTER)
+    site.goes_on()
 
 
-SCENARIOS: Mapping[str, Callable[[Site, Running, int], None]] = {
+SCENARIOS: Mapping[str, Callable[[Site, int], None]] = {
     function.__name__: function for function in (start, restart, reload, rollback, kill, supervisor, upgrade)
 }
