@@ -57,6 +57,10 @@ class Running:
         before = self.progress["answers"]
         self._wait_for(lambda: self.progress["answers"] >= before + answers, f"{answers} answers", timeout)
 
+    def wait_for_asked(self, asked: int, timeout: float = WAIT_SECONDS) -> None:
+        """Waits until so many requests were asked since the load began."""
+        self._wait_for(lambda: self.progress["asked"] >= asked, f"{asked} requests", timeout)
+
     def wait_for_version(self, version: str, timeout: float = WAIT_SECONDS) -> None:
         """Waits until this version has answered."""
         self._wait_for(
