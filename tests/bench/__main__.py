@@ -22,7 +22,7 @@ from tests.loss.servers import SERVERS
 
 NAMES = (*restart.NAMES, *fleet.NAMES, *logs.NAMES)
 LONG = losses.NAMES
-"""Measured only when they are named: they take a quarter of an hour."""
+"""Measured only when they are named: they take half an hour."""
 
 PLANS = {"full": FULL, "quick": QUICK, "tiny": TINY}
 
