@@ -91,7 +91,9 @@ def test_one_of_two_processes_is_killed(daemon: MakeDaemon) -> None:
         failures = result.total.failures
         assert len(failures) == result.total.failed_count, "\n".join(result.lines())
         for failure in failures:
-            victims = [str(pid) for pid, at in site.killed if failure.began <= at <= failure.at]
+            victims = [
+                str(pid) for pid, before, after in site.killed if failure.began <= after and before <= failure.at
+            ]
             assert victims, (failure, site.killed)
             if front == "direct":
                 assert failure.kind in ("reset", "cut", "short"), failure

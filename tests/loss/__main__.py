@@ -10,8 +10,9 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 from tests.loss import nginx
 from tests.loss.client import MODES, Plan, mode_of
@@ -39,8 +40,8 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--seconds", type=float, default=10.0)
             command.add_argument("--requests", type=int, default=0, help="end after so many")
         else:
-            command.add_argument("scenario", choices=SCENARIOS, help="what the site goes through")
-            command.add_argument("--server", choices=SERVERS, default="wsgi")
+            command.add_argument("scenario", choices=(*SCENARIOS, "all"), help="what the site goes through")
+            command.add_argument("--server", choices=(*SERVERS, "all"), default="wsgi", help="all: those installed")
             command.add_argument("--unix", action="store_true", help="the server listens on a Unix socket")
             command.add_argument("--nginx", action="store_true", help="ask an nginx before it as well")
             command.add_argument("--times", type=int, default=3)
@@ -68,25 +69,32 @@ def main(argv: Sequence[str]) -> int:
         whole.error(str(error))
     if options.command == "load":
         return show(run(Plan(options.address, **plan, limit=options.seconds, requests=options.requests)), options.json)
-    if not SERVERS[options.server].installed:
-        whole.error(f"{options.server} is not installed")
     if options.nginx and not nginx.found():
         whole.error("nginx is not installed")
+    servers = [name for name, server in SERVERS.items() if server.installed and options.server in (name, "all")]
+    if not servers:
+        whole.error(f"{options.server} is not installed")
+    scenarios = list(SCENARIOS) if options.scenario == "all" else [options.scenario]
+    return max(play(options, plan, scenario, server) for server in servers for scenario in scenarios)
+
+
+def play(options: argparse.Namespace, plan: Mapping[str, Any], scenario: str, server: str) -> int:
+    """One scenario with one server; prints the counts, and returns the exit status."""
     with ExitStack() as stack:
-        gated = options.scenario == "start"
-        site = stack.enter_context(Site(options.server, unix=options.unix, nginx=options.nginx, gated=gated))
+        gated = scenario == "start"
+        site = stack.enter_context(Site(server, unix=options.unix, nginx=options.nginx, gated=gated))
         with ExitStack() as loads:
             asked = {front: loads.enter_context(site.load(front, **plan)) for front in site.addresses}
-            SCENARIOS[options.scenario](site, options.times)
-    statuses = [show(running.result, options.json, front) for front, running in asked.items()]
-    return max(statuses)
+            SCENARIOS[scenario](site, options.times)
+    named = {front: f"{scenario} {server} {front}" for front in asked}
+    return max(show(running.result, options.json, named[front]) for front, running in asked.items())
 
 
-def show(result: Result, as_json: bool, front: str = "") -> int:
+def show(result: Result, as_json: bool, name: str = "") -> int:
     """Prints a result, and returns the exit status."""
-    if front and not as_json:
-        sys.stdout.write(f"{front}:\n")
-    text = json.dumps(result.document(), indent=1) if as_json else "\n".join(result.lines())
+    if name and not as_json:
+        sys.stdout.write(f"--- {name}\n")
+    text = json.dumps({"name": name, **result.document()}, indent=1) if as_json else "\n".join(result.lines())
     sys.stdout.write(f"{text}\n")
     return 1 if result.total.failed else 0
 

@@ -52,7 +52,7 @@ class Site(AbstractContextManager["Site"]):
     ) -> None:
         self.server = SERVERS[server]
         self.loads: list[Running] = []  # that go on
-        self.killed: list[tuple[int, float]] = []  # pids, and when (monotonic)
+        self.killed: list[tuple[int, float, float]] = []  # pids, and between when and when (monotonic)
         self.version = 1
         self._folder = Path(tempfile.mkdtemp(prefix="pml", dir="/tmp"))
         self._unix, self._nginx, self._more, self._gated, self._make = unix, nginx, more, gated, make
@@ -138,8 +138,9 @@ class Site(AbstractContextManager["Site"]):
     def kill(self, name: str) -> int:
         """SIGKILL for a process; its pid."""
         pid: int = self.status()[name]["pid"]
+        before = time.monotonic()
         os.kill(pid, signal.SIGKILL)
-        self.killed.append((pid, time.monotonic()))
+        self.killed.append((pid, before, time.monotonic()))
         return pid
 
     def ctl(self, *arguments: str) -> None:

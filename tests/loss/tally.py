@@ -19,7 +19,7 @@ KINDS = {
 }
 """How a request fails."""
 
-FAILURES_SHOWN = 50
+FAILURES_SHOWN = 200
 """Failures that are kept with their details; all are counted."""
 
 
