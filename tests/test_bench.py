@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench.__main__ import LONG
 from tests.bench.figures import Figure, digits, percentile, table
 from tests.harness import PROJECT
 
@@ -59,9 +60,22 @@ def test_an_unknown_name_is_named() -> None:
     assert "unknown NAME: speed" in done.stderr
 
 
+def test_losses_of_one_server_are_counted_beside_its_peers(tmp_path: Path) -> None:
+    pytest.importorskip("supervisor", reason="Supervisor is not installed")
+    done = bench("losses", "--tiny", "--server", "gunicorn", "--json", str(tmp_path / "figures.json"))
+    assert done.returncode == 0, done.stderr
+    rows = {row["contender"]: row for row in json.loads((tmp_path / "figures.json").read_text())["losses"]}
+    assert {"procmanctl reload", "supervisorctl restart", "SIGHUP to gunicorn"} <= set(rows)
+    for contender, row in rows.items():
+        assert contender in done.stdout
+        assert row["requests"] >= 200
+    assert rows["procmanctl reload"]["failed"] == {}
+    assert rows["supervisorctl restart"]["failed"]["refused"] > 0
+
+
 def test_the_page_explains_every_name() -> None:
     page = (PROJECT / "docs" / "performance.md").read_text()
-    assert [name for name in ROWS if f"\n`{name}`\n: " not in page] == []
+    assert [name for name in (*ROWS, *LONG) if f"\n`{name}`\n: " not in page] == []
 
 
 @pytest.mark.parametrize(

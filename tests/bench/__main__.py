@@ -15,11 +15,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tests.bench import fleet, logs, restart
+from tests.bench import fleet, logs, losses, restart
 from tests.bench.figures import Figure, table
 from tests.bench.plan import FULL, QUICK, TINY, Plan
+from tests.loss.servers import SERVERS
 
 NAMES = (*restart.NAMES, *fleet.NAMES, *logs.NAMES)
+LONG = losses.NAMES
+"""Measured only when they are named: they take half an hour."""
+
 PLANS = {"full": FULL, "quick": QUICK, "tiny": TINY}
 
 
@@ -27,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs what is named, prints the table, and returns the exit status."""
     parser = _parser()
     options = parser.parse_args(argv)
-    unknown = sorted(set(options.name) - set(NAMES))
+    unknown = sorted(set(options.name) - {*NAMES, *LONG})
     if unknown:
         parser.error(f"unknown NAME: {', '.join(unknown)}")
     if importlib.util.find_spec("supervisor") is None:
@@ -36,19 +40,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan = PLANS["tiny" if options.tiny else "quick" if options.quick else "full"]
     start = time.monotonic()
     figures = measure(plan, options.name or NAMES)
+    lost = losses.run(plan, options.server, _say) if "losses" in options.name else []
     seconds = time.monotonic() - start
-    print(f"{_machine()}\nmedian (smallest–largest); ratio: how many times procman is better\n")
-    print("\n".join(table(figures)))
+    if figures or not lost:
+        print(f"{_machine()}\nmedian (smallest–largest); ratio: how many times procman is better\n")
+        print("\n".join(table(figures)))
+    if lost:
+        print(f"{_machine()}\n{plan.reloads} reloads under {losses.CONNECTIONS} connections\n")
+        print("\n".join(losses.table(lost)))
     if options.json:
-        Path(options.json).write_text(json.dumps(_document(figures, seconds, plan), indent=1) + "\n")
+        document = {**_document(figures, seconds, plan), "losses": [row.document() for row in lost]}
+        Path(options.json).write_text(json.dumps(document, indent=1) + "\n")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measures procman beside Supervisor.")
-    parser.add_argument("name", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(NAMES)} (default: all)")
+    parser.add_argument(
+        "name", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(NAMES)} (default: all), {', '.join(LONG)}"
+    )
     parser.add_argument("--quick", action="store_true", help="less of everything: the order of size")
     parser.add_argument("--tiny", action="store_true", help="so little that the figures say nothing")
+    parser.add_argument(
+        "--server", action="append", default=[], choices=SERVERS, help="losses: with this one only (repeatable)"
+    )
     parser.add_argument("--json", metavar="FILE", help="write all samples to this file too")
     return parser
 

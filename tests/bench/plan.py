@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Each field is what one run does; the defaults are the full run, below 3 minutes on 2 cores."""
+    """Each field is what one run does; the defaults are the full run, below 3 minutes on 2 cores without `losses`."""
 
     programs: int = 100
     """Programs of the managers for boot, idle, memory, status and stop."""
@@ -35,13 +35,19 @@ class Plan:
     log_seconds: float = 1.5
     """Length of one window of writing."""
 
+    reloads: int = 20
+    """Of each site, under load."""
+
+    reload_requests: int = 50_000
+    """At least so many meanwhile, for each contender and server."""
+
 
 FULL = Plan()
 QUICK = Plan(
     programs=20, rounds=1, idle_seconds=2.0, status_calls=5, sigterm_rounds=0,
-    kills=8, kills_a_step=4, log_rounds=2, log_seconds=0.5,
+    kills=8, kills_a_step=4, log_rounds=2, log_seconds=0.5, reloads=3, reload_requests=3000,
 )  # fmt: skip
 TINY = Plan(
     programs=2, rounds=1, idle_seconds=0.2, status_calls=2,
-    kills=2, kills_a_step=1, log_rounds=1, log_seconds=0.1,
+    kills=2, kills_a_step=1, log_rounds=1, log_seconds=0.1, reloads=1, reload_requests=200,
 )  # fmt: skip

@@ -28,17 +28,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.harness import PROJECT, SUPERVISOR, RunningDaemon, command_line, descendants, free_port, wait_until
-from tests.load import Load, Tally
+from tests.harness import SUPERVISOR, RunningDaemon, command_line, descendants, free_port, wait_until
+from tests.loss.load import load
+from tests.loss.servers import SITES
+from tests.loss.tally import Tally
 from tests.programs.blocks import BLOCK, LINES, block
 
-SITES = PROJECT / "tests" / "sites"
 SERVERS = {
     "builtin": 'server = "wsgi"\nthreads = 4',
     "gunicorn": 'server = "gunicorn"\nworkers = 2\nthreads = 4',
     "uwsgi": 'server = "uwsgi"\nworkers = 2',
 }
-NO_KEEP_ALIVE = ("uwsgi",)  # its "http" protocol ends each connection, without saying so
+CLOSES = ("uwsgi",)  # its "http" protocol ends each connection, without saying so
 LOG_FILE_SIZE = 16 * 1024 * 1024
 BACK_SECONDS = 40.0
 """Within this time after the last kill the daemon must answer. Generous: the machine may be busy."""
@@ -96,9 +97,7 @@ class Result:
         """The figures, each as a short line."""
         yield f"kills {self.kills}, one each {self.every:.2f} s, supervisors started {self.supervisors}"
         for name, tally in self.requests.items():
-            failed = ", ".join(f"{kind} {count}" for kind, count in tally.failed.items()) or "0"
-            more = f"retried {tally.retried}, reopened {tally.reopened}, slowest {tally.slowest:.2f} s"
-            yield f"{name}: requests {tally.requests}, failed {failed}, {more}"
+            yield f"{name}: {tally.line()}"
         size = f"bytes {self.blocks * BLOCK}, files {self.files}"
         yield f"lines {self.blocks * LINES}, {size}"
         yield f"{self.rate:.1f} MB/s while the supervisor was killed, of {self.possible:.1f} that are possible"
@@ -183,7 +182,7 @@ class LogCheck:
 def table(ports: dict[str, int], folder: Path, megabytes: float) -> str:
     """The program table: three servers with one application, and the program that writes."""
     servers = "".join(
-        f'[program.{name}]\n{SERVERS[name]}\napp = "flask_site:app"\nlisten = "127.0.0.1:{port}"\n'
+        f'[program.{name}]\n{SERVERS[name]}\napp = "numbered_site:app"\nlisten = "127.0.0.1:{port}"\n'
         f'directory = "{SITES}"\n'
         for name, port in ports.items()
     )
@@ -257,11 +256,12 @@ def _load(running: RunningDaemon, options: Options, ports: dict[str, int], folde
         with contextlib.ExitStack() as stack:
             loads = {
                 name: stack.enter_context(
-                    Load(
-                        f"http://127.0.0.1:{port}",
+                    load(
+                        f"127.0.0.1:{port}",
+                        modes=("get/close",) if name in CLOSES else ("get", "get/close"),
                         connections=options.connections,
                         rate=options.rate,
-                        keep_alive=name not in NO_KEEP_ALIVE,
+                        limit=options.seconds + 10 * BACK_SECONDS,
                     )
                 )
                 for name, port in ports.items()
@@ -285,10 +285,10 @@ def _load(running: RunningDaemon, options: Options, ports: dict[str, int], folde
         _end_of_lines(running, folder, check, result)
     finally:
         check.stop()
-    result.requests = {name: load.tally for name, load in loads.items()}
+    result.requests = {name: each.result.total for name, each in loads.items()}
     for name, tally in result.requests.items():
         if tally.failed or not tally.requests:
-            shown = "; ".join(f"{failure.at} s {failure.kind} {failure.detail}" for failure in tally.failures[:5])
+            shown = "; ".join(f"{failure.at:.3f} s {failure.kind} {failure.detail}" for failure in tally.failures[:5])
             result.problems.append(f"{name}: {tally.failed} of {tally.requests} requests: {shown}")
 
 

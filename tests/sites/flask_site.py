@@ -39,12 +39,6 @@ def index() -> ResponseReturnValue:
     return "flask\n"
 
 
-@app.get("/body/<int:number>")
-def numbered(number: int) -> ResponseReturnValue:
-    """What tests/load.py asks for; its `body` says the same."""
-    return f"{number}\n" * (1 + number % 499)
-
-
 @app.get("/slow")
 def slow() -> ResponseReturnValue:
     """Takes `s` seconds; makes the file `mark` when it begins."""
