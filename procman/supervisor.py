@@ -187,8 +187,8 @@ class Supervisor:
                 process.feed(Restart("the table has changed since it was started"))
 
     def _start_again(self, why: str, replaced: Container[str]) -> None:
-        """What no operator wants down was stopped before for the end of the daemon, or for a change of the table; so was
-        what was `replaced` just then, also if only an operator had started it."""
+        """What no operator wants down was stopped before for the end of the daemon, or for a change of the table; so
+        was what was `replaced` just then, also if only an operator had started it."""
         for process in self.all():
             up = self.starts_by_itself(process.program) or process.name in replaced
             if up and not process.status.wanted:
