@@ -2,8 +2,8 @@
 
     python -m tests.guarantees loops [--programs 1000] [--seconds 60]
 
-Exit status 1 when an answer takes too long, programs are started more often than their delays allow, or a start costs too
-much.
+Exit status 1 when an answer takes too long, programs are started more often than their delays allow, or a start costs
+too much.
 """
 
 from __future__ import annotations
