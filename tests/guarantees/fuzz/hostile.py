@@ -204,7 +204,7 @@ CHANGES: list[Any] = [
     {"half": "stop", "why": "SIGHUP", "wanted": ["down"]},
     {"half": "start", "why": "SIGHUP", "start": {"down": 0}},
 ]
-OTHER = SHOP.format(folder=".").replace("/bin/sleep 100000\"\nauto", "/bin/sleep 99999\"\nauto").encode()
+OTHER = SHOP.format(folder=".").replace('/bin/sleep 100000"\nauto', '/bin/sleep 99999"\nauto').encode()
 READ = {"read": {"@TABLE@": base64.b85encode(OTHER).decode()}, "glob": {}, "account": {}, "group": {}}
 NEXT = dumped({"cwd": "/", "environ": {}, "answers": READ})
 """The next table, in which `down` is another one. @TABLE@ stands for the file of this nest."""
