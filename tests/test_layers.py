@@ -18,7 +18,8 @@ from tests.harness import PROJECT
 PACKAGE = PROJECT / "procman"
 
 BANDS = {
-    "pure": "errors config positions values keys programs table preset asgi servers apply lifecycle launch rpc crossing shape",
+    "pure": "errors config positions values keys programs table preset asgi servers apply lifecycle launch rpc crossing"
+    " shape",
     "keeper": "keeper",
     "edge": "disks files folders listeners logs logread resources probes notify store salvage",
     "daemon": "memo ownlog events snapshot interim link process report operation journal measures holdings recall"
