@@ -269,13 +269,12 @@ def _accepted(section: Section, request: servers.Request, *, only_options: bool 
             return servers.plan(replace(request, options=options))
         except servers.BadOption as bad:
             table, _, option = bad.key.partition(".")
-            if table in COUNT_KEYS and section.has(table) and not section.owns(table):
+            if (option or not only_options) and not (table in COUNT_KEYS and not section.owns(table)):
+                place = section.at(table) if section.has(table) else section.place / table
+                section.scope.report.add(place / option if option else place, bad.message)
+            if table in COUNT_KEYS:
                 request = replace(request, workers=0) if table == "workers" else replace(request, threads=0)
                 continue
-            if only_options and not option:
-                return None
-            place = section.at(table) if section.has(table) else section.place / table
-            section.scope.report.add(place / option if option else place, bad.message)
             if options.pop(option, None) is None:
                 return None
 

@@ -621,3 +621,50 @@ def keys_of(text: str) -> set[str]:
             if f"{place}.{key}" in table.KEYS:
                 tables.append((f"{place}.{key}", value))
     return found
+
+
+# --- servers ----------------------------------------------------------------------------------------------------------
+
+
+def test_counts_of_the_defaults_are_for_servers_that_have_them() -> None:
+    config = parse(
+        """
+        [defaults]
+        workers = 2
+        threads = 3
+        [program.a]
+        server = "daphne"
+        app = "a:app"
+        listen = ":8001"
+        [program.b]
+        server = "uvicorn"
+        app = "b:app"
+        listen = ":8002"
+        [program.c]
+        server = "gunicorn"
+        app = "c:app"
+        listen = ":8003"
+        """
+    )
+    daphne, uvicorn, gunicorn = (program.argv for program in config.programs)
+    assert not any("workers" in word or "threads" in word for word in daphne)
+    assert "--workers=2" in uvicorn
+    assert not any("threads" in word for word in uvicorn)
+    assert {"--workers=2", "--threads=3"} <= set(gunicorn)
+
+
+def test_a_count_of_its_own_that_a_server_does_not_have_is_wrong() -> None:
+    text = """[program.a]
+        server = "daphne"
+        app = "a:app"
+        listen = ":8001"
+        workers = 2
+        threads = 3
+        """
+    assert [line.partition(": ")[0].rpartition(":")[2] for line in problems(text)] == ["5", "6"]
+
+
+def test_who_says_how_to_ask_may_use_tls() -> None:
+    text = 'server = "uvicorn"\napp = "a:app"\nlisten = ":8443"\nserver_options = { ssl-certfile = "/c" }\n'
+    assert "which ssl-certfile rules out" in problems(f"[program.p]\n{text}")[0]
+    assert "--ssl-certfile=/c" in program(text + 'ready = { command = ["true"] }').argv
