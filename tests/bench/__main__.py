@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if importlib.util.find_spec("supervisor") is None:
         print("The package supervisor is missing: pip install -e '.[dev]'", file=sys.stderr)
         return 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that nothing is left behind
     plan = PLANS["tiny" if options.tiny else "quick" if options.quick else "full"]
     start = time.monotonic()
     figures = measure(plan, options.name or NAMES)

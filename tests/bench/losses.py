@@ -18,7 +18,7 @@ import tempfile
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -113,15 +113,31 @@ class Reloaded(AbstractContextManager["Reloaded"]):
         self.environment = {"VERSION_FILE": f"{self.folder}/version", "PYTHONPATH": str(SITES)}
         version_file(self.folder, "1")
 
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    @abstractmethod
+    def start(self) -> None:
+        """Starts the site."""
+
     @abstractmethod
     def reload(self) -> None:
-        """Has the release in `folder` taken up."""
+        """Has the release that was put in place taken up."""
 
     def release(self, version: str) -> None:
         """Puts it in place."""
         version_file(self.folder, version)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Ends all, also what was started in part only."""
         shutil.rmtree(self.folder)
 
 
@@ -130,11 +146,10 @@ class ByProcman(Reloaded):
 
     title = "procmanctl reload"
 
-    def __enter__(self) -> Self:
-        self._site = Site(self.server)
-        self._site.__enter__()
+    def start(self) -> None:
+        self._stack = ExitStack()
+        self._site = self._stack.enter_context(Site(self.server))
         self.address = self._site.addresses["direct"]
-        return self
 
     def release(self, version: str) -> None:
         self._site.release(version)
@@ -142,9 +157,9 @@ class ByProcman(Reloaded):
     def reload(self) -> None:
         self._site.ctl("reload", "site")
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        super().__exit__(kind, error, at)
-        self._site.__exit__(kind, error, at)
+    def close(self) -> None:
+        super().close()
+        self._stack.close()
 
 
 class BySupervisor(Reloaded):
@@ -152,20 +167,19 @@ class BySupervisor(Reloaded):
 
     title = "supervisorctl restart"
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
         pairs = [f"{name}={value}" for name, value in self.environment.items()]
         self._supervisord = Supervisord({"site": ["/usr/bin/env", *pairs, *argv(OWN[self.server], self.port)]})
         self._supervisord.start()
         self._supervisord.wait_running(1)
-        return self
 
     def reload(self) -> None:
         conf = str(self._supervisord.folder / "supervisord.conf")
         run_timed([sys.executable, "-c", SUPERVISORCTL, "-c", conf, "restart", "site"], os.environ, STEP_SECONDS)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
         self._supervisord.close()
-        super().__exit__(kind, error, at)
+        super().close()
 
 
 class Spawned(Reloaded):
@@ -175,15 +189,14 @@ class Spawned(Reloaded):
         """What to start."""
         return argv(OWN[self.server], self.port)
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
         with (self.folder / "output").open("wb") as output:
             self.process = subprocess.Popen(
                 self.command(), cwd=self.folder, env={**os.environ, **self.environment}, stdin=subprocess.DEVNULL,
                 stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
         below = descendants(self.process.pid)
         self.process.terminate()
         try:
@@ -192,7 +205,7 @@ class Spawned(Reloaded):
             self.process.kill()
             self.process.wait()
         kill_all(child.pid for child in below if child.alive())
-        super().__exit__(kind, error, at)
+        super().close()
 
 
 class ByHup(Spawned):
