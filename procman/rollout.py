@@ -487,6 +487,7 @@ class Rollouts:
 
     def resume(self, memos: Mapping[str, Memo]) -> None:
         """Go on with them, now that all processes have been taken up."""
+        self._ground.sockets.close_seconds({first for memo in memos.values() for first in memo.files})
         for process in self._supervisor.all():
             self.watch_age(process)
         for name, memo in memos.items():

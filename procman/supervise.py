@@ -282,20 +282,7 @@ class _Parts:
             self._hold_table("table", "first table")
         if self._table_is_new or self.before.problem:
             self._hold_interim(self.config)
-        left = legacy.take(self.held, self._next_table)
-        for problem in left.problems:
-            log.error("%s", problem)
-        leaving = change.leaving(left.unfinished) if left.unfinished is not None else frozenset()
-        rollouts.prepare(left.rollouts)
-        passing = rollout.passing(left.rollouts, [program.name for program in self.config.programs])
-        lost = any(not name.startswith(rollout.HELD) for name in left.lost)
-        supervisor.begin(self.snapshot, document, ending=left.ending, leaving=leaving, lost=lost, rollouts=passing)
-        for name in left.lost:
-            self.link.release(name)
-        stands.sockets.close_seconds({first for each in left.rollouts.values() for first in each.files})
-        rollouts.resume(left.rollouts)
-        if left.unfinished is not None:
-            change.resume(left.unfinished)
+        self._go_on(supervisor, change, rollouts, document)
         # Not sooner: whoever waits for a line of a child that runs already must see what comes now.
         self._start_logs(log_thread)
         holdings.close_received()
@@ -312,6 +299,24 @@ class _Parts:
             listeners.remove_socket_file(self.daemon.socket, rpc_file)
         log.info("procmand ends with status %d", status)
         return status
+
+    def _go_on(
+        self, supervisor: Supervisor, change: Change, rollouts: rollout.Rollouts, document: dict[str, Any]
+    ) -> None:
+        """Take up the processes, and what the supervisor before was about."""
+        left = legacy.take(self.held, self._next_table)
+        for problem in left.problems:
+            log.error("%s", problem)
+        leaving = change.leaving(left.unfinished) if left.unfinished is not None else frozenset()
+        rollouts.prepare(left.rollouts)
+        passing = rollout.passing(left.rollouts, [program.name for program in self.config.programs])
+        lost = any(not name.startswith(rollout.HELD) for name in left.lost)
+        supervisor.begin(self.snapshot, document, ending=left.ending, leaving=leaving, lost=lost, rollouts=passing)
+        for name in left.lost:
+            self.link.release(name)
+        rollouts.resume(left.rollouts)
+        if left.unfinished is not None:
+            change.resume(left.unfinished)
 
     def _state(self) -> dict[str, Any]:
         """What the state file says, or the keeper where it knows better, as far as it can be believed; nothing where

@@ -133,16 +133,7 @@ class Supervisor:
             ending = Ending("", int(state.get("exit_status", 0)))
         self._exit_status = ending.exit_status if ending is not None else 0
         statuses = state.get("processes", {}) if ours or adopted else {}
-        known = {program.name: takeover.in_file(statuses.get(program.name)) for program in self.config.programs}
-        found, strangers = takeover.by_place(snapshot.children, known)
-        for program in self.config.programs:
-            passing = rollouts.get(program.name)
-            slot = passing.current if passing else takeover.current_slot(program.name, found, known[program.name])
-            self.add(servers.in_place(program, slot), known[program.name])
-            if passing:
-                self.put_beside(servers.in_place(program, 1 - slot), Status())
-            else:
-                strangers += [str(record["child"]) for record in found[place(program.name, 1 - slot)].values()]
+        found, strangers = self._make_processes(snapshot, statuses, rollouts)
         if snapshot.starts > 1:
             self.note("daemon", "", what="supervisor restarted", why=snapshot.last)
             log.warning("the supervisor was replaced (%s); %d children go on", snapshot.last, len(snapshot.children))
@@ -166,6 +157,23 @@ class Supervisor:
         for process in self.all():
             self._check_exit_when(process)
         self.journal.dirty()
+
+    def _make_processes(
+        self, snapshot: Snapshot, statuses: Mapping[str, Any], rollouts: Mapping[str, takeover.Passing]
+    ) -> tuple[dict[str, takeover.Records], list[str]]:
+        """Each process in the place in which its child is. Returns the keeper's records of both places of each, and the
+        children that belong to none."""
+        known = {program.name: takeover.in_file(statuses.get(program.name)) for program in self.config.programs}
+        found, strangers = takeover.by_place(snapshot.children, known)
+        for program in self.config.programs:
+            passing = rollouts.get(program.name)
+            slot = passing.current if passing else takeover.current_slot(program.name, found, known[program.name])
+            self.add(servers.in_place(program, slot), known[program.name])
+            if passing:
+                self.put_beside(servers.in_place(program, 1 - slot), Status())
+            else:
+                strangers += [str(record["child"]) for record in found[place(program.name, 1 - slot)].values()]
+        return found, strangers
 
     def _settle_adopted(self, snapshot: Snapshot) -> None:
         """Say which children were adopted, and what of them was lost."""

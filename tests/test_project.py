@@ -287,7 +287,7 @@ def test_the_guarantees_name_what_there_is() -> None:
     assert {f"tests/{path.name}" for path in (PROJECT / "tests").glob("test_guarantee*.py")} <= tests
     assert not [name for name in tests if not (PROJECT / name).exists()]
     makefile = (PROJECT / "Makefile").read_text()
-    commands = set(re.findall(r"make ([a-z]+)", page))
+    commands = set(re.findall(r"(?:`|    )make ([a-z]+)", page))
     assert {"crash", "soak", "fuzz"} <= commands
     assert not [name for name in commands if f"\n{name}:" not in makefile]
 
