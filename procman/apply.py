@@ -1,6 +1,7 @@
 """From the table in force to a new one, while everything runs: add, remove, change, and leave the rest alone.
 
-Only what must restart does: a program whose command, environment or limits changed. Other keys take effect at once.
+Only what must have a new child gets one: a program whose command, environment or limits changed. Other keys take effect
+at once. Where a successor can take over, that is how it gets it; else it restarts.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, fields, replace
 
-from procman.config import Config, Daemon, Program
+from procman.config import Config, Daemon, Listener, Program
 
 HOT = frozenset(
     {
@@ -28,16 +29,19 @@ HOT_DAEMON = frozenset({"log_level", "shutdown_timeout", "exit_when", "sampling"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a new table means. `hot` and `restart` hold the new programs, `removed` the old ones.
+    """What a new table means. `hot`, `replace` and `restart` hold the new programs, `removed` the old ones.
 
-    `ignored` are keys of [daemon] that need a restart of the daemon.
+    `replace`: a successor takes over, if there is somebody to take over from. `tuned` are listeners whose socket stays,
+    with other settings. `ignored` are keys of [daemon] that need a restart of the daemon.
     """
 
-    added: tuple[Program, ...]
-    removed: tuple[Program, ...]
-    hot: tuple[Program, ...]
-    restart: tuple[Program, ...]
-    ignored: tuple[str, ...]
+    added: tuple[Program, ...] = ()
+    removed: tuple[Program, ...] = ()
+    hot: tuple[Program, ...] = ()
+    restart: tuple[Program, ...] = ()
+    ignored: tuple[str, ...] = ()
+    replace: tuple[Program, ...] = ()
+    tuned: tuple[Listener, ...] = ()
 
 
 def plan(old: Config, new: Config) -> Plan:
@@ -45,13 +49,19 @@ def plan(old: Config, new: Config) -> Plan:
     before = {program.name: program for program in old.programs}
     after = {program.name: program for program in new.programs}
     listeners = {listener.name: listener for listener in old.listeners}
-    moved = {listener.name for listener in new.listeners if listeners.get(listener.name, listener) != listener}
-    hot, restart = [], []
+    changed = [listener for listener in new.listeners if listeners.get(listener.name, listener) != listener]
+    tuned = [listener for listener in changed if _is_tuned(listeners[listener.name], listener)]
+    moved = {listener.name for listener in changed} - {listener.name for listener in tuned}
+    hot: list[Program] = []
+    restart: list[Program] = []
+    overlap: list[Program] = []
     for name, program in after.items():
         if name not in before:
             continue
-        if not _is_hot(before[name], program) or moved & set(program.listen):
+        if moved & set(program.listen):
             restart.append(program)
+        elif not _is_hot(before[name], program):
+            (overlap if program.reload == "overlap" else restart).append(program)
         elif before[name] != program:
             hot.append(program)
     return Plan(
@@ -59,8 +69,73 @@ def plan(old: Config, new: Config) -> Plan:
         removed=tuple(program for name, program in before.items() if name not in after),
         hot=tuple(hot),
         restart=tuple(restart),
+        replace=tuple(overlap),
+        tuned=tuple(tuned),
         ignored=tuple(f"daemon.{key}" for key in _changed(old.daemon, new.daemon) if key not in HOT_DAEMON),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a plan for people: what happens to which process ("" for the daemon), for the sake of which keys, and
+    what it costs."""
+
+    name: str
+    action: str
+    keys: tuple[str, ...]
+    cost: str
+
+
+COSTS = {
+    "add": "it starts",
+    "remove": "it stops",
+    "change": "takes effect at once",
+    "replace": "a successor takes over, no request is lost",
+    "restart": "it stops, then it starts; connections wait meanwhile",
+    "ignore": "needs a restart of the daemon",
+}
+"""What each action costs, in words."""
+
+
+def lines(old: Config, new: Config, plan: Plan) -> list[Line]:
+    """`plan` in the order in which it is carried out."""
+    before = {program.name: program for program in old.programs}
+    found = [Line("", "ignore", plan.ignored, COSTS["ignore"])] if plan.ignored else []
+    daemon = tuple(f"daemon.{key}" for key in _changed(old.daemon, new.daemon) if key in HOT_DAEMON)
+    found += [Line("", "change", daemon, COSTS["change"])] if daemon else []
+    found += [Line(f"listener {listener.name}", "change", (), COSTS["change"]) for listener in plan.tuned]
+    parts = (("change", plan.hot), ("remove", plan.removed), ("restart", plan.restart), ("add", plan.added))
+    for action, programs in (*parts, ("replace", plan.replace)):
+        for program in programs:
+            keys = _keys(before[program.name], program) if program.name in before and action != "remove" else ()
+            cost = COSTS[action]
+            if action == "add" and not program.autostart:
+                cost = "it does not start: autostart = false"
+            found.append(Line(program.name, action, keys, cost))
+    return found
+
+
+_KEYS = {
+    "argv": "command",
+    "account": "user",
+    "env_files": "env_file",
+    "reload_signal": "reload",
+    "reload_command": "reload",
+    "error_path": "stderr",
+    "notify": "ready",
+}
+"""What the table calls a field that has another name."""
+
+
+def _keys(old: Program, new: Program) -> tuple[str, ...]:
+    """The keys of the table that make the difference; a listener that has moved is one."""
+    fields_ = [key for key in _changed(old, new) if key not in ("log", "limits")]
+    found = [_KEYS.get(key, key) for key in fields_]
+    if "command" in found and new.server:
+        found[found.index("command")] = "server"
+    for part in ("log", "limits"):
+        found += [f"{part}.{_KEYS.get(key, key)}" for key in _changed(getattr(old, part), getattr(new, part))]
+    return tuple(dict.fromkeys(found)) or ("listen",)
 
 
 def fingerprint(config: Config, program: Program) -> str:
@@ -80,6 +155,11 @@ def daemon_in_force(old: Daemon, new: Daemon) -> Daemon:
 def _is_hot(old: Program, new: Program) -> bool:
     log_changes = set(_changed(old.log, new.log))
     return set(_changed(old, new)) <= HOT | ({"log"} if log_changes <= HOT_LOG else set())
+
+
+def _is_tuned(old: Listener, new: Listener) -> bool:
+    """Whether an open socket can be made like `new`."""
+    return replace(old, backlog=new.backlog, mode=new.mode, uid=new.uid, gid=new.gid) == new
 
 
 def _changed(old: object, new: object) -> list[str]:

@@ -5,8 +5,12 @@ into force, and what is wanted is started. Before each half the keeper is handed
 supervisor that comes up in the midst of it goes on where the one before was:
 
     "next table" and "change" {"half": "stop", "why", "wanted"}     the old table is in force
-    "table" and "change" {"half": "start", "why", "start"}          the new one is; each process that is to be started,
-                                                                    with the number of the last child that it had
+    "table", "kept" and "change" {"half": "start", "why", "start",  the new one is; each process that is to be started,
+                                  "replace", "remove"}              with the number of the last child that it had
+
+What can be replaced by a successor is not stopped: it is *kept* as it was (`kept`) when the new table comes into force,
+and passes on after all else is done, one program after the other, until one fails. So is a process that leaves because
+its program has another number of them: it stops when the others run.
 
 What differs is decided by `apply.plan`.
 """
@@ -20,23 +24,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
-from procman import apply, memo, servers, shape
-from procman.config import Config
+from procman import apply, kept, memo, servers, shape
+from procman.config import Config, Program
 from procman.errors import ConfigError, Failed, ProcmanError
-from procman.ground import Ground
+from procman.kept import Kept
 from procman.lifecycle import Start, State, Status
-from procman.link import KeeperLink
-from procman.operation import carry_out
+from procman.operation import Aim, Progress, carry_out, reach
 from procman.process import Process
 from procman.report import Info
-from procman.rollout import Rollouts
-from procman.supervisor import Supervisor
+from procman.rollout import Rollouts, serves
 
 log = logging.getLogger("procman")
 
 HELD_NAME, NEXT_TABLE = "change", "next table"
 
-PARTS: dict[str, Any] = {"half": Literal["stop", "start"], "why": str, "wanted": list[str], "start": dict[str, int]}
+PARTS: dict[str, Any] = {
+    "half": Literal["stop", "start"],
+    "why": str,
+    "wanted": list[str],
+    "start": dict[str, int],
+    "replace": list[str],
+    "remove": list[str],
+}
 NEEDED = {"stop": ("wanted",), "start": ("start",)}
 """Of the document that the keeper holds: all that is read of it, and what each half can't do without."""
 
@@ -57,9 +66,12 @@ class Tables(Protocol):
     def read(self) -> Read:
         """The table as its files say it now. Raises ConfigError. For a thread: it may be slow."""
 
+    def previous(self) -> Read:
+        """The table that was in force before. Raises Failed where there was none in this life of the daemon."""
+
     def in_force(self, read: Read, config: Config, together: Mapping[str, int]) -> None:
-        """`config` is in force from now on, which is `read` with the settings that a running daemon keeps. The keeper
-        takes the descriptors `together` in the same moment."""
+        """`config` is in force from now on, which is `read` with the settings that a running daemon keeps, but for what
+        is kept of the one before. The keeper takes the descriptors `together` in the same moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +83,8 @@ class Unfinished:
     wanted: frozenset[str] = frozenset()
     start: Mapping[str, int] = field(default_factory=dict)
     read: Read | None = None
+    replace: tuple[str, ...] = ()
+    remove: tuple[str, ...] = ()
 
     @staticmethod
     def needs_table(document: Any) -> bool:
@@ -86,7 +100,8 @@ class Unfinished:
         if wrong or missing:
             raise ValueError("; ".join((*wrong, *(f"{key}: is missing" for key in missing)))[:SAID])
         if half == "start":
-            return Unfinished("start", told["why"], start=told["start"])
+            replace_, remove = (tuple(told.get(key, ())) for key in ("replace", "remove"))
+            return Unfinished("start", told["why"], start=told["start"], replace=replace_, remove=remove)
         if read is None:
             raise ValueError("the next table is not there")
         return Unfinished("stop", told["why"], frozenset(told["wanted"]), read=read)
@@ -95,23 +110,25 @@ class Unfinished:
 class Change:
     """Changes the table of `supervisor`. `problem` is "", or why the last one was refused."""
 
-    def __init__(
-        self, supervisor: Supervisor, link: KeeperLink, ground: Ground, tables: Tables, rollouts: Rollouts
-    ) -> None:
+    def __init__(self, rollouts: Rollouts, tables: Tables, table: Config, kept_programs: Kept) -> None:
         self._rollouts = rollouts
         self.problem = ""
+        supervisor, self._link, self._ground = rollouts.world
         self._supervisor = supervisor
-        self._link = link
-        self._ground = ground
         self._tables = tables
+        self._table = table
+        self._kept = kept_programs
+        self._why = ""
         self._again = False
         self._resumed: asyncio.Task[None] | None = None
         supervisor.on_hang_up = self.hang_up
 
-    async def reread(self, why: str) -> Info:
-        """Read the table again and apply it. Raises ConfigError, and changes nothing, when it has a problem.
+    async def reread(self, why: str, *, previous: bool = False, progress: Progress = lambda info: None) -> Info:
+        """Read the table again and apply it; or go back to the one before (`previous`). Raises ConfigError, and changes
+        nothing, when it has a problem.
 
-        Returns when all has been added, removed and asked to start again: which processes, and what it can't change.
+        Returns when all is done: which processes, and what it can't change. `failed` is there when something did not
+        start, or a successor has failed: then the rest was left as it was.
         """
         await self._rollouts.ended()
         if self._resumed is not None:
@@ -119,14 +136,10 @@ class Change:
         self._supervisor.check_free()
         self._supervisor.changing = True
         try:
-            # In a thread: it reads files and looks users up, and either may be on the network.
-            try:
-                read = await asyncio.to_thread(self._tables.read)
-            except RuntimeError as error:  # can't start new thread: RLIMIT_NPROC counts threads too
-                raise Failed(f"the table can't be read now: {error}") from error
+            read = await self._read(previous)
             self.problem = ""
             try:
-                return await self._carry_out(read, why)
+                return await self._carry_out(read, why, progress=progress)
             finally:
                 os.close(read.memory)
         except ConfigError as error:
@@ -136,6 +149,27 @@ class Change:
             self._supervisor.changing = False
             if self._again:
                 self._supervisor.background(self.hang_up())
+
+    async def plan(self, *, previous: bool = False) -> list[apply.Line]:
+        """What `reread` would do now. Raises ConfigError."""
+        read = await self._read(previous)
+        os.close(read.memory)
+        config = self._supervisor.config
+        return apply.lines(config, read.config, self._possible(apply.plan(config, read.config)))
+
+    async def _read(self, previous: bool) -> Read:
+        # In a thread: it reads files and looks users up, and either may be on the network.
+        try:
+            return await asyncio.to_thread(self._tables.previous if previous else self._tables.read)
+        except RuntimeError as error:  # can't start new thread: RLIMIT_NPROC counts threads too
+            raise Failed(f"the table can't be read now: {error}") from error
+
+    def _possible(self, plan: apply.Plan) -> apply.Plan:
+        """`plan`, where only what serves is replaced."""
+        processes = self._supervisor.processes
+        serving = [program for program in plan.replace if serves(processes[program.name])]
+        others = [program for program in plan.replace if program not in serving]
+        return replace(plan, replace=tuple(serving), restart=(*plan.restart, *others))
 
     async def hang_up(self) -> None:
         """SIGHUP: nobody waits for the answer, so it goes to the log. One that comes during a change follows after it;
@@ -147,7 +181,9 @@ class Change:
             return
         self._again = False
         try:
-            await self.reread("SIGHUP")
+            done = await self.reread("SIGHUP")
+            if "failed" in done:
+                log.error("%s", done["message"])
         except ProcmanError as error:
             log.error("the table was not taken, everything stays as it is:\n%s", error)
         finally:
@@ -156,17 +192,27 @@ class Change:
 
     # --- the two halves ---------------------------------------------------------------------------------------------
 
-    async def _carry_out(self, read: Read, why: str, wanted: Iterable[str] = ()) -> Info:
+    async def _carry_out(
+        self, read: Read, why: str, wanted: Iterable[str] = (), progress: Progress = lambda info: None
+    ) -> Info:
         supervisor = self._supervisor
-        plan = apply.plan(supervisor.config, read.config)
+        self._why = why
+        before = supervisor.config
+        plan = self._possible(apply.plan(before, read.config))
+        late = self._late(plan, read.config)
+        plan = replace(plan, removed=tuple(program for program in plan.removed if program.name not in late))
         restart = {program.name for program in plan.restart}
         up = set(wanted) | {name for name in restart if supervisor.processes[name].status.wanted}
         supervisor.replacing = up & restart
         if plan.removed or restart:
             document = {"half": "stop", "why": why, "wanted": sorted(up & restart)}
             self._link.hand_over(HELD_NAME, document, {NEXT_TABLE: read.memory})
-        config = replace(read.config, daemon=apply.daemon_in_force(supervisor.config.daemon, read.config.daemon))
-        supervisor.take_settings(config)
+        daemon = apply.daemon_in_force(before.daemon, read.config.daemon)
+        self._table = replace(read.config, daemon=daemon)
+        listeners = {listener.name: listener for listener in before.listeners}
+        self._kept = kept.keep(before, {*late, *(program.name for program in plan.replace)}, listeners)
+        supervisor.take_settings(self._kept.of(self._table))
+        self._ground.tune(plan.tuned)
         for program in plan.hot:
             process = supervisor.processes[program.name]
             process.program = servers.in_place(program, process.program.slot)
@@ -174,24 +220,35 @@ class Change:
             self._rollouts.watch_age(process)
         names = {
             "added": [program.name for program in plan.added],
-            "removed": [program.name for program in plan.removed],
+            "removed": [program.name for program in plan.removed] + late,
             "changed": [program.name for program in plan.hot],
             "restarted": [program.name for program in plan.restart],
+            "replaced": [program.name for program in plan.replace],
         }
         supervisor.note("daemon", "", what="table", why=why, **names)
         needs_restart = f"; restart the daemon for {', '.join(plan.ignored)}" if plan.ignored else ""
         message = f"the table was read again{needs_restart}"
         log.info("%s (%s): %s", message, why, names)
-        await self._replace(read, plan, why, up)
+        failed = await self._replace(read, plan, up, late, progress)
+        if failed:
+            return {**names, "message": f"stopped at {failed['name']}: {failed['why']}", "failed": failed}
         return {**names, "message": message}
 
-    async def _replace(self, read: Read, plan: apply.Plan, why: str, wanted: set[str]) -> None:
-        """The part of a change that takes time: what must stop is stopped first."""
-        supervisor = self._supervisor
+    def _late(self, plan: apply.Plan, new: Config) -> list[str]:
+        """Those that leave because their program has another number of processes: the others start before that."""
+        programs = {program.program for program in new.programs}
+        processes = self._supervisor.processes
+        return [p.name for p in plan.removed if p.program in programs and serves(processes[p.name])]
+
+    async def _replace(
+        self, read: Read, plan: apply.Plan, wanted: set[str], late: Sequence[str], progress: Progress
+    ) -> Info:
+        """The part of a change that takes time: what must stop is stopped first. Returns what has failed, if any."""
+        supervisor, why = self._supervisor, self._why
         processes, config = supervisor.processes, supervisor.config
         wanted |= await self._bring_down([processes[program.name] for program in (*plan.removed, *plan.restart)], why)
         if supervisor.closing:
-            return  # nothing may start any more
+            return {}  # nothing may start any more
         await self._ground.written([processes[program.name].program for program in (*plan.removed, *plan.restart)])
         for program in plan.removed:
             supervisor.remove(program.name)
@@ -201,11 +258,12 @@ class Change:
         await self._link.sync()  # until then the keeper still holds the addresses
         wanted |= await self._bring_down([processes[program.name] for program in plan.restart], why)
         if supervisor.closing:
-            return
+            return {}
         again = [program.name for program in plan.restart if program.name in wanted]
         start = {name: processes[name].status.generation for name in again if not supervisor.is_down(name)}
         start |= {program.name: 0 for program in plan.added if supervisor.starts_by_itself(program)}
-        self._into_force(read, {"half": "start", "why": why, "start": start})
+        passing = [program.name for program in plan.replace]
+        self._into_force(read, {"half": "start", "why": why, "start": start, "replace": passing, "remove": late})
         for program in plan.restart:
             process = processes[program.name]
             process.program = servers.in_place(program, process.program.slot)
@@ -213,19 +271,74 @@ class Change:
         for program in plan.added:
             supervisor.add(program, Status())
         supervisor.put_in_order()
-        await self._start(start, why)
+        return await self._start(Unfinished("start", why, start=start, replace=(*passing,), remove=(*late,)), progress)
 
-    async def _start(self, start: Mapping[str, int], why: str) -> None:
-        """The second half: start what has had no child since. When that is on record, the change is over: also what
-        has left the table, for one of that name may come back."""
+    async def _start(self, rest: Unfinished, progress: Progress) -> Info:
+        """The second half: start what has had no child since, then replace what is kept. When that is on record, the
+        change is over: also what has left the table, for one of that name may come back."""
+        start, why = rest.start, f"the table has changed ({rest.why})"
         found = [self._supervisor.processes[name] for name in start if name in self._supervisor.processes]
         for process in sorted(found, key=lambda process: process.program.priority):
             if process.status.generation <= start[process.name] and not process.status.wanted:
-                process.feed(Start(f"the table has changed ({why})"))
+                process.feed(Start(why))
         self._supervisor.replacing = set()
+        failed = await self._pass_on(found, rest, why, progress) if rest.replace or rest.remove else {}
         await self._supervisor.journal.saved()
         for name in (HELD_NAME, NEXT_TABLE):
             self._link.release(name)
+        return failed
+
+    async def _pass_on(self, started: Sequence[Process], rest: Unfinished, why: str, progress: Progress) -> Info:
+        """Replace and remove what is kept, once what was started serves. Ends at the first failure, and returns it."""
+        aims = [Aim("start", process, process.status.generation) for process in started]
+        for aim in aims:
+            good, reason = await reach(aim, progress)
+            if not good:
+                return {"name": aim.process.name, "why": f"it did not start: {reason}", "output": []}
+        by_program: dict[str, list[Program]] = {}
+        for program in sorted(self._table.programs, key=lambda program: program.priority):
+            if program.name in rest.replace and program.name in self._kept.programs:
+                by_program.setdefault(program.program, []).append(program)
+        for programs in by_program.values():
+            outcomes, outputs = await self._rollouts.replace(programs, why, progress, passed=self._passed)
+            for name, (good, reason) in outcomes.items():
+                if not good:
+                    text = f"{reason}; it stays what it was"
+                    return {"name": name, "why": text, "output": outputs.get(name, [])}
+        leaving = [self._supervisor.processes[name] for name in rest.remove if name in self._kept.programs]
+        await self._bring_down(leaving, rest.why)
+        await self._ground.written([process.program for process in leaving])
+        for process in leaving:
+            if self._supervisor.closing:
+                return {}
+            self._supervisor.remove(process.name)
+            self._let_go(process.name)
+        self._ground.close_unused(self._supervisor.config)
+        return {}
+
+    def _passed(self, name: str, new: bool) -> None:
+        """The successor of a process that was kept serves (`new`), or does no more."""
+        if new:
+            self._let_go(name)
+        elif name not in self._kept.programs:
+            process = self._supervisor.processes[name]
+            listeners = {listener.name: listener for listener in self._supervisor.config.listeners}
+            program = servers.in_place(process.program, 0)
+            again = kept.Kept({name: program}, {each: listeners[each] for each in program.listen if each in listeners})
+            programs, listeners = self._kept.programs | again.programs, self._kept.listeners | again.listeners
+            self._keep(kept.Kept(programs, listeners))
+
+    def _let_go(self, name: str) -> None:
+        if name in self._kept.programs:
+            self._keep(self._kept.without([name]))
+
+    def _keep(self, now: kept.Kept) -> None:
+        self._kept = now
+        self._supervisor.take_settings(now.of(self._table))
+        if now.programs:
+            self._link.hand_over(kept.HELD_NAME, now.document())
+        else:
+            self._link.release(kept.HELD_NAME)
 
     async def _bring_down(self, processes: Sequence[Process], why: str) -> set[str]:
         """Stop them, also one that an operator starts meanwhile. Returns the names of those that were wanted up."""
@@ -241,6 +354,7 @@ class Change:
         together: dict[str, int] = {}
         try:
             together[HELD_NAME] = memo.write(HELD_NAME, document)
+            together[kept.HELD_NAME] = memo.write(kept.HELD_NAME, self._kept.document())
         except OSError as error:
             log.error("a supervisor that replaces this one now would not know of the change: %s", error)
         try:
@@ -269,9 +383,11 @@ class Change:
         log.info("the change of the table goes on (%s)", unfinished.why)
         try:
             if unfinished.read is None:
-                await self._start(unfinished.start, unfinished.why)
+                failed = await self._start(unfinished, lambda info: None)
             else:
-                await self._carry_out(unfinished.read, unfinished.why, unfinished.wanted)
+                failed = (await self._carry_out(unfinished.read, unfinished.why, unfinished.wanted)).get("failed", {})
+            if failed:
+                log.error("the change of the table has stopped at %s: %s", failed["name"], failed["why"])
         except ProcmanError as error:
             log.error("the change of the table can't go on: %s", error)
         finally:

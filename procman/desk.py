@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 from procman import __version__, operation, report
 from procman.change import Change
@@ -270,8 +271,12 @@ class Desk:
         self._supervisor.note("operation", "", what="upgrade", uid=peer.uid, pid=peer.pid)
         await self._supervisor.upgrade(f"upgrade by uid {peer.uid}")
 
-    async def reread(self, peer: Peer) -> Info:
-        return await self._change.reread(f"reread by uid {peer.uid}")
+    async def reread(self, peer: Peer, *, previous: bool, progress: Callable[[Info], None]) -> Info:
+        verb = "apply --previous" if previous else "apply"
+        return await self._change.reread(f"{verb} by uid {peer.uid}", previous=previous, progress=progress)
+
+    async def plan(self, *, previous: bool) -> list[Info]:
+        return [asdict(line) for line in await self._change.plan(previous=previous)]
 
 
 def _short(keeper: int, supervisor: int) -> list[str]:

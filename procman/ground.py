@@ -349,6 +349,14 @@ class Ground:
         plain = {held_name(listener, ""): listener for listener in config.listeners if not listener.reuse_port}
         self._holdings.sockets.close_others(names | plain)
 
+    def tune(self, listeners: Sequence[Listener]) -> None:
+        """Make open sockets like these. What can't be done is said."""
+        for listener in listeners:
+            try:
+                self._holdings.sockets.tune(listener)
+            except ProcmanError as error:
+                log.error("%s", error)
+
     def change_logs(self, program: Program) -> None:
         """The output of `program` goes where its table says now."""
         out, err = log_pipes(program)

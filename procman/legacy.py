@@ -7,14 +7,16 @@ what was stopped for it runs again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from procman import memo, rollout, shape
+from procman import kept, memo, rollout, shape
 from procman.change import HELD_NAME, NEXT_TABLE, Read, Unfinished
 from procman.errors import ProcmanError
+from procman.kept import Kept
 from procman.supervisor import CLOSING, STATE, Ending
 
 ReadTable = Callable[[int], Read]
@@ -53,6 +55,23 @@ def take(held: dict[str, int], read_table: ReadTable) -> Legacy:
             legacy.lost.append(name)
             legacy.problems.append(f"a rollout can't go on, and is set aside ({name}): {error}")
     return legacy
+
+
+def kept_of(held: dict[str, int]) -> tuple[Kept, str]:
+    """What of the table before is still in force, and what is wrong with it. Whose successor serves already, as the
+    rollouts tell, is kept no more."""
+    memory = held.pop(kept.HELD_NAME, None)
+    try:
+        found = Kept() if memory is None else Kept.read(memo.read(memory))
+    except (OSError, ValueError) as error:
+        return Kept(), f"what was kept of the table before can't be read, and is set aside: {error}"
+    passed: set[str] = set()
+    for name, descriptor in held.items():
+        if name.startswith(rollout.HELD):
+            with contextlib.suppress(OSError, ValueError):  # said by `take`
+                told = rollout.memo_of(memo.read(os.dup(descriptor)))
+                passed |= told.successors.keys() if told.phase == "passed" else set()
+    return found.without(passed), ""
 
 
 def state(held: dict[str, int]) -> tuple[dict[str, Any] | None, str]:

@@ -95,6 +95,22 @@ def fits(sock: socket.socket, listener: Listener, made: FileId | None = None) ->
         return False
 
 
+def tune(sock: socket.socket, listener: Listener) -> None:
+    """Give the open socket of `listener` its backlog, and a Unix socket its mode and owner. Raises `Failed`."""
+    address = listener.address
+    try:
+        sock.listen(listener.backlog)  # again: it changes the backlog alone (listen(2))
+        if address.kind == "unix":
+            with _folder_of(address.path) as folder:
+                made = _made_now(folder, os.path.basename(address.path))
+                try:
+                    _dress(made, listener.mode, (listener.uid, listener.gid))
+                finally:
+                    os.close(made)
+    except OSError as error:
+        raise Failed(f"can't change {address}: {error.strerror}") from error
+
+
 def open_beside(listener: Listener) -> socket.socket:
     """One more socket for a Unix listener, at a path beside its own, with the same mode and owner. `take_over` gives it
     the listener's own path. Raises `Failed`."""

@@ -81,8 +81,12 @@ class Operations(Protocol):
     def reopen_logs(self, peer: Peer) -> None:
         """Closes and opens every log file, for a rotation by others."""
 
-    async def reread(self, peer: Peer) -> Object:
-        """Reads the table again and applies it; what changed, and what must be restarted to change."""
+    async def reread(self, peer: Peer, *, previous: bool, progress: Callable[[Object], None]) -> Object:
+        """Reads the table again and applies it, or goes back to the `previous` one; what changed, what must be
+        restarted to change, and what has `failed`."""
+
+    async def plan(self, *, previous: bool) -> list[Object]:
+        """What `reread` would do: one {name, action, keys, cost} for each line."""
 
     async def upgrade(self, peer: Peer) -> None:
         """Has the daemon become the installed version. Where that works, who asks is not answered: the connection is
@@ -396,7 +400,11 @@ async def _reopen_logs(operations: Operations, call: Call) -> object:
 
 
 async def _reread(operations: Operations, call: Call) -> object:
-    return await call.outlive(operations.reread(call.peer))
+    previous = call.params.get("previous", False)
+    if call.params.get("dry_run"):
+        return await call.outlive(operations.plan(previous=previous))
+    progress = functools.partial(call.mention, "progress")
+    return await call.outlive(operations.reread(call.peer, previous=previous, progress=progress))
 
 
 async def _upgrade(operations: Operations, call: Call) -> object:
@@ -430,6 +438,7 @@ METHODS: dict[str, Method] = {
         },
     ),
     "events": Method(_events, "look", {"follow": ("flag", False)}),
+    "apply": Method(_reread, "operate", {"dry_run": ("flag", False), "previous": ("flag", False)}),
     "daemon.status": Method(_daemon_status, "look"),
     "daemon.shutdown": Method(_shutdown, "operate"),
     "daemon.reopen_logs": Method(_reopen_logs, "operate"),

@@ -53,6 +53,9 @@ LOOK_SECONDS = 0.02
 LINES = 20
 """Of the output of a successor that failed, so many lines are shown."""
 
+Passed = Callable[[str, bool], None]
+"""Told of a process whose successor is the current one from now on (True), or is so no more."""
+
 T = TypeVar("T")
 
 
@@ -83,9 +86,14 @@ def _drops_nothing(program: Program) -> bool:
     return program.server in servers.DROP_NOTHING
 
 
+def serves(process: Process) -> bool:
+    """Whether there is somebody who could pass on to a successor."""
+    return process.status.state in (State.STARTING, State.RUNNING)
+
+
 def overlaps(process: Process) -> bool:
     """Whether a reload of `process` starts a successor beside it, as it is now."""
-    return process.program.reload == "overlap" and process.status.state in (State.STARTING, State.RUNNING)
+    return process.program.reload == "overlap" and serves(process)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +122,17 @@ class _Abandoned(Exception):
 class Rollout:
     """One unit on its way. `programs` are what the successors are, by name."""
 
-    def __init__(self, world: World, unit: Unit, programs: Mapping[str, Program], why: str, progress: Progress) -> None:
+    def __init__(
+        self,
+        world: World,
+        unit: Unit,
+        programs: Mapping[str, Program],
+        why: str,
+        *,
+        progress: Progress = lambda info: None,
+        passed: Passed = lambda name, new: None,
+    ) -> None:
+        self._passed = passed
         self._supervisor, self._link, self._ground = world
         self._unit, self._programs, self._why, self._progress = unit, programs, why, progress
         self.name = unit.names[0]
@@ -220,7 +238,7 @@ class Rollout:
         try:
             for first in self._firsts:
                 self._ground.sockets.pass_on(first)
-            self._switch()
+            self._switch(new=True)
             self._ground.trials.over(self._keys)
             for name in names:
                 self._say(name, "new connections go to the successor; the one before runs dry")
@@ -239,16 +257,17 @@ class Rollout:
         await self._finish()
         return ""
 
-    def _switch(self) -> None:
+    def _switch(self, *, new: bool) -> None:
         for name in self._unit.names:
             self._supervisor.switch(name)
+            self._passed(name, new)
 
     def _take_back(self) -> None:
         self._tell("trial")
         for first in self._firsts:
             self._ground.sockets.take_back(first)
         if self._supervisor.processes[self._unit.names[0]].program.slot == self._slots[self._unit.names[0]]:
-            self._switch()
+            self._switch(new=False)
 
     async def _run_dry(self) -> None:
         """Until nothing waits for the one before, and it has read what it accepted."""
@@ -368,8 +387,8 @@ class Rollouts:
     """All that are under way, of all programs."""
 
     def __init__(self, supervisor: Supervisor, link: KeeperLink, ground: Ground) -> None:
-        self._world = World(supervisor, link, ground)
-        self._supervisor, self._link, self._ground = self._world
+        self.world = World(supervisor, link, ground)
+        self._supervisor, self._link, self._ground = self.world
         self._running: dict[str, Rollout] = {}
         self._resumed: set[Rollout] = set()
         self._ages = Ages(self._too_old)
@@ -416,21 +435,24 @@ class Rollouts:
         why: str,
         progress: Progress,
         at_once: int = 1,
+        passed: Passed = lambda name, new: None,
     ) -> tuple[dict[str, Outcome], dict[str, list[str]]]:
         """Replace the processes of `programs`, which are what the successors are to be. Programs go side by side, the
         units of one program one after the other (`at_once` of them together), and none follows on one that failed.
+        `passed` is told in the moment when a successor is the current process, and when it is that no more.
+
         Returns what came of each, and the last output of successors that failed."""
         by_program: dict[str, list[Program]] = {}
         for program in programs:
             by_program.setdefault(program.program, []).append(program)
         found = await asyncio.gather(
-            *(self._replace_program(group, why, progress, at_once) for group in by_program.values())
+            *(self._replace_program(group, why, progress, at_once, passed) for group in by_program.values())
         )
         outcomes = {name: outcome for each, _ in found for name, outcome in each.items()}
         return outcomes, {name: lines for _, each in found for name, lines in each.items()}
 
     async def _replace_program(
-        self, programs: Sequence[Program], why: str, progress: Progress, at_once: int
+        self, programs: Sequence[Program], why: str, progress: Progress, at_once: int, passed: Passed
     ) -> tuple[dict[str, Outcome], dict[str, list[str]]]:
         todo = units(self._supervisor.config, [program.name for program in programs])
         by_name = {program.name: program for program in programs}
@@ -448,7 +470,7 @@ class Rollouts:
                 if busy:
                     outcomes.update(dict.fromkeys(unit.names, (False, f"a reload of {busy[0]} is under way already")))
                     return
-                rollout = Rollout(self._world, unit, by_name, why, progress)
+                rollout = Rollout(self.world, unit, by_name, why, progress=progress, passed=passed)
                 self._running |= dict.fromkeys(unit.names, rollout)
                 try:
                     outcome = await rollout.run()
@@ -495,7 +517,7 @@ class Rollouts:
             if not unit.names:  # they have left the table
                 self._link.release(HELD + name)
                 continue
-            rollout = Rollout(self._world, unit, {}, memo.why, lambda info: None)
+            rollout = Rollout(self.world, unit, {}, memo.why)
             rollout.name = name
             self._resumed.add(rollout)
             self._running |= dict.fromkeys(unit.names, rollout)

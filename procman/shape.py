@@ -32,9 +32,9 @@ class Misfit(ValueError):
 def fit(value: object, kind: Any, at: str = "") -> Any:
     """`value` as the type `kind` declares it; `at` is where it stands, for the message. Raises Misfit.
 
-    Known are bool, int, float, str, None, Any, X | Y, Literal, StrEnum, list[X], tuple[X, ...], dict[str, X],
-    dataclasses (from an object; fields with a default may be missing) and NamedTuples (from an array). A bool is no
-    number, and a number is finite.
+    Known are bool, int, float, str, None, Any, X | Y, Literal, StrEnum, list[X], tuple[X, ...], frozenset[X],
+    dict[str, X], dataclasses (from an object; fields with a default may be missing) and NamedTuples (from an array). A
+    bool is no number, and a number is finite.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
@@ -45,7 +45,7 @@ def fit(value: object, kind: Any, at: str = "") -> Any:
         if any(value == one and type(value) is type(one) for one in arguments):
             return value
         raise _misfit(value, "one of " + ", ".join(map(repr, arguments)), at)
-    if origin in (list, tuple):
+    if origin in (list, tuple, frozenset):
         if not isinstance(value, list):
             raise _misfit(value, "an array", at)
         return origin(fit(item, arguments[0], f"{at}[{number}]") for number, item in enumerate(value))

@@ -90,6 +90,16 @@ class Sockets:
             self._files[name] = listeners.socket_file(listener.address.path)
         return name
 
+    def tune(self, listener: Listener) -> None:
+        """Give open sockets of `listener` its backlog, mode and owner. Raises Failed."""
+        first = held_name(listener, "")
+        for name in self._holder.held():
+            if base_name(name) == first or base_name(name).startswith(f"{first}@"):
+                copy = self._copy(name)
+                if copy is not None:
+                    listeners.tune(copy, listener)
+                    self._open[name] = listener
+
     def lost(self, name: str) -> None:
         """The keeper had no room for it."""
         self._open.pop(name, None)

@@ -24,6 +24,7 @@ from procman import (
     disks,
     ground,
     interim,
+    kept,
     legacy,
     listeners,
     orphans,
@@ -40,6 +41,7 @@ from procman.desk import Desk
 from procman.errors import ConfigError, Failed, ProcmanError, is_shortage
 from procman.holdings import Holdings
 from procman.interim import Interim
+from procman.kept import Kept
 from procman.launch import log_paths
 from procman.link import KeeperLink
 from procman.logs import Counters, LogThreads
@@ -57,6 +59,9 @@ STUCK_SECONDS = 5.0
 """How often it is looked whether a disk that is stuck goes on."""
 HOLD_AGAIN_SECONDS = 1.0
 """When the keeper could not be given something for want of a descriptor, the next try follows this much later."""
+
+PREVIOUS = "previous table"
+"""Held by the keeper: the table that was in force before."""
 
 EXIT_FAILED, EXIT_BAD_TABLE = 1, 2
 
@@ -96,6 +101,8 @@ class _Parts:
         self._own_log = -1
         self._running: Daemon | None = None
         self._memory = -1
+        self._previous = self.held.pop(PREVIOUS, -1)
+        self._kept = Kept()
         self._damage = ""
         self._says = OwnLog(2)
         self.config = self._table_in_force()
@@ -118,10 +125,15 @@ class _Parts:
             if fd is not None:
                 os.close(fd)
         if recalled is None:
-            config, self._memory = self.read()
-            return config
+            self._table, self._memory = self.read()
+            self.held.pop(kept.HELD_NAME, None)
+            return self._table
         self._memory = self.held.pop("table")
-        return recalled
+        self._table = recalled
+        self._kept, problem = legacy.kept_of(self.held)
+        if problem:
+            print(f"procmand: {problem}", file=sys.stderr)
+        return self._kept.of(recalled)
 
     def read(self) -> Read:
         """See `change.Tables`, as for the next."""
@@ -132,7 +144,18 @@ class _Parts:
         except OSError as error:
             raise Failed(f"the table can't be read now: {error.strerror}") from error
 
+    def previous(self) -> Read:
+        if self._previous < 0:
+            raise Failed("there is no table before this one", hint="the daemon has had no other since it was started")
+        memory = os.dup(self._previous)
+        return Read(table.parse(self.path, recall(os.dup(memory)), self._running), memory)
+
     def in_force(self, read: Read, config: Config, together: Mapping[str, int]) -> None:
+        before = os.dup(self._memory)
+        if self._previous >= 0:
+            os.close(self._previous)
+        self._previous = before
+        together = {**together, PREVIOUS: before}
         os.dup2(read.memory, self._memory, inheritable=False)
         self.daemon = config.daemon
         self._hold_table("table", together=together)
@@ -274,7 +297,7 @@ class _Parts:
         supervisor = Supervisor(self.config, self.link, stands)
         supervisor.damage = self._damage
         rollouts = rollout.Rollouts(supervisor, self.link, stands)
-        change = Change(supervisor, self.link, stands, self, rollouts)
+        change = Change(rollouts, self, self._table, self._kept)
         desk = Desk(supervisor, self.link, stands, change, rollouts)
         self.server = Server(rpc_socket, desk, self._access())
         stands.on_reopen = self._reopen_own_log

@@ -164,7 +164,11 @@ class StandIn:
     def reopen_logs(self, peer: Peer) -> None:
         self.asked.append(("reopen_logs", peer.uid))
 
-    async def reread(self, peer: Peer) -> Object:
+    async def plan(self, *, previous: bool) -> list[Object]:
+        return [{"name": "blog", "action": "replace", "keys": ["environment"], "cost": f"{previous}"}]
+
+    async def reread(self, peer: Peer, *, previous: bool, progress: Callable[[Object], None]) -> Object:
+        progress({"name": "blog", "state": "STARTING", "why": f"asked, {previous}"})
         if self.asked and self.asked[-1][0] == "reread":
             raise Failed("the table has problems", hint="procmanctl check")
         self.asked.append(("reread", peer.uid))
