@@ -230,8 +230,8 @@ WAITING = """
     command = "${PYTHON} -S -E ${PROGRAMS}/notify.py 1000"
     ready = { notify = true }
     start_timeout = "12s"
-    restart_delay = "60s"
-    restart_delay_max = "60s"
+    restart_delay = "1h"
+    restart_delay_max = "1h"
     [program.crashed]
     command = "${PYTHON} -S -E ${PROGRAMS}/lives.py crashed ${HOME}"
     start_seconds = 0
@@ -277,7 +277,7 @@ def test_what_waits_goes_on_after_a_failed_trial(
     running = daemon(WAITING, installed=installed, start=False)
     running.start(timeout=30)
     hopeless = running.wait_for("hopeless", "FATAL")
-    starting = running.wait_for("starting", "STARTING")
+    running.wait_for("starting", "STARTING")
     running.wait_for("crashed")
     running.wait_for("wobbly", "BACKOFF")
     supervisor, began = running.supervisor_pid, failures(running, "wobbly")
@@ -310,9 +310,7 @@ def test_what_waits_goes_on_after_a_failed_trial(
     wait_until(lambda: failures(running, "wobbly") >= known + 2, 20, "it is tried again")
     wait_until(lambda: failures(running, "wobbly") == running.log("wobbly").count("born"), what="each counts")
     assert running.status()["wobbly"]["restarts"] >= failures(running, "wobbly") - 1
-    # The time to get ready was counted on.
-    info = running.status()["starting"]
-    assert (info["state"], info["pid"]) == ("STARTING", starting["pid"])
+    # The time to get ready was counted on, whether it is over by now or not.
     info = running.wait_for("starting", "BACKOFF", 20)
     assert "not ready within 12 s" in info["why"]
     assert info["restarts"] == 0
