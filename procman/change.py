@@ -69,9 +69,10 @@ class Tables(Protocol):
     def previous(self) -> Read:
         """The table that was in force before. Raises Failed where there was none in this life of the daemon."""
 
-    def in_force(self, read: Read, config: Config, together: Mapping[str, int]) -> None:
+    def in_force(self, read: Read, config: Config, together: Mapping[str, int], *, other: bool) -> None:
         """`config` is in force from now on, which is `read` with the settings that a running daemon keeps, but for what
-        is kept of the one before. The keeper takes the descriptors `together` in the same moment."""
+        is kept of the one before. The keeper takes the descriptors `together` in the same moment. `other`: it is another
+        table than the one before, which becomes the previous one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +264,8 @@ class Change:
         start = {name: processes[name].status.generation for name in again if not supervisor.is_down(name)}
         start |= {program.name: 0 for program in plan.added if supervisor.starts_by_itself(program)}
         passing = [program.name for program in plan.replace]
-        self._into_force(read, {"half": "start", "why": why, "start": start, "replace": passing, "remove": late})
+        document = {"half": "start", "why": why, "start": start, "replace": passing, "remove": late}
+        self._into_force(read, document, other=plan != apply.Plan(ignored=plan.ignored) or bool(late))
         for program in plan.restart:
             process = processes[program.name]
             process.program = servers.in_place(program, process.program.slot)
@@ -350,7 +352,7 @@ class Change:
 
     # --- what the keeper is handed ----------------------------------------------------------------------------------
 
-    def _into_force(self, read: Read, document: Mapping[str, object]) -> None:
+    def _into_force(self, read: Read, document: Mapping[str, object], *, other: bool) -> None:
         together: dict[str, int] = {}
         try:
             together[HELD_NAME] = memo.write(HELD_NAME, document)
@@ -358,7 +360,7 @@ class Change:
         except OSError as error:
             log.error("a supervisor that replaces this one now would not know of the change: %s", error)
         try:
-            self._tables.in_force(read, self._supervisor.config, together)
+            self._tables.in_force(read, self._supervisor.config, together, other=other)
         finally:
             for memory in together.values():
                 os.close(memory)

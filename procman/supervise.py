@@ -27,6 +27,7 @@ from procman import (
     kept,
     legacy,
     listeners,
+    memo,
     orphans,
     rollout,
     servers,
@@ -150,12 +151,13 @@ class _Parts:
         memory = os.dup(self._previous)
         return Read(table.parse(self.path, recall(os.dup(memory)), self._running), memory)
 
-    def in_force(self, read: Read, config: Config, together: Mapping[str, int]) -> None:
-        before = os.dup(self._memory)
-        if self._previous >= 0:
-            os.close(self._previous)
-        self._previous = before
-        together = {**together, PREVIOUS: before}
+    def in_force(self, read: Read, config: Config, together: Mapping[str, int], *, other: bool) -> None:
+        going_back = self._previous >= 0 and memo.same(read.memory, self._previous)
+        if other and not going_back:  # who goes back may ask again, and must not come forward by that
+            if self._previous >= 0:
+                os.close(self._previous)
+            self._previous = os.dup(self._memory)
+            together = {**together, PREVIOUS: self._previous}
         os.dup2(read.memory, self._memory, inheritable=False)
         self.daemon = config.daemon
         self._hold_table("table", together=together)

@@ -253,6 +253,12 @@ def _add_operating(commands: Any, shared: argparse.ArgumentParser) -> None:
     add_operating(commands, shared)
 
 
+def _add_applying(commands: Any, shared: argparse.ArgumentParser) -> None:
+    from .applying import add_applying
+
+    add_applying(commands, shared)
+
+
 def _add_streams(commands: Any, shared: argparse.ArgumentParser) -> None:
     from .streams import add_streams
 
@@ -262,6 +268,7 @@ def _add_streams(commands: Any, shared: argparse.ArgumentParser) -> None:
 _GROUPS: tuple[tuple[tuple[str, ...], Callable[[Any, argparse.ArgumentParser], None]], ...] = (
     (("status", "show", "why"), _add_looking),
     (("start", "stop", "restart", "reload", "signal"), _add_operating),
+    (("diff", "apply"), _add_applying),
     (("logs", "events"), _add_streams),
     (("check", "init"), _add_files),
     (("daemon",), _add_daemon),

@@ -51,12 +51,13 @@ def further(verb: str, before: Object | None, now: Object) -> Ask | None:
     return "start" if now["wanted"] == "up" else None
 
 
-def again(connect: Callable[[], Client], method: str) -> Any:
-    """The result of a call that may be made again, until no supervisor is replaced under it."""
+def again(connect: Callable[[], Client], method: str, heard: Heard | None = None, **params: object) -> Any:
+    """The result of a call that may be made again, until no supervisor is replaced under it. `heard` gets what is told
+    meanwhile."""
     while True:
         try:
             with connect() as client:
-                return client.call(method)
+                return client.stream(method, heard, **params) if heard is not None else client.call(method, **params)
         except Closed:
             print(REPLACED, file=sys.stderr, flush=True)
 

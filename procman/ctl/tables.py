@@ -142,6 +142,27 @@ def event(one: Object) -> str:
     return " ".join(printable(word) for word in words if word not in (None, "", "()"))
 
 
+_SIGNS = {"add": "+", "remove": "-", "ignore": "!"}
+
+
+def plan(lines: Sequence[Object], *, colour: bool = False) -> list[str]:
+    """What another table would change: a sign, the process, the action, its keys, what it costs."""
+    rows: list[tuple[Cell, ...]] = [
+        (
+            _SIGNS.get(str(line.get("action")), "~"),
+            printable(line.get("name") or "daemon"),
+            printable(line.get("action")),
+            printable(", ".join(map(str, line.get("keys") or [])) or "-"),
+            printable(line.get("cost")),
+        )
+        for line in lines
+    ]
+    text = columns([(" ", "NAME", "ACTION", "KEYS", "COST"), *rows])
+    signs = {"+": "32", "-": "31", "~": "33", "!": "35"}
+    coloured = [f"\x1b[{signs[line[0]]}m{line[0]}{_RESET}{line[1:]}" for line in text[1:]]
+    return [text[0], *(coloured if colour else text[1:])]
+
+
 def why(answer: Object, *, colour: bool = False) -> list[str]:
     """All of `procmanctl why`: the reason, the last exit, what went before, the last lines of output."""
     state = state_text(str(answer.get("state")), colour=colour)
