@@ -71,8 +71,8 @@ class Tables(Protocol):
 
     def in_force(self, read: Read, config: Config, together: Mapping[str, int], *, other: bool) -> None:
         """`config` is in force from now on, which is `read` with the settings that a running daemon keeps, but for what
-        is kept of the one before. The keeper takes the descriptors `together` in the same moment. `other`: it is another
-        table than the one before, which becomes the previous one."""
+        is kept of the one before. The keeper takes the descriptors `together` in the same moment. `other`: it is
+        another table than the one before, which becomes the previous one."""
 
 
 @dataclass(frozen=True, slots=True)
