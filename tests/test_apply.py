@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from procman.apply import HOT, HOT_DAEMON, HOT_LOG, Plan, daemon_in_force, plan
+from procman.apply import HOT, HOT_DAEMON, HOT_LOG, Line, Plan, daemon_in_force, lines, plan
 from procman.config import Account, Address, Config, Daemon, Limits, Listener, Log, Program, Ready, Sampling
 
 DAEMON = Daemon(socket="/run/p.sock", state_dir="/var/lib/p", log_dir="/var/log/p")
@@ -14,7 +14,7 @@ WEB = Program(name="web", program="web", argv=("web",), listen=("http",))
 JOB = Program(name="job", program="job", argv=("job",))
 HTTP = Listener(name="http", address=Address("tcp", "127.0.0.1", 80))
 OLD = Config(path="/t", files=("/t",), daemon=DAEMON, listeners=(HTTP,), programs=(WEB, JOB))
-NOTHING = Plan((), (), (), (), ())
+NOTHING = Plan()
 
 HOT_CHANGES: dict[str, object] = {
     "priority": 1, "groups": ("site",), "autostart": False, "restart": "never", "success_exit_codes": frozenset({3}),
@@ -108,10 +108,49 @@ def test_added_and_removed() -> None:
     assert plan(OLD, replace(OLD, programs=(WEB, new))) == replace(NOTHING, added=(new,), removed=(JOB,))
 
 
-@pytest.mark.parametrize("change", [{"address": Address("tcp", "127.0.0.1", 81)}, {"backlog": 1}, {"reuse_port": True}])
+@pytest.mark.parametrize("change", [{"address": Address("tcp", "127.0.0.1", 81)}, {"reuse_port": True}])
 def test_a_listener_that_changed_restarts_who_has_it(change: dict[str, object]) -> None:
     moved = replace(HTTP, **change)  # type: ignore[arg-type]
     assert plan(OLD, replace(OLD, listeners=(moved,))) == replace(NOTHING, restart=(WEB,))
+
+
+def test_a_socket_that_can_be_made_like_it_stays() -> None:
+    tuned = replace(HTTP, backlog=1, mode=0o600, uid=1, gid=1)
+    found = plan(OLD, replace(OLD, listeners=(tuned,)))
+    assert found == replace(NOTHING, tuned=(tuned,))
+    assert lines(OLD, replace(OLD, listeners=(tuned,)), found) == [
+        Line("listener http", "change", (), "takes effect at once")
+    ]
+
+
+def test_who_can_pass_on_is_replaced() -> None:
+    """What a running child would notice, in a program whose reload is an overlap."""
+    web = replace(WEB, reload="overlap")
+    old = with_web(web)
+    new = replace(web, argv=("web", "-v"), environment=(("A", "1"),), priority=3)
+    found = plan(old, with_web(new))
+    assert found == replace(NOTHING, replace=(new,))
+    keys = ("command", "environment", "priority")
+    assert lines(old, with_web(new), found) == [
+        Line("web", "replace", keys, "a successor takes over, no request is lost")
+    ]
+    # The new table decides.
+    assert plan(old, with_web(replace(new, reload="restart"))).restart
+    assert plan(with_web(WEB), with_web(new)) == replace(NOTHING, replace=(new,))
+
+
+def test_the_lines_of_a_plan_come_in_its_order() -> None:
+    daemon = replace(DAEMON, log_level="debug", umask=0)
+    added = replace(JOB, name="new", autostart=False)
+    hot = replace(WEB, priority=7)
+    new = replace(OLD, daemon=daemon, programs=(hot, added))
+    assert [(line.name, line.action, line.keys) for line in lines(OLD, new, plan(OLD, new))] == [
+        ("", "ignore", ("daemon.umask",)),
+        ("", "change", ("daemon.log_level",)),
+        ("web", "change", ("priority",)),
+        ("job", "remove", ()),
+        ("new", "add", ()),
+    ]
 
 
 def test_a_listener_that_is_new_restarts_nobody() -> None:

@@ -163,7 +163,8 @@ def test_a_damaged_end_still_is_the_end(stopping: Callable[[str], RunningDaemon]
     """The state file says it too. The exit status is none that nobody can end with: the keeper would refuse it, and
     start one supervisor after another."""
     running = stopping("daemon.shutdown")
-    wait_until(lambda: b'"closing":true' in (running.folder / "state" / "state.json").read_bytes())
+    state = running.folder / "state" / "state.json"
+    wait_until(lambda: state.exists() and b'"closing":true' in state.read_bytes())
     slow = pid_of(running, "slow")
     spoil(running, "closing", content)
     assert "set aside" in running.said()

@@ -280,7 +280,11 @@ def test_no_descriptor_free() -> None:
     left.send({"op": "hold"}, [read_end, write_end, read_end])
     left.send({"op": "log"}, [write_end])
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = os.dup(read_end)
+    taken = max(int(name) for name in os.listdir("/proc/self/fd"))
+    fillers = [os.dup(read_end)]
+    while fillers[-1] < taken:  # no gap below may be free
+        fillers.append(os.dup(read_end))
+    highest = fillers.pop()
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 2, hard))
     try:
         ((first, none),) = right.receive()  # the kernel ends a call behind descriptors
@@ -290,7 +294,7 @@ def test_no_descriptor_free() -> None:
     assert (first, none, second) == ({"op": "hold"}, [], {"op": "log"})
     os.write(received[0], b"x")
     assert os.read(read_end, 1) == b"x"
-    close(read_end, write_end, highest, *received)
+    close(read_end, write_end, highest, *fillers, *received)
     left.close()
     right.close()
 

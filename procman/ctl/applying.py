@@ -40,9 +40,16 @@ def apply(session: Session) -> int:
     if args.dry_run:
         _plan(session, previous=args.previous)
         return 0
+    return reread(session, previous=args.previous)
+
+
+def reread(session: Session, *, previous: bool = False) -> int:
+    """Has the table read again, and prints what that changed. That takes as long as programs take.
+
+    A supervisor that replaces another one goes on with what that one had begun; reading once more changes no more."""
     progress = Progress(sys.stderr, quiet=session.json)
     try:
-        answer = again(lambda: session.client(None), "apply", progress.heard, previous=args.previous)
+        answer = again(lambda: session.client(None), "apply", progress.heard, previous=previous)
     finally:
         progress.clear()
     failed: Object = answer.get("failed") or {}

@@ -198,17 +198,10 @@ def daemon_reopen_logs(session: Session) -> int:
 
 
 def daemon_reread(session: Session) -> int:
-    """Has the table read again, and prints what that changed. That takes as long as programs take to stop.
+    """The same as apply."""
+    from .applying import reread
 
-    A supervisor that replaces another one goes on with what that one had begun; reading once more changes no more."""
-    from .resuming import again
-
-    answer = again(lambda: session.client(None), "daemon.reread")
-    if session.json:
-        session.print_json(answer)
-    else:
-        print("\n".join(tables.facts(answer)))
-    return 0
+    return reread(session)
 
 
 def daemon_upgrade(session: Session) -> int:

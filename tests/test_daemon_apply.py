@@ -1,0 +1,210 @@
+"""diff and apply: only what must change does, by a successor where there can be one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import MakeDaemon
+from tests.harness import RunningDaemon, free_port, wait_until
+from tests.test_daemon_overlap import Site, ask
+
+JOB = '[program.job]\ncommand = "sleep 1000"\nstart_seconds = 0\n'
+
+
+class Shop:
+    """A table with the program `web`, which listens, and what is written into it."""
+
+    def __init__(self, daemon: MakeDaemon, tmp_path: Path) -> None:
+        self.site = Site(tmp_path / "site")
+        self.port = free_port()
+        self.address = ("127.0.0.1", self.port)
+        self.running: RunningDaemon = daemon(self.table() + JOB)
+        self.running.wait_for("web", timeout=30)
+        self.running.wait_for("job")
+
+    def table(self, more: str = "", variables: str = "") -> str:
+        """`more` are lines of the program, `variables` of its environment."""
+        return f"""
+            [program.web]
+            server = "wsgi"
+            app = "release:app"
+            directory = "{self.site.folder}"
+            listen = "127.0.0.1:{self.port}"
+            environment = {{ SITE_FOLDER = "{self.site.folder}"{variables} }}
+            start_seconds = 0.1
+            {more}
+        """
+
+    def write(self, more: str = "", variables: str = "", others: str = JOB) -> None:
+        self.running.write_table(self.table(more, variables) + others)
+
+    def pid(self, name: str = "web") -> int:
+        pid: int = self.running.status()[name]["pid"]
+        return pid
+
+    def apply(self, *options: str) -> dict[str, Any]:
+        """What `procmanctl apply` says when it succeeds."""
+        found: dict[str, Any] = self.running.json("apply", *options)
+        return found
+
+
+@pytest.fixture
+def shop(daemon: MakeDaemon, tmp_path: Path) -> Shop:
+    return Shop(daemon, tmp_path)
+
+
+def test_a_changed_program_is_replaced(shop: Shop) -> None:
+    """First it is shown; nobody else notices; the same table once more changes nothing."""
+    before, job = shop.pid(), shop.pid("job")
+    shop.site.version("two")
+    shop.write(variables=', DEBUG = "1"')
+    shown = shop.running.ctl("diff")
+    assert shown.returncode == 1
+    assert "environment" in shown.stdout
+    assert "a successor takes over, no request is lost" in shown.stdout
+    assert shop.running.ctl("apply", "--dry-run").stdout == shown.stdout
+    assert (shop.pid(), shop.pid("job")) == (before, job)
+    done = shop.apply()
+    assert done["replaced"] == ["web"]
+    assert shop.pid() not in (before, None)
+    assert ask(shop.address) == "two"
+    assert shop.pid("job") == job
+    assert shop.running.ctl("diff").stdout == "nothing would change\n"
+    now = shop.pid()
+    assert shop.apply()["replaced"] == []
+    assert shop.pid() == now
+
+
+def test_it_stops_at_the_first_failure(shop: Shop) -> None:
+    """That program stays what it was, also when the supervisor dies and when it is started again, until it succeeds."""
+    shop.site.version("bad 3")
+    before = shop.pid()
+    shop.write(variables=', DEBUG = "1"', others=JOB.replace("1000", "2000"))
+    done = shop.running.ctl("apply")
+    assert done.returncode == 1
+    assert "apply failed: web: the successor failed" in done.stderr
+    assert "release bad 3 is bad" in done.stderr
+    assert shop.pid() == before
+    assert ask(shop.address) == "one"
+    left = shop.running.ctl("diff").stdout
+    assert "web" in left
+    assert "job" not in left  # that was done
+
+    shop.site.version("two")
+    os.kill(shop.running.supervisor_pid, signal.SIGKILL)
+    wait_until(lambda: shop.running.ctl("diff").stdout == left, 20)
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: shop.running.wait_for("web")["pid"] != before)
+    environment = Path(f"/proc/{shop.pid()}/environ").read_bytes().split(b"\0")
+    assert b"DEBUG=1" not in environment
+
+    assert shop.apply()["replaced"] == ["web"]
+    assert b"DEBUG=1" in Path(f"/proc/{shop.pid()}/environ").read_bytes().split(b"\0")
+    assert shop.running.ctl("diff").returncode == 0
+
+
+def test_back_to_the_table_before(shop: Shop) -> None:
+    """Asked again it stays there; there is none before the first."""
+    none = shop.running.ctl("apply", "--previous")
+    assert none.returncode == 1
+    assert "there is no table before this one" in none.stderr
+    shop.write(variables=', DEBUG = "1"', others="")
+    assert (found := shop.apply())["removed"] == ["job"], found
+    shop.apply()  # no other table: the one before stays the same
+    shown = shop.running.ctl("apply", "--previous", "--dry-run").stdout
+    assert "job" in shown
+    assert "it starts" in shown
+    done = shop.apply("--previous")
+    assert (done["added"], done["replaced"]) == (["job"], ["web"])
+    shop.running.wait_for("job")
+    assert b"DEBUG=1" not in Path(f"/proc/{shop.pid()}/environ").read_bytes().split(b"\0")
+    assert shop.apply("--previous")["added"] == []
+    assert "job" in shop.running.status()
+    assert "remove" in shop.running.ctl("diff").stdout  # what the files say
+
+
+def test_a_mistake_changes_nothing(shop: Shop) -> None:
+    before = shop.pid()
+    shop.write(more='stop_timeot = "3s"')
+    for command in (("diff",), ("apply",), ("apply", "--dry-run")):
+        done = shop.running.ctl(*command)
+        assert done.returncode not in (0, None), done.stdout
+        assert "stop_timeot: unknown key; did you mean 'stop_timeout'?" in done.stderr
+    assert shop.pid() == before
+
+
+def test_another_number_of_processes(shop: Shop) -> None:
+    """One becomes three, and one again: somebody answers all the time."""
+    shop.write(more="workers = 3")
+    refused = []
+    done = False
+    with shop.running.client(60) as client:
+        client.call("status")
+        pid = os.fork()
+        if pid == 0:  # asks until it is killed; a request that fails ends it
+            try:
+                while True:
+                    ask(shop.address)
+            finally:
+                os._exit(1)
+        try:
+            assert shop.apply()["added"] == ["web:1", "web:2", "web:3"]
+            assert set(shop.running.status()) == {"web:1", "web:2", "web:3", "job"}
+            shop.write(more="workers = 2")
+            assert shop.apply()["removed"] == ["web:3"]
+            shop.write()
+            assert shop.apply()["removed"] == ["web:1", "web:2"]
+            done = os.waitpid(pid, os.WNOHANG) == (0, 0)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    assert done, refused
+    assert ask(shop.address) == "one"
+
+
+def test_hang_up_is_an_apply(shop: Shop) -> None:
+    """Its failure is in the daemon's log, and a next one tries again."""
+    before = shop.pid()
+    shop.site.version("bad 4")
+    shop.write(variables=', DEBUG = "1"')
+    os.kill(shop.running.keeper_pid, signal.SIGHUP)
+    wait_until(lambda: "stopped at web: the successor failed" in shop.running.said(), 30)
+    assert shop.pid() == before
+    shop.site.version("two")
+    os.kill(shop.running.keeper_pid, signal.SIGHUP)
+    wait_until(lambda: ask(shop.address) == "two", 30)
+
+
+@pytest.mark.parametrize("phase", ["trial", "passed"])
+def test_the_supervisor_dies_in_an_apply(shop: Shop, phase: str) -> None:
+    """The command that waits says how it ended, and no definition is mixed up with the other."""
+    before = shop.pid()
+    shop.site.version("two")
+    shop.write(variables=', DEBUG = "1"')
+    role = {"trial": "successor", "passed": "the one before"}[phase]
+    with shop.site.gate():
+        with shop.running.client(60) as client:
+            client.send_only("apply") if hasattr(client, "send_only") else None
+        os.kill(shop.running.keeper_pid, signal.SIGHUP)
+        wait_until(lambda: (shop.running.status()["web"]["beside"] or {}).get("pid"), 30)
+        if phase == "trial":
+            os.kill(shop.running.supervisor_pid, signal.SIGKILL)
+    if phase == "passed":
+        wait_until(lambda: (shop.running.status()["web"]["beside"] or {}).get("role") == role, 30)
+        os.kill(shop.running.supervisor_pid, signal.SIGKILL)
+    done = shop.running.ctl("apply")
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: shop.running.status()["web"]["beside"] is None, 30)
+    assert shop.pid() != before
+    assert ask(shop.address) == "two"
+    assert shop.running.ctl("diff").returncode == 0
+    os.kill(shop.pid(), signal.SIGKILL)
+    again = time.monotonic()
+    wait_until(lambda: shop.running.wait_for("web", timeout=30) and time.monotonic() > again)
+    assert b"DEBUG=1" in Path(f"/proc/{shop.pid()}/environ").read_bytes().split(b"\0")
