@@ -121,7 +121,7 @@ class Change:
         self._kept = kept_programs
         self._why = ""
         self._again = False
-        self._resumed: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
         supervisor.on_hang_up = self.hang_up
 
     async def reread(self, why: str, *, previous: bool = False, progress: Progress = lambda info: None) -> Info:
@@ -131,10 +131,12 @@ class Change:
         Returns when all is done: which processes, and what it can't change. `failed` is there when something did not
         start, or a successor has failed: then the rest was left as it was.
         """
-        await self._rollouts.ended()
-        if self._resumed is not None:
-            await asyncio.shield(self._resumed)  # whoever asked for that one may be asking again
-        self._supervisor.check_free()
+        async with self._turn:  # one after the other: whoever asked for the one that goes on may be asking again
+            await self._rollouts.ended()
+            self._supervisor.check_free()
+            return await self._apply(why, previous, progress)
+
+    async def _apply(self, why: str, previous: bool, progress: Progress) -> Info:
         self._supervisor.changing = True
         try:
             read = await self._read(previous)
@@ -379,9 +381,13 @@ class Change:
         """Go on with it. All processes have been taken up."""
         if not self._supervisor.closing:
             self._supervisor.changing = True
-            self._resumed = self._supervisor.background(self._finish(unfinished))
+            self._supervisor.background(self._finish(unfinished))
 
     async def _finish(self, unfinished: Unfinished) -> None:
+        async with self._turn:
+            await self._go_on(unfinished)
+
+    async def _go_on(self, unfinished: Unfinished) -> None:
         log.info("the change of the table goes on (%s)", unfinished.why)
         try:
             if unfinished.read is None:
@@ -396,6 +402,5 @@ class Change:
             if unfinished.read is not None:
                 os.close(unfinished.read.memory)
             self._supervisor.changing = False
-            self._resumed = None
             if self._again:
                 self._supervisor.background(self.hang_up())
