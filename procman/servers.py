@@ -90,13 +90,27 @@ def plan(request: Request) -> Plan:
     return planner(request)
 
 
-def control_socket(runtime_dir: str, name: str) -> str:
-    """Where the gunicorn of process `name` makes its control socket.
+TELLING = {"wsgi": "--stats=", "gunicorn": "--control-socket=", "uwsgi": "--stats="}
+"""The servers that tell of their workers, each with the option that says where: see `told_at`."""
 
-    Its folder is for this process alone. gunicorn makes it if it may write in `runtime_dir`; for a gunicorn that runs
-    under another account the daemon must make it and give it to that account, else readiness never shows.
+SOCKET_PATH_MAX = 107
+"""Bytes of the path of a Unix socket (unix(7))."""
+
+
+def control_socket(runtime_dir: str, name: str, server: str = "gunicorn") -> str:
+    """Where the server of process `name` makes the socket on which it tells of its workers.
+
+    Its folder is for this process alone. The server can't make it under another account: the daemon makes it and gives
+    it to that account. (Without it the readiness of a gunicorn never shows, and uWSGI does not start.)
     """
-    return f"{runtime_dir}/{name}.gunicorn/ctl"
+    return f"{runtime_dir}/{name}.{server}/ctl"
+
+
+def told_at(server: str, argv: Sequence[str]) -> str:
+    """Where a child with this argv tells of its workers: the path of a Unix socket, or HOST:PORT. "" is nowhere."""
+    option = TELLING.get(server)
+    found = (word.removeprefix(option) for word in argv if option and word.startswith(option))
+    return next(found, "")
 
 
 def _owned(reasons: Mapping[str, str]) -> dict[str, str]:
@@ -223,6 +237,7 @@ _UWSGI_STOP = (
 def _uwsgi(request: Request) -> Plan:
     """READY=1 is the truth, unless the workers import the application (lazy-apps): then the first answer is."""
     options = dict(request.options)
+    stats = _uwsgi_stats(request, options)
     if request.virtualenv:
         for option in ("virtualenv", "venv", "home", "pyhome"):
             if option in options:
@@ -241,7 +256,7 @@ def _uwsgi(request: Request) -> Plan:
     argv += _long_options(first, {})
     if request.virtualenv:
         argv.append(f"--virtualenv={request.virtualenv}")
-    argv += ["--master", "--need-app", f"--protocol={protocol}", *_UWSGI_STOP]
+    argv += ["--master", "--need-app", f"--protocol={protocol}", *_UWSGI_STOP, *stats]
     argv += _counts(request, "--processes", "--threads")
     if request.threads > 1:
         argv.append("--enable-threads")
@@ -255,6 +270,27 @@ def _uwsgi(request: Request) -> Plan:
         notify=not lazy,
         processes=1,
     )
+
+
+def _uwsgi_stats(request: Request, options: dict[str, object]) -> list[str]:
+    """Where it tells of its workers: it has only one such place, so one that the user names is read there. Takes what
+    is about it out of `options`."""
+    for name in ("stats", "stats-server"):
+        value = options.pop(name, True)
+        if isinstance(value, str) and _STATS.fullmatch(value):
+            return [f"--stats={value}"]
+        if not isinstance(value, bool):
+            message = "procman asks there too, so it must be HOST:PORT or an absolute path; false is for none"
+            raise BadOption(f"server_options.{name}", message)
+        if not value:
+            return []
+    return _own_stats(request)
+
+
+def _own_stats(request: Request) -> list[str]:
+    """A socket of its own, where its path is not too long for one."""
+    path = control_socket(request.runtime_dir, request.name, request.server)
+    return [f"--stats={path}"] if len(path.encode()) <= SOCKET_PATH_MAX else []
 
 
 # --- the built-in server (waitress underneath) ----------------------------------------------------------------------
@@ -287,6 +323,7 @@ def _wsgi(request: Request) -> Plan:
         argv = [_python(request), request.wsgi_script, "--site", request.site]
     else:
         argv = [_python(request), "-m", "procman.wsgi"]
+    argv += _own_stats(request)
     argv += _counts(request, "", "--threads")
     argv += [f"--middleware={middleware}" for middleware in request.middleware]
     if not request.access_log:
@@ -328,6 +365,7 @@ _PLANNERS: dict[str, Callable[[Request], Plan]] = {"wsgi": _wsgi, "gunicorn": _g
 
 _NAME = r"[^\W\d]\w*"
 _APP = re.compile(rf"{_NAME}(\.{_NAME})*:(?P<attribute>{_NAME}(\.{_NAME})*)(\(\))?")
+_STATS = re.compile(r"/[^\0\n]+|[\w.-]*:[0-9]{1,5}")
 _OPTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 # The only long options of gunicorn and uWSGI with an underscore in their name.

@@ -18,11 +18,13 @@ from tests.harness import PROJECT
 PACKAGE = PROJECT / "procman"
 
 BANDS = {
-    "pure": "errors config positions values keys programs table servers apply lifecycle launch rpc crossing shape",
+    "pure": "errors config positions values keys programs table servers apply lifecycle launch rpc crossing shape"
+    " workload",
     "keeper": "keeper",
-    "edge": "disks files folders listeners logs logread resources probes notify store salvage",
+    "edge": "disks files folders listeners logs logread resources probes notify store salvage"
+    " workers queues",
     "daemon": "memo ownlog events snapshot interim link process report operation journal measures holdings recall"
-    " orphans ground takeover supervisor change desk supervise reading methods server statefile daemon",
+    " orphans ground takeover supervisor change desk supervise reading methods server statefile daemon telemetry",
     "client": "client ctl",
     "program": "wsgi",
 }
