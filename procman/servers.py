@@ -107,10 +107,12 @@ def control_socket(runtime_dir: str, name: str, server: str = "gunicorn") -> str
 
 
 def told_at(server: str, argv: Sequence[str]) -> str:
-    """Where a child with this argv tells of its workers: the path of a Unix socket, or HOST:PORT. "" is nowhere."""
+    """Where a child with this argv tells of its workers: the path of a Unix socket, or HOST:PORT, after "http:" where
+    it wants to hear an HTTP request first. "" is nowhere."""
     option = TELLING.get(server)
     found = (word.removeprefix(option) for word in argv if option and word.startswith(option))
-    return next(found, "")
+    where = next(found, "")
+    return f"http:{where}" if where and "--stats-http" in argv else where
 
 
 def _owned(reasons: Mapping[str, str]) -> dict[str, str]:

@@ -22,17 +22,23 @@ ANSWER_MAX = 1 << 20
 
 _CHUNK = 1 << 16
 _QUESTION = b'{"id":1,"command":"show workers"}'
+_REQUEST = b"GET / HTTP/1.0\r\n\r\n"
 _ANY_HOST = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1"}
 
 
 async def ask(server: str, where: str, uid: int) -> bytes:
-    """The answer of a server at `where`, a path or HOST:PORT, as it came. Raises Failed, in words, after ANSWER_SECONDS
+    """The answer of a server at `where` (`servers.told_at`), as it came. Raises Failed, in words, after ANSWER_SECONDS
     at the latest. At a path only an answer of the user `uid` counts."""
+    place = where.removeprefix("http:")
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
-            reader, writer = await _connect(where, uid)
+            reader, writer = await _connect(place, uid)
             try:
-                return await (_gunicorn(reader, writer) if server == "gunicorn" else _all(reader))
+                if server == "gunicorn":
+                    return await _gunicorn(reader, writer)
+                if place != where:
+                    writer.write(_REQUEST)
+                return await _all(reader)
             finally:
                 writer.transport.abort()
     except TimeoutError:
@@ -74,7 +80,7 @@ async def _gunicorn(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
 
 
 async def _all(reader: asyncio.StreamReader) -> bytes:
-    """All until the end, without the head that uWSGI's `stats-http` puts before it."""
+    """All until the end, without the head of an answer over HTTP."""
     data = bytearray()
     while chunk := await reader.read(_CHUNK):
         data += chunk
