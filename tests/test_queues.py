@@ -6,6 +6,7 @@ import contextlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ def waiting(address: Address) -> Queue | None:
     return queues.queues([address]).get(address)
 
 
-def connect(kept: contextlib.ExitStack, where: object, family: int = socket.AF_INET) -> None:
+def connect(kept: contextlib.ExitStack, where: Any, family: int = socket.AF_INET) -> None:
     client = kept.enter_context(socket.socket(family))
     client.connect(where)
 

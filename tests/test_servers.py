@@ -147,8 +147,8 @@ ARGVS: list[tuple[str, Request, tuple[str, ...]]] = [
         ),
         (
             *("/srv/venv/bin/uwsgi", "--plugin=python3", "--virtualenv=/srv/venv", *UWSGI_START, UWSGI_STATS),
-            *("--processes=4", "--threads=2", "--enable-threads", "--harakiri=20", "--disable-logging", "--static-map=/a=/b"),
-            *("--static-map=/c=/d", "--module=shop.wsgi:application"),
+            *("--processes=4", "--threads=2", "--enable-threads", "--harakiri=20", "--disable-logging"),
+            *("--static-map=/a=/b", "--static-map=/c=/d", "--module=shop.wsgi:application"),
         ),
     ),
     (

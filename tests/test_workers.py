@@ -17,7 +17,7 @@ import pytest
 from procman import workers
 from procman.errors import Failed
 
-Play = Callable[[socket.socket], None]
+Play = Callable[[socket.socket], object]
 Stage = Callable[[Play | None], str]
 
 
@@ -116,7 +116,7 @@ def flood(client: socket.socket) -> None:
 SILENT: list[tuple[str, str, Play | None, str]] = [
     ("nobody accepts", "uwsgi", None, "no answer within 1 s"),
     ("nobody accepts gunicorn's", "gunicorn", None, "no answer within 1 s"),
-    ("it says nothing", "wsgi", lambda client: client.recv(1) and None, "no answer within 1 s"),
+    ("it says nothing", "wsgi", lambda client: client.recv(1), "no answer within 1 s"),
     ("it says a byte now and then", "uwsgi", drip, "no answer within 1 s"),
     ("it never stops", "uwsgi", flood, "its answer is too long"),
     ("gunicorn announces too much", "gunicorn", after_the_question(b"\xff" * 4), "its answer is too long"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -69,6 +70,11 @@ TOLD: list[tuple[str, object, list[Worker]]] = [
     ),
 ]
 
+WHOLE: dict[str, tuple[dict[str, Any], Callable[[object], object]]] = {
+    "gunicorn": (GUNICORN, gunicorn),
+    "uwsgi": (UWSGI, uwsgi),
+    "wsgi": (WSGI, lambda one: one),
+}
 WRONG: list[object] = [None, True, "7", "\x1b[2J", -1, 1.5, 1e400, float("nan"), 1 << 53, 10**30, [], {}, [1]]
 
 
@@ -96,7 +102,7 @@ def test_an_answer_that_is_none(server: str, answer: bytes) -> None:
 @pytest.mark.parametrize("value", WRONG, ids=repr)
 @pytest.mark.parametrize("server", list(servers.TELLING))
 def test_a_figure_of_the_wrong_kind_is_none(server: str, value: object) -> None:
-    honest, wrap = {"gunicorn": (GUNICORN, gunicorn), "uwsgi": (UWSGI, uwsgi), "wsgi": (WSGI, lambda one: one)}[server]
+    honest, wrap = WHOLE[server]
     for key in honest:
         answer = json.dumps(wrap(honest | {key: value})).encode()
         for worker in workload.read(server, answer).workers:
@@ -131,8 +137,12 @@ def test_any_bytes(answer: bytes, server: str) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["workers", "data", *UWSGI, *WSGI, *GUNICORN, "in_request"]), inner, max_size=6),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["workers", "data", *UWSGI, *WSGI, *GUNICORN, "in_request"]), inner, max_size=6
+        )
+    ),
     max_leaves=20,
 )
 
