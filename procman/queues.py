@@ -1,7 +1,7 @@
-"""How many connections wait at a listening socket until a server accepts them, and how many may.
+"""How many connections wait at a listening socket until a server accepts them, how many may, and which were accepted.
 
-It asks the kernel by sock_diag(7), so it needs no descriptor of the socket, and it costs the same however many
-connections there are. It knows addresses, and not whose they are.
+It asks the kernel by sock_diag(7), so it needs no descriptor of the socket, and the kernel picks out what matters,
+however many connections there are. It knows addresses, and not whose they are.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY, _ERROR, _DONE = 20, 2, 3
 _REQUEST_DUMP = 0x301
 _LISTENING = 1 << 10
+_OPEN = 1 << 1 | 1 << 8  # ESTABLISHED, CLOSE_WAIT
 _NAME, _LENGTHS = 0, 4  # attributes of unix_diag
 _SHOW = 1 << _NAME | 1 << _LENGTHS
 _WAIT_SECONDS = 1.0
@@ -36,6 +37,7 @@ class _Found(NamedTuple):
     port: int
     where: bytes
     queue: Queue
+    inode: int
 
 
 def queues(addresses: Iterable[Address]) -> dict[Address, Queue]:
@@ -67,21 +69,45 @@ def _is_at(found: _Found, address: Address) -> bool:
     return True  # all addresses, or a host name: its port tells
 
 
-def _tcp(family: int) -> Iterator[_Found]:
+def accepted(addresses: Iterable[Address]) -> set[int]:
+    """The inodes of the connections that were accepted at these addresses (of a host name, at its port) and are open.
+    Empty, too, where the kernel does not tell."""
+    inodes: set[int] = set()
+    wanted = set(addresses)
+    paths = {address.path.encode(errors="surrogateescape") for address in wanted if address.kind == "unix"}
+    with contextlib.suppress(OSError, struct.error):
+        for port in {address.port for address in wanted if address.kind == "tcp"}:
+            for family in (socket.AF_INET, socket.AF_INET6):
+                inodes |= {found.inode for found in _tcp(family, _OPEN, _local_port(port))}
+        if paths:
+            inodes |= {found.inode for found in _unix(_OPEN) if found.where in paths}
+    return inodes - {0}  # those that wait to be accepted
+
+
+def _local_port(port: int) -> bytes:
+    """The attribute that has the kernel send only sockets with this port: `struct inet_diag_bc_op`, "at least" and "at
+    most", each with its port in a second one. A jump beyond the end leaves a socket out."""
+    code = struct.pack("=BBHBBHBBHBBH", 2, 8, 20, 0, 0, port, 3, 8, 12, 0, 0, port)
+    return struct.pack("=HH", 4 + len(code), 1) + code
+
+
+def _tcp(family: int, states: int = _LISTENING, attribute: bytes = b"") -> Iterator[_Found]:
     """`struct inet_diag_req_v2` out, `struct inet_diag_msg` back (linux/inet_diag.h)."""
-    for message in _dump(struct.pack("=BBBxI48x", family, socket.IPPROTO_TCP, 0, _LISTENING)):
+    for message in _dump(struct.pack("=BBBxI48x", family, socket.IPPROTO_TCP, 0, states) + attribute):
         (port,) = struct.unpack_from(">H", message, 4)
         where = message[8 : 8 + (4 if family == socket.AF_INET else 16)]
-        yield _Found(port, where, Queue(*struct.unpack_from("=II", message, 56)))
+        waiting, room, _, inode = struct.unpack_from("=IIII", message, 56)
+        yield _Found(port, where, Queue(waiting, room), inode)
 
 
-def _unix() -> Iterator[_Found]:
+def _unix(states: int = _LISTENING) -> Iterator[_Found]:
     """`struct unix_diag_req` out, `struct unix_diag_msg` and attributes back (linux/unix_diag.h)."""
-    for message in _dump(struct.pack("=BBxxIIIII", socket.AF_UNIX, 0, _LISTENING, 0, _SHOW, 0, 0)):
+    for message in _dump(struct.pack("=BBxxIIIII", socket.AF_UNIX, 0, states, 0, _SHOW, 0, 0)):
         attributes = dict(_parts(message, 16, "=HH"))
         if len(attributes.get(_LENGTHS, b"")) >= 8:
             queue = Queue(*struct.unpack_from("=II", attributes[_LENGTHS]))
-            yield _Found(0, attributes.get(_NAME, b"").rstrip(b"\0"), queue)
+            (inode,) = struct.unpack_from("=I", message, 4)
+            yield _Found(0, attributes.get(_NAME, b"").rstrip(b"\0"), queue, inode)
 
 
 def _dump(request: bytes) -> Iterator[bytes]:

@@ -16,10 +16,10 @@ from procman import servers, workers, workload
 from procman.config import Address
 from procman.errors import Failed
 from procman.process import Process
-from procman.queues import Queue, queues
+from procman.queues import Queue, accepted, queues
 from procman.reading import Read
 from procman.report import Info
-from procman.resources import resident
+from procman.resources import resident, sockets_of
 
 AT_ONCE = 64
 """Servers that are asked at one time: each takes a descriptor."""
@@ -108,10 +108,12 @@ class Telemetry:
 def _put_together(asked: Sequence[_Asked]) -> dict[str, Info | None]:
     """Reads answers, memory and listen queues: for a thread."""
     waiting = queues(address for one in asked for _, address in one.listen)
-    return {one.name: _told(one, waiting) for one in asked if one.listen or one.answer}
+    silent = [address for one in asked if one.server == "gunicorn" for _, address in one.listen]
+    connections = accepted(silent)
+    return {one.name: _told(one, waiting, connections) for one in asked if one.listen or one.answer}
 
 
-def _told(one: _Asked, waiting: Mapping[Address, Queue]) -> Info:
+def _told(one: _Asked, waiting: Mapping[Address, Queue], connections: set[int]) -> Info:
     load, problem = workload.Workload(()), None
     if one.answer is not None:
         problem = one.answer.problem
@@ -120,12 +122,23 @@ def _told(one: _Asked, waiting: Mapping[Address, Queue]) -> Info:
         except workload.Unreadable as error:
             problem = str(error)
     memory = resident(one.pid, (worker.pid for worker in load.workers))
+    drawn = []
+    for worker in load.workers:
+        count = None
+        if worker.busy is None and worker.pid in memory:  # else it is none of its own
+            count = _count(connections, sockets_of(worker.pid))
+        seen = {"busy": workload.busy(load, worker, count), "memory_bytes": memory.get(worker.pid)}
+        drawn.append(asdict(worker) | seen)
     return {
         "problem": problem,
-        "list": [asdict(worker) | {"memory_bytes": memory.get(worker.pid)} for worker in load.workers],
+        "list": drawn,
         "left_out": load.left_out,
         "listen": [_listen(name, address, waiting.get(address)) for name, address in one.listen],
     }
+
+
+def _count(connections: set[int], sockets: set[int] | None) -> int | None:
+    return None if sockets is None else len(connections & sockets)
 
 
 def _listen(name: str, address: Address, queue: Queue | None) -> Info:

@@ -21,7 +21,7 @@ ANSWER_MAX = 1 << 20
 """Bytes of an answer: of uWSGI with 1,000 workers some 600,000."""
 
 _CHUNK = 1 << 16
-_QUESTION = b'{"id":1,"command":"show workers"}'
+_QUESTIONS = (b'{"id":1,"command":"show workers"}', b'{"id":2,"command":"show config"}')
 _REQUEST = b"GET / HTTP/1.0\r\n\r\n"
 _ANY_HOST = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1"}
 
@@ -71,12 +71,15 @@ async def _connect(where: str, uid: int) -> tuple[asyncio.StreamReader, asyncio.
 
 
 async def _gunicorn(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
-    """4 bytes of length, big-endian, then JSON, both ways."""
-    writer.write(struct.pack(">I", len(_QUESTION)) + _QUESTION)
-    size: int = struct.unpack(">I", await reader.readexactly(4))[0]
-    if size > ANSWER_MAX:
-        raise Failed("its answer is too long")
-    return await reader.readexactly(size)
+    """4 bytes of length, big-endian, then JSON, both ways. What it answers to each question, as one array."""
+    answers = []
+    for question in _QUESTIONS:
+        writer.write(struct.pack(">I", len(question)) + question)
+        size: int = struct.unpack(">I", await reader.readexactly(4))[0]
+        if size > ANSWER_MAX:
+            raise Failed("its answer is too long")
+        answers.append(await reader.readexactly(size))
+    return b"[" + b",".join(answers) + b"]"
 
 
 async def _all(reader: asyncio.StreamReader) -> bytes:

@@ -44,10 +44,12 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """The workers of one process, in the server's order; `left_out` are those beyond WORKERS_MAX."""
+    """The workers of one process, in the server's order; `left_out` are those beyond WORKERS_MAX. `serial`: each has
+    a connection for as long as it works on its request, and no other."""
 
     workers: tuple[Worker, ...]
     left_out: int = 0
+    serial: bool = False
 
 
 def read(server: str, answer: bytes) -> Workload:
@@ -60,12 +62,27 @@ def read(server: str, answer: bytes) -> Workload:
     for worker in _READERS[server](document):
         found.setdefault(worker.pid, worker)
     workers = tuple(found.values())
-    return Workload(workers[:WORKERS_MAX], len(workers[WORKERS_MAX:]))
+    return Workload(workers[:WORKERS_MAX], len(workers[WORKERS_MAX:]), server == "gunicorn" and _is_serial(document))
+
+
+def busy(load: Workload, worker: Worker, connections: int | None) -> bool | None:
+    """Whether a worker works on a request, from the number of connections that it has accepted, where its server does
+    not say it: without any it does not. What keeps connections open between two requests may be idle with some."""
+    if worker.busy is not None or connections is None:
+        return worker.busy
+    return False if not connections else True if load.serial else None
+
+
+def _is_serial(document: object) -> bool:
+    """`show config` after `show workers`: {"data": {"worker_class": "<class 'gunicorn.workers.sync.SyncWorker'>"}}."""
+    config = _member(document[1], "data") if isinstance(document, list) and len(document) > 1 else None
+    return _member(config, "worker_class") == "<class 'gunicorn.workers.sync.SyncWorker'>"
 
 
 def _gunicorn(document: object) -> Iterator[Worker]:
     """`show workers`: {"status": "ok", "data": {"workers": [{"pid", "last_heartbeat", ...}]}}. No more than that."""
-    for pid, worker in _workers(_member(document, "data")):
+    shown = document[0] if isinstance(document, list) and document else None
+    for pid, worker in _workers(_member(shown, "data")):
         yield Worker(pid=pid, heartbeat_seconds=_number(worker.get("last_heartbeat")))
 
 

@@ -147,7 +147,7 @@ def test_the_built_in_server_tells_what_it_does(daemon: MakeDaemon, port: int, h
 
 
 def test_gunicorn_tells_its_workers(daemon: MakeDaemon, port: int, held: Held) -> None:
-    """It tells no requests and no times: see docs/servers.md."""
+    """It tells no requests and no times, and the kernel who is busy: see docs/servers.md."""
     pytest.importorskip("gunicorn")
     running = daemon(site("gunicorn", port, "workers = 2"))
     main = running.wait_for("site", timeout=30)["pid"]
@@ -161,11 +161,39 @@ def test_gunicorn_tells_its_workers(daemon: MakeDaemon, port: int, held: Held) -
         assert worker["memory_bytes"] > 1_000_000
         assert 0 <= worker["heartbeat_seconds"] < 60
         assert worker["requests"] is worker["average_seconds"] is worker["queue"] is None
-    held.more(3)
+        assert worker["busy"] is False
+    held.more(1)
+    wait_until(lambda: held.at_work() == 1)
+    assert sorted(worker["busy"] for worker in told(running)["list"]) == [False, True]
+    held.more(2)
     wait_until(lambda: held.at_work() == 2)
     wait_until(lambda: told(running)["listen"][0]["queue"] == 1)
+    assert [worker["busy"] for worker in told(running)["list"]] == [True, True]
     held.let_go()
-    wait_until(lambda: told(running)["listen"][0]["queue"] == 0)
+    wait_until(lambda: [worker["busy"] for worker in told(running)["list"]] == [False, False])
+    assert told(running)["listen"][0]["queue"] == 0
+
+
+def test_gunicorn_with_threads_is_idle_or_nobody_knows(daemon: MakeDaemon, port: int, held: Held) -> None:
+    """A connection that is kept alive between two requests looks the same."""
+    pytest.importorskip("gunicorn")
+    running = daemon(site("gunicorn", port, "threads = 2"))
+    running.wait_for("site", timeout=30)
+    assert [worker["busy"] for worker in told(running)["list"]] == [False]
+    held.more(1)
+    wait_until(lambda: held.at_work() == 1)
+    assert [worker["busy"] for worker in told(running)["list"]] == [None]
+    held.let_go()
+
+
+def test_gunicorn_on_a_unix_socket(daemon: MakeDaemon) -> None:
+    pytest.importorskip("gunicorn")
+    running = daemon(site("gunicorn", 0).replace('"127.0.0.1:0"', '"unix:sock"'))
+    running.wait_for("site", timeout=30)
+    assert [worker["busy"] for worker in told(running)["list"]] == [False]
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(f"{running.folder}/sock")  # a request that never comes keeps a sync worker as well
+        wait_until(lambda: [worker["busy"] for worker in told(running)["list"]] == [True])
 
 
 @pytest.mark.parametrize("server", SERVERS)

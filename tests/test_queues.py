@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,31 @@ def test_unix(kept: contextlib.ExitStack, tmp_path: Path) -> None:
     connect(kept, path, socket.AF_UNIX)
     assert waiting(Address("unix", path=path)) == Queue(2, 5)
     assert waiting(Address("unix", path=path + "x")) is None
+
+
+def inode(sock: socket.socket) -> int:
+    return os.fstat(sock.fileno()).st_ino
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_accepted_connections(kept: contextlib.ExitStack, kind: str, tmp_path: Path) -> None:
+    listeners, taken, addresses = [], [], []
+    for number in range(2):
+        if kind == "tcp":
+            listener = kept.enter_context(socket.create_server(("127.0.0.1", 0)))
+            addresses.append(Address("tcp", *listener.getsockname()))
+        else:
+            listener = kept.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(str(tmp_path / f"s{number}"))
+            listener.listen(5)
+            addresses.append(Address("unix", path=listener.getsockname()))
+        listeners.append(listener)
+        for _ in range(2):
+            connect(kept, listener.getsockname(), listener.family)
+        taken.append(kept.enter_context(listener.accept()[0]))
+    assert queues.accepted(addresses[:1]) == {inode(taken[0])}  # not the one that waits, nor the other listener's
+    assert queues.accepted(addresses) == {inode(each) for each in taken}
+    assert queues.accepted([]) == set()
 
 
 def test_nobody_listens() -> None:

@@ -86,12 +86,13 @@ def test_gunicorn_is_asked_and_keeps_the_connection_open(stage: Stage) -> None:
     asked = []
 
     def answer(client: socket.socket) -> None:
-        asked.append(client.recv(1000))
-        client.sendall(framed(b"{}"))
+        for number in (b"1", b"2"):
+            asked.append(client.recv(1000))
+            client.sendall(framed(number))
         client.recv(1)
 
-    assert ask("gunicorn", stage(answer)) == b"{}"
-    assert asked == [framed(b'{"id":1,"command":"show workers"}')]
+    assert ask("gunicorn", stage(answer)) == b"[1,2]"
+    assert asked == [framed(b'{"id":1,"command":"show workers"}'), framed(b'{"id":2,"command":"show config"}')]
 
 
 def after_the_question(answer: bytes) -> Play:

@@ -35,8 +35,13 @@ WSGI: dict[str, Any] = {
 GUNICORN: dict[str, Any] = {"pid": 13, "age": 1, "booted": False, "aborted": False, "last_heartbeat": 0.5}
 
 
-def gunicorn(*workers: object) -> object:
-    return {"id": 1, "status": "ok", "data": {"workers": workers, "count": len(workers)}}
+SYNC = "<class 'gunicorn.workers.sync.SyncWorker'>"
+GTHREAD = "<class 'gunicorn.workers.gthread.ThreadWorker'>"
+
+
+def gunicorn(*workers: object, kind: object = GTHREAD) -> object:
+    shown = {"id": 1, "status": "ok", "data": {"workers": workers, "count": len(workers)}}
+    return [shown, {"id": 2, "status": "ok", "data": {"worker_class": kind}}]
 
 
 def uwsgi(*workers: object) -> object:
@@ -70,6 +75,38 @@ TOLD: list[tuple[str, object, list[Worker]]] = [
     ),
 ]
 
+BUSY: list[tuple[bool | None, bool, int | None, bool | None]] = [
+    # what its server says, whether a connection is a request, its connections, what it does
+    (None, True, None, None),
+    (None, True, 0, False),
+    (None, True, 1, True),
+    (None, False, 0, False),
+    (None, False, 1, None),
+    (False, True, 1, False),
+    (True, True, 0, True),
+]
+
+
+@pytest.mark.parametrize(("said", "serial", "connections", "busy"), BUSY)
+def test_what_connections_tell(said: bool | None, serial: bool, connections: int | None, busy: bool | None) -> None:
+    load = Workload((Worker(pid=1, busy=said),), 0, serial)
+    assert workload.busy(load, load.workers[0], connections) is busy
+
+
+@pytest.mark.parametrize(
+    ("answer", "serial"),
+    [
+        (gunicorn(kind=SYNC), True),
+        (gunicorn(kind=GTHREAD), False),
+        (gunicorn(kind=["\x1b"]), False),
+        ([{"data": {"workers": []}}], False),
+        ([{"data": {"workers": []}}, {"status": "error"}], False),
+    ],
+)
+def test_only_gunicorns_sync_workers_are_serial(answer: object, serial: bool) -> None:
+    assert workload.read("gunicorn", json.dumps(answer).encode()).serial is serial
+
+
 WHOLE: dict[str, tuple[dict[str, Any], Callable[[object], object]]] = {
     "gunicorn": (GUNICORN, gunicorn),
     "uwsgi": (UWSGI, uwsgi),
@@ -89,7 +126,7 @@ def test_what_each_server_tells(server: str, document: object, workers: list[Wor
     [
         *(b"", b"null", b"[]", b"{}", b"7", b'"x"', b"{", b"\xff", b'{"workers": 7}', b'{"data": []}'),
         *(b"[" * 100_000, b"1" * 5000, b'{"workers": {"pid": 1}}', b'{"pid": "1"}', b'{"data": {"workers": {}}}'),
-        b'{"status": "error", "error": "\\u001b[2J"}',
+        *(b'{"status": "error", "error": "\\u001b[2J"}', b'[{"status": "error"}]', b"[[]]", b"[7, 7]"),
     ],
 )
 def test_an_answer_that_is_none(server: str, answer: bytes) -> None:
