@@ -30,6 +30,7 @@ TARGETS = [
     Target("values", 10_000, 200, pure.converted, pure.plainly(pure.check_value)),
     Target("state", 20_000, 400, pure.states, pure.state_folder, shakes=3),
     Target("memory", 12_000, 200, pure.memories, pure.plainly(pure.check_memory), shakes=3),
+    Target("workers", 8_000, 200, pure.answers, pure.plainly(pure.check_answer)),
     Target("server", 8_000, 100, live.chunks, live.server, seconds=60),
     Target("methods", 8_000, 150, live.calls, live.methods, seconds=60),
     Target("notify", 6_000, 100, live.datagrams, live.notifications),

@@ -137,6 +137,7 @@ def calls(draw: st.DrawFn) -> Call:
         "lines": st.sampled_from((0, 1, 100_000)),
         "follow": st.just(False),
         "stderr": st.booleans(),
+        "workers": st.booleans(),
     }
     for name in row.params:
         match draw(st.integers(0, 4)):
