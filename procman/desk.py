@@ -28,6 +28,7 @@ from procman.resources import daemon_usage, descriptors_short, processes_of
 from procman.rollout import Rollouts, overlaps
 from procman.rpc import LogSource, Peer
 from procman.supervisor import Supervisor
+from procman.telemetry import Telemetry
 
 log = logging.getLogger("procman")
 
@@ -46,6 +47,7 @@ class Desk:
         self._supervisor = supervisor
         self._link = link
         self._ground = ground
+        self._telemetry = Telemetry()
 
     def select(self, names: Sequence[str]) -> list[Process]:
         """Processes by process, program or group name, or "all" (also: no name), without doubles, in the table's
@@ -70,8 +72,19 @@ class Desk:
         beside = self._supervisor.places.beside.get(process.name)
         return report.info(process, self._supervisor.measures.latest(process.name), beside)
 
+    async def infos_with_workers(self, names: Sequence[str], read: Read) -> list[Info]:
+        processes = self.select(names)
+        told = await self._workers(processes, read)
+        # Some may have left the table meanwhile.
+        return [info | {"workers": told[info["name"]]} for info in self.infos([]) if info["name"] in told]
+
+    async def _workers(self, processes: Sequence[Process], read: Read) -> dict[str, Info | None]:
+        listeners = {listener.name: listener.address for listener in self._supervisor.config.listeners}
+        return await self._telemetry.of(processes, listeners, read)
+
     async def show(self, name: str, read: Read) -> Info:
         process = self._one(name)
+        workers = (await self._workers([process], read))[process.name]
         shown = self._info(process)
         logged = self._ground.log_counters(process.program)
         samples = self._supervisor.measures.history(process.name)
@@ -82,6 +95,7 @@ class Desk:
             "log": logged,
             "samples": samples,
             "processes": tree,
+            "workers": workers,
         }
 
     async def why(self, name: str, read: Read) -> Info:

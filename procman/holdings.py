@@ -194,7 +194,7 @@ class Holdings:
 
     def control_folder(self, program: Program) -> None:
         """The folder in which a server makes its own control socket: for its user alone. Raises Failed."""
-        if program.server != "gunicorn":
+        if program.server not in servers.TELLING:
             return
         folder = os.path.dirname(self._control_socket(program))
         try:
@@ -206,14 +206,14 @@ class Holdings:
 
     def remove_control_folder(self, program: Program) -> None:
         """`program` has gone."""
-        if program.server == "gunicorn":
+        if program.server in servers.TELLING:
             path = self._control_socket(program)
             listeners.remove_socket_file(path)
             with contextlib.suppress(OSError):
                 os.rmdir(os.path.dirname(path))
 
     def _control_socket(self, program: Program) -> str:
-        return servers.control_socket(self._runtime_folder, program.key)
+        return servers.control_socket(self._runtime_folder, program.key, program.server)
 
     def remove_files(self) -> None:
         """The daemon ends: no socket file may stay behind."""

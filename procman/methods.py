@@ -36,9 +36,11 @@ class Operations(Protocol):
     def infos(self, names: Sequence[str]) -> list[Object]:
         """One ProcessInfo (rpc.PROCESS_FIELDS) for each process."""
 
+    async def infos_with_workers(self, names: Sequence[str], read: Read) -> list[Object]:
+        """The same, and `workers`: what their servers tell. What may be slow goes through `read`."""
+
     async def show(self, name: str, read: Read) -> Object:
-        """The ProcessInfo of one process, and `definition`, `log`, `samples`, `processes`. What may be slow goes
-        through `read`."""
+        """The ProcessInfo of one process, and `definition`, `log`, `samples`, `processes`, `workers`."""
 
     async def why(self, name: str, read: Read) -> Object:
         """Why one process is as it is: state, wanted, why, exit, `history` and the last lines of `output`."""
@@ -190,6 +192,8 @@ def _signum(raw: str | int) -> int:
 
 
 async def _status(operations: Operations, call: Call) -> object:
+    if call.params["workers"]:
+        return await operations.infos_with_workers(call.params["names"], call.read)
     return operations.infos(call.params["names"])
 
 
@@ -419,7 +423,7 @@ _OPERATE: dict[str, tuple[Kind, object]] = {
 }
 
 METHODS: dict[str, Method] = {
-    "status": Method(_status, "look", {"names": ("names", [])}),
+    "status": Method(_status, "look", {"names": ("names", []), "workers": ("flag", False)}),
     "show": Method(_show, "look", {"name": ("name", REQUIRED)}),
     "why": Method(_why, "look", {"name": ("name", REQUIRED)}),
     "start": Method(functools.partial(_operate, "start"), "operate", _OPERATE),

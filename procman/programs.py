@@ -338,10 +338,14 @@ def _settings(section: Section, identity: _Identity, around: Around) -> Program:
 def _reloaded(section: Section, program: Program, listeners: Sequence[Listener]) -> Program:
     """`program`, with what `reload` does: an overlap, where nothing stands against it."""
     own = [listener.name for listener in listeners if listener.reuse_port]
-    usual = listeners and not own and program.ready.kind != "command"
+    alone = not servers.overlaps(program)
+    usual = listeners and not own and not alone and program.ready.kind != "command"
     said = section.value("reload", values.reload, values.Reload("overlap" if usual else "restart"))
     if said.kind == "overlap" and own and section.has("reload"):
         message = f'a successor can\'t share the listener {own[0]}, which has reuse_port: use "restart"'
+        section.problem("reload", message)
+    if said.kind == "overlap" and alone and section.has("reload"):
+        message = "a successor can't tell of its workers at the same stats address: leave stats out, or use \"restart\""
         section.problem("reload", message)
     return replace(program, reload=said.kind, reload_signal=said.signal, reload_command=said.command)
 

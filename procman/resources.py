@@ -216,6 +216,21 @@ def processes_of(pid: int) -> list[dict[str, Any]]:
     return found
 
 
+def resident(main: int, pids: Iterable[int]) -> dict[int, int]:
+    """Memory in bytes (RSS) of those of `pids` that are the process `main` or a child of it."""
+    readings = (_read(pid) for pid in pids)
+    return {each.pid: each.memory for each in readings if each is not None and main in (each.pid, each.parent)}
+
+
+def sockets_of(pid: int) -> set[int] | None:
+    """The inodes of the sockets that a process has open; None where that may not be read, or it is gone."""
+    try:
+        names = [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
+    except OSError:
+        return None
+    return {int(name[8:-1]) for name in names if name.startswith("socket:[")}
+
+
 def ticks_used(before: Mapping[int, Reading], now: Mapping[int, Reading], since: int) -> int:
     """Clock ticks of CPU that a tree used between two readings of it; `since` is the boot time of the first, in ticks.
 

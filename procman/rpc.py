@@ -14,6 +14,11 @@ Looking:
          "state":"RUNNING","wanted":"up","ready":true,"health":null,"pid":4711,"started_at":"2030-01-31T12:00:00.000Z",
          "uptime_seconds":62.5,"restarts":0,"cpu_percent":1.5,"memory_bytes":41943040,"exit":null,"why":"autostart",
          "beside":null}]}
+    --> {"jsonrpc":"2.0","id":18,"method":"status","params":{"names":["shop:1"],"workers":true}}
+    <-- {"jsonrpc":"2.0","id":18,"result":[{"name":"shop:1","state":"RUNNING","workers":{"problem":null,
+         "list":[{"pid":4711,"busy":true,"requests":1234,"in_flight":1,"queue":0,"threads":4,"average_seconds":0.012,
+         "heartbeat_seconds":null,"memory_bytes":41943040}],"left_out":0,
+         "listen":[{"name":"web","address":"127.0.0.1:8000","queue":0,"backlog":2048}]}}]}
     --> {"jsonrpc":"2.0","id":2,"method":"show","params":{"name":"shop:1"}}
     <-- {"jsonrpc":"2.0","id":2,"result":{"name":"shop:1","state":"RUNNING","definition":{"argv":["python","shop.py"]},
          "log":[{"stream":"out","path":"/var/log/procman/shop.log","read":1024,"written":1024,"dropped":0,"rotations":0,

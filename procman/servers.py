@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import difflib
 import posixpath
+import re
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from procman import asgi, preset
@@ -37,33 +38,55 @@ def plan(request: Request) -> Plan:
     return planner(request)
 
 
-def control_socket(runtime_dir: str, name: str) -> str:
-    """Where the gunicorn of process `name` makes its control socket.
+TELLING = {"wsgi": "--stats=", "gunicorn": "--control-socket=", "uwsgi": "--stats="}
+"""The servers that tell of their workers, each with the option that says where: see `told_at`."""
 
-    Its folder is for this process alone. gunicorn makes it if it may write in `runtime_dir`; for a gunicorn that runs
-    under another account the daemon must make it and give it to that account, else readiness never shows.
+SOCKET_PATH_MAX = 107
+"""Bytes of the path of a Unix socket (unix(7))."""
+
+
+def control_socket(runtime_dir: str, name: str, server: str = "gunicorn") -> str:
+    """Where the server of process `name` makes the socket on which it tells of its workers.
+
+    Its folder is for this process alone. The server can't make it under another account: the daemon makes it and gives
+    it to that account. (Without it the readiness of a gunicorn never shows, and uWSGI does not start.)
     """
-    return f"{runtime_dir}/{name}.gunicorn/ctl"
+    return f"{runtime_dir}/{name}.{server}/ctl"
 
 
-_CONTROL_OPTION = "--control-socket="
+def told_at(server: str, argv: Sequence[str]) -> str:
+    """Where a child with this argv tells of its workers: the path of a Unix socket, or HOST:PORT, after "http:" where
+    it wants to hear an HTTP request first. "" is nowhere."""
+    option = TELLING.get(server)
+    found = (word.removeprefix(option) for word in argv if option and word.startswith(option))
+    where = next(found, "")
+    return f"http:{where}" if where and "--stats-http" in argv else where
 
 
 def in_place(program: Program, slot: int) -> Program:
     """`program` for a child in one of its two places (`Program.slot`): what its server makes itself has a place too."""
     moved = replace(program, slot=slot)
-    if program.server != "gunicorn" or program.slot == slot:
+    where = _own_socket(program)
+    if program.slot == slot or not where:
         return moved
-    old = next((word for word in program.argv if word.startswith(_CONTROL_OPTION)), None)
-    if old is None:
-        return moved
-    before = old.removeprefix(_CONTROL_OPTION)
-    path = control_socket(posixpath.dirname(posixpath.dirname(before)), moved.key)
-    ready = program.ready
-    if ready.address is not None and ready.address.path == before:
+    path = control_socket(posixpath.dirname(posixpath.dirname(where)), moved.key, program.server)
+    option, ready = TELLING[program.server], program.ready
+    if ready.address is not None and ready.address.path == where:
         ready = replace(ready, address=Address("unix", path=path))
-    argv = tuple(_CONTROL_OPTION + path if word == old else word for word in program.argv)
+    argv = tuple(option + path if word == option + where else word for word in program.argv)
     return replace(moved, argv=argv, ready=ready)
+
+
+def overlaps(program: Program) -> bool:
+    """Whether two children of `program` can run at once: not where each would tell of its workers at the same place of
+    the user's own."""
+    return not told_at(program.server, program.argv) or bool(_own_socket(program))
+
+
+def _own_socket(program: Program) -> str:
+    """Where it tells of its workers, if that is a place of procman's."""
+    where = told_at(program.server, program.argv)
+    return where if where.endswith(f"/{program.key}.{program.server}/ctl") else ""
 
 
 # --- gunicorn (25.1 and newer; read: 27.0.1) ------------------------------------------------------------------------
@@ -100,7 +123,7 @@ def _gunicorn(request: Request) -> Plan:
     argv = [preset.python(request), "-m", "gunicorn"]
     if wanted and not options.get("no-control-socket"):
         path = control_socket(request.runtime_dir, request.name)
-        argv.append(_CONTROL_OPTION + path)
+        argv.append(f"--control-socket={path}")
         ready = Ready(kind="gunicorn", address=Address("unix", path=path))
     else:
         for option in ("certfile", "protocol"):
@@ -176,6 +199,7 @@ _UWSGI_STOP = (
 def _uwsgi(request: Request) -> Plan:
     """READY=1 is the truth, unless the workers import the application (lazy-apps): then the first answer is."""
     options = dict(request.options)
+    stats = _uwsgi_stats(request, options)
     if request.virtualenv:
         for option in ("virtualenv", "venv", "home", "pyhome"):
             if option in options:
@@ -194,7 +218,7 @@ def _uwsgi(request: Request) -> Plan:
     argv += preset.long_options(first, {})
     if request.virtualenv:
         argv.append(f"--virtualenv={request.virtualenv}")
-    argv += ["--master", "--need-app", f"--protocol={protocol}", *_UWSGI_STOP]
+    argv += ["--master", "--need-app", f"--protocol={protocol}", *_UWSGI_STOP, *stats]
     argv += preset.counts(request, "--processes", "--threads")
     if request.threads > 1:
         argv.append("--enable-threads")
@@ -208,6 +232,27 @@ def _uwsgi(request: Request) -> Plan:
         notify=not lazy,
         processes=1,
     )
+
+
+def _uwsgi_stats(request: Request, options: dict[str, object]) -> list[str]:
+    """Where it tells of its workers: it has only one such place, so one that the user names is read there. Takes what
+    is about it out of `options`."""
+    for name in ("stats", "stats-server"):
+        value = options.pop(name, True)
+        if isinstance(value, str) and _STATS.fullmatch(value):
+            return [f"--stats={value}"]
+        if not isinstance(value, bool):
+            message = "procman asks there too, so it must be HOST:PORT or an absolute path; false is for none"
+            raise BadOption(f"server_options.{name}", message)
+        if not value:
+            return []
+    return _own_stats(request)
+
+
+def _own_stats(request: Request) -> list[str]:
+    """A socket of its own, where its path is not too long for one."""
+    path = control_socket(request.runtime_dir, request.name, request.server)
+    return [f"--stats={path}"] if len(path.encode()) <= SOCKET_PATH_MAX else []
 
 
 # --- the built-in server (waitress underneath) ----------------------------------------------------------------------
@@ -240,6 +285,7 @@ def _wsgi(request: Request) -> Plan:
         argv = [preset.python(request), request.wsgi_script, "--site", request.site]
     else:
         argv = [preset.python(request), "-m", "procman.wsgi"]
+    argv += _own_stats(request)
     argv += preset.counts(request, "", "--threads")
     argv += [f"--middleware={middleware}" for middleware in request.middleware]
     if not request.access_log:
@@ -274,6 +320,8 @@ def _settings(options: Mapping[str, object]) -> Iterator[str]:
         else:
             yield f"--set={name}={' '.join(preset.texts(key, value))}"
 
+
+_STATS = re.compile(r"/[^\0\n]+|[\w.-]*:[0-9]{1,5}")
 
 _PLANNERS: dict[str, Callable[[Request], Plan]] = {
     "wsgi": _wsgi,

@@ -23,6 +23,7 @@ import argparse
 import difflib
 import errno
 import importlib
+import json
 import logging
 import os
 import re
@@ -32,6 +33,7 @@ import signal
 import socket
 import stat
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
@@ -574,10 +576,11 @@ class _Connection(HTTPChannel):  # type: ignore[misc]
         service = self.server.service
         service.busy.add(self)
         self.environ = None
-        self.began = time.perf_counter()
+        began = self.began = time.perf_counter()  # the next request of this connection may begin before we are back
         try:
             super().service()
         finally:
+            service.count.add(time.perf_counter() - began)
             service.busy.discard(self)
             if service.draining:
                 self.server.pull_trigger()
@@ -703,6 +706,50 @@ class _Unix(_Listening, UnixWSGIServer):  # type: ignore[misc]
         return "", ""
 
 
+class _Stats(wasyncore.dispatcher):  # type: ignore[misc]
+    """Tells whoever connects to the Unix socket at `path` how much there is to do: one JSON document, then the end.
+
+    That is short enough for the buffer of a new connection, so nobody is waited for. Raises OSError, Refused.
+    """
+
+    accept_after = 0.0  # monotonic
+
+    def __init__(self, path: str, service: Service) -> None:
+        self.service = service
+        self.path = path
+        sock = _bound(socket.AF_UNIX, path, mode=0o600)
+        sock.listen(16)
+        self.file = os.lstat(path)
+        super().__init__(sock, map=service.map)
+        self.accepting = True
+
+    def readable(self) -> bool:
+        """Whether to wait for clients. Without a free descriptor not for a while: see `_Listening.accept`."""
+        return time.monotonic() >= self.accept_after
+
+    def writable(self) -> bool:
+        """Never: a client gets its answer at once."""
+        return False
+
+    def handle_accept(self) -> None:
+        """Answers one client. What goes wrong is the client's loss."""
+        try:
+            accepted = self.accept()
+            if accepted is not None:
+                with accepted[0] as client:
+                    client.setblocking(False)
+                    client.send(json.dumps(self.service.figures()).encode())
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                self.accept_after = time.monotonic() + 1.0
+
+    def retire(self) -> None:
+        """Tells no more, and removes its file."""
+        self.del_channel()
+        self.socket.close()
+        _remove_if_same(self.path, self.file)
+
+
 # --- The service ---------------------------------------------------------------------------------------------------
 
 
@@ -716,7 +763,25 @@ class Options:
     access_log: bool
     drain_timeout: float
     idle_grace: float
+    stats: str
     adjustments: Any  # waitress.adjustments.Adjustments
+
+
+class _Count:
+    """How many requests were answered, and how long one takes: the mean of about the last RECENT."""
+
+    RECENT = 64
+
+    def __init__(self) -> None:
+        self.answered = 0
+        self.seconds = 0.0
+        self._lock = threading.Lock()
+
+    def add(self, seconds: float) -> None:
+        """One more, in any thread."""
+        with self._lock:
+            self.answered += 1
+            self.seconds += (seconds - self.seconds) / min(self.answered, self.RECENT)
 
 
 class Service:
@@ -740,6 +805,7 @@ class Service:
         self.adjustments = options.adjustments
         self.map: dict[int, Any] = {}
         self.busy: set[_Connection] = set()  # a thread works for these; they may be closed
+        self.count = _Count()
         self.draining = False  # a signal came: the threads see it at once, the loop in its next turn
         self.dispatcher = ThreadedTaskDispatcher()
         self.dispatcher.logger, self.dispatcher.queue_logger = _log, _QueueLog()
@@ -747,6 +813,7 @@ class Service:
         kinds = {socket.AF_UNIX: _Unix}
         self.listening = [kinds.get(sock.family, _Tcp)(sock, self, True) for sock in inherited]
         self.listening += [kinds.get(sock.family, _Tcp)(sock, self, False) for sock in own]
+        self.stats = self._open_stats()
 
     def run(self, notify_socket: str) -> int:
         """Serves until SIGTERM or SIGINT, then drains; a second signal ends the process. Returns the exit status."""
@@ -766,15 +833,37 @@ class Service:
                 return self._cut()
             self._turn(max(0.0, wake - now) + 0.001)
         self.dispatcher.shutdown()
+        if self.stats is not None:
+            self.stats.retire()
         return 0
+
+    def figures(self) -> dict[str, Any]:
+        """What `--stats` tells."""
+        return {
+            "pid": os.getpid(),
+            "threads": self.adjustments.threads,
+            "requests": self.count.answered,
+            "average_seconds": round(self.count.seconds, 6) if self.count.answered else None,
+            "in_flight": len(self.busy),
+            "queue": len(self.dispatcher.queue),
+            "connections": len(self._connections()),
+        }
+
+    def _open_stats(self) -> _Stats | None:
+        """A server serves without it."""
+        try:
+            return _Stats(self.options.stats, self) if self.options.stats else None
+        except OSError as error:
+            _say(f"--stats {self.options.stats}: {error.strerror or error}: tells nothing there")
+            return None
 
     def _turn(self, timeout: float | None) -> None:
         wasyncore.loop(timeout, use_poll=True, map=self.map, count=1)
 
     def _patience(self) -> float | None:
         """How long the loop may sleep when nothing happens: for ever, but for waitress' care of idle connections."""
-        # A listening socket has a trigger beside it, signals have one; all the rest are connections.
-        others = 2 * len(self.listening) + 1
+        # A listening socket has a trigger beside it, signals have one, and there is `stats`; the rest are connections.
+        others = 2 * len(self.listening) + 1 + (self.stats is not None)
         patience = float(self.adjustments.cleanup_interval) if len(self.map) > others else None
         for each in self.listening:
             if each.accept_after:
@@ -877,6 +966,7 @@ def _parser() -> argparse.ArgumentParser:
         ("--middleware", list, [], "MODULE:NAME", "factory(app) -> app; the first one is the outermost"),
         ("--drain-timeout", float, 30.0, "SECONDS", "when stopping: to answer what has arrived"),
         ("--idle-grace", float, 1.0, "SECONDS", "when stopping: for silent connections"),
+        ("--stats", str, None, "PATH", "a Unix socket that tells requests, and what is at work, as JSON"),
         ("--site", str, None, "DIR", "a folder to append to sys.path, where waitress is found"),
         ("--set", list, [], "NAME=VALUE", "an option of waitress, by its own name"),
     ):
@@ -907,6 +997,7 @@ def options(argv: Sequence[str]) -> Options:
         access_log=not given.no_access_log,
         drain_timeout=given.drain_timeout,
         idle_grace=given.idle_grace,
+        stats=given.stats or "",
         adjustments=adjustments(given.threads, given.set),
     )
 

@@ -48,6 +48,30 @@ def info(name: str, state: str = "RUNNING", **more: Any) -> Object:
     }
 
 
+def worker(pid: int, **told: Any) -> Object:
+    """A worker as the daemon tells of one."""
+    keys = ("busy", "requests", "in_flight", "queue", "threads", "average_seconds", "heartbeat_seconds", "memory_bytes")
+    return {"pid": pid} | dict.fromkeys(keys) | told
+
+
+LISTEN = {"name": "web", "address": "127.0.0.1:8000", "queue": 3, "backlog": 2048}
+WORKERS: dict[str, Object] = {
+    "shop:1": {
+        "problem": None,
+        "list": [
+            worker(
+                4712, busy=True, requests=1234, in_flight=1, threads=4, average_seconds=0.0124, memory_bytes=41943040
+            ),
+            worker(4713, busy=False, requests=9, in_flight=0, threads=4, average_seconds=1.5, memory_bytes=1048576),
+        ],
+        "left_out": 0,
+        "listen": [LISTEN],
+    },
+    "shop:2": {"problem": "no answer within 1 s", "list": [], "left_out": 0, "listen": [LISTEN | {"queue": None}]},
+}
+"""What the servers of its processes tell; "blog" has none."""
+
+
 class StandIn:
     """shop:1 and shop:2 (program "shop", group "web") run, "blog" is FATAL. "blog" never starts; all else succeeds."""
 
@@ -86,6 +110,9 @@ class StandIn:
             return [{"why": "x" * 8_000_000}]
         return self.find(names)
 
+    async def infos_with_workers(self, names: Sequence[str], read: Read) -> list[Object]:
+        return [info | {"workers": WORKERS.get(info["name"])} for info in self.infos(names)]
+
     async def show(self, name: str, read: Read) -> Object:
         return {
             **self.find([name])[0],
@@ -93,6 +120,7 @@ class StandIn:
             "log": [{"stream": "out", "path": str(self.folder / "shop.log"), "read": 2048, "dropped": 0, "error": ""}],
             "samples": [[1.0, 1.0, 1048576], [2.0, 3.0, 3145728]],
             "processes": [{"pid": 4711, "command": "gunicorn shop", "memory_bytes": 41943040}],
+            "workers": WORKERS.get(name),
         }
 
     async def why(self, name: str, read: Read) -> Object:

@@ -29,7 +29,7 @@ from procman.ctl.main import main, parser
 from procman.methods import METHODS
 from procman.rpc import PROCESS_FIELDS
 from tests.harness import CTL, PROJECT, wait_until
-from tests.rpc_stand_in import AT, Daemon, info
+from tests.rpc_stand_in import AT, WORKERS, Daemon, info, worker
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PROJECT), "TERM": "xterm"}
 for variable in ("NO_COLOR", "PROCMAN_SOCKET", "COLUMNS"):
@@ -182,6 +182,57 @@ def test_status(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+def test_status_with_workers(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = (
+        "NAME    STATE    READY   PID  UPTIME   CPU   MEMORY  RESTARTS  WHY\n"
+        "shop:1  RUNNING  yes    4711   1h02m  1.5%  40.0 MB         2  autostart\n"
+        "  WORKER  DOES  REQUESTS  IN FLIGHT  THREADS  AVERAGE   MEMORY\n"
+        "    4712  busy      1234          1        4     12ms  40.0 MB\n"
+        "    4713  idle         9          0        4     1.5s   1.0 MB\n"
+        "  listen queue of 127.0.0.1:8000: 3 of 2048\n"
+        "shop:2  RUNNING  yes    4711   1h02m  1.5%  40.0 MB         2  autostart\n"
+        "  workers: no answer within 1 s\n"
+        "  listen queue of 127.0.0.1:8000: - of 2048\n"
+        "blog    FATAL    -         -       -     -        -         2  exit status 1\n"
+    )
+    assert Ran(capsys, "status", "-v").out == wanted
+    assert Ran(capsys, "status", "--verbose").out == wanted
+    assert Ran(capsys, "status", "-v", "shop:2", "--json").json == [info("shop:2", workers=WORKERS["shop:2"])]
+
+
+@pytest.mark.parametrize(
+    ("told", "lines"),
+    [
+        (None, []),
+        ({}, []),
+        ({"problem": None, "list": [], "left_out": 0, "listen": []}, []),
+        (
+            {"list": [worker(7), worker(123, heartbeat_seconds=0.94)]},
+            ["WORKER  HEARTBEAT", "     7          -", "   123       0.9s"],
+        ),
+        ({"list": [worker(7, queue=0, average_seconds=0.00042)]}, ["WORKER  QUEUE  AVERAGE", "     7      0    0.4ms"]),
+        ({"list": [worker(7)], "left_out": 44}, ["WORKER", "     7", "and 44 more"]),
+        (
+            {"problem": "\x1b[2J", "list": [], "listen": [{"address": "\x1b", "queue": "\x1b"}]},
+            [
+                "workers: �[2J",
+                "listen queue of �: � of -",
+            ],
+        ),
+    ],
+)
+def test_workers(told: Any, lines: list[str]) -> None:
+    assert tables.workers(told) == lines
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0, "0.0ms"), (0.00994, "9.9ms"), (0.00996, "10ms"), (0.9994, "999ms"), (0.9996, "1.0s"), (75.0, "1m15s")],
+)
+def test_short_times(seconds: float, text: str) -> None:
+    assert tables.workers({"list": [worker(1, average_seconds=seconds)]})[1].split() == ["1", text]
+
+
 def test_status_of_no_programs(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     daemon.stand_in.processes.clear()
     ran = Ran(capsys, "status")
@@ -215,6 +266,8 @@ def test_show(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
         f"started    {AT}, up 1h02m",
         "cpu        1.5% now; last hour: 1.0% min, 2.0% avg, 3.0% max",
         "memory     40.0 MB now; last hour: 1.0 MB min, 2.0 MB avg, 3.0 MB max",
+        "\nworkers\n  WORKER  DOES  REQUESTS  IN FLIGHT  THREADS  AVERAGE   MEMORY\n    4712  busy      1234",
+        "  listen queue of 127.0.0.1:8000: 3 of 2048\n",
         "read     2.0 KB",
         "4711    -  40.0 MB  gunicorn shop",
         "umask    0o022",

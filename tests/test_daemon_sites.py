@@ -166,3 +166,6 @@ def test_gunicorn_of_another_user_becomes_ready(daemon: MakeDaemon, as_user: Use
     running.start()
     running.wait_for("site", timeout=20)
     assert get(port) == str(as_user.uid)
+    workers = running.json("status", "-v")[0]["workers"]
+    assert workers["problem"] is None
+    assert workers["list"][0]["memory_bytes"] > 0

@@ -27,7 +27,7 @@ import pytest
 
 from procman import listeners, probes, wsgi
 from procman.config import Address, Listener
-from procman.servers import Plan, Request, plan
+from procman.servers import Plan, Request, plan, told_at
 from tests.harness import PROJECT, group, wait_until
 from tests.sites.django_site import APP as DJANGO_APP
 from tests.sites.django_site import django_site
@@ -181,6 +181,9 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         sockets.extend(on)
         listen = tuple(Listener(name=f"l{i}", address=address_of(sock), backlog=BACKLOG) for i, sock in enumerate(on))
         planned = plan(replace(request, listen=listen, runtime_dir=str(tmp_path)))
+        where = told_at(request.server, planned.argv)
+        if where:
+            Path(where).parent.mkdir(mode=0o700, exist_ok=True)  # as the daemon does
         running.append(Running(planned, on, tmp_path, {key: str(value) for key, value in environment.items()}))
         return running[-1]
 

@@ -50,6 +50,8 @@ GRANIAN = replace(GUNICORN, server="granian")
 EVERY = [GUNICORN, UWSGI, WSGI, UVICORN, HYPERCORN, DAPHNE, GRANIAN]
 
 CONTROL = "/run/procman/shop.gunicorn/ctl"
+UWSGI_STATS = "--stats=/run/procman/shop.uwsgi/ctl"
+WSGI_STATS = "--stats=/run/procman/shop.wsgi/ctl"
 ANY_ANSWER = Ready(kind="http", address=WEB.address, path="/", any_status=True)
 UWSGI_START = (
     "--master",
@@ -108,7 +110,7 @@ PLANS: list[tuple[Request, Plan]] = [
     (
         UWSGI,
         Plan(
-            argv=("uwsgi", *UWSGI_START, "--module=shop.wsgi:application"),
+            argv=("uwsgi", *UWSGI_START, UWSGI_STATS, "--module=shop.wsgi:application"),
             stop_signal=signal.SIGINT,
             stop_timeout=35.0,
             ready=Ready(kind="notify"),
@@ -119,7 +121,10 @@ PLANS: list[tuple[Request, Plan]] = [
     (
         WSGI,
         Plan(
-            argv=("/opt/procman/bin/python", "-m", "procman.wsgi", "--drain-timeout=30", "shop.wsgi:application"),
+            argv=(
+                *("/opt/procman/bin/python", "-m", "procman.wsgi", WSGI_STATS, "--drain-timeout=30"),
+                "shop.wsgi:application",
+            ),
             stop_signal=signal.SIGTERM,
             stop_timeout=35.0,
             ready=Ready(kind="notify"),
@@ -191,9 +196,9 @@ ARGVS: list[tuple[str, Request, tuple[str, ...]]] = [
             options={"harakiri": 20, "plugin": "python3", "disable-logging": True, "static-map": ["/a=/b", "/c=/d"]},
         ),
         (
-            *("/srv/venv/bin/uwsgi", "--plugin=python3", "--virtualenv=/srv/venv", *UWSGI_START, "--processes=4"),
-            *("--threads=2", "--enable-threads", "--harakiri=20", "--disable-logging", "--static-map=/a=/b"),
-            *("--static-map=/c=/d", "--module=shop.wsgi:application"),
+            *("/srv/venv/bin/uwsgi", "--plugin=python3", "--virtualenv=/srv/venv", *UWSGI_START, UWSGI_STATS),
+            *("--processes=4", "--threads=2", "--enable-threads", "--harakiri=20", "--disable-logging"),
+            *("--static-map=/a=/b", "--static-map=/c=/d", "--module=shop.wsgi:application"),
         ),
     ),
     (
@@ -215,7 +220,8 @@ ARGVS: list[tuple[str, Request, tuple[str, ...]]] = [
             },
         ),
         (
-            *("/srv/venv/bin/python", "/opt/procman/lib/procman/wsgi.py", "--site", "/opt/procman/lib", "--threads=8"),
+            *("/srv/venv/bin/python", "/opt/procman/lib/procman/wsgi.py", "--site", "/opt/procman/lib"),
+            *(WSGI_STATS, "--threads=8"),
             *("--middleware=shop.outer:wrap", "--middleware=shop.inner:wrap", "--no-access-log", "--drain-timeout=10"),
             *("--idle-grace=0.5", "--set=connection_limit=200", "--set=expose_tracebacks=false"),
             *("--set=log_socket_errors=true", "--set=trusted_proxy_headers=x-forwarded-for x-forwarded-proto"),
@@ -518,6 +524,7 @@ def test_a_refused_key(request_: Request, key: str, message: str) -> None:
 
 NO_TLS = "procman asks over plain HTTP/1.1, which {} rules out: say how to ask with the key ready"
 
+STATS = "procman asks there too, so it must be HOST:PORT or an absolute path; false is for none"
 OPTIONS: list[tuple[Request, str, object, str]] = [
     (GUNICORN, "bind", "127.0.0.1:80", "procman holds the sockets: use the key listen"),
     (GUNICORN, "workers", 4, "use the key workers"),
@@ -549,6 +556,11 @@ OPTIONS: list[tuple[Request, str, object, str]] = [
     (UWSGI, "module", "x:y", "use the key app"),
     (UWSGI, "lazy", True, "use lazy-apps: uWSGI itself advises against lazy"),
     (UWSGI, "protocol", "http11", "expected 'http', 'uwsgi', 'fastcgi' or 'scgi'"),
+    (UWSGI, "stats", "stats.sock", STATS),
+    (UWSGI, "stats", "@abstract", STATS),
+    (UWSGI, "stats", 9191, STATS),
+    (UWSGI, "stats-server", ["/a", "/b"], STATS),
+    (WSGI, "stats", "/run/x", "no such option of the built-in server"),
     (WSGI, "listen", "*:80", "procman holds the sockets: use the key listen"),
     (WSGI, "connection_limi", 5, "no such option of the built-in server; did you mean 'connection_limit'?"),
     (WSGI, "connection-limit", 5, "no such option of the built-in server; did you mean 'connection_limit'?"),
@@ -748,3 +760,32 @@ def test_the_options_of_hypercorn_and_daphne_are_their_own(
     real = argparse_options(module, "parser")
     assert {name for name, reason in owned.items() if "spelling" not in reason} <= real
     assert {name for name in real if "_" in name} == set(underscored)
+# --- where they tell of their workers ---------------------------------------------------------------------------------
+
+LONG = "/run/" + "x" * 100
+TOLD: list[tuple[Request, dict[str, object], str]] = [
+    (GUNICORN, {}, CONTROL),
+    (GUNICORN, {"no-control-socket": True}, ""),
+    (GUNICORN, {"control-socket": False}, ""),
+    (UWSGI, {}, "/run/procman/shop.uwsgi/ctl"),
+    (UWSGI, {"stats": True}, "/run/procman/shop.uwsgi/ctl"),
+    (UWSGI, {"stats": False}, ""),
+    (UWSGI, {"stats": "/run/uwsgi/stats"}, "/run/uwsgi/stats"),
+    (UWSGI, {"stats-server": "127.0.0.1:9191", "stats-http": True}, "http:127.0.0.1:9191"),
+    (UWSGI, {"stats-http": True}, "http:/run/procman/shop.uwsgi/ctl"),
+    (UWSGI, {"stats": ":9191"}, ":9191"),
+    (WSGI, {}, "/run/procman/shop.wsgi/ctl"),
+    (replace(UWSGI, runtime_dir=LONG), {}, ""),
+    (replace(WSGI, runtime_dir=LONG), {}, ""),
+]
+
+
+@pytest.mark.parametrize(("request_", "options", "where"), TOLD)
+def test_where_a_server_tells_of_its_workers(request_: Request, options: dict[str, object], where: str) -> None:
+    planned = plan(replace(request_, options=options))
+    assert servers.told_at(request_.server, planned.argv) == where
+    assert sum(word.startswith(("--stats=", "--control-socket=")) for word in planned.argv) == bool(where)
+
+
+def test_a_command_of_the_users_own_tells_nothing() -> None:
+    assert servers.told_at("", ("uwsgi", "--stats=/run/x")) == ""

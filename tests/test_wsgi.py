@@ -14,6 +14,7 @@ import re
 import resource
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -504,6 +505,7 @@ def listener(family: int = socket.AF_INET, address: Any = ("127.0.0.1", 0)) -> s
         (waitress.task.Task, "content_length complete has_body status"),
         (waitress.task.WSGITask, "execute get_environment"),
         (waitress.task.ThreadedTaskDispatcher, "logger queue_logger set_thread_count shutdown"),
+        (waitress.wasyncore.dispatcher, "accepting accept del_channel readable writable handle_accept"),
         (waitress.parser.HTTPRequestParser, "parse_header headers_finished header_plus completed"),
         (waitress.adjustments.Adjustments, "_param_map server_name threads cleanup_interval unix_socket_perms"),
     ],
@@ -1014,6 +1016,7 @@ def test_good_options() -> None:
         access_log=True,
         drain_timeout=30,
         idle_grace=1,
+        stats="",
         adjustments=found.adjustments,
     )
 
@@ -1475,6 +1478,90 @@ def test_connections_in_its_own_queue_are_answered(serve: Serve) -> None:
                 answer = client.get("/pid")
             assert client.until_end() == b""
     assert server.ends() == 0
+
+
+# --- what it tells of itself ----------------------------------------------------------------------------------------
+
+
+def figures(path: Path) -> dict[str, Any]:
+    """What `--stats` tells."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(LIMIT)
+        sock.connect(str(path))
+        data = b""
+        while chunk := sock.recv(4096):
+            data += chunk
+    found: dict[str, Any] = json.loads(data)
+    return found
+
+
+def test_stats(serve: Serve) -> None:
+    stats, fifo = serve.folder / "stats", serve.fifo("gate")
+    server = serve("shop:app", f"--stats={stats}", "--threads=1")
+    assert stat.S_IMODE(stats.stat().st_mode) == 0o600
+    idle = {"threads": 1, "requests": 0, "average_seconds": None, "in_flight": 0, "queue": 0, "connections": 0}
+    assert figures(stats) == {"pid": server.process.pid, **idle}
+    for target in ("/pid", "/raise", "/nothing"):  # an error is an answer, too
+        server.get(target)
+    with server.client() as first, server.client() as second:
+        first.send(b"NONSENSE\r\n\r\n")
+        assert first.answer().status == 400
+        second.send(f"GET /wait?{fifo} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        wait_until(lambda: f"entered {fifo}" in server.err)
+        with server.client() as third:
+            third.send(b"GET /pid HTTP/1.1\r\nHost: a\r\n\r\n")
+            wait_until(lambda: figures(stats)["queue"] == 1)
+            now = figures(stats)
+            assert (now["requests"], now["in_flight"]) == (4, 1)
+            assert 0 < now["average_seconds"] < LIMIT
+            server.term()  # while it drains, too
+            assert figures(stats)["in_flight"] == 1
+            release(fifo)
+            assert (second.answer().status, third.answer().status) == (200, 200)
+            wait_until(lambda: not stats.exists() or figures(stats)["requests"] == 6)
+    assert server.ends() == 0
+    assert not stats.exists()
+
+
+def test_stats_after_a_sigkill(serve: Serve) -> None:
+    stats = serve.folder / "stats"
+    first = serve("shop:app", f"--stats={stats}")
+    first.process.kill()
+    first.ends()
+    assert stats.is_socket()
+    second = serve("shop:app", f"--stats={stats}")
+    assert figures(stats)["pid"] == second.process.pid
+
+
+@pytest.mark.parametrize("place", ["nowhere/stats", "taken"])
+def test_stats_that_cannot_be_told_hinder_nobody(serve: Serve, place: str) -> None:
+    (serve.folder / "taken").touch()
+    server = serve("shop:app", f"--stats={serve.folder / place}")
+    assert f"--stats {serve.folder / place}: " in server.err
+    assert server.get("/pid").status == 200
+    server.term()
+    assert server.ends() == 0
+    assert (serve.folder / "taken").exists()
+
+
+def test_who_asks_for_stats_and_does_not_listen_hinders_nobody(serve: Serve) -> None:
+    stats = serve.folder / "stats"
+    server = serve("shop:app", f"--stats={stats}")
+    with ExitStack() as stack:
+        for _ in range(50):
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+            sock.connect(str(stats))  # waits for room in the queue
+        assert server.get("/pid").status == 200
+        assert figures(stats)["requests"] >= 0
+
+
+@pytest.mark.parametrize("seconds", [[0.5], [0.1, 0.3], [1.0] * 64 + [2.0] * 1000])
+def test_the_mean_of_the_last_requests(seconds: list[float]) -> None:
+    count = wsgi._Count()
+    for each in seconds:
+        count.add(each)
+    assert count.answered == len(seconds)
+    assert count.seconds == pytest.approx(seconds[-1] if len(seconds) > 100 else sum(seconds) / len(seconds), rel=1e-3)
 
 
 @dataclass

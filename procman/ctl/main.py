@@ -84,8 +84,10 @@ def _add_looking(commands: Any, shared: argparse.ArgumentParser) -> None:
     words = "show the state of programs; exit status 3 when one that is named is not RUNNING"
     parser = commands.add_parser("status", help=words, description=words, parents=[shared], formatter_class=Help)
     parser.add_argument("names", metavar="NAME", nargs="*", help=f"{NAMES} (default: all)")
+    words = "show the workers of each process too, as its server tells them, and its listen queues"
+    parser.add_argument("-v", "--verbose", action="store_true", help=words)
     parser.set_defaults(run=status)
-    words = "show all that is known of processes: figures of the last hour, log, definition"
+    words = "show all that is known of a process: workers, figures of the last hour, log, definition"
     parser = commands.add_parser("show", help=words, description=words, parents=[shared], formatter_class=Help)
     parser.add_argument("name", metavar="NAME", help="a process (shop:1), or a program that has one")
     parser.set_defaults(run=show)
@@ -99,7 +101,8 @@ def status(session: Session) -> int:
     """Prints the table of processes."""
     names = session.args.names
     with session.client() as client:
-        infos = client.call("status", names=names)
+        # A daemon that is older than this command knows no such param, and is not asked for it in vain.
+        infos = client.call("status", names=names, **({"workers": True} if session.args.verbose else {}))
     if session.json:
         session.print_json(infos)
     elif infos:

@@ -5,7 +5,7 @@ It knows no terminal: whether to colour and how wide is the caller's to say.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from procman.rpc import Object
@@ -85,10 +85,43 @@ def status(infos: Sequence[Object], *, colour: bool = False, width: int | None =
         if isinstance(info.get("beside"), dict):  # while it is being replaced
             rows.append(_status_row({**info["beside"], "name": f"  {info['beside'].get('role')}"}))
     lines = columns(rows, right=(3, 4, 5, 6, 7), width=width)
-    if not colour:
-        return lines
     at = max(len(row[0]) for row in rows) + 2  # where the second column begins
-    return [lines[0], *(_coloured(line, at, row[1]) for line, row in zip(lines[1:], rows[1:], strict=True))]
+    drawn = [lines[0]]
+    for info, line, row in zip(infos, lines[1:], rows[1:], strict=True):
+        drawn.append(_coloured(line, at, row[1]) if colour else line)
+        drawn += [f"  {below}" for below in workers(info.get("workers"))]
+    return drawn
+
+
+def workers(told: Object | None) -> list[str]:
+    """What a server tells of its workers, and the queues of its listeners: a table of the columns that have figures."""
+    if not told:
+        return []
+    lines = []
+    rows = [[draw(worker.get(key)) for _, key, draw in _WORKER] for worker in told.get("list") or ()]
+    if rows:
+        used = [number for number in range(len(_WORKER)) if any(row[number] != "-" for row in rows)]
+        table = [[heading for heading, _, _ in _WORKER], *rows]
+        lines += columns([[row[number] for number in used] for row in table], right=range(len(used)))
+    if told.get("left_out"):
+        lines.append(f"and {_plain(told['left_out'])} more")
+    if told.get("problem"):
+        lines.append(f"workers: {printable(told['problem'])}")
+    for one in told.get("listen") or ():
+        queue, backlog = _plain(one.get("queue")), _plain(one.get("backlog"))
+        lines.append(f"listen queue of {printable(one.get('address'))}: {queue} of {backlog}")
+    return lines
+
+
+def _busy(value: object) -> Cell:
+    return "-" if value is None else "busy" if value else "idle"
+
+
+def _brief(seconds: float | None) -> Cell:
+    """ "0.3ms", "12ms", "1.5s", "5m03s"; "-" for None."""
+    if seconds is None or seconds >= 0.9995:
+        return duration(seconds)
+    return f"{seconds * 1000:.1f}ms" if seconds < 0.00995 else f"{seconds * 1000:.0f}ms"
 
 
 def _status_row(info: Object) -> Row:
@@ -200,6 +233,8 @@ def show(answer: Object, *, colour: bool = False) -> list[str]:
         ("memory", _last_hour(answer, "memory_bytes", 2, size)),
     ]
     lines = [printable(answer.get("name")), *_facts(facts)]
+    if answer.get("workers"):
+        lines += ["", "workers", *(f"  {line}" for line in workers(answer["workers"]))]
     for log in answer.get("log") or ():
         lines += ["", f"log ({log.get('stream', 'out')})", *_facts(_log_facts(log))]
     if answer.get("processes"):
@@ -264,3 +299,17 @@ def _plain(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{printable(key)} {_plain(one)}" for key, one in value.items())
     return printable(value)
+
+
+_WORKER: tuple[tuple[Cell, str, Callable[[Any], Cell]], ...] = (
+    ("WORKER", "pid", _plain),
+    ("DOES", "busy", _busy),
+    ("REQUESTS", "requests", _plain),
+    ("IN FLIGHT", "in_flight", _plain),
+    ("QUEUE", "queue", _plain),
+    ("THREADS", "threads", _plain),
+    ("AVERAGE", "average_seconds", _brief),
+    ("HEARTBEAT", "heartbeat_seconds", duration),
+    ("MEMORY", "memory_bytes", size),
+)
+"""The columns of `workers`: heading, key, how it is drawn."""

@@ -33,6 +33,7 @@ TARGETS = [
     Target("memory", 12_000, 200, pure.memories, pure.plainly(pure.check_memory), shakes=3),
     Target("legacy", 8_000, 200, pure.legacies, pure.plainly(pure.check_legacy), shakes=3),
     Target("note", 12_000, 300, pure.notes, pure.plainly(pure.check_note), shakes=3),
+    Target("workers", 8_000, 200, pure.answers, pure.plainly(pure.check_answer)),
     Target("server", 8_000, 100, live.chunks, live.server, seconds=60),
     Target("methods", 8_000, 150, live.calls, live.methods, seconds=60),
     Target("notify", 6_000, 100, live.datagrams, live.notifications),

@@ -138,6 +138,7 @@ def calls(draw: st.DrawFn) -> Call:
         "at_once": st.sampled_from((1, 2, 1000)),
         "follow": st.just(False),
         "stderr": st.booleans(),
+        "workers": st.booleans(),
     }
     for name in row.params:
         match draw(st.integers(0, 4)):

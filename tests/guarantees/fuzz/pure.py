@@ -18,6 +18,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from procman import (
     recall,
     report,
     rpc,
+    servers,
     snapshot,
     statefile,
     store,
@@ -38,8 +40,10 @@ from procman import (
     table,
     takeover,
     values,
+    workload,
 )
 from procman.config import Address, Config, Log, Program
+from procman.ctl import tables as drawn_tables
 from procman.errors import ConfigError, Failed, ProcmanError
 from procman.events import rfc3339
 from procman.ground import counters_from
@@ -674,3 +678,37 @@ def _note_bytes(content: bytes) -> None:
 
 
 GUIDED = ("rpc", "wire", "table", "state", "legacy", "note")
+
+# --- what servers say of their workers --------------------------------------------------------------------------------
+
+SHOWN = (
+    b'[{"status":"ok","data":{"workers":[{"pid":5,"last_heartbeat":0.5}]}},'
+    b'{"data":{"worker_class":"<class \'gunicorn.workers.sync.SyncWorker\'>"}}]'
+)
+STATS = (
+    b'{"workers":[{"id":1,"pid":6,"status":"busy","requests":7,"avg_rt":1500,"cores":[{"in_request":1}]},'
+    b'{"id":2,"pid":0,"status":"cheap"}]}'
+)
+OWN = b'{"pid":7,"threads":4,"requests":9,"average_seconds":0.25,"in_flight":1,"queue":2,"connections":3}'
+
+
+def answers() -> st.SearchStrategy[tuple[str, bytes]]:
+    """A server, and an answer that is hardly right."""
+    documents = damaged([json.loads(SHOWN), json.loads(STATS), json.loads(OWN)]).map(dumped)
+    return st.tuples(st.sampled_from(sorted(servers.TELLING)), touched([SHOWN, STATS, OWN]) | documents)
+
+
+def check_answer(drawn: tuple[str, bytes]) -> None:
+    """Figures that can be meant, and a text that a terminal can show, or Unreadable."""
+    server, answer = drawn
+    try:
+        load = workload.read(server, answer)
+    except workload.Unreadable:
+        return
+    assert len(load.workers) <= workload.WORKERS_MAX
+    for worker in load.workers:
+        for name, figure in asdict(worker).items():
+            assert figure is None or 0 <= figure <= workload.NUMBER_MAX, (name, figure)
+        assert 0 < worker.pid <= report.PID_MAX
+    lines = drawn_tables.workers({"list": [asdict(worker) for worker in load.workers], "left_out": load.left_out})
+    assert all(line.isprintable() for line in lines)

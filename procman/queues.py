@@ -1,0 +1,135 @@
+"""How many connections wait at a listening socket until a server accepts them, how many may, and which were accepted.
+
+It asks the kernel by sock_diag(7), so it needs no descriptor of the socket, and the kernel picks out what matters,
+however many connections there are. It knows addresses, and not whose they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from procman.config import Address
+
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY, _ERROR, _DONE = 20, 2, 3
+_REQUEST_DUMP = 0x301
+_LISTENING = 1 << 10
+_OPEN = 1 << 1 | 1 << 8  # ESTABLISHED, CLOSE_WAIT
+_NAME, _LENGTHS = 0, 4  # attributes of unix_diag
+_SHOW = 1 << _NAME | 1 << _LENGTHS
+_WAIT_SECONDS = 1.0
+
+
+class Queue(NamedTuple):
+    """`waiting` connections of at most `room`. Of several sockets at one address: together."""
+
+    waiting: int
+    room: int
+
+
+class _Found(NamedTuple):
+    """A listening socket: (its port, its address in bytes) or ("", its path)."""
+
+    port: int
+    where: bytes
+    queue: Queue
+    inode: int
+
+
+def queues(addresses: Iterable[Address]) -> dict[Address, Queue]:
+    """The queue at each address, without those where nobody listens or the kernel does not tell. Asks the kernel: for a
+    thread, like all that may take a while."""
+    wanted = set(addresses)
+    found: list[_Found] = []
+    for kind, families in (("tcp", (socket.AF_INET, socket.AF_INET6)), ("unix", (socket.AF_UNIX,))):
+        if any(address.kind == kind for address in wanted):
+            for family in families:
+                with contextlib.suppress(OSError, struct.error):  # a kernel without it
+                    found += _unix() if family == socket.AF_UNIX else _tcp(family)
+    result = {}
+    for address in wanted:
+        here = [each.queue for each in found if _is_at(each, address)]
+        if here:
+            result[address] = Queue(sum(each.waiting for each in here), sum(each.room for each in here))
+    return result
+
+
+def _is_at(found: _Found, address: Address) -> bool:
+    if address.kind == "unix":
+        return not found.port and found.where == address.path.encode(errors="surrogateescape")
+    if found.port != address.port:
+        return False
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError, ValueError):
+            return found.where == socket.inet_pton(family, address.host)
+    return True  # all addresses, or a host name: its port tells
+
+
+def accepted(addresses: Iterable[Address]) -> set[int]:
+    """The inodes of the connections that were accepted at these addresses (of a host name, at its port) and are open.
+    Empty, too, where the kernel does not tell."""
+    inodes: set[int] = set()
+    wanted = set(addresses)
+    paths = {address.path.encode(errors="surrogateescape") for address in wanted if address.kind == "unix"}
+    with contextlib.suppress(OSError, struct.error):
+        for port in {address.port for address in wanted if address.kind == "tcp"}:
+            for family in (socket.AF_INET, socket.AF_INET6):
+                inodes |= {found.inode for found in _tcp(family, _OPEN, _local_port(port))}
+        if paths:
+            inodes |= {found.inode for found in _unix(_OPEN) if found.where in paths}
+    return inodes - {0}  # those that wait to be accepted
+
+
+def _local_port(port: int) -> bytes:
+    """The attribute that has the kernel send only sockets with this port: `struct inet_diag_bc_op`, "at least" and "at
+    most", each with its port in a second one. A jump beyond the end leaves a socket out."""
+    code = struct.pack("=BBHBBHBBHBBH", 2, 8, 20, 0, 0, port, 3, 8, 12, 0, 0, port)
+    return struct.pack("=HH", 4 + len(code), 1) + code
+
+
+def _tcp(family: int, states: int = _LISTENING, attribute: bytes = b"") -> Iterator[_Found]:
+    """`struct inet_diag_req_v2` out, `struct inet_diag_msg` back (linux/inet_diag.h)."""
+    for message in _dump(struct.pack("=BBBxI48x", family, socket.IPPROTO_TCP, 0, states) + attribute):
+        (port,) = struct.unpack_from(">H", message, 4)
+        where = message[8 : 8 + (4 if family == socket.AF_INET else 16)]
+        waiting, room, _, inode = struct.unpack_from("=IIII", message, 56)
+        yield _Found(port, where, Queue(waiting, room), inode)
+
+
+def _unix(states: int = _LISTENING) -> Iterator[_Found]:
+    """`struct unix_diag_req` out, `struct unix_diag_msg` and attributes back (linux/unix_diag.h)."""
+    for message in _dump(struct.pack("=BBxxIIIII", socket.AF_UNIX, 0, states, 0, _SHOW, 0, 0)):
+        attributes = dict(_parts(message, 16, "=HH"))
+        if len(attributes.get(_LENGTHS, b"")) >= 8:
+            queue = Queue(*struct.unpack_from("=II", attributes[_LENGTHS]))
+            (inode,) = struct.unpack_from("=I", message, 4)
+            yield _Found(0, attributes.get(_NAME, b"").rstrip(b"\0"), queue, inode)
+
+
+def _dump(request: bytes) -> Iterator[bytes]:
+    """The messages that answer a request, each without its header. Raises OSError."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as sock:
+        sock.settimeout(_WAIT_SECONDS)
+        sock.send(struct.pack("=IHHII", 16 + len(request), _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, 1, 0) + request)
+        while True:
+            for kind, message in _parts(sock.recv(1 << 16), 0, "=IH10x"):
+                if kind == _DONE:
+                    return
+                if kind == _ERROR:
+                    raise OSError(-struct.unpack_from("=i", message)[0], "sock_diag")
+                yield message
+
+
+def _parts(data: bytes, start: int, header: str) -> Iterator[tuple[int, bytes]]:
+    """(kind, content) of what comes one after the other, each with a header of its length and kind, aligned to 4."""
+    size = struct.calcsize(header)
+    while start + size <= len(data):
+        length, kind = struct.unpack_from(header, data, start)
+        if length < size:
+            return
+        yield kind, data[start + size : start + length]
+        start += (length + 3) & ~3

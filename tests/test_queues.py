@@ -1,0 +1,108 @@
+"""queues.py: real listening sockets with connections that nobody accepts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from procman import queues
+from procman.config import Address
+from procman.queues import Queue
+from tests.harness import wait_until
+
+
+@pytest.fixture
+def kept() -> Iterator[contextlib.ExitStack]:
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+def waiting(address: Address) -> Queue | None:
+    return queues.queues([address]).get(address)
+
+
+def connect(kept: contextlib.ExitStack, where: Any, family: int = socket.AF_INET) -> None:
+    client = kept.enter_context(socket.socket(family))
+    client.connect(where)
+
+
+@pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+def test_tcp(kept: contextlib.ExitStack, host: str, family: int) -> None:
+    try:
+        listener = kept.enter_context(socket.create_server((host, 0), family=family, backlog=7))
+    except OSError:
+        pytest.skip("no IPv6 here")
+    port = listener.getsockname()[1]
+    at = Address("tcp", host, port)
+    assert waiting(at) == Queue(0, 7)
+    for _ in range(3):
+        connect(kept, (host, port), family)
+    wait_until(lambda: waiting(at) == Queue(3, 7))
+    assert waiting(Address("tcp", "localhost", port)) == Queue(3, 7)  # a name: its port tells
+    assert waiting(Address("tcp", "", port)) == Queue(3, 7)
+    assert waiting(Address("tcp", "127.0.0.2", port)) is None
+    kept.enter_context(listener.accept()[0])
+    assert waiting(at) == Queue(2, 7)
+
+
+def test_several_sockets_at_one_address_count_together(kept: contextlib.ExitStack) -> None:
+    first = kept.enter_context(socket.create_server(("127.0.0.1", 0), backlog=5, reuse_port=True))
+    port = first.getsockname()[1]
+    kept.enter_context(socket.create_server(("127.0.0.1", port), backlog=6, reuse_port=True))
+    for _ in range(4):
+        connect(kept, ("127.0.0.1", port))
+    wait_until(lambda: waiting(Address("tcp", "127.0.0.1", port)) == Queue(4, 11))
+
+
+def test_unix(kept: contextlib.ExitStack, tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    listener = kept.enter_context(socket.socket(socket.AF_UNIX))
+    listener.bind(path)
+    assert waiting(Address("unix", path=path)) is None
+    listener.listen(5)
+    connect(kept, path, socket.AF_UNIX)
+    connect(kept, path, socket.AF_UNIX)
+    assert waiting(Address("unix", path=path)) == Queue(2, 5)
+    assert waiting(Address("unix", path=path + "x")) is None
+
+
+def inode(sock: socket.socket) -> int:
+    return os.fstat(sock.fileno()).st_ino
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_accepted_connections(kept: contextlib.ExitStack, kind: str, tmp_path: Path) -> None:
+    listeners, taken, addresses = [], [], []
+    for number in range(2):
+        if kind == "tcp":
+            listener = kept.enter_context(socket.create_server(("127.0.0.1", 0)))
+            addresses.append(Address("tcp", *listener.getsockname()))
+        else:
+            listener = kept.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(str(tmp_path / f"s{number}"))
+            listener.listen(5)
+            addresses.append(Address("unix", path=listener.getsockname()))
+        listeners.append(listener)
+        for _ in range(2):
+            connect(kept, listener.getsockname(), listener.family)
+        taken.append(kept.enter_context(listener.accept()[0]))
+    assert queues.accepted(addresses[:1]) == {inode(taken[0])}  # not the one that waits, nor the other listener's
+    assert queues.accepted(addresses) == {inode(each) for each in taken}
+    assert queues.accepted([]) == set()
+
+
+def test_nobody_listens() -> None:
+    assert queues.queues([]) == {}
+    assert waiting(Address("tcp", "127.0.0.1", 1)) is None
+
+
+def test_a_kernel_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queues, "_NETLINK_SOCK_DIAG", 30)  # no such family
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert waiting(Address("tcp", "127.0.0.1", listener.getsockname()[1])) is None
