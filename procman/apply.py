@@ -15,7 +15,7 @@ HOT = frozenset(
     {
         "priority", "groups", "autostart", "restart", "success_exit_codes", "start_seconds", "start_timeout",
         "start_retries", "restart_delay", "restart_delay_max", "stop_signal", "stop_timeout", "reload", "reload_signal",
-        "reload_command", "max_age", "slot",
+        "reload_command", "canary", "canary_seconds", "max_age", "slot",
     }
 )  # fmt: skip
 """Keys of a Program that a running child never notices."""
@@ -121,6 +121,7 @@ _KEYS = {
     "env_files": "env_file",
     "reload_signal": "reload",
     "reload_command": "reload",
+    "canary_seconds": "canary",
     "error_path": "stderr",
     "notify": "ready",
 }

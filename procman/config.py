@@ -105,7 +105,8 @@ class Program:
     """All that the table says about one process: a program's keys, with `${instance}` filled in.
 
     `name` is the process ("shop", or "shop:2" where there are several), `program` the table's name, `instance` counts
-    from 1. `reload_signal` and `reload_command` count for their kind of `reload`. `success_exit_codes` holds signals as
+    from 1. `reload_signal` and `reload_command` count for their kind of `reload`. `canary` is a share (0 to 1; 0: there
+    is none). `success_exit_codes` holds signals as
     negative numbers.
 
     `slot` is not the table's: a process has two places for a child, each with pipes and sockets of its own, so that a
@@ -141,6 +142,8 @@ class Program:
     reload: Literal["overlap", "restart", "signal", "command"] = "restart"
     reload_signal: int = 0
     reload_command: tuple[str, ...] = ()
+    canary: float = 0.0
+    canary_seconds: float = 0.0
     max_age: float = 0.0
     ready: Ready = field(default_factory=Ready)
     notify: bool = False

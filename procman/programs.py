@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from procman import servers, values
+from procman import canary, servers, values
 from procman.config import Account, Address, Daemon, Limits, Listener, Log, Program, Ready
 from procman.keys import Layer, Place, Scope, Section, World
 from procman.values import BadValue
@@ -29,7 +29,7 @@ PROGRAM_KEYS = (
     *("listen", "virtualenv", "directory", "user", "group", "umask", "environment", "env_file", "inherit_environment"),
     *("priority", "groups", "autostart", "restart", "success_exit_codes", "start_seconds", "start_timeout"),
     *("start_retries", "restart_delay", "restart_delay_max", "stop_signal", "stop_timeout", "kill", "reload"),
-    "max_age",
+    *("canary", "max_age"),
     *("ready", "log", "limits"),
 )
 BELOW = {"ready": READY_KEYS, "log": LOG_KEYS, "limits": LIMITS_KEYS}
@@ -110,6 +110,7 @@ def check_defaults(defaults: Layer, around: Around) -> None:
     _request(section, identity, "wsgi", (), around)
     _listen(section, around)
     _ready(section, None, None)
+    section.value("canary", values.canary, values.Canary())
     if section.has("command") and section.has("server"):
         section.problem("server", "a program has either command or server, not both")
 
@@ -139,7 +140,7 @@ def _definition(section: Section, identity: _Identity, around: Around) -> tuple[
                 ready = ready or plan.ready
     ready = ready or Ready()
     program = replace(program, ready=ready, notify=program.notify or ready.kind == "notify")
-    program = _reloaded(section, program, listeners)
+    program = _canary(section, _reloaded(section, program, listeners), listeners)
     log = section.table("log", LOG_KEYS)
     definition = Definition(
         program=program,
@@ -348,6 +349,15 @@ def _reloaded(section: Section, program: Program, listeners: Sequence[Listener])
         message = "a successor can't tell of its workers at the same stats address: leave stats out, or use \"restart\""
         section.problem("reload", message)
     return replace(program, reload=said.kind, reload_signal=said.signal, reload_command=said.command)
+
+
+def _canary(section: Section, program: Program, listeners: Sequence[Listener]) -> Program:
+    """`program`, with its canary. One of the defaults is for those programs that can have one."""
+    said = section.value("canary", values.canary, values.Canary())
+    problem = canary.obstacle(program, listeners) if said.share else ""
+    if problem and section.owns("canary"):
+        section.problem("canary", problem)
+    return program if problem else replace(program, canary=said.share, canary_seconds=said.seconds)
 
 
 def _account(section: Section, around: Around) -> Account | None:

@@ -19,6 +19,8 @@ SO_ATTACH_REUSEPORT_CBPF = 51
 # Instructions (linux/filter.h, linux/bpf_common.h): code, jump if true, jump if false, operand.
 _LOAD_BYTE, _LOAD_HALF, _SHIFT_RIGHT = 0x30, 0x28, 0x74
 _JUMP, _JUMP_IF_EQUAL, _RETURN = 0x05, 0x15, 0x06
+_LOAD_WORD, _JUMP_IF_NOT_LESS = 0x20, 0x35
+_RANDOM = 0xFFFFF000 + 56  # SKF_AD_OFF + SKF_AD_RANDOM: a number of 32 bits
 _NETWORK_HEADER = 0xFFF00000  # SKF_NET_OFF: where the IP header begins
 _IPV4_SOURCE_PORT, _IPV6_SOURCE_PORT = 20, 40  # after a header without options, as those of our own packets are
 
@@ -30,23 +32,43 @@ def lead(sock: socket.socket, place: int) -> None:
     _attach(sock, [(_RETURN, 0, 0, place)])
 
 
-def lead_port(sock: socket.socket, port: int, place: int, others: int) -> None:
-    """A connection from the source port `port` goes to the socket at `place`, all others to the one at `others`: so we
-    can ask a server that nobody else shall meet yet. Raises OSError."""
-    _attach(
-        sock,
-        [
-            (_LOAD_BYTE, 0, 0, _NETWORK_HEADER),
-            (_SHIFT_RIGHT, 0, 0, 4),
-            (_JUMP_IF_EQUAL, 2, 0, 6),
-            (_LOAD_HALF, 0, 0, _NETWORK_HEADER + _IPV4_SOURCE_PORT),
-            (_JUMP, 0, 0, 1),
-            (_LOAD_HALF, 0, 0, _NETWORK_HEADER + _IPV6_SOURCE_PORT),
-            (_JUMP_IF_EQUAL, 0, 1, port),
-            (_RETURN, 0, 0, place),
-            (_RETURN, 0, 0, others),
-        ],
-    )
+def lead_share(sock: socket.socket, share: float, place: int, others: int) -> None:
+    """`share` (0 to 1) of the new connections goes to the socket at `place`, by chance, all others to the one at
+    `others`. Raises OSError."""
+    _attach(sock, by_chance(share, place, others))
+
+
+def lead_port(sock: socket.socket, port: int, place: int, others: int, share: float = 0.0) -> None:
+    """A connection from the source port `port` goes to the socket at `place`, all others as `lead_share` has it: so we
+    can ask a server that nobody else shall meet yet, or not everybody. Raises OSError."""
+    _attach(sock, from_port(port, place, by_chance(share, place, others)))
+
+
+def by_chance(share: float, place: int, others: int) -> list[_Instruction]:
+    """The instructions of `lead_share`. Pure."""
+    if share <= 0:
+        return [(_RETURN, 0, 0, others)]
+    return [
+        (_LOAD_WORD, 0, 0, _RANDOM),
+        (_JUMP_IF_NOT_LESS, 1, 0, min(round(share * 2**32), 2**32 - 1)),
+        (_RETURN, 0, 0, place),
+        (_RETURN, 0, 0, others),
+    ]
+
+
+def from_port(port: int, place: int, otherwise: Sequence[_Instruction]) -> list[_Instruction]:
+    """A connection from the source port `port` goes to `place`; what becomes of others `otherwise` says. Pure."""
+    return [
+        (_LOAD_BYTE, 0, 0, _NETWORK_HEADER),
+        (_SHIFT_RIGHT, 0, 0, 4),
+        (_JUMP_IF_EQUAL, 2, 0, 6),
+        (_LOAD_HALF, 0, 0, _NETWORK_HEADER + _IPV4_SOURCE_PORT),
+        (_JUMP, 0, 0, 1),
+        (_LOAD_HALF, 0, 0, _NETWORK_HEADER + _IPV6_SOURCE_PORT),
+        (_JUMP_IF_EQUAL, 0, 1, port),
+        (_RETURN, 0, 0, place),
+        *otherwise,
+    ]
 
 
 def waiting(sock: socket.socket) -> bool:

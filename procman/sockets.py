@@ -63,6 +63,7 @@ class Sockets:
         self._copies: dict[str, socket.socket] = {}
         self._open: dict[str, Listener] = {}
         self._files: dict[str, listeners.FileId | None] = {}  # of Unix listeners
+        self._shares: dict[str, float] = {}  # of new connections that go to the second socket, by the first
         seconds = [name for name in received if name.startswith(SECOND)]
         self._current = {beside(name): name for name in seconds if beside(name) not in received}
 
@@ -170,12 +171,22 @@ class Sockets:
         return listeners.beside_address(listener.address) if listener.address.kind == "unix" else address
 
     def let_through(self, first: str, port: int) -> None:
-        """The next connection from the local port `port` goes to the second socket of `first`, others to the first.
-        Raises Failed."""
+        """The next connection from the local port `port` goes to the second socket of `first`, others as before: to the
+        first, or as `split` has it. Raises Failed."""
         copy = self._copy(first)
         if copy is not None:
             with self._failures(self._open[first]):
-                routing.lead_port(copy, port, 1, 0)
+                routing.lead_port(copy, port, 1, 0, self._shares.get(first, 0.0))
+
+    def split(self, first: str, share: float) -> None:
+        """From now on `share` of the new connections goes to the second socket of `first`, a TCP one, until `pass_on` or
+        `take_back`. Raises Failed."""
+        copy = self._copy(first)
+        if copy is None or not self._holder.holds(beside(first)):
+            raise Failed(f"{first} is not open")
+        with self._failures(self._open[first]):
+            routing.lead_share(copy, share, 1, 0)
+        self._shares[first] = share
 
     def pass_on(self, first: str) -> None:
         """New connections go to the second socket, and who starts gets that. Can be done again. Raises Failed."""
@@ -217,6 +228,8 @@ class Sockets:
             self._lead(copy, listener, place)
         self._open[name] = listener
         self._current[base_name(name)] = name
+        for each in (name, beside(name)):
+            self._shares.pop(each, None)
 
     def _lead(self, copy: socket.socket, listener: Listener, place: int) -> None:
         with self._failures(listener):

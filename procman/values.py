@@ -37,6 +37,7 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"KB": 1024, "MB": 1024**2, "GB": 1024**3}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(KB|MB|GB)")
+_SHARE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,3})?)%")
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _REFERENCE = re.compile(r"\$\$|\$\{([^}]*)(\}?)")
 _VARIABLE = re.compile(r"(env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.ASCII | re.DOTALL)
@@ -240,6 +241,27 @@ def reload(raw: object) -> Reload:
         near = suggestion(word, ["overlap", "restart"])
         raise BadValue(f'must be "overlap", "restart", like "signal:HUP", or a command as an array, not {word!r}{near}')
     return Reload("signal", signal_number(word.removeprefix("signal:")))
+
+
+class Canary(NamedTuple):
+    """What `canary` says: a share (0 to 1; 0: none) of new connections, for how many seconds (0: as usual)."""
+
+    share: float = 0.0
+    seconds: float = 0.0
+
+
+def canary(raw: object) -> Canary:
+    """A share of new connections and how long: "10% for 2m", "10%", "0%" for none."""
+    parts = string(raw).split()
+    if not parts or len(parts) not in (1, 3) or (len(parts) == 3 and parts[1] != "for"):
+        raise BadValue(f'must be like "10% for 2m", not {raw!r}')
+    match = _SHARE.fullmatch(parts[0])
+    if not match:
+        raise BadValue(f'bad share {parts[0]!r}: must be like "10%" or "2.5%"')
+    share = round(float(match[1]) / 100, 6)
+    if share >= 1:
+        raise BadValue(f"must be less than 100%, not {parts[0]}: somebody must still meet the process before")
+    return Canary(share, positive_duration(parts[2]) if len(parts) == 3 else 0.0)
 
 
 # --- names and commands -------------------------------------------------------------------------------------------

@@ -1,0 +1,160 @@
+"""A canary: for a while a share of the new connections goes to a successor, and what comes of them decides. Pure.
+
+What is seen of both versions are counts: answers, those of them with a status of 5xx, tracebacks (`Tally`, from what
+they print). `judge` compares the successor's with those of the one before, in the same time. What else ends a canary
+(the successor has ended, its probe fails, an operator says so) needs no judgement.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+from procman.config import Listener, Program
+
+DEFAULT_SECONDS = 120.0
+"""How long a canary takes where nobody says it."""
+
+MIN_ANSWERS = 10
+"""With fewer answers their share of 5xx says nothing."""
+
+MIN_BAD = 3
+"""So many answers of 5xx, or tracebacks, can be chance."""
+
+SIGMAS = 4.0
+"""By how many standard deviations the successor must be worse than the one before: it is looked at again and again."""
+
+PRIOR_ANSWERS = 20
+"""The one before counts as if it had given one bad answer in so many more: nothing is known to be without a fault."""
+
+LINE_MAX = 16 * 1024
+"""Of a longer line only the beginning counts. The access log of the built-in server has none of more than 4 KB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """`share` (0 to 1) of new connections for `seconds`."""
+
+    share: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a reload asks for. None: as the table says; a share of 0: no canary."""
+
+    share: float | None = None
+    seconds: float | None = None
+
+    def of(self, program: Program) -> Canary | None:
+        """The canary of a successor of `program`."""
+        share = program.canary if self.share is None else self.share
+        return Canary(share, self.seconds or program.canary_seconds or DEFAULT_SECONDS) if share else None
+
+
+def obstacle(program: Program, listeners: Sequence[Listener]) -> str:
+    """Why there can be no canary for `program`, which listens on `listeners`; "" where there can."""
+    if program.reload != "overlap":
+        return 'a canary needs reload = "overlap"'
+    if not listeners:
+        return "a canary needs a listener: it gets a share of the new connections"
+    for listener in listeners:
+        if listener.address.kind == "unix":
+            return f"connections to the Unix socket {listener.address.path} can't be shared out: a canary needs TCP"
+        if listener.reuse_port:
+            return f"a canary can't share the listener {listener.name}, which has reuse_port"
+    return ""
+
+
+# --- what is seen -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What one of the two versions did in the time of the canary. `errors` are answers with a status of 5xx."""
+
+    answers: int = 0
+    errors: int = 0
+    tracebacks: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        both = zip(astuple(self), astuple(other), strict=True)
+        return Counts(*(one + another for one, another in both))
+
+
+_PLAIN = rb'[^"\\\n]*(?:\\.[^"\\\n]*)*'
+_ANSWER = re.compile(
+    # The first quoted field is the request: the built-in server, gunicorn's default format, uvicorn, Apache's formats.
+    rb"^" + _PLAIN + rb'"[A-Z]+ ' + _PLAIN + rb' HTTP/[0-9.]+" ([0-9])[0-9]{2}\b'
+    # uWSGI's default format.
+    rb"|^\[pid: [0-9]+\|app: [^|\n]*\|req: [^\]\n]*\] [^\n]* => generated [0-9]+ bytes in [0-9]+ m(?:secs|icros)"
+    rb"[^\n]*? ?\(HTTP/[0-9.]+ ([0-9])[0-9]{2}\)",
+    re.MULTILINE,
+)
+_TRACEBACK = re.compile(rb"^[^\n]*\bTraceback \(most recent call last\):", re.MULTILINE)
+_CHAINED = re.compile(rb"^(?:During handling of the above|The above exception was the direct cause)", re.MULTILINE)
+
+
+class Tally:
+    """Counts what one stream of output tells. `trouble` is called when there are more errors or tracebacks."""
+
+    def __init__(self, trouble: Callable[[], None] = lambda: None) -> None:
+        self.counts = Counts()
+        self._trouble = trouble
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> None:
+        """More output, which may end within a line."""
+        lines, newline, rest = (self._rest + chunk).rpartition(b"\n")
+        self._rest = rest[:LINE_MAX]
+        if not newline:
+            return
+        found = count(lines)
+        if found != Counts():
+            self.counts += found
+        if found.errors or found.tracebacks:
+            self._trouble()
+
+
+def count(lines: bytes) -> Counts:
+    """What whole lines of output tell."""
+    statuses = [plain or uwsgi for plain, uwsgi in _ANSWER.findall(lines)]
+    # Those of one chain are one. What comes between two of them may be here already, the second yet to come.
+    tracebacks = len(_TRACEBACK.findall(lines)) - len(_CHAINED.findall(lines))
+    return Counts(len(statuses), statuses.count(b"5"), tracebacks)
+
+
+# --- what it means --------------------------------------------------------------------------------------------------
+
+
+def judge(share: float, successor: Counts, before: Counts) -> str:
+    """Why the successor, which got `share` of the connections, is worse than the one before; "" while it is not."""
+    if successor.answers >= MIN_ANSWERS and successor.errors >= MIN_BAD:
+        usual = (before.errors + 1) / (before.answers + PRIOR_ANSWERS)
+        expected = successor.answers * min(usual, 1.0)
+        if successor.errors > expected + SIGMAS * math.sqrt(expected * max(0.0, 1.0 - usual)):
+            return (
+                f"{successor.errors} of its {successor.answers} answers were 5xx"
+                f" (before: {before.errors} of {before.answers})"
+            )
+    if successor.tracebacks >= MIN_BAD:
+        told = successor.answers and before.answers
+        ratio = successor.answers / before.answers if told else share / (1.0 - share)
+        expected = (before.tracebacks + 1) * ratio
+        if successor.tracebacks > expected + SIGMAS * math.sqrt(expected):
+            return f"it printed {successor.tracebacks} tracebacks (before: {before.tracebacks})"
+    return ""
+
+
+def words(document: dict[str, Any]) -> str:
+    """How a canary stands, for people; `document` is the `canary` of a ProcessInfo's `beside`."""
+    before = document["before"]
+    said = [f"{document['share'] * 100:g}% of new connections", f"{document['seconds_left']:.0f} s left"]
+    if document["answers"] or before["answers"]:
+        said.append(f"5xx {document['errors']} of {document['answers']} (before: {before['errors']} of {before['answers']})")
+    if "output" in document["watched"]:
+        said.append(f"tracebacks {document['tracebacks']} (before: {before['tracebacks']})")
+    return f"{', '.join(said)}; watched: {', '.join(document['watched'])}"
