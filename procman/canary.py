@@ -55,6 +55,9 @@ class Wish:
         return Canary(share, self.seconds or program.canary_seconds or DEFAULT_SECONDS) if share else None
 
 
+AS_TABLE, NO_CANARY = Wish(), Wish(share=0.0)
+
+
 def obstacle(program: Program, listeners: Sequence[Listener]) -> str:
     """Why there can be no canary for `program`, which listens on `listeners`; "" where there can."""
     if program.reload != "overlap":
@@ -154,7 +157,8 @@ def words(document: dict[str, Any]) -> str:
     before = document["before"]
     said = [f"{document['share'] * 100:g}% of new connections", f"{document['seconds_left']:.0f} s left"]
     if document["answers"] or before["answers"]:
-        said.append(f"5xx {document['errors']} of {document['answers']} (before: {before['errors']} of {before['answers']})")
+        mine, others = (f"{one['errors']} of {one['answers']}" for one in (document, before))
+        said.append(f"5xx {mine} (before: {others})")
     if "output" in document["watched"]:
         said.append(f"tracebacks {document['tracebacks']} (before: {before['tracebacks']})")
     return f"{', '.join(said)}; watched: {', '.join(document['watched'])}"

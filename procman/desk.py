@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from procman import __version__, operation, report
+from procman.canary import AS_TABLE, Wish
 from procman.change import Change
 from procman.errors import Failed, NoSuchProgram, WrongUse
 from procman.events import rfc3339
@@ -130,17 +131,20 @@ class Desk:
         wait: bool,
         progress: Callable[[Info], None],
         at_once: int = 1,
+        wish: Wish = AS_TABLE,
     ) -> list[Info]:
         processes = self.select(names)
         if self._supervisor.closing and verb != "stop":
             raise Failed("the daemon is stopping")
+        self._rollouts.check_canary(processes, wish)
         why = f"{verb} by uid {peer.uid}"
         for process in processes:
             self._supervisor.note("operation", process.name, what=verb, uid=peer.uid, pid=peer.pid)
         log.info("%s: %s (pid %d)", ", ".join(process.name for process in processes), why, peer.pid)
         outputs: dict[str, list[str]] = {}
         if verb == "reload":
-            task = self._supervisor.background(self._reload(processes, why, progress, at_once, outputs))
+            reload = self._reload(processes, why, progress, outputs, at_once=at_once, wish=wish)
+            task = self._supervisor.background(reload)
         else:
             self._supervisor.remember({process.name for process in processes}, down=verb == "stop")
             task = self._supervisor.background(self._carry_out(verb, processes, why, progress))
@@ -186,8 +190,10 @@ class Desk:
         processes: Sequence[Process],
         why: str,
         progress: Callable[[Info], None],
-        at_once: int,
         outputs: dict[str, list[str]],
+        *,
+        at_once: int,
+        wish: Wish,
     ) -> dict[str, Outcome]:
         """Each as its table says; what is wanted down is left alone. What does not run now, since it has failed or
         ended, is started. `outputs` gets the last output of successors that failed."""
@@ -213,12 +219,49 @@ class Desk:
 
         commands = asyncio.gather(*map(command, commanded))
         (replaced, lines), restarted = await asyncio.gather(
-            self._rollouts.replace([process.program for process in overlapping], why, progress, at_once),
+            self._rollouts.replace([p.program for p in overlapping], why, progress, at_once=at_once, wish=wish),
             carry_out("restart", restarting, why, progress),
         )
         await commands
         outputs |= lines
         return outcomes | replaced | restarted
+
+    async def decide(
+        self,
+        verb: str,
+        names: Sequence[str],
+        peer: Peer,
+        *,
+        timeout: float | None,
+        wait: bool,
+        progress: Callable[[Info], None],
+    ) -> list[Info]:
+        found = self._rollouts.canaries(process.name for process in self.select(names))
+        if not found:
+            raise Failed(f"no canary is under way for {', '.join(names)}", hint="`procmanctl status` shows one")
+        why = f"{'promoted' if verb == 'promote' else 'rolled back'} by uid {peer.uid}"
+        for name in found:
+            self._supervisor.note("operation", name, what=verb, uid=peer.uid, pid=peer.pid)
+        log.info("%s: %s (pid %d)", ", ".join(found), why, peer.pid)
+        for rollout in found.values():
+            rollout.decide(promoted=verb == "promote", why=why, progress=progress)
+        late = ""
+        if wait:
+            try:
+                async with asyncio.timeout(timeout):
+                    for rollout in found.values():
+                        await rollout.ended()
+            except TimeoutError:
+                late = f"not done within {timeout:g} s; it goes on"
+        result = []
+        for name, rollout in found.items():
+            process = self._supervisor.processes.get(name)
+            if process is None:
+                continue  # it has left the table meanwhile
+            promoted, text = rollout.outcome or (verb == "promote", late or why)
+            good = promoted == (verb == "promote") and not (late and rollout.outcome is None)
+            result.append(report.change(process) | {"ok": good, "why": text})
+        return result
 
     def signal(self, names: Sequence[str], signum: int, peer: Peer) -> list[Info]:
         result = []

@@ -43,6 +43,9 @@ log = logging.getLogger("procman")
 CHILDLESS = frozenset({State.STOPPED, State.BACKOFF, State.EXITED, State.FATAL})
 
 PROBED = frozenset({"http", "tcp", "unix", "command", "gunicorn"})
+ASKED_AGAIN = frozenset({"http", "tcp", "gunicorn"})
+"""Kinds of probes that a successor alone can be asked by, also while it serves."""
+
 ENV_FILE_MAX = 1024 * 1024
 
 PAUSE_SECONDS = 10.0
@@ -192,14 +195,21 @@ class Ground:
         return None
 
     async def _probe(self, process: Process, ready: Callable[[], None], report: Callable[[str], None]) -> None:
-        async def run(argv: tuple[str, ...]) -> int:
-            return await self._run(process.program, argv)
-
+        run = functools.partial(self._run, process.program)
         wanted = process.program.ready
         what = f"{wanted.kind} {wanted.address or ' '.join(wanted.argv)}{wanted.path}"
         wanted, let_through = self.trials.alone(process.key, wanted)
         await probes.wait_ready(wanted, run, lambda reason: report(f"{what}: {reason}"), let_through)
         ready()
+
+    def can_ask(self, process: Process) -> bool:
+        """Whether `ask` can."""
+        return process.program.ready.kind in ASKED_AGAIN
+
+    async def ask(self, process: Process) -> str:
+        """The readiness probe of a process that is ready, once more: "" or why it failed."""
+        wanted, let_through = self.trials.alone(process.key, process.program.ready)
+        return await probes.ask(wanted, functools.partial(self._run, process.program), let_through)
 
     def _listen_for_line(self, program: Program) -> asyncio.Event:
         """From now on look for the line that means "ready" in all that comes out of the program's pipes."""
@@ -217,13 +227,22 @@ class Ground:
             if any(pattern.search(line) for line in (*lines, rest)):
                 self._loop.call_soon_threadsafe(seen.set)
 
-        self._matched[program.key] = _Line(seen, self._tap(program, look))
+        self._matched[program.key] = _Line(seen, self._tap(self._holdings.captured(program), look))
         return seen
 
-    def _tap(self, program: Program, callback: Callable[[bytes], None]) -> Callable[[], None]:
-        """Call `callback` in the log thread with all that comes out of the program's pipes, until what is returned is
+    def tap_streams(self, program: Program, make: Callable[[], Callable[[bytes], None]]) -> Callable[[], None]:
+        """As `_tap`, with a callback of its own, made by `make`, for each stream of its output."""
+        ends = [self._tap([key], make()) for key in self._holdings.captured(program)]
+
+        def end() -> None:
+            for each in ends:
+                each()
+
+        return end
+
+    def _tap(self, keys: Sequence[str], callback: Callable[[bytes], None]) -> Callable[[], None]:
+        """Call `callback` in the log thread with all that comes out of these pipes, until what is returned is
         called."""
-        keys = self._holdings.captured(program)
 
         def heard(chunk: bytes, key: str) -> None:
             for each in self._taps.get(key, ()):
@@ -234,7 +253,7 @@ class Ground:
                 left = self._taps[key] = tuple(each for each in self._taps.get(key, ()) if each is not callback)
                 if not left:
                     self._taps.pop(key)
-                    if key in self._holdings.captured(program):
+                    if self._holdings.is_captured(key):
                         self._logs.tap(key, None)
 
         for key in keys:
@@ -251,7 +270,7 @@ class Ground:
             kept.extend(chunk)
             del kept[: max(0, len(kept) - OUTPUT_BYTES)]
 
-        end = self._tap(program, keep)
+        end = self._tap(self._holdings.captured(program), keep)
 
         def lines() -> list[str]:
             end()

@@ -147,6 +147,10 @@ class Holdings:
         open."""
         return [name for name in dict.fromkeys(log_pipes(program)) if name is not None and name in self._captured]
 
+    def is_captured(self, name: str) -> bool:
+        """Whether the pipe of this name is being emptied."""
+        return name in self._captured
+
     def close_logs(self, program: Program) -> None:
         """What is still in the pipes is written, then they close."""
         for name in self.captured(program):

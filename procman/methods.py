@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol, TypeVar
 
 from . import logread, rpc, values
+from .canary import AS_TABLE, Wish
 from .errors import Failed
 from .reading import Read
 from .rpc import LogSource, Object, Peer, RpcError
@@ -55,9 +56,23 @@ class Operations(Protocol):
         wait: bool,
         progress: Callable[[Object], None],
         at_once: int = 1,
+        wish: Wish = AS_TABLE,
     ) -> list[Object]:
-        """Starts, stops, restarts or reloads (`at_once` processes of one program together); one {name, ok, state, why}
-        for each process, and the last `output` of a successor that failed."""
+        """Starts, stops, restarts or reloads (`at_once` processes of one program together, with the canary that `wish`
+        says); one {name, ok, state, why} for each process, and the last `output` of a successor that failed."""
+
+    async def decide(
+        self,
+        verb: str,
+        names: Sequence[str],
+        peer: Peer,
+        *,
+        timeout: float | None,
+        wait: bool,
+        progress: Callable[[Object], None],
+    ) -> list[Object]:
+        """Ends canaries, by "promote" or "rollback"; the same objects for the processes that have one. Raises Failed
+        where none has."""
 
     def signal(self, names: Sequence[str], signum: int, peer: Peer) -> list[Object]:
         """Sends a signal to the main child of each process; the same objects."""
@@ -111,7 +126,7 @@ class Call:
     read: Read
 
 
-Kind = Literal["names", "some names", "name", "flag", "lines", "count", "seconds", "signal"]
+Kind = Literal["names", "some names", "name", "flag", "lines", "count", "seconds", "time", "share", "signal"]
 REQUIRED: Final = "required"
 
 
@@ -144,6 +159,15 @@ def _is_seconds(value: object) -> bool:
     return value is None or (number and 0 <= value <= 1e9)  # type: ignore[operator]
 
 
+def _is_time(value: object) -> bool:
+    return _is_seconds(value) and value != 0
+
+
+def _is_share(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (number and 0 <= value < 1)  # type: ignore[operator]
+
+
 def _is_signal(value: object) -> bool:
     return isinstance(value, str | int) and not isinstance(value, bool)
 
@@ -156,6 +180,8 @@ _KINDS: dict[Kind, tuple[Callable[[object], bool], str]] = {
     "lines": (_is_lines, f"an integer from 0 to {MAX_LINES}"),
     "count": (_is_count, f"an integer from 1 to {MAX_COUNT}"),
     "seconds": (_is_seconds, "a number of seconds, or null"),
+    "time": (_is_time, "a number of seconds that is more than 0, or null"),
+    "share": (_is_share, "a share, a number from 0 up to but not 1, or null"),
     "signal": (_is_signal, "the name or number of a signal"),
 }
 
@@ -214,8 +240,17 @@ async def _operate(verb: str, operations: Operations, call: Call) -> object:
             timeout=call.params["timeout"],
             wait=call.params["wait"],
             at_once=call.params.get("at_once", 1),
+            wish=Wish(call.params.get("canary"), call.params.get("canary_seconds")),
             progress=functools.partial(call.mention, "progress"),
         )
+    )
+
+
+async def _decide(verb: str, operations: Operations, call: Call) -> object:
+    names, timeout, wait = (call.params[key] for key in ("names", "timeout", "wait"))
+    progress = functools.partial(call.mention, "progress")
+    return await call.outlive(
+        operations.decide(verb, names, call.peer, timeout=timeout, wait=wait, progress=progress)
     )
 
 
@@ -429,7 +464,13 @@ METHODS: dict[str, Method] = {
     "start": Method(functools.partial(_operate, "start"), "operate", _OPERATE),
     "stop": Method(functools.partial(_operate, "stop"), "operate", _OPERATE),
     "restart": Method(functools.partial(_operate, "restart"), "operate", _OPERATE),
-    "reload": Method(functools.partial(_operate, "reload"), "operate", _OPERATE | {"at_once": ("count", 1)}),
+    "reload": Method(
+        functools.partial(_operate, "reload"),
+        "operate",
+        _OPERATE | {"at_once": ("count", 1), "canary": ("share", None), "canary_seconds": ("time", None)},
+    ),
+    "promote": Method(functools.partial(_decide, "promote"), "operate", _OPERATE),
+    "rollback": Method(functools.partial(_decide, "rollback"), "operate", _OPERATE),
     "signal": Method(_signal, "operate", {"signal": ("signal", REQUIRED), "names": ("some names", REQUIRED)}),
     "logs": Method(
         _logs,

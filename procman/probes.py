@@ -51,12 +51,10 @@ async def wait_ready(
     `report` gets the reason of the last failure whenever it changes: "connection refused", "HTTP 503", "exit status 1".
     Raises ValueError for the kinds that nobody probes (seconds, log, notify) and for a `ready` without its address.
     """
-    attempt = _attempt(ready, run, let_through)
-    limit = COMMAND_SECONDS if ready.kind == "command" else ATTEMPT_SECONDS
     delay = FIRST_DELAY
     last = ""
     while True:
-        reason = await _bounded(attempt, limit)
+        reason = await ask(ready, run, let_through)
         if not reason:
             return
         if reason != last:
@@ -64,6 +62,12 @@ async def wait_ready(
             report(reason)
         await asyncio.sleep(delay)
         delay = min(delay * 1.5, LAST_DELAY)
+
+
+async def ask(ready: Ready, run: Run, let_through: LetThrough | None = None) -> str:
+    """Probes once: "" or why it failed. Raises as `wait_ready`."""
+    limit = COMMAND_SECONDS if ready.kind == "command" else ATTEMPT_SECONDS
+    return await _bounded(_attempt(ready, run, let_through), limit)
 
 
 def _attempt(ready: Ready, run: Run, let_through: LetThrough | None) -> Callable[[], Awaitable[str]]:

@@ -58,6 +58,8 @@ class Process:
         self.status = status
         self.history: collections.deque[tuple[float, State, str]] = collections.deque(maxlen=HISTORY)
         self.role = "successor"
+        self.canary: Callable[[], dict[str, Any]] | None = None
+        """Tells how its canary stands, while it is one (`proving`)."""
         self.watchers: set[Callable[[Process], None]] = set()
         self._surroundings = surroundings
         self._loop = asyncio.get_running_loop()

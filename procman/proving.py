@@ -19,8 +19,11 @@ from procman.report import Info
 LOOK_SECONDS = 1.0
 """How often it is looked at, and told how it stands. What is bad is looked at when it happens."""
 
-PROBE_SECONDS = 2.0
-"""From one probe of a successor to the next."""
+PROBE_SECONDS = 5.0
+"""From one probe of a successor to the next: each is one more answer of it."""
+
+PROBE_AGAIN_SECONDS = 1.0
+"""The same, after one that has failed."""
 
 PROBE_FAILURES = 3
 """So many failed probes in a row are no chance."""
@@ -81,6 +84,7 @@ class Proving:
         for process in self._successors:
             process.watchers.add(self._watch)
             process.canary = self.document
+            self._watch(process)
         probing = asyncio.ensure_future(self._probe())
         try:
             while self._verdict is None:
@@ -94,8 +98,11 @@ class Proving:
             for process in self._successors:
                 process.watchers.discard(self._watch)
                 process.canary = None
-            for end in self._taps:
-                end()
+
+    def close(self) -> None:
+        """It is over: their output is no longer listened to."""
+        for end in self._taps:
+            end()
 
     async def _wait(self) -> None:
         """For news, or for the time of the next look."""
@@ -108,12 +115,10 @@ class Proving:
             pass
 
     def _watch(self, process: Process) -> None:
-        self._news.set()
+        if process.status.state is not State.RUNNING:
+            self._fail(f"the successor did not stay up: {process.status.why}")
 
     def _look(self) -> None:
-        for process in self._successors:
-            if process.status.state is not State.RUNNING:
-                self._fail(f"the successor did not stay up: {process.status.why}")
         worse = canary.judge(self._canary.share, *self._counts())
         if worse:
             self._fail(worse)
@@ -140,13 +145,15 @@ class Proving:
     async def _probe(self) -> None:
         """Ask them again and again, one after the other: two can't be told apart on the way."""
         while self._probed:
+            pause = PROBE_SECONDS
             for process in self._probed:
                 reason = await self._ground.ask(process)
                 self._failures[process.key] = self._failures.get(process.key, 0) + 1 if reason else 0
+                pause = PROBE_AGAIN_SECONDS if reason else pause
                 if self._failures[process.key] >= PROBE_FAILURES:
                     self._fail(f"its {process.program.ready.kind} probe failed: {reason}")
                     return
-            await self._ground.rest(PROBE_SECONDS)
+            await asyncio.sleep(pause)
 
     def document(self) -> Info:
         """`canary` of the one beside, in a ProcessInfo."""

@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from procman import shape
+from procman import canary, shape
 from procman.config import Program
 from procman.errors import SHORTAGES
 from procman.events import rfc3339
@@ -112,9 +112,13 @@ def info(process: Process, sample: Sample | None, other: Process | None = None) 
 
 
 def beside(process: Process) -> Info:
-    """The other one of a process that is being replaced: its successor, or the one before."""
+    """The other one of a process that is being replaced: its successor, which may be a canary, or the one before."""
     status = process.status
-    return {"role": process.role, "state": str(status.state), "pid": status.pid, "why": status.why}
+    shown: Info = {"role": process.role, "state": str(status.state), "pid": status.pid, "why": status.why}
+    if process.canary is None:
+        return shown | {"canary": None}
+    stands = process.canary()
+    return shown | {"role": "canary", "why": f"{status.why}; {canary.words(stands)}", "canary": stands}
 
 
 def next_start(status: Status) -> str:

@@ -2,37 +2,43 @@
 
     trial     the successor starts in the other place of the process (`Program.slot`), on second sockets that nobody
               but its readiness probe can reach; it must become ready, and stay so for `start_seconds`
+    canary    where one is wanted (`canary`): a share of the new connections goes to the successor for a while, and what
+              comes of it decides (`proving`)
+    back      it was decided against it: all new connections go to the one before, the successor answers what it has
     passed    new connections go to the successor, which is the current process from now on; the one before answers
               what waits in its queue and what it has accepted, then it gets its stop signal
     (done)    it has gone, its sockets are closed
 
 What goes wrong in the trial, or while the one before still serves, ends the successor, and all is as it was. Each phase
-is handed to the keeper before it begins: a supervisor that comes up in a trial ends the successor, and one that comes
-up later goes on to the end. So whoever dies, one of the two versions serves.
+is handed to the keeper before it begins: a supervisor that comes up in a trial or a canary ends the successor, and one
+that comes up later goes on to the end. So whoever dies, one of the two versions serves.
 
 Sharing one socket would not do: most servers drop what they have accepted and not yet read when they are told to stop.
 Where several processes have one socket, and their server is one that drops nothing, they do share it, and are replaced
-one by one; else all that share it pass on together.
+one by one; else all that share it pass on together. So do all where there is a canary.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
-from procman import servers, shape
+from procman import canary, servers, shape
 from procman.ages import Ages
+from procman.canary import AS_TABLE, NO_CANARY, Canary, Wish
 from procman.config import Config, Program
-from procman.errors import ProcmanError
+from procman.errors import ProcmanError, WrongUse
 from procman.ground import Ground
 from procman.lifecycle import State, Status
 from procman.link import KeeperLink
 from procman.listeners import FileId
 from procman.operation import Outcome, Progress, begin, carry_out, reach
 from procman.process import Process
+from procman.proving import Proving
+from procman.sockets import beside
 from procman.supervisor import Supervisor
 from procman.takeover import Passing
 
@@ -53,6 +59,8 @@ LOOK_SECONDS = 0.02
 LINES = 20
 """Of the output of a successor that failed, so many lines are shown."""
 
+PHASES = ("trial", "canary", "back", "passed")
+
 Passed = Callable[[str, bool], None]
 """Told of a process whose successor is the current one from now on (True), or is so no more."""
 
@@ -67,17 +75,19 @@ class Unit:
     listeners: tuple[str, ...]
 
 
-def units(config: Config, names: Sequence[str]) -> list[Unit]:
-    """How the processes `names`, of one program, are replaced: one unit after the other. Pure."""
+def units(config: Config, names: Collection[str], *, together: bool = False) -> list[Unit]:
+    """How the processes `names`, of one program, are replaced: one unit after the other. `together`: those that share
+    a socket are never mixed, for a canary. Pure."""
     users: dict[str, set[str]] = {}
     for program in config.programs:
         for listener in program.listen:
             users.setdefault(listener, set()).add(program.name)
     chosen = [program for program in config.programs if program.name in names]
-    together = tuple(program.name for program in chosen)
+    everyone = tuple(program.name for program in chosen)
     shared = {listener for program in chosen for listener in program.listen if len(users[listener]) > 1}
-    if shared and all(users[listener] == set(together) for listener in shared) and not _drops_nothing(chosen[0]):
-        return [Unit(together, chosen[0].listen)]
+    mixed = not together and bool(chosen) and _drops_nothing(chosen[0])
+    if shared and all(users[listener] == set(everyone) for listener in shared) and not mixed:
+        return [Unit(everyone, chosen[0].listen)]
     own = [tuple(listener for listener in program.listen if listener not in shared) for program in chosen]
     return [Unit((program.name,), listeners) for program, listeners in zip(chosen, own, strict=True)]
 
@@ -103,6 +113,7 @@ class Memo:
 
     phase: str
     why: str
+    """Of the rollout; in the phase "back" what has decided against it."""
     successors: dict[str, int]
     files: dict[str, list[int] | None]
 
@@ -131,8 +142,13 @@ class Rollout:
         *,
         progress: Progress = lambda info: None,
         passed: Passed = lambda name, new: None,
+        wish: Canary | None = None,
     ) -> None:
         self._passed = passed
+        self._canary = wish
+        self.proving: Proving | None = None
+        """Its canary, while there is one."""
+        self._split = False
         self._supervisor, self._link, self._ground = world
         self._unit, self._programs, self._why, self._progress = unit, programs, why, progress
         self.name = unit.names[0]
@@ -144,7 +160,7 @@ class Rollout:
         self._ended = asyncio.Event()
         self._keys: list[str] = []
         self.outcome: Outcome | None = None
-        """What came of one that a supervisor before had begun; None: it was rolled back, or has not ended."""
+        """What came of it; None: it has not ended, or the supervisor was replaced before anything was decided."""
 
     async def abandon(self) -> None:
         """An operator wants something else of these processes: end it at once, and wait until it has ended."""
@@ -155,18 +171,36 @@ class Rollout:
         """Wait until it has ended by itself."""
         await self._ended.wait()
 
+    def decide(self, *, promoted: bool, why: str, progress: Progress) -> None:
+        """An operator ends the canary, and wants to be told what follows, too."""
+        first = self._progress
+
+        def both(info: dict[str, Any]) -> None:
+            first(info)
+            progress(info)
+
+        if self.proving is not None:
+            self._progress = both
+            self.proving.decide(promoted=promoted, why=why)
+
     async def run(self) -> Outcome:
         """Carry it out. Returns whether the successors serve, and why not."""
         try:
-            try:
-                await self._trial()
-            except (_Abandoned, ProcmanError, _Failed) as error:
-                await self._roll_back(str(error) or "something else was asked for meanwhile")
-                return False, self._result(str(error))
-            problem = await self._pass_on()
-            return (not problem, problem or self._why)
+            self.outcome = await self._carry_out()
+            return self.outcome
         finally:
             self._ended.set()
+
+    async def _carry_out(self) -> Outcome:
+        try:
+            await self._trial()
+            if self._canary is not None:
+                self._why += f"; {await self._prove(self._canary)}"
+        except (_Abandoned, ProcmanError, _Failed) as error:
+            await self._roll_back(str(error) or "something else was asked for meanwhile")
+            return False, self._result(str(error))
+        problem = await self._pass_on()
+        return (not problem, problem or self._why)
 
     def _result(self, reason: str) -> str:
         pids = [self._supervisor.processes[n].status.pid for n in self._unit.names if n in self._supervisor.processes]
@@ -206,28 +240,65 @@ class Rollout:
     async def _stay_ready(self, seconds: float) -> None:
         """Wait; raises _Failed when a successor does not stay RUNNING."""
         successors = [self._beside(name) for name in self._unit.names]
-        failed = asyncio.Event()
-
-        def watch(process: Process) -> None:
-            if process.status.state is not State.RUNNING:
-                failed.set()
-
-        for process in successors:
-            process.watchers.add(watch)
-        try:
-            async with asyncio.timeout(seconds):
-                await self._unless_abandoned(failed.wait())
-        except TimeoutError:
-            pass
-        finally:
-            for process in successors:
-                process.watchers.discard(watch)
+        await self._unless_abandoned(_until_failing(successors, seconds))
         self._check(successors)
 
     def _check(self, successors: Iterable[Process]) -> None:
         for process in successors:
             if process.status.state is not State.RUNNING:
                 raise _Failed(f"the successor did not stay up: {process.status.why}")
+
+    # --- the canary -------------------------------------------------------------------------------------------------
+
+    async def _prove(self, wish: Canary) -> str:
+        """A share of the new connections goes to the successors, until something decides. Returns why they take over;
+        raises _Failed when they do not."""
+        names = self._unit.names
+        successors = [self._beside(name) for name in names]
+        before = [self._supervisor.processes[name] for name in names]
+
+        def said(text: str) -> None:
+            for name in names:
+                self._say(name, f"canary: {text}")
+
+        self._tell("canary")
+        self.proving = Proving(self._ground, wish, successors, before, said)
+        try:
+            self._split = True
+            for first in self._firsts:
+                self._ground.sockets.split(first, wish.share)
+            for name in names:
+                what = f"{wish.share * 100:g}% of new connections go to its successor for {wish.seconds:g} s"
+                log.info("%s: canary: %s", name, what)
+                self._supervisor.note("rollout", name, what="canary", share=wish.share, seconds=wish.seconds)
+            promoted, why = await self._unless_abandoned(self.proving.run())
+        finally:
+            self.proving.close()
+            self.proving = None
+        if not promoted:
+            raise _Failed(why)
+        for name in names:
+            log.info("%s: %s", name, why)
+            self._supervisor.note("rollout", name, what="promoted", why=why)
+        return why
+
+    async def _lead_back(self, successors: Sequence[Process], reason: str) -> None:
+        """After a canary: nobody more comes to the successors, and they answer whom they have."""
+        self._tell("back", reason)
+        try:
+            for first in self._firsts:
+                self._ground.sockets.take_back(first)
+        except ProcmanError as error:
+            log.error("%s: %s", ", ".join(self._unit.names), error)
+        if any(process.status.state is not State.RUNNING for process in successors):
+            return
+        try:
+            async with asyncio.timeout(GRACE_SECONDS if self._abandoned.is_set() else QUEUE_SECONDS):
+                while any(self._ground.sockets.waiting(beside(first)) for first in self._firsts):
+                    await asyncio.sleep(LOOK_SECONDS)
+        except TimeoutError:
+            log.warning("%s: connections still wait for the successor", ", ".join(self._unit.names))
+        await _until_failing(successors, GRACE_SECONDS)
 
     # --- the successor serves ---------------------------------------------------------------------------------------
 
@@ -280,22 +351,7 @@ class Rollout:
         except TimeoutError:
             log.warning("%s: connections still wait for the one before", ", ".join(self._unit.names))
         current = [self._supervisor.processes[name] for name in self._unit.names]
-        failed = asyncio.Event()
-
-        def watch(process: Process) -> None:
-            if process.status.state is not State.RUNNING:
-                failed.set()
-
-        for process in current:
-            process.watchers.add(watch)
-        try:
-            async with asyncio.timeout(GRACE_SECONDS):
-                await self._unless_abandoned(failed.wait())
-        except TimeoutError:
-            pass
-        finally:
-            for process in current:
-                process.watchers.discard(watch)
+        await self._unless_abandoned(_until_failing(current, GRACE_SECONDS))
 
     async def _finish(self) -> None:
         """The one before stops, and all that was its own goes."""
@@ -318,6 +374,8 @@ class Rollout:
         """The successors go; what was before has never stopped."""
         names = [name for name in self._unit.names if name in self._supervisor.places.beside]
         successors = [self._beside(name) for name in names]
+        if self._split:
+            await self._lead_back(successors, reason)
         await carry_out("stop", successors, reason, lambda info: None)
         await self._ground.written([process.program for process in successors])
         self.output = {name: lines()[-LINES:] for name, lines in self._outputs.items()}
@@ -336,8 +394,14 @@ class Rollout:
         self._slots = memo.successors
         self._firsts = {first: tuple(file) if file else None for first, file in memo.files.items()}  # type: ignore[misc]
         try:
-            if memo.phase == "trial":
-                await self._roll_back("the supervisor was replaced during its trial")
+            if memo.phase == "back":
+                self._split = True
+                await self._roll_back(memo.why)
+                self.outcome = False, self._result(memo.why)
+                return
+            if memo.phase != "passed":
+                self._split = memo.phase == "canary"
+                await self._roll_back(f"the supervisor was replaced during its {memo.phase}")
                 return
             try:
                 await self._run_dry()
@@ -353,9 +417,9 @@ class Rollout:
     def _beside(self, name: str) -> Process:
         return self._supervisor.places.beside[name]
 
-    def _tell(self, phase: str) -> None:
+    def _tell(self, phase: str, why: str = "") -> None:
         files = {first: list(file) if file else None for first, file in self._firsts.items()}
-        document = {"phase": phase, "why": self._why, "successors": self._slots, "files": files}
+        document = {"phase": phase, "why": why or self._why, "successors": self._slots, "files": files}
         self._link.hand_over(HELD + self.name, document)
 
     def _say(self, name: str, text: str) -> None:
@@ -377,6 +441,26 @@ class Rollout:
 
 class _Failed(Exception):
     """A successor has not proven itself."""
+
+
+async def _until_failing(processes: Sequence[Process], seconds: float) -> None:
+    """Wait so long, or until one of them is not RUNNING any more."""
+    failed = asyncio.Event()
+
+    def watch(process: Process) -> None:
+        if process.status.state is not State.RUNNING:
+            failed.set()
+
+    for process in processes:
+        process.watchers.add(watch)
+    try:
+        async with asyncio.timeout(seconds):
+            await failed.wait()
+    except TimeoutError:
+        pass
+    finally:
+        for process in processes:
+            process.watchers.discard(watch)
 
 
 def _successor(info: dict[str, Any]) -> str:
@@ -411,7 +495,8 @@ class Rollouts:
         """Replace a process that is too old, as a reload does."""
         name, why = process.name, f"max_age = {process.program.max_age:g} s"
         if overlaps(process):
-            outcomes, _ = await self.replace([process.program], why, lambda info: None)
+            # Without a canary: it is the same release.
+            outcomes, _ = await self.replace([process.program], why, lambda info: None, wish=NO_CANARY)
         else:
             outcomes = await carry_out("restart", [process], why, lambda info: None)
         now = self._supervisor.processes.get(name)
@@ -434,28 +519,38 @@ class Rollouts:
         programs: Sequence[Program],
         why: str,
         progress: Progress,
+        *,
         at_once: int = 1,
         passed: Passed = lambda name, new: None,
+        wish: Wish = AS_TABLE,
     ) -> tuple[dict[str, Outcome], dict[str, list[str]]]:
         """Replace the processes of `programs`, which are what the successors are to be. Programs go side by side, the
         units of one program one after the other (`at_once` of them together), and none follows on one that failed.
-        `passed` is told in the moment when a successor is the current process, and when it is that no more.
+        `wish` says which canary there is. `passed` is told in the moment when a successor is the current process, and
+        when it is that no more.
 
         Returns what came of each, and the last output of successors that failed."""
         by_program: dict[str, list[Program]] = {}
         for program in programs:
             by_program.setdefault(program.program, []).append(program)
         found = await asyncio.gather(
-            *(self._replace_program(group, why, progress, at_once, passed) for group in by_program.values())
+            *(
+                self._replace_program(group, why, progress, at_once=at_once, passed=passed, wish=wish)
+                for group in by_program.values()
+            )
         )
         outcomes = {name: outcome for each, _ in found for name, outcome in each.items()}
         return outcomes, {name: lines for _, each in found for name, lines in each.items()}
 
     async def _replace_program(
-        self, programs: Sequence[Program], why: str, progress: Progress, at_once: int, passed: Passed
+        self, programs: Sequence[Program], why: str, progress: Progress, *, at_once: int, passed: Passed, wish: Wish
     ) -> tuple[dict[str, Outcome], dict[str, list[str]]]:
-        todo = units(self._supervisor.config, [program.name for program in programs])
         by_name = {program.name: program for program in programs}
+        proof = wish.of(programs[0])
+        todo = units(self._supervisor.config, by_name, together=proof is not None)
+        if proof is not None and any(self._shares(unit) for unit in todo):
+            log.warning("%s: no canary: not all that share its listener are replaced", programs[0].program)
+            proof, todo = None, units(self._supervisor.config, by_name)
         outcomes: dict[str, Outcome] = {}
         outputs: dict[str, list[str]] = {}
 
@@ -470,7 +565,7 @@ class Rollouts:
                 if busy:
                     outcomes.update(dict.fromkeys(unit.names, (False, f"a reload of {busy[0]} is under way already")))
                     return
-                rollout = Rollout(self.world, unit, by_name, why, progress=progress, passed=passed)
+                rollout = Rollout(self.world, unit, by_name, why, progress=progress, passed=passed, wish=proof)
                 self._running |= dict.fromkeys(unit.names, rollout)
                 try:
                     outcome = await rollout.run()
@@ -486,6 +581,38 @@ class Rollouts:
             outcomes.update(dict.fromkeys(unit.names, (False, f"not tried: {failed} failed")))
         return outcomes, outputs
 
+    # --- canaries ---------------------------------------------------------------------------------------------------
+
+    def _shares(self, unit: Unit) -> bool:
+        """Whether others have a listener of `unit` too."""
+        programs = {program.name: program for program in self._supervisor.config.programs}
+        return any(set(programs[name].listen) != set(unit.listeners) for name in unit.names)
+
+    def check_canary(self, processes: Sequence[Process], wish: Wish) -> None:
+        """Raises WrongUse unless each of `processes` can have the canary that an operator wishes for."""
+        if wish in (AS_TABLE, NO_CANARY):
+            return
+        listeners = {listener.name: listener for listener in self._supervisor.config.listeners}
+        by_program: dict[str, list[str]] = {}
+        for process in processes:
+            program = process.program
+            problem = canary.obstacle(program, [listeners[name] for name in program.listen])
+            if not problem and wish.of(program) is None:
+                problem = "a time is given, and no share: its table says nothing of a canary"
+            if problem:
+                raise WrongUse(f"{process.name}: {problem}", hint="reload it without a canary")
+            if overlaps(process):
+                by_program.setdefault(program.program, []).append(process.name)
+        for name, serving in by_program.items():
+            if any(self._shares(unit) for unit in units(self._supervisor.config, serving, together=True)):
+                message = f"{name}: no canary: a process that has the same listener is not reloaded with it"
+                raise WrongUse(message, hint="name all of them, and have them run, or reload without a canary")
+
+    def canaries(self, names: Iterable[str]) -> dict[str, Rollout]:
+        """The rollouts with a canary under way, by process."""
+        found = {name: self._running.get(name) for name in names}
+        return {name: rollout for name, rollout in found.items() if rollout is not None and rollout.proving}
+
     # --- what a supervisor before had begun -------------------------------------------------------------------------
 
     async def _went_on(self, unit: Unit) -> Outcome | None:
@@ -499,11 +626,13 @@ class Rollouts:
 
     def prepare(self, memos: Mapping[str, Memo]) -> None:
         """Have the sockets as a supervisor before had left them: comes before the processes are taken up."""
+        sockets = self._ground.sockets
         for memo in memos.values():
             self._ground.trials.resume(memo.files, self._supervisor.config.listeners)
-            for first in memo.files if memo.phase == "passed" else ():
+            lead = sockets.pass_on if memo.phase == "passed" else sockets.take_back
+            for first in memo.files if memo.phase != "trial" else ():
                 try:
-                    self._ground.sockets.pass_on(first)
+                    lead(first)
                 except ProcmanError as error:
                     log.error("%s", error)
 
@@ -536,7 +665,7 @@ class Rollouts:
 def memo_of(document: object) -> Memo:
     """What the keeper has held of a rollout. Raises ValueError for what makes no sense."""
     memo: Memo = shape.fit(document, Memo)
-    good = memo.phase in ("trial", "passed") and memo.successors and set(memo.successors.values()) <= {0, 1}
+    good = memo.phase in PHASES and memo.successors and set(memo.successors.values()) <= {0, 1}
     if not good or any(file is not None and len(file) != 2 for file in memo.files.values()):
         raise ValueError("it is no rollout")
     return memo

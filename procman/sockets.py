@@ -179,8 +179,8 @@ class Sockets:
                 routing.lead_port(copy, port, 1, 0, self._shares.get(first, 0.0))
 
     def split(self, first: str, share: float) -> None:
-        """From now on `share` of the new connections goes to the second socket of `first`, a TCP one, until `pass_on` or
-        `take_back`. Raises Failed."""
+        """From now on `share` of the new connections goes to the second socket of `first`, a TCP one, until `pass_on`
+        or `take_back`. Raises Failed."""
         copy = self._copy(first)
         if copy is None or not self._holder.holds(beside(first)):
             raise Failed(f"{first} is not open")

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from procman.canary import AS_TABLE, Wish
 from procman.client import Client
 from procman.errors import Failed, NoSuchProgram
 from procman.reading import Read
@@ -79,6 +80,7 @@ class StandIn:
         self.folder = folder
         self.processes = {"shop:1": info("shop:1"), "shop:2": info("shop:2"), "blog": info("blog", "FATAL")}
         self.asked: list[tuple[object, ...]] = []
+        self.wishes: list[Wish] = []
         self.gate = asyncio.Event()  # operations that wait reach their effect when it is set
         self.gate.set()
         self.finished = 0  # operations that came to their end
@@ -139,7 +141,9 @@ class StandIn:
         wait: bool,
         progress: Callable[[Object], None],
         at_once: int = 1,
+        wish: Wish = AS_TABLE,
     ) -> list[Object]:
+        self.wishes.append(wish)
         self.asked.append((verb, list(names), peer.uid, timeout, wait))
         found = self.find(names)
         for one in found:
@@ -154,6 +158,18 @@ class StandIn:
             else {"name": one["name"], "ok": True, "state": state, "why": "asked by uid 0"}
             for one in found
         ]
+
+    async def decide(
+        self,
+        verb: str,
+        names: Sequence[str],
+        peer: Peer,
+        *,
+        timeout: float | None,
+        wait: bool,
+        progress: Callable[[Object], None],
+    ) -> list[Object]:
+        return await self.operate(verb, names, peer, timeout=timeout, wait=wait, progress=progress)
 
     def signal(self, names: Sequence[str], signum: int, peer: Peer) -> list[Object]:
         self.asked.append(("signal", list(names), signum, peer.uid))

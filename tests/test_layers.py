@@ -23,8 +23,8 @@ BANDS = {
     "keeper": "keeper",
     "edge": "disks files folders listeners logs logread resources probes notify store salvage routing workers queues",
     "daemon": "memo ownlog events snapshot interim link process report operation journal measures holdings recall"
-    " sockets trials proving places ages rollout orphans ground takeover supervisor change legacy desk supervise reading"
-    " methods server statefile daemon telemetry",
+    " sockets trials proving places ages rollout orphans ground takeover supervisor change legacy desk supervise"
+    " reading methods server statefile daemon telemetry",
     "client": "client ctl",
     "program": "wsgi adapter",
 }
@@ -50,12 +50,12 @@ RESERVED = [
     ("execv execve execvp execvpe", "keeper daemon"),
     ("create_subprocess_exec create_subprocess_shell system popen", ""),
     ("bind create_server start_server", "listeners notify probes wsgi"),
-    ("sleep", "probes rollout logs client ctl wsgi"),
+    ("sleep", "probes rollout proving logs client ctl wsgi"),
 ]
 ONLY_IN = {call: set(modules.split()) for names, modules in RESERVED for call in names.split()}
 """Calls by name, on whatever object, and the modules that may make them ("keeper" is all of keeper/). House rules 3, 4
 and 6. `daemon` goes to the background; a probe is a poll by nature, and binds to know its own port; nobody tells a
-rollout that a queue is empty; the log thread rests while pipes fill up; clients
+rollout that a queue is empty; a canary is probed again and again; the log thread rests while pipes fill up; clients
 may wait as they like; wsgi is a program of its own, and its forks signal themselves."""
 
 IMPORT_ONLY_IN: dict[str, set[str]] = {

@@ -1,4 +1,5 @@
-"""start, stop, restart, reload, signal: commands that change what runs, and the progress they show meanwhile."""
+"""start, stop, restart, reload, promote, rollback, signal: commands that change what runs, and the progress that they
+show meanwhile."""
 
 from __future__ import annotations
 
@@ -11,13 +12,15 @@ from procman.rpc import Object
 
 from . import tables
 from .resuming import Operation
-from .session import NAMES, Help, Session, colours, count, seconds, width
+from .session import NAMES, Help, Session, colours, count, seconds, share, span, width
 
 _VERBS = {
     "start": "start programs and wait until they are ready",
     "stop": "stop programs and wait until nothing of them is left",
     "restart": "stop programs, then start them again",
     "reload": "replace programs by successors while they serve, or as their table says",
+    "promote": "end the canary of programs at once: its successor takes over",
+    "rollback": "end the canary of programs at once: all is as before",
 }
 _EXPLAINED = 3  # failed processes whose last output is shown
 _OUTPUT = 5  # lines of it
@@ -36,6 +39,10 @@ def add_operating(commands: Any, shared: argparse.ArgumentParser) -> None:
         if verb == "reload":
             words = "of one program replace N processes at a time (default 1)"
             parser.add_argument("--at-once", dest="at_once", type=count, metavar="N", default=1, help=words)
+            words = "first lead this share of new connections (10%%) to the successor; 0: none, whatever the table says"
+            parser.add_argument("--canary", type=share, metavar="SHARE", help=words)
+            words = "how long (30s, 2m); default: as the table says, else 2m"
+            parser.add_argument("--for", dest="canary_seconds", type=span, metavar="TIME", help=words)
         parser.set_defaults(run=operate, verb=verb)
     words = "send a signal to the main process of programs"
     parser = commands.add_parser("signal", help=words, description=words, parents=[shared], formatter_class=Help)
@@ -45,17 +52,26 @@ def add_operating(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 
 def operate(session: Session) -> int:
-    """Does one of the four verbs: waits with progress, then says what came of it."""
+    """Does one of these verbs: waits with progress, then says what came of it."""
     args = session.args
     progress = Progress(sys.stderr, quiet=session.json)
     try:
-        more = {"at_once": args.at_once} if args.verb == "reload" and args.at_once != 1 else {}
+        more = _more(args) if args.verb == "reload" else {}
         operation = Operation(session.client, progress.heard, wait=args.wait, timeout=args.timeout, more=more)
         found = operation.run(args.verb, args.names)
     finally:
         progress.clear()
     with session.client() as client:
         return _report(session, client.call, found, f"{args.verb} failed")
+
+
+def _more(args: argparse.Namespace) -> Object:
+    """The params that only a reload has; those that were not given are left to the daemon."""
+    more: Object = {"at_once": args.at_once} if args.at_once != 1 else {}
+    for key in ("canary", "canary_seconds"):
+        if getattr(args, key) is not None:
+            more[key] = getattr(args, key)
+    return more
 
 
 def signal(session: Session) -> int:

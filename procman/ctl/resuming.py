@@ -20,6 +20,7 @@ from .session import LOOK_SECONDS
 
 REPLACED = "procmanctl: the daemon's supervisor was replaced meanwhile; waiting goes on"
 ANSWER_SECONDS = 2.0  # for a new supervisor to say what has come of it, when the time is up
+AGAIN_SECONDS = 0.1  # from one look at a process to the next
 _OVER = ("BACKOFF", "FATAL", "EXITED")
 
 Ask = str
@@ -63,7 +64,7 @@ def again(connect: Callable[[], Client], method: str, heard: Heard | None = None
 
 
 class Operation:
-    """One of the four verbs for some processes. `connect` makes the connections, `heard` gets the progress."""
+    """A verb for some processes. `connect` makes the connections, `heard` gets the progress."""
 
     def __init__(
         self,
@@ -133,6 +134,9 @@ class Operation:
                 name = now["name"]
                 if name in self._found:
                     continue
+                if verb in ("promote", "rollback"):
+                    self._found[name] = self._decided(client, verb, name, before.get(name))
+                    continue
                 kind = verb
                 if verb == "reload":
                     if _replaced(before.get(name), now):
@@ -147,6 +151,22 @@ class Operation:
                 else:
                     todo.setdefault(answer, []).append(name)
         return todo
+
+
+    def _decided(self, client: Client, verb: str, name: str, before: Object | None) -> Object:
+        """What has come of a canary that the supervisor before was told to end: a new one ends it, in either way."""
+        while True:
+            (now,) = client.call("status", names=[name])
+            over = now.get("beside") is None
+            if over or not self._wait or self._left() == 0:
+                break
+            time.sleep(AGAIN_SECONDS)
+        told = {"name": name, "state": now["state"]}
+        if not over:
+            return told | {"ok": not self._wait, "why": "the supervisor was replaced meanwhile; the next one ends it"}
+        fresh = before is not None and now["pid"] not in (None, before["pid"])
+        why = "the successor serves" if fresh else "it was rolled back"
+        return told | {"ok": fresh == (verb == "promote"), "why": f"{why}; the supervisor was replaced meanwhile"}
 
 
 def _replaced(before: Object | None, now: Object) -> bool:

@@ -113,6 +113,28 @@ def seconds(text: str) -> float:
     return seconds
 
 
+def span(text: str) -> float:
+    """How long something takes, for argparse: seconds, or "30s", "2m", "1h"; more than none."""
+    units = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+    number = text.rstrip("mshd")
+    unit = text[len(number) :] or "s"
+    plain = number.replace(".", "", 1)
+    if not (plain.isascii() and plain.isdigit() and unit in units and 0 < float(number) * units[unit] <= 1e9):
+        raise argparse.ArgumentTypeError(f'{text!r} is no time: it must be like "30s", "2m" or "1h"')
+    return round(float(number) * units[unit], 6)
+
+
+def share(text: str) -> float:
+    """A share of connections, for argparse: "10%"; "0" is none."""
+    number = text.removesuffix("%")
+    plain = number.replace(".", "", 1)
+    if not (plain.isascii() and plain.isdigit() and len(plain) < 9 and 0 <= float(number) < 100):
+        raise argparse.ArgumentTypeError(f'{text!r} is no share: it must be like "10%", and less than 100%')
+    if number == text and float(number):
+        raise argparse.ArgumentTypeError(f'{text!r} is no share: did you mean "{text}%"?')
+    return round(float(number) / 100, 6)
+
+
 def count(text: str) -> int:
     """A number of processes, for argparse."""
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= 1000):
