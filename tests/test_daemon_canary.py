@@ -40,7 +40,7 @@ def app(environ, start_response):
 
 SERVERS = {
     "wsgi": 'server = "wsgi"',
-    "gunicorn": 'server = "gunicorn"\nserver_options = { accesslog = "-" }',
+    "gunicorn": 'server = "gunicorn"\nserver_options = { access-logfile = "-" }',
     "uwsgi": 'server = "uwsgi"',
 }
 
@@ -183,7 +183,7 @@ def test_a_good_release_is_promoted(daemon: MakeDaemon, tmp_path: Path, server: 
         assert (stands["share"], stands["errors"], stands["tracebacks"]) == (0.3, 0, 0)
         assert {"exits", "output", "5xx"} <= set(stands["watched"])
         shown = site.daemon.ctl("status").stdout
-        assert "canary" in shown
+        assert "  canary" in shown
         assert "30% of new connections" in shown
         assert visitors.seen[200, "one"]
     assert result[0]["ok"], result
@@ -319,9 +319,7 @@ def test_the_supervisor_dies_after_the_decision(daemon: MakeDaemon, tmp_path: Pa
 def test_apply_has_the_canary_of_the_table(daemon: MakeDaemon, tmp_path: Path) -> None:
     site = Site(daemon, tmp_path, SERVERS["wsgi"])
     site.release("fails")
-    site.daemon.config.write_text(
-        site.daemon.config.read_text().replace("start_seconds = 0", 'start_seconds = 0\numask = 7\ncanary = "20% for 2m"')
-    )
+    site.daemon.write_table(f'{site.table}umask = 7\ncanary = "20% for 2m"\n')
     with Visitors(site.port) as visitors:
         done = site.daemon.ctl("apply", timeout=100)
         assert visitors.seen[200, "fails"]
