@@ -1,11 +1,11 @@
 """The supervisor dies at every boundary that it crosses, and each time nothing is lost.
 
-A fixed scenario (start, crash of a program, restart, stop, reload, a successor that takes over, rotation, another table,
-shutdown) is played once for each crossing of it (`procman.crossing`): at that one the supervisor gets SIGKILL.
-Afterwards the operator's commands must have been done or cleanly refused, and what the programs themselves wrote down is compared with what the
-daemon says: no second child, no missing one, of each one the right last exit (status or signal, and the reason), also
-in the state file that is left, the right wanted states, every line of the logs once, a listener that nobody was refused
-at, and no process left.
+A fixed scenario (start, crash of a program, restart, stop, reload, a successor that takes over, rotation, another
+table, shutdown) is played once for each crossing of it (`procman.crossing`): at that one the supervisor gets SIGKILL.
+Afterwards the operator's commands must have been done or cleanly refused, and what the programs themselves wrote down
+is compared with what the daemon says: no second child, no missing one, of each one the right last exit (status or
+signal, and the reason), also in the state file that is left, the right wanted states, every line of the logs once, a
+listener that nobody was refused at, and no process left.
 """
 
 from __future__ import annotations
