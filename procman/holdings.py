@@ -53,7 +53,7 @@ class Holdings:
         self._folder = os.path.join(self._runtime_folder, "notify")
         self._names = set(held)
         self._received = held
-        self._counters = counters
+        self.counters = counters
         self._captured: set[str] = set()
         self._pipes: dict[str, int] = {}  # inodes, by the name of the stream
         self.notify_sockets: dict[str, NotifySocket] = {}
@@ -117,7 +117,7 @@ class Holdings:
             read_end = self._log_pipe(name)
             self._pipes[name] = os.fstat(read_end).st_ino
             stream = logs.Stream(name, program.name, program.log, path, read_end)
-            self._log_thread.add(stream, self._counters.get(name))
+            self._log_thread.add(stream, self.counters.get(name))
             self._captured.add(name)
 
     def _log_pipe(self, name: str) -> int:

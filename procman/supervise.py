@@ -154,15 +154,24 @@ class _Parts:
     def in_force(self, read: Read, config: Config, together: Mapping[str, int], *, other: bool) -> None:
         going_back = self._previous >= 0 and memo.same(read.memory, self._previous)
         if other and not going_back:  # who goes back may ask again, and must not come forward by that
-            if self._previous >= 0:
-                os.close(self._previous)
-            self._previous = os.dup(self._memory)
-            together = {**together, PREVIOUS: self._previous}
+            together = {**together, **self._keep_previous()}
         os.dup2(read.memory, self._memory, inheritable=False)
         self.daemon = config.daemon
         self._hold_table("table", together=together)
         self._hold_interim(config)
         logging.getLogger().setLevel(config.daemon.log_level.upper())
+
+    def _keep_previous(self) -> dict[str, int]:
+        """What is in force becomes the table before; for the keeper too."""
+        try:
+            before = os.dup(self._memory)
+        except OSError as error:
+            log.error("there is no way back to the table before: %s", error.strerror)
+            return {}
+        if self._previous >= 0:
+            os.close(self._previous)
+        self._previous = before
+        return {PREVIOUS: before}
 
     def _next_table(self, memory: int) -> Read:
         """The table of a change that the supervisor before was about (`legacy`)."""

@@ -405,7 +405,7 @@ class Supervisor:
         """The process beside has stopped, and leaves."""
         process = self.places.take_away(name)
         process.close()
-        self._ground.unprepare(process.program)
+        self._ground.retire(process.program)
         self._link.forget(process.child)
         self.journal.dirty()
 
@@ -497,7 +497,7 @@ class Supervisor:
 
     def _document(self) -> dict[str, Any]:
         statuses = {p.name: self._status_document(p) for p in self.all() if p.status.generation}
-        logs = self._ground.counters_document(self.config.programs)
+        logs = self._ground.counters_document([process.program for process in self.places.everyone()])
         end = {"closing": self.closing, "exit_status": self._exit_status, "keeper": self.snapshot.identity}
         found_again = self._register.document(self.places.everyone(), self.config) | self._ground.held_document()
         wanted = {"down": sorted(self._down), "replacing": sorted(self.replacing)}
