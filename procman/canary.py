@@ -1,8 +1,8 @@
 """A canary: for a while a share of the new connections goes to a successor, and what comes of them decides. Pure.
 
-What is seen of both versions are counts: answers, those of them with a status of 5xx, tracebacks (`Tally`, from what
-they print). `judge` compares the successor's with those of the one before, in the same time. What else ends a canary
-(the successor has ended, its probe fails, an operator says so) needs no judgement.
+What is seen of both versions are counts: answers, those of them with a status of 5xx, tracebacks, workers that died
+(`Tally`, from what they print). `judge` compares the successor's with those of the one before, in the same time. What
+else ends a canary (the successor has ended, its probe fails, an operator says so) needs no judgement.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MIN_ANSWERS = 10
 """With fewer answers their share of 5xx says nothing."""
 
 MIN_BAD = 3
-"""So many answers of 5xx, or tracebacks, can be chance."""
+"""Fewer answers of 5xx, or tracebacks, or dead workers, can be chance."""
 
 SIGMAS = 4.0
 """By how many standard deviations the successor must be worse than the one before: it is looked at again and again."""
@@ -77,11 +77,13 @@ def obstacle(program: Program, listeners: Sequence[Listener]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What one of the two versions did in the time of the canary. `errors` are answers with a status of 5xx."""
+    """What one of the two versions did in the time of the canary. `errors` are answers with a status of 5xx, `deaths`
+    those of workers of gunicorn or uWSGI, whose own process goes on."""
 
     answers: int = 0
     errors: int = 0
     tracebacks: int = 0
+    deaths: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         both = zip(astuple(self), astuple(other), strict=True)
@@ -99,10 +101,14 @@ _ANSWER = re.compile(
 )
 _TRACEBACK = re.compile(rb"^[^\n]*\bTraceback \(most recent call last\):", re.MULTILINE)
 _CHAINED = re.compile(rb"^(?:During handling of the above|The above exception was the direct cause)", re.MULTILINE)
+_DEATH = re.compile(
+    rb"^\[[^\n]*\] Worker \(pid:[0-9]+\) (?:was sent SIG(?!TERM)|exited with code)|^DAMN ! worker [0-9]+ \(pid: ",
+    re.MULTILINE,
+)
 
 
 class Tally:
-    """Counts what one stream of output tells. `trouble` is called when there are more errors or tracebacks."""
+    """Counts what one stream of output tells. `trouble` is called when there is more of what is bad."""
 
     def __init__(self, trouble: Callable[[], None] = lambda: None) -> None:
         self.counts = Counts()
@@ -118,7 +124,7 @@ class Tally:
         found = count(lines)
         if found != Counts():
             self.counts += found
-        if found.errors or found.tracebacks:
+        if found.errors or found.tracebacks or found.deaths:
             self._trouble()
 
 
@@ -127,7 +133,7 @@ def count(lines: bytes) -> Counts:
     statuses = [plain or uwsgi for plain, uwsgi in _ANSWER.findall(lines)]
     # Those of one chain are one. What comes between two of them may be here already, the second yet to come.
     tracebacks = len(_TRACEBACK.findall(lines)) - len(_CHAINED.findall(lines))
-    return Counts(len(statuses), statuses.count(b"5"), tracebacks)
+    return Counts(len(statuses), statuses.count(b"5"), tracebacks, len(_DEATH.findall(lines)))
 
 
 # --- what it means --------------------------------------------------------------------------------------------------
@@ -143,13 +149,19 @@ def judge(share: float, successor: Counts, before: Counts) -> str:
                 f"{successor.errors} of its {successor.answers} answers were 5xx"
                 f" (before: {before.errors} of {before.answers})"
             )
-    if successor.tracebacks >= MIN_BAD:
-        told = successor.answers and before.answers
-        ratio = successor.answers / before.answers if told else share / (1.0 - share)
-        expected = (before.tracebacks + 1) * ratio
-        if successor.tracebacks > expected + SIGMAS * math.sqrt(expected):
-            return f"it printed {successor.tracebacks} tracebacks (before: {before.tracebacks})"
+    told = successor.answers and before.answers
+    ratio = successor.answers / before.answers if told else share / (1.0 - share)
+    if _more(successor.tracebacks, before.tracebacks, ratio):
+        return f"it printed {successor.tracebacks} tracebacks (before: {before.tracebacks})"
+    if _more(successor.deaths, before.deaths, ratio):
+        return f"{successor.deaths} of its workers died (before: {before.deaths})"
     return ""
+
+
+def _more(successor: int, before: int, ratio: float) -> bool:
+    """Whether the successor, which had `ratio` times the work of the one before, has too many of something."""
+    expected = (max(0, before) + 1) * ratio
+    return successor >= MIN_BAD and successor > expected + SIGMAS * math.sqrt(expected)
 
 
 def words(document: dict[str, Any]) -> str:
@@ -161,4 +173,6 @@ def words(document: dict[str, Any]) -> str:
         said.append(f"5xx {mine} (before: {others})")
     if "output" in document["watched"]:
         said.append(f"tracebacks {document['tracebacks']} (before: {before['tracebacks']})")
+    if document["deaths"] or before["deaths"]:
+        said.append(f"dead workers {document['deaths']} (before: {before['deaths']})")
     return f"{', '.join(said)}; watched: {', '.join(document['watched'])}"

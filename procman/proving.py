@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import NamedTuple
 
 from procman import canary
@@ -164,8 +165,6 @@ class Proving:
             "share": self._canary.share,
             "seconds_left": round(max(0.0, self._end - self._loop.time()), 1),
             "watched": watched + (["5xx"] if successor.answers or before.answers else []),
-            "answers": successor.answers,
-            "errors": successor.errors,
-            "tracebacks": successor.tracebacks,
-            "before": {"answers": before.answers, "errors": before.errors, "tracebacks": before.tracebacks},
+            **asdict(successor),
+            "before": asdict(before),
         }

@@ -290,15 +290,15 @@ class Rollout:
                 self._ground.sockets.take_back(first)
         except ProcmanError as error:
             log.error("%s: %s", ", ".join(self._unit.names), error)
-        if any(process.status.state is not State.RUNNING for process in successors):
-            return
         try:
             async with asyncio.timeout(GRACE_SECONDS if self._abandoned.is_set() else QUEUE_SECONDS):
-                while any(self._ground.sockets.waiting(beside(first)) for first in self._firsts):
+                # One that has died may be there again in a moment.
+                while any(map(serves, successors)) and any(self._ground.sockets.waiting(beside(f)) for f in self._firsts):
                     await asyncio.sleep(LOOK_SECONDS)
         except TimeoutError:
             log.warning("%s: connections still wait for the successor", ", ".join(self._unit.names))
-        await _until_failing(successors, GRACE_SECONDS)
+        if all(process.status.state is State.RUNNING for process in successors):
+            await _until_failing(successors, GRACE_SECONDS)
 
     # --- the successor serves ---------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -55,7 +55,7 @@ class Visitors:
         self.seen: collections.Counter[tuple[int, str]] = collections.Counter()
         self._threads = [threading.Thread(target=self._visit) for _ in range(threads)]
 
-    def __enter__(self) -> Visitors:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
@@ -118,7 +118,10 @@ class Site:
 
     def canary(self) -> dict[str, Any]:
         """How the canary stands, when it is under way."""
-        return wait_until(lambda: next((i["beside"]["canary"] for i in self.infos() if i["beside"]), None), 30)
+        stands: dict[str, Any] = wait_until(
+            lambda: next((i["beside"]["canary"] for i in self.infos() if i["beside"]), {}), 30
+        )
+        return stands
 
     def infos(self) -> list[dict[str, Any]]:
         return list(self.daemon.status().values())
@@ -179,7 +182,8 @@ def test_a_good_release_is_promoted(daemon: MakeDaemon, tmp_path: Path, server: 
     site = Site(daemon, tmp_path, f'{SERVERS[server]}\ncanary = "30% for 3s"')
     site.release("two")
     with Visitors(site.port) as visitors, site.reloading() as result:
-        stands = wait_until(lambda: next((c for c in [site.canary()] if c["answers"] and c["before"]["answers"]), None))
+        wait_until(lambda: site.canary()["answers"] and site.canary()["before"]["answers"])
+        stands = site.canary()
         assert (stands["share"], stands["errors"], stands["tracebacks"]) == (0.3, 0, 0)
         assert {"exits", "output", "5xx"} <= set(stands["watched"])
         shown = site.daemon.ctl("status").stdout
@@ -252,6 +256,18 @@ def test_all_processes_of_a_program_together(daemon: MakeDaemon, tmp_path: Path)
     assert {visit(site.port) for _ in range(20)} == {(200, "two")}
 
 
+@pytest.mark.parametrize("server", ["gunicorn", "uwsgi"])
+def test_one_whose_workers_die(daemon: MakeDaemon, tmp_path: Path, server: str) -> None:
+    """The server itself lives on, and starts others."""
+    site = Site(daemon, tmp_path, SERVERS[server])
+    site.release("dies")
+    with Visitors(site.port):
+        done = site.daemon.ctl("reload", "web", "--canary", "40%", timeout=100)
+    assert done.returncode == 1
+    assert "of its workers died (before: 0)" in done.stderr, done.stderr
+    assert [visit(site.port) for _ in range(20)] == [(200, "one")] * 20
+
+
 @pytest.mark.parametrize("verb", ["stop", "restart"])
 def test_a_stop_wins(daemon: MakeDaemon, tmp_path: Path, verb: str) -> None:
     site = Site(daemon, tmp_path, SERVERS["wsgi"])
@@ -278,9 +294,9 @@ def test_the_supervisor_dies_in_a_canary(daemon: MakeDaemon, tmp_path: Path) -> 
         site.canary()
         wait_until(lambda: visitors.seen[200, "two"])
         os.kill(site.daemon.supervisor_pid, signal.SIGKILL)
-        info = wait_until(lambda: next((i for i in site.infos() if i["beside"] is None), None), 30)
-        assert info["pid"] == before
-        visitors.take()
+        wait_until(lambda: not site.beside(), 30)
+        assert site.daemon.status()["web"]["pid"] == before
+        assert {status for status, _ in visitors.take()} == {200}
         wait_until(lambda: visitors.seen.total() > 30)
         assert set(visitors.take()) == {(200, "one")}
     assert "rolled back: the supervisor was replaced during its canary" in site.daemon.said()

@@ -1,0 +1,257 @@
+"""Canaries: what lines of output tell, what it means, and the instructions that share connections out."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from procman import canary, routing
+from procman.canary import AS_TABLE, LINE_MAX, NO_CANARY, Canary, Counts, Tally, Wish, count, judge, obstacle
+from procman.config import Address, Config, Daemon, Listener, Program
+from procman.rollout import Unit, units
+
+AGENT = r'"-" "\"GET / HTTP/1.1\" 500"'
+
+LINES = [
+    # the built-in server
+    (f'127.0.0.1 - - [26/Nov/2026:23:00:28 +0000] "GET /a\\"b?x=0 HTTP/1.1" 503 2 {AGENT} 0.2ms', Counts(1, 1)),
+    (f'127.0.0.1 - - [26/Nov/2026:23:00:28 +0000] "GET /a\\"b?x=1 HTTP/1.1" 200 2 {AGENT} 0.2ms', Counts(1, 0)),
+    ('- - - [26/Nov/2026:23:00:28 +0000] "GET / HTTP/1.0" 404 2 "-" "curl" 0.2ms', Counts(1, 0)),
+    ('::1 - - [26/Nov/2026:23:00:28 +0000] "-" 400 2 "-" "-" 0.2ms', Counts()),
+    ("procman.wsgi: Exception while serving /", Counts()),
+    # gunicorn
+    (f'127.0.0.1 - - [26/Nov/2026:23:00:29 +0000] "GET /a\\"b?x=0 HTTP/1.1" 503 2 {AGENT}', Counts(1, 1)),
+    ('127.0.0.1 - - [26/Nov/2026:23:00:29 +0000] "POST /a HTTP/1.1" 500 0 "-" "-"', Counts(1, 1)),
+    ('127.0.0.1 - me\\"GET / HTTP/1.1\\" 500 [26/Nov/2026:23:00:29] "GET / HTTP/1.1" 200 0 "-" "-"', Counts(1, 0)),
+    ("[2026-11-26 23:00:29 +0000] [19278] [ERROR] Error handling request GET /a", Counts()),
+    ("[2026-11-26 23:10:18 +0000] [14228] [WARNING] Worker (pid:14315) was sent SIGSEGV!", Counts(deaths=1)),
+    ("[2026-11-26 23:10:18 +0000] [14228] [ERROR] Worker (pid:14315) exited with code 9.", Counts(deaths=1)),
+    ("[2026-11-26 23:10:18 +0000] [14228] [INFO] Worker (pid:14315) was sent SIGTERM!", Counts()),
+    ("[2026-11-26 23:10:20 +0000] [14346] [INFO] Worker exiting (pid: 14346)", Counts()),
+    # uWSGI
+    (
+        "[pid: 19655|app: 0|req: 1/1] 127.0.0.1 () {24 vars in 260 bytes} [Thu Nov 26 23:00:31 2026] GET /a?x=0 =>"
+        " generated 2 bytes in 0 msecs (HTTP/1.1 503) 1 headers in 38 bytes (1 switches on core 0)",
+        Counts(1, 1),
+    ),
+    (
+        "[pid: 19655|app: 0|req: 2/2] 127.0.0.1 () {24 vars in 260 bytes} [Thu Nov 26 23:00:31 2026] GET /a?x=1 =>"
+        " generated 2 bytes in 12 micros via sendfile() (HTTP/1.1 200) 1 headers in 38 bytes (1 switches on core 0)",
+        Counts(1, 0),
+    ),
+    (
+        "[pid: 19655|app: -|req: -/3] 127.0.0.1 () {24 vars in 260 bytes} [Thu Nov 26 23:00:31 2026] GET /a?x=2 =>"
+        " generated 0 bytes in 0 msecs (HTTP/1.1 500) 0 headers in 0 bytes (0 switches on core 0)",
+        Counts(1, 1),
+    ),
+    ("DAMN ! worker 1 (pid: 14458) died :( trying respawn ...", Counts(deaths=1)),
+    ("DAMN ! worker 2 (pid: 14459) died, killed by signal 9 :( trying respawn ...", Counts(deaths=1)),
+    ("spawned uWSGI worker 1 (pid: 19655, cores: 1)", Counts()),
+    # uvicorn
+    ('INFO:     127.0.0.1:54321 - "GET / HTTP/1.1" 500 Internal Server Error', Counts(1, 1)),
+    # anybody
+    ("Traceback (most recent call last):", Counts(tracebacks=1)),
+    ("  File \"x.py\", line 1, in app\n    raise RuntimeError('\"GET / HTTP/1.1 500')", Counts()),
+    ("2026-11-26 ERROR Traceback (most recent call last):", Counts(tracebacks=1)),
+    ('he said "nothing" 500 times', Counts()),
+    (
+        "Traceback (most recent call last):\nKeyError: 1\n\nDuring handling of the above exception, another exception"
+        " occurred:\n\nTraceback (most recent call last):\nValueError: 2",
+        Counts(tracebacks=1),
+    ),
+    ("", Counts()),
+]
+
+
+@pytest.mark.parametrize(("line", "found"), LINES)
+def test_lines(line: str, found: Counts) -> None:
+    assert count(line.encode()) == found
+
+
+@given(st.lists(st.integers(1, 400)))
+def test_however_the_output_is_cut(sizes: list[int]) -> None:
+    text = "".join(f"{line}\n" for line, _ in LINES).encode()
+    tally = Tally()
+    for size in sizes:
+        tally.feed(text[:size])
+        text = text[size:]
+    tally.feed(text)
+    assert tally.counts == sum((found for _, found in LINES), Counts())
+
+
+def test_trouble_is_told_and_memory_is_bounded() -> None:
+    told: list[bool] = []
+    tally = Tally(lambda: told.append(True))
+    tally.feed(b'- "GET / HTTP/1.1" 200 0\n')
+    assert not told
+    tally.feed(b'- "GET / HTTP/1.1" 50')
+    assert not told
+    tally.feed(b"0 0\n")
+    assert told == [True]
+    for _ in range(100):
+        tally.feed(b"x" * LINE_MAX)
+    assert len(tally._rest) <= LINE_MAX
+    tally.feed(b'\n- "GET / HTTP/1.1" 500 0\n')
+    assert tally.counts == Counts(3, 2)
+
+
+@given(st.binary(max_size=300))
+def test_any_output(data: bytes) -> None:
+    count(data)
+
+
+@pytest.mark.parametrize(
+    ("successor", "before", "bad"),
+    [
+        (Counts(0, 0), Counts(0, 0), False),
+        (Counts(9, 9), Counts(90, 0), False),  # too few answers
+        (Counts(10, 2), Counts(90, 0), False),  # too few of them are bad
+        (Counts(10, 3), Counts(90, 0), True),
+        (Counts(12, 4), Counts(0, 0), True),  # nobody to compare with
+        (Counts(60, 3), Counts(0, 0), False),
+        (Counts(20, 3), Counts(200, 10), False),  # the one before fails as well
+        (Counts(20, 7), Counts(200, 10), True),
+        (Counts(1000, 60), Counts(9000, 450), False),
+        (Counts(1000, 100), Counts(9000, 450), True),
+        (Counts(100, 100), Counts(900, 900), False),
+        (Counts(1000, 3), Counts(9000, 9), False),
+        (Counts(1000, 3), Counts(9000, 0), True),  # few, but there were none before
+        (Counts(tracebacks=2), Counts(), False),
+        (Counts(tracebacks=3), Counts(), True),
+        (Counts(tracebacks=3), Counts(tracebacks=20), False),
+        (Counts(tracebacks=20), Counts(tracebacks=20), True),
+        (Counts(100, 0, tracebacks=20), Counts(100, 0, tracebacks=20), False),  # there was as much work for both
+        (Counts(deaths=3), Counts(), True),
+        (Counts(deaths=3), Counts(deaths=30), False),
+        (Counts(tracebacks=-1), Counts(tracebacks=-1), False),
+    ],
+)
+def test_the_judge(successor: Counts, before: Counts, bad: bool) -> None:
+    assert bool(judge(0.1, successor, before)) == bad
+
+
+def test_what_the_judge_says() -> None:
+    assert judge(0.1, Counts(12, 4), Counts(90, 1)) == "4 of its 12 answers were 5xx (before: 1 of 90)"
+    assert judge(0.1, Counts(tracebacks=3), Counts()) == "it printed 3 tracebacks (before: 0)"
+    assert judge(0.1, Counts(deaths=3), Counts()) == "3 of its workers died (before: 0)"
+
+
+SHOP = Program(name="shop", program="shop", argv=("x",), reload="overlap", canary=0.1, canary_seconds=60.0)
+
+
+@pytest.mark.parametrize(
+    ("wish", "said", "meant"),
+    [
+        (AS_TABLE, (0.1, 60.0), Canary(0.1, 60.0)),
+        (AS_TABLE, (0.1, 0.0), Canary(0.1, 120.0)),
+        (AS_TABLE, (0.0, 0.0), None),
+        (NO_CANARY, (0.1, 60.0), None),
+        (Wish(0.5), (0.1, 60.0), Canary(0.5, 60.0)),
+        (Wish(0.5), (0.0, 0.0), Canary(0.5, 120.0)),
+        (Wish(None, 5.0), (0.1, 60.0), Canary(0.1, 5.0)),
+        (Wish(None, 5.0), (0.0, 0.0), None),
+    ],
+)
+def test_wishes(wish: Wish, said: tuple[float, float], meant: Canary | None) -> None:
+    program = Program(name="shop", program="shop", argv=("x",), canary=said[0], canary_seconds=said[1])
+    assert wish.of(program) == meant
+
+
+def test_obstacles() -> None:
+    tcp, unix = Address("tcp", "127.0.0.1", 80), Address("unix", path="/s")
+    assert obstacle(SHOP, [Listener(name="web", address=tcp)]) == ""
+    assert "needs a listener" in obstacle(SHOP, [])
+    assert "/s can't be shared out" in obstacle(SHOP, [Listener(name="web", address=unix)])
+    assert "web, which has reuse_port" in obstacle(SHOP, [Listener(name="web", address=tcp, reuse_port=True)])
+    restarted = Program(name="shop", program="shop", argv=("x",))
+    assert 'needs reload = "overlap"' in obstacle(restarted, [Listener(name="web", address=tcp)])
+
+
+def test_units_of_a_canary() -> None:
+    """All that share a socket together, also where they could be replaced one by one."""
+    address = Address("tcp", "127.0.0.1", 80)
+    programs = [
+        Program(name=f"shop:{i}", program="shop", argv=("x",), server="wsgi", listen=("web",)) for i in (1, 2)
+    ]
+    daemon, listeners = Daemon(socket="", state_dir="", log_dir=""), (Listener(name="web", address=address),)
+    config = Config(path="", files=(), daemon=daemon, listeners=listeners, programs=tuple(programs))
+    assert units(config, ["shop:1", "shop:2"]) == [Unit(("shop:1",), ()), Unit(("shop:2",), ())]
+    assert units(config, ["shop:1", "shop:2"], together=True) == [Unit(("shop:1", "shop:2"), ("web",))]
+    assert units(config, ["shop:1"], together=True) == [Unit(("shop:1",), ())]
+
+
+def test_words() -> None:
+    stands = {
+        "share": 0.1, "seconds_left": 59.6, "watched": ["exits", "output"], "answers": 0, "errors": 0, "tracebacks": 1,
+        "deaths": 0, "before": {"answers": 0, "errors": 0, "tracebacks": 0, "deaths": 0},
+    }  # fmt: skip
+    plain = "10% of new connections, 60 s left, tracebacks 1 (before: 0); watched: exits, output"
+    assert canary.words(stands) == plain
+    stands |= {"answers": 12, "errors": 1, "deaths": 2}
+    assert "5xx 1 of 12 (before: 0 of 0)" in canary.words(stands)
+    assert "dead workers 2 (before: 0)" in canary.words(stands)
+
+
+# --- instructions ---------------------------------------------------------------------------------------------------
+
+
+def test_by_chance() -> None:
+    assert routing.by_chance(0.0, 1, 0) == [(0x06, 0, 0, 0)]
+    tenth = [(0x20, 0, 0, 0xFFFFF038), (0x35, 1, 0, 429496730), (0x06, 0, 0, 1), (0x06, 0, 0, 0)]
+    assert routing.by_chance(0.1, 1, 0) == tenth
+    assert routing.by_chance(1.0, 1, 0)[1] == (0x35, 1, 0, 0xFFFFFFFF)
+    assert routing.from_port(80, 1, tenth)[-6:] == [(0x15, 0, 1, 80), (0x06, 0, 0, 1), *tenth]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_the_kernel_shares_connections_out(host: str) -> None:
+    """Within what chance allows, and a known port always gets through."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as first, socket.socket(family) as second:
+        for sock in (first, second):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock.bind(first.getsockname() if sock is second else (host, 0))
+            sock.listen(1000)
+            sock.setblocking(False)
+        place = first.getsockname()[:2]
+
+        def connect(times: int, port: int | None = None) -> Counter[str]:
+            for _ in range(times):
+                with socket.socket(family) as client:
+                    client.bind((host, 0))
+                    if port is not None:
+                        routing.lead_port(first, client.getsockname()[1], port, 0, 0.2)
+                    client.connect(place)
+            got: Counter[str] = Counter()
+            for name, sock in (("first", first), ("second", second)):
+                try:
+                    while True:
+                        sock.accept()[0].close()
+                        got[name] += 1
+                except BlockingIOError:
+                    pass
+            return got
+
+        routing.lead_share(first, 0.2, 1, 0)
+        got = connect(500)
+        assert got.total() == 500
+        assert 50 < got["second"] < 160, got  # 100 are expected, and the standard deviation is 9
+        assert connect(20, port=1) == {"second": 20}
+        assert 0 < connect(100)["second"] < 60
+        routing.lead(first, 0)
+        assert connect(50) == {"first": 50}
+
+
+def test_the_words_of_the_table_are_those_of_the_command() -> None:
+    from procman import values  # noqa: PLC0415
+    from procman.ctl import session  # noqa: PLC0415
+
+    for share, span in (("10%", "2m"), ("2.5%", "500ms"), ("0%", "1.5h"), ("99%", "7d")):
+        said = values.canary(f"{share} for {span}")
+        assert (session.share(share), session.span(span)) == (said.share, said.seconds)
+    assert re.search("did you mean", str(pytest.raises(Exception, session.share, "10").value))
