@@ -239,7 +239,7 @@ class Desk:
         found = self._rollouts.canaries(process.name for process in self.select(names))
         if not found:
             raise Failed(f"no canary is under way for {', '.join(names)}", hint="`procmanctl status` shows one")
-        why = f"{'promoted' if verb == 'promote' else 'rolled back'} by uid {peer.uid}"
+        why = f"{'promoted' if verb == 'promote' else verb} by uid {peer.uid}"
         for name in found:
             self._supervisor.note("operation", name, what=verb, uid=peer.uid, pid=peer.pid)
         log.info("%s: %s (pid %d)", ", ".join(found), why, peer.pid)

@@ -293,7 +293,8 @@ class Rollout:
         try:
             async with asyncio.timeout(GRACE_SECONDS if self._abandoned.is_set() else QUEUE_SECONDS):
                 # One that has died may be there again in a moment.
-                while any(map(serves, successors)) and any(self._ground.sockets.waiting(beside(f)) for f in self._firsts):
+                seconds = [beside(first) for first in self._firsts]
+                while any(map(serves, successors)) and any(map(self._ground.sockets.waiting, seconds)):
                     await asyncio.sleep(LOOK_SECONDS)
         except TimeoutError:
             log.warning("%s: connections still wait for the successor", ", ".join(self._unit.names))

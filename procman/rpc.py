@@ -42,6 +42,11 @@ Operating. The result has one object for each process, when the effect is reache
     --> {"jsonrpc":"2.0","id":6,"method":"stop","params":{"names":["shop"]}}
     --> {"jsonrpc":"2.0","id":7,"method":"restart","params":{"names":["shop:1","blog"]}}
     --> {"jsonrpc":"2.0","id":8,"method":"reload","params":{"names":["web"]}}
+    --> {"jsonrpc":"2.0","id":19,"method":"reload","params":{"names":["web"],"canary":0.1,"canary_seconds":120}}
+    <-- {"jsonrpc":"2.0","id":19,"result":[{"name":"web","ok":true,"state":"RUNNING",
+         "why":"reload by uid 0; promoted by uid 0"}]}
+    --> {"jsonrpc":"2.0","id":20,"method":"promote","params":{"names":["web"]}}
+    --> {"jsonrpc":"2.0","id":21,"method":"rollback","params":{"names":["web"],"wait":false}}
     --> {"jsonrpc":"2.0","id":9,"method":"signal","params":{"signal":"HUP","names":["shop"]}}
     <-- {"jsonrpc":"2.0","id":9,"result":[{"name":"shop:1","ok":true,"state":"RUNNING","why":"autostart"}]}
     --> {"jsonrpc":"2.0","id":10,"method":"daemon.reread"}

@@ -35,18 +35,24 @@ LINES = [
     ("[2026-11-26 23:10:20 +0000] [14346] [INFO] Worker exiting (pid: 14346)", Counts()),
     # uWSGI
     (
-        "[pid: 19655|app: 0|req: 1/1] 127.0.0.1 () {24 vars in 260 bytes} [Thu Nov 26 23:00:31 2026] GET /a?x=0 =>"
-        " generated 2 bytes in 0 msecs (HTTP/1.1 503) 1 headers in 38 bytes (1 switches on core 0)",
+        (
+            "[pid: 19655|app: 0|req: 1/1] 127.0.0.1 () {24 vars in 260 bytes} [Thu Nov 26 23:00:31 2026] GET /a?x=0 =>"
+            " generated 2 bytes in 0 msecs (HTTP/1.1 503) 1 headers in 38 bytes (1 switches on core 0)"
+        ),
         Counts(1, 1),
     ),
     (
-        "[pid: 19655|app: 0|req: 2/2] 127.0.0.1 () {24 vars in 260 bytes} [Thu Nov 26 23:00:31 2026] GET /a?x=1 =>"
-        " generated 2 bytes in 12 micros via sendfile() (HTTP/1.1 200) 1 headers in 38 bytes (1 switches on core 0)",
+        (
+            "[pid: 19655|app: 0|req: 2/2] 127.0.0.1 () {24 vars in 260 bytes} [Thu Nov 26 23:00:31 2026] GET /a?x=1 =>"
+            " generated 2 bytes in 12 micros via sendfile() (HTTP/1.1 200) 1 headers in 38 bytes (1 switches on core 0)"
+        ),
         Counts(1, 0),
     ),
     (
-        "[pid: 19655|app: -|req: -/3] 127.0.0.1 () {24 vars in 260 bytes} [Thu Nov 26 23:00:31 2026] GET /a?x=2 =>"
-        " generated 0 bytes in 0 msecs (HTTP/1.1 500) 0 headers in 0 bytes (0 switches on core 0)",
+        (
+            "[pid: 19655|app: -|req: -/3] 127.0.0.1 () {24 vars in 260 bytes} [Thu Nov 26 23:00:31 2026] GET /a?x=2 =>"
+            " generated 0 bytes in 0 msecs (HTTP/1.1 500) 0 headers in 0 bytes (0 switches on core 0)"
+        ),
         Counts(1, 1),
     ),
     ("DAMN ! worker 1 (pid: 14458) died :( trying respawn ...", Counts(deaths=1)),
@@ -60,8 +66,10 @@ LINES = [
     ("2026-11-26 ERROR Traceback (most recent call last):", Counts(tracebacks=1)),
     ('he said "nothing" 500 times', Counts()),
     (
-        "Traceback (most recent call last):\nKeyError: 1\n\nDuring handling of the above exception, another exception"
-        " occurred:\n\nTraceback (most recent call last):\nValueError: 2",
+        (
+            "Traceback (most recent call last):\nKeyError: 1\n\nDuring handling of the above exception, another"
+            " exception occurred:\n\nTraceback (most recent call last):\nValueError: 2"
+        ),
         Counts(tracebacks=1),
     ),
     ("", Counts()),

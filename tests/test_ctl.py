@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from procman import files, table
+from procman.canary import AS_TABLE, NO_CANARY, Wish
 from procman.client import Client
 from procman.config import Config
 from procman.ctl import resuming, session, starter, tables
@@ -299,7 +300,7 @@ def test_why(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
 # --- operating
 
 
-@pytest.mark.parametrize("verb", ["start", "stop", "restart", "reload"])
+@pytest.mark.parametrize("verb", ["start", "stop", "restart", "reload", "promote", "rollback"])
 def test_operating(daemon: Daemon, capsys: pytest.CaptureFixture[str], verb: str) -> None:
     ran = Ran(capsys, verb, "shop", "--timeout", "2.5")
     state = "STOPPED" if verb == "stop" else "RUNNING"
@@ -308,6 +309,39 @@ def test_operating(daemon: Daemon, capsys: pytest.CaptureFixture[str], verb: str
     assert Ran(capsys, verb, "--no-wait", "shop:2", "--json").json[0]["state"] == state
     uid = os.geteuid()
     assert daemon.stand_in.asked == [(verb, ["shop"], uid, 2.5, True), (verb, ["shop:2"], uid, None, False)]
+
+
+@pytest.mark.parametrize(
+    ("options", "wish"),
+    [
+        ([], AS_TABLE),
+        (["--canary", "10%"], Wish(0.1)),
+        (["--canary", "2.5%", "--for", "90s"], Wish(0.025, 90.0)),
+        (["--canary", "0"], NO_CANARY),
+        (["--for", "1h"], Wish(None, 3600.0)),
+    ],
+)
+def test_a_canary(daemon: Daemon, capsys: pytest.CaptureFixture[str], options: list[str], wish: Wish) -> None:
+    assert Ran(capsys, "reload", "shop", *options).status == 0
+    assert daemon.stand_in.wishes == [wish]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--canary", "10"], "did you mean \"10%\"?"),
+        (["--canary", "100%"], "less than 100%"),
+        (["--canary", "-1%"], "expected one argument"),
+        (["--canary", "x%"], "is no share"),
+        (["--for", "0"], "is no time"),
+        (["--for", "2 weeks"], "is no time"),
+        (["--for", "1.2.3s"], "is no time"),
+    ],
+)
+def test_bad_canaries(capsys: pytest.CaptureFixture[str], options: list[str], words: str) -> None:
+    ran = Ran(capsys, "reload", "shop", *options)
+    assert ran.status == 2
+    assert words in ran.err
 
 
 def test_a_failure_is_explained(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:

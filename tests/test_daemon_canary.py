@@ -211,7 +211,7 @@ def test_by_hand(daemon: MakeDaemon, tmp_path: Path) -> None:
         assert site.canary()["seconds_left"] > 500
         done = site.daemon.ctl("rollback", "web")
         assert done.returncode == 0, done.stderr
-        assert "rolled back by uid" in done.stdout
+        assert "rollback by uid" in done.stdout
         assert site.daemon.status()["web"]["pid"] == before
     assert not result[0]["ok"]
     assert f"rolled back, pid {before} serves as before" in result[0]["why"]

@@ -557,6 +557,8 @@ LEGACIES: dict[str, list[Any]] = {
     f"{rollout.HELD}shop": [
         {"phase": "trial", "why": "reload by uid 0", "successors": {"shop": 1}, "files": {"listener/web": None}},
         {"phase": "passed", "why": "x", "successors": {"shop": 1}, "files": {"listener/unix:/s": [1, 2]}},
+        {"phase": "canary", "why": "x", "successors": {"shop": 1, "x": 0}, "files": {"listener/web": None}},
+        {"phase": "back", "why": "it failed", "successors": {"shop": 1}, "files": {"listener/web": None}},
         {"phase": "over", "successors": {"shop": 3}},
     ],
 }
@@ -594,7 +596,7 @@ def check_legacy(drawn: tuple[str, bytes]) -> None:
         none = (left.unfinished is None) + (left.ending is None) + (not left.rollouts)
         assert len(left.lost) >= len(left.problems) == none
         for memo_ in left.rollouts.values():
-            assert memo_.phase in ("trial", "passed")
+            assert memo_.phase in rollout.PHASES
             assert set(memo_.successors.values()) <= {0, 1}
             assert rollout.passing({"shop": memo_}, ["shop"]).keys() <= {"shop"}
         assert all("set aside" in problem and len(problem) < 3000 for problem in left.problems), left.problems
