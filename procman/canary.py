@@ -60,8 +60,6 @@ AS_TABLE, NO_CANARY = Wish(), Wish(share=0.0)
 
 def obstacle(program: Program, listeners: Sequence[Listener]) -> str:
     """Why there can be no canary for `program`, which listens on `listeners`; "" where there can."""
-    if program.reload != "overlap":
-        return 'a canary needs reload = "overlap"'
     if not listeners:
         return "a canary needs a listener: it gets a share of the new connections"
     for listener in listeners:
@@ -69,7 +67,7 @@ def obstacle(program: Program, listeners: Sequence[Listener]) -> str:
             return f"connections to the Unix socket {listener.address.path} can't be shared out: a canary needs TCP"
         if listener.reuse_port:
             return f"a canary can't share the listener {listener.name}, which has reuse_port"
-    return ""
+    return "" if program.reload == "overlap" else 'a canary needs reload = "overlap"'
 
 
 # --- what is seen -------------------------------------------------------------------------------------------------

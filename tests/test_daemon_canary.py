@@ -349,7 +349,7 @@ def test_where_there_can_be_none(daemon: MakeDaemon, tmp_path: Path) -> None:
         f'[program.web]\ncommand = ["sleep", "1000"]\nlisten = "unix:{tmp_path}/s"\n'
         '[program.job]\ncommand = ["sleep", "1000"]\n'
     )
-    for name, reason in (("web", "a canary needs TCP"), ("job", 'a canary needs reload = "overlap"')):
+    for name, reason in (("web", "a canary needs TCP"), ("job", "a canary needs a listener")):
         done = running.ctl("reload", name, "--canary", "10%")
         assert done.returncode == 2
         assert reason in done.stderr
