@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +16,7 @@ from typing import Any, Self
 import pytest
 
 from tests.conftest import MakeDaemon
-from tests.harness import RunningDaemon, free_port, wait_until
+from tests.harness import SUPERVISOR, RunningDaemon, command_line, free_port, wait_until
 
 SITE = '''
 import os, sys
@@ -330,6 +331,46 @@ def test_the_supervisor_dies_after_the_decision(daemon: MakeDaemon, tmp_path: Pa
         os.kill(site.daemon.supervisor_pid, signal.SIGKILL)
     wait_until(lambda: site.infos()[0]["beside"] is None, 30)
     assert visit(site.port) == (200, "two" if verb == "promote" else "one")
+
+
+def test_the_supervisor_dies_at_any_moment(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """In the trial, the canary, and after it: the command that waits ends with the new version, and nobody is lost."""
+    site = Site(daemon, tmp_path, SERVERS["wsgi"])
+    with Visitors(site.port, threads=1) as visitors:
+        for number in range(6):
+            site.release(f"v{number}")
+            with site.daemon.client(60) as client:
+                client.call("reload", names=["web"], canary=0.5, canary_seconds=0.4, wait=False)
+            begun = time.monotonic()
+            wait_until(lambda: time.monotonic() - begun > 0.2 + number * 0.2)  # noqa: B023
+            os.kill(site.daemon.supervisor_pid, signal.SIGKILL)
+            done = site.daemon.ctl("reload", "web", "--canary", "50%", "--for", "400ms")
+            assert done.returncode == 0, (number, done.stderr)
+            assert visit(site.port) == (200, f"v{number}")
+    assert {status for status, _ in visitors.seen} == {200}, visitors.seen
+
+
+def test_the_keeper_dies_in_a_canary(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """The next daemon keeps the one before, and ends the other."""
+    site = Site(daemon, tmp_path, SERVERS["wsgi"])
+    before = site.daemon.status()["web"]["pid"]
+    site.release("two")
+    with site.daemon.client(60) as client:
+        client.call("reload", names=["web"], canary=0.5, canary_seconds=600, wait=False)
+    site.canary()
+    beside = site.beside()["pid"]
+    site.daemon.look()
+    os.kill(site.daemon.keeper_pid, signal.SIGKILL)
+    assert site.daemon.process is not None
+    site.daemon.process.wait(10)
+    wait_until(lambda: not any(SUPERVISOR in command_line(seen.pid) for seen in site.daemon.seen))
+    site.daemon.start()
+    assert site.daemon.wait_for("web", timeout=30)["pid"] == before
+    wait_until(lambda: not Path(f"/proc/{beside}").exists())
+    assert {visit(site.port) for _ in range(50)} == {(200, "one")}
+    done = site.daemon.ctl("reload", "web", "--canary", "50%", "--for", "100ms")
+    assert done.returncode == 0, done.stderr
+    assert {visit(site.port) for _ in range(20)} == {(200, "two")}
 
 
 def test_apply_has_the_canary_of_the_table(daemon: MakeDaemon, tmp_path: Path) -> None:

@@ -591,6 +591,29 @@ DOCUMENTED_FILES = {
 }
 
 
+def test_a_canary_of_the_defaults_is_for_those_that_can_have_one() -> None:
+    config = parse(
+        """
+[defaults]
+canary = "10% for 30s"
+[program.a]
+command = "x"
+listen = "127.0.0.1:8000"
+[program.b]
+command = "x"
+listen = "unix:/run/b.sock"
+[program.c]
+command = "x"
+[program.d]
+command = "x"
+listen = "127.0.0.1:8001"
+canary = "0%"
+"""
+    )
+    found = {program.name: (program.canary, program.canary_seconds) for program in config.programs}
+    assert found == {"a": (0.1, 30.0), "b": (0.0, 0.0), "c": (0.0, 0.0), "d": (0.0, 0.0)}
+
+
 def test_the_shipped_table_has_every_key_with_its_default() -> None:
     """A key that can't be active beside the others stands there as a comment: `# key = value`."""
     text = (PROJECT / "etc" / "procman.toml").read_text()
