@@ -350,6 +350,22 @@ def test_old_processes_are_replaced(daemon: MakeDaemon, tmp_path: Path) -> None:
     assert info["restarts"] == 0
 
 
+def test_who_was_stopped_meanwhile_stays_so(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """A reload of several goes from one to the next; an operator stops one that has not had its turn."""
+    listen, _ = addresses(tmp_path)[0]
+    lines = f'{SERVERS["wsgi"]}\nworkers = 3\nlisten = "{listen}"\nstart_seconds = 0'
+    running, site = started(daemon, tmp_path, lines)
+    before = running.status()["web:3"]["pid"]
+    with site.gate(), running.client(60) as client:
+        client.call("reload", names=["web"], wait=False)
+        wait_until(lambda: (running.status()["web:1"]["beside"] or {}).get("pid"))
+        assert running.ctl("stop", "web:2").returncode == 0
+    wait_until(lambda: running.status()["web:1"]["beside"] is None and running.status()["web:3"]["beside"] is None)
+    wait_until(lambda: "web:2 does not run any more" in running.said() or running.status()["web:3"]["pid"] == before)
+    info = running.status()["web:2"]
+    assert (info["state"], info["wanted"]) == ("STOPPED", "down")
+
+
 # --- whoever dies ---------------------------------------------------------------------------------------------------
 
 
@@ -433,6 +449,29 @@ def test_the_keeper_dies_in_a_trial(daemon: MakeDaemon, tmp_path: Path) -> None:
     done = running.ctl("reload", "web")
     assert done.returncode == 0, done.stderr
     assert {ask(address) for _ in range(10)} == {"two"}
+
+
+def test_the_keeper_dies_after_a_reload(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """The next daemon knows the child in its other place: nothing restarts, and its listener is held again."""
+    listen, address = addresses(tmp_path)[2]
+    running, site = started(daemon, tmp_path, f'{SERVERS["wsgi"]}\nlisten = "{listen}"\nstart_seconds = 0')
+    site.version("two")
+    assert running.ctl("reload", "web").returncode == 0
+    before = running.status()["web"]["pid"]
+    wait_until(lambda: str(before) in (running.folder / "state" / "state.json").read_text())
+    running.look()
+    os.kill(running.keeper_pid, signal.SIGKILL)
+    assert running.process is not None
+    running.process.wait(10)
+    wait_until(lambda: not any(SUPERVISOR in cmdline(seen.pid) for seen in running.seen))
+    running.start()
+    info = running.wait_for("web", timeout=30)
+    assert info["pid"] == before
+    assert "the table has changed" not in running.said()
+    assert ask(address) == "two"
+    site.version("three")
+    assert running.ctl("reload", "web").returncode == 0
+    assert ask(address) == "three"
 
 
 SUPERVISOR = "procman.daemon\0supervisor"

@@ -280,6 +280,7 @@ class Play:
         self._judge_running(before)
         for visitor in self.visitors:
             visitor.stop()
+        self._judge_sockets()
         self._shut_down()
         self.judge_lines()
         self.judge_lives()
@@ -319,6 +320,11 @@ class Play:
         )
 
     def _deploy(self) -> None:
+        """A successor takes over, and one from that: both places, and both sockets of a listener, are used."""
+        for _ in range(2):
+            self._reload_deployed()
+
+    def _reload_deployed(self) -> None:
         pid = self.info("deployed")["pid"]
 
         def settled() -> int:
@@ -378,6 +384,25 @@ class Play:
                 self.wrong(f"{name}: {info}")
             if name not in ("site", "deployed", "late"):
                 self.until_begun(name, info["pid"])
+
+    def _judge_sockets(self) -> None:
+        """Who is started anew is reached at both listeners: the sockets that clients come to are those that it has."""
+        pid = self.info("deployed")["pid"]
+        os.kill(pid, signal.SIGKILL)
+        self.until("deployed runs again", lambda: self.info("deployed")["pid"] not in (None, pid))
+        self.until_runs("deployed")
+        now = self.info("deployed")["pid"]
+        for address in (("127.0.0.1", self.ports[1]), str(self.folder / "deployed.sock")):
+            with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as connection:
+                connection.settimeout(SECONDS)
+                try:
+                    connection.connect(address)
+                    connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                    answer = b"".join(iter(lambda: connection.recv(4096), b""))
+                    if not answer.endswith(f"{now}\n".encode()):
+                        self.wrong(f"{address} answered {answer[-40:]!r}, not {now}")
+                except OSError as error:
+                    self.wrong(f"{address} was not reached: {error}")
 
     def _down_on_disk(self) -> object:
         """What the next daemon would leave stopped."""

@@ -550,15 +550,16 @@ def check_kept(content: bytes) -> None:
 MEANT = base64.b85encode(b'[program.shop]\ncommand = "/bin/true"\n').decode()
 OLD = {"half": "stop", "names": ["shop"], "at": 1.7e9}
 STOP: Any = {"half": "stop", "why": "SIGHUP", "wanted": ["shop", "web:1"]}
+ROLLOUT: Any = {"why": "reload by uid 0", "successors": {"shop": 1}, "firsts": [], "files": {}}
 LEGACIES: dict[str, list[Any]] = {
     change.HELD_NAME: [STOP, {"half": "start", "why": "reread by uid 0", "start": {"shop": 3, "web:1": 0}}, OLD],
     change.NEXT_TABLE: [TABLE_MEMORY | {"answers": TABLE_MEMORY["answers"] | {"read": {"/etc/procman.toml": MEANT}}}],
     supervisor.CLOSING: [{"why": "SIGTERM", "exit_status": 3}, {"exit_status": 3}],
     f"{rollout.HELD}shop": [
-        {"phase": "trial", "why": "reload by uid 0", "successors": {"shop": 1}, "files": {"listener/web": None}},
-        {"phase": "passed", "why": "x", "successors": {"shop": 1}, "files": {"listener/unix:/s": [1, 2]}},
-        {"phase": "canary", "why": "x", "successors": {"shop": 1, "x": 0}, "files": {"listener/web": None}},
-        {"phase": "back", "why": "it failed", "successors": {"shop": 1}, "files": {"listener/web": None}},
+        ROLLOUT | {"phase": "trial", "firsts": ["listener/web"]},
+        ROLLOUT | {"phase": "passed", "firsts": ["listener/b"], "files": {"listener/b": [1, 2]}},
+        ROLLOUT | {"phase": "canary", "firsts": ["listener/web"]},
+        ROLLOUT | {"phase": "back", "why": "it failed", "firsts": ["listener/web"]},
         {"phase": "over", "successors": {"shop": 3}},
     ],
 }
