@@ -112,15 +112,12 @@ DAPHNE_OWNED = preset.owned(
     }
 )
 DAPHNE_UNDERSCORED = ("websocket_timeout", "websocket_connect_timeout")
-
-DAPHNE_STOP_TIMEOUT = 10.0
-
+_GRACEFUL = "graceful-timeout"
+"""An option of `adapter`, for daphne has none."""
 
 def daphne(request: Request) -> Plan:
-    """One process. It knows no graceful stop: what it works on when SIGTERM comes is cancelled.
-
-    Its option --fd is good for IPv4 only, so `adapter` makes it good for all.
-    """
+    """One process. By itself it knows no graceful stop: what it works on is cancelled. And its option --fd is good for
+    IPv4 only. `adapter` mends both."""
     if request.workers:
         raise BadOption("workers", "daphne is one process: uvicorn, hypercorn and granian have workers")
     _no_threads(request, "daphne has no such option: environment = { ASGI_THREADS = ... } sizes its thread pool")
@@ -128,11 +125,13 @@ def daphne(request: Request) -> Plan:
         raise BadOption("reload", 'no signal makes daphne reload: use "restart"')
     if preset.is_factory(request):
         raise BadOption("app", "daphne calls no factory: give the module an application")
-    argv = _by_adapter(request)
+    options = dict(request.options)
+    grace, stop_timeout = preset.graceful(request, _GRACEFUL)
+    options.pop(_GRACEFUL, None)
+    argv = [*_by_adapter(request), f"--{_GRACEFUL}={grace:g}"]
     argv += [f"--endpoint=fd:fileno={FIRST_FD + number}" for number in range(len(request.listen))]
-    argv += preset.long_options(request.options, DAPHNE_OWNED, underscored=DAPHNE_UNDERSCORED)
+    argv += preset.long_options(options, DAPHNE_OWNED, underscored=DAPHNE_UNDERSCORED)
     argv.append(request.app)
-    stop_timeout = DAPHNE_STOP_TIMEOUT if request.stop_timeout is None else request.stop_timeout
     return _plan(argv, stop_timeout, _answer(request))
 
 

@@ -40,8 +40,8 @@ class Server:
     def installed(self) -> bool:
         return importlib.util.find_spec(self.module) is not None
 
-    def program(self, address: str, environment: dict[str, str], more: str = "") -> str:
-        """The table with the program `site` of this server."""
+    def program(self, address: str, environment: dict[str, str], more: str = "", name: str = "site") -> str:
+        """The table with the program `name` of this server."""
         if self.known in KNOWN:
             how = f'server = "{self.known}"\n{self.lines}'
         else:
@@ -51,7 +51,7 @@ class Server:
             how += f'ready = {{ http = "{f"http://{address}" if self.binds_itself else ""}/" }}\n'
         listen = "" if self.binds_itself else f'listen = "{address}"\n'
         pairs = ", ".join(f'{name} = "{value}"' for name, value in environment.items())
-        return f'[program.site]\n{how}\n{listen}directory = "{SITES}"\nenvironment = {{ {pairs} }}\n{more}\n'
+        return f'[program.{name}]\n{how}\n{listen}directory = "{SITES}"\nenvironment = {{ {pairs} }}\n{more}\n'
 
 
 WSGI, ASGI = 'app = "numbered_site:app"\n', 'app = "numbered_site:asgi"\n'
