@@ -59,7 +59,10 @@ WSGI, ASGI = 'app = "numbered_site:app"\n', 'app = "numbered_site:asgi"\n'
 SERVERS = {
     "wsgi": Server("waitress", WSGI + "workers = 2\nthreads = 4\naccess_log = false", "wsgi"),
     "gunicorn": Server("gunicorn", WSGI + "workers = 4", "gunicorn", keeps=False, pipelines=False),
-    "gthread": Server("gunicorn", WSGI + "workers = 2\nthreads = 8", "gunicorn"),
+    "gthread": Server(
+        # Its own default, 2 seconds, would close connections that wait for their turn.
+        "gunicorn", WSGI + "workers = 2\nthreads = 8\nserver_options = { keep-alive = 20 }", "gunicorn"
+    ),
     "uwsgi": Server("pyuwsgi", WSGI + "workers = 4", "uwsgi", keeps=False, chunked=False, pipelines=False),
     "uvicorn": Server(
         "uvicorn", ASGI, "uvicorn", ("-m", "uvicorn", "--fd", "3", "--log-level=warning", "numbered_site:asgi")
