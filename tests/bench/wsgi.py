@@ -3,6 +3,9 @@
 Each server has one core to itself and the client another one, where the machine has two. They are measured in turns,
 one at a time, for a short window each; a row is the median of the windows. In "kept" a client asks again and again on
 its connections, if the server lets it; in "close" each request has a new connection.
+
+A rate is what one core can do: requests by second of CPU time that the server used, so that whatever else a shared
+machine does is left out. How many came by second of the clock is shown beside it.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tests.bench.figures import digits
@@ -63,15 +66,41 @@ requests."""
 
 @dataclass(slots=True)
 class Row:
-    """Requests a second in each window."""
+    """Requests a second in each window, of CPU time and (`clock`) of time."""
 
     server: str
     kept: list[float] = field(default_factory=list)
     close: list[float] = field(default_factory=list)
+    kept_clock: list[float] = field(default_factory=list)
+    close_clock: list[float] = field(default_factory=list)
+
+    def measure(self, served: Served, seconds: float, keeps: bool) -> None:
+        """One window each way."""
+        for rates, clock, keep in (
+            (self.kept, self.kept_clock, keeps), (self.close, self.close_clock, False)
+        ):  # fmt: skip
+            before = served.cpu_seconds()
+            answers, passed = ask(served.port, seconds, keep)
+            rates.append(answers / (served.cpu_seconds() - before))
+            clock.append(answers / passed)
 
     def document(self) -> dict[str, object]:
         """As JSON shows it."""
-        return {"server": self.server, "kept": self.kept, "close": self.close}
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A server at work."""
+
+    port: int
+    pid: int
+
+    def cpu_seconds(self) -> float:
+        """Of all its threads and processes since their beginning: nanoseconds in the files schedstat (proc(5))."""
+        pids = [self.pid, *(child.pid for child in descendants(self.pid))]
+        files = [file for pid in pids for file in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+        return sum(int(file.read_text().split()[0]) for file in files) / 1e9
 
 
 def run(plan: Plan, say: Callable[[str], None]) -> list[Row]:
@@ -81,20 +110,19 @@ def run(plan: Plan, say: Callable[[str], None]) -> list[Row]:
     ours, theirs = {cores[0]}, {cores[-1]}
     rows = {name: Row(name) for name in servers}
     with ExitStack() as stack:
-        ports = {name: stack.enter_context(serving(each, theirs)) for name, each in servers.items()}
+        served = {name: stack.enter_context(serving(each, theirs)) for name, each in servers.items()}
         stack.callback(os.sched_setaffinity, 0, cores)
         os.sched_setaffinity(0, ours)
         for number in range(plan.wsgi_rounds):
             say(f"round {number + 1} of {plan.wsgi_rounds}: {', '.join(servers)}")
             for name, each in servers.items():
-                rows[name].kept.append(rate(ports[name], plan.wsgi_seconds, each.keeps))
-                rows[name].close.append(rate(ports[name], plan.wsgi_seconds, keep=False))
+                rows[name].measure(served[name], plan.wsgi_seconds, each.keeps)
     return list(rows.values())
 
 
 @contextmanager
-def serving(server: Server, cores: set[int]) -> Iterator[int]:
-    """The port of a server at work on these cores. After the block it has gone."""
+def serving(server: Server, cores: set[int]) -> Iterator[Served]:
+    """A server at work on these cores. After the block it has gone."""
     port = free_port()
     first = {"python": sys.executable, "uwsgi": f"{Path(sys.executable).parent}/uwsgi"}
     words = [first.get(word, word).format(bind=f"127.0.0.1:{port}") for word in server.argv]
@@ -106,7 +134,7 @@ def serving(server: Server, cores: set[int]) -> Iterator[int]:
         try:
             os.sched_setaffinity(process.pid, cores)
             wait_until(lambda: _answers(process, port), 30, f"{words} answers")
-            yield port
+            yield Served(port, process.pid)
         finally:
             below = descendants(process.pid)
             process.send_signal(signal.SIGTERM)
@@ -124,7 +152,7 @@ def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)):
             return False
-    return rate(port, 0.01, keep=False) > 0
+    return ask(port, 0.01, keep=False)[0] > 0
 
 
 class _Client:
@@ -180,8 +208,8 @@ class _Client:
         self._poll.close()
 
 
-def rate(port: int, seconds: float, keep: bool) -> float:
-    """Right answers a second."""
+def ask(port: int, seconds: float, keep: bool) -> tuple[int, float]:
+    """How many right answers came, in how many seconds."""
     client = _Client(port, keep)
     try:
         for _ in range(CONNECTIONS):
@@ -192,19 +220,20 @@ def rate(port: int, seconds: float, keep: bool) -> float:
             now = time.monotonic()
             if now > began + seconds + 20:
                 raise RuntimeError("no answer within 20 s")
-        return client.answers / (now - began)
+        return client.answers, now - began
     finally:
         client.close()
 
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
     """The rows as a Markdown table, which docs/performance.md takes as it is."""
-    head = ("server", "requests/s, kept", "built-in is", "requests/s, close", "built-in is")
+    head = ("server", "kept, by CPU second", "built-in is", "close, by CPU second", "built-in is", "by clock second")
     ours = next(row for row in rows if row.server == OURS)
     cells = [head, ("---",) * len(head)]
     for row in rows:
         kept, close = _times(ours.kept, row.kept), _times(ours.close, row.close)
-        cells.append((row.server, _cell(row.kept), kept, _cell(row.close), close))
+        clock = " / ".join(f"{statistics.median(each):.0f}" for each in (row.kept_clock, row.close_clock))
+        cells.append((row.server, _cell(row.kept), kept, _cell(row.close), close, clock))
     widths = [max(len(each[column]) for each in cells) for column in range(len(head))]
     for each in cells:
         yield f"| {' | '.join(cell.ljust(width) for cell, width in zip(each, widths, strict=True))} |"
