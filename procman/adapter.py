@@ -8,6 +8,8 @@ daphne     takes every descriptor for IPv4. A Unix socket would be its own: mode
            removed when it stops. And a stop cuts off what it works on: here `--graceful-timeout=SECONDS` is what that
            gets, and the last answer of each connection says `Connection: close`.
 hypercorn  with workers: when the first of them has come to its end, the others get a SIGTERM that cuts off their work.
+           And when it stops it throws away what it has read from a kept connection between two requests. Here it waits
+           for the next request a while, and answers it with `Connection: close`.
 
 Each is mended by replacing a few functions of the server. Where one is not as expected it says so and ends, for a
 server that listens somewhere else would be worse. It must not know procman: it runs in the application's virtualenv.
@@ -15,6 +17,7 @@ server that listens somewhere else would be worse. It must not know procman: it 
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import importlib
 import os
@@ -27,7 +30,8 @@ from typing import Any
 
 FIRST_FD = 3
 IDLE_GRACE = 1.0
-"""A daphne that stops keeps an idle connection open so long: the next answer on it may be its last one, and say so."""
+"""Daphne and hypercorn keep an idle connection open so long when they stop: the next answer on it is its last one, and
+says so."""
 LOOK_SECONDS = 0.02
 GRACE = "--graceful-timeout="
 
@@ -185,16 +189,73 @@ def hypercorn(backlog: int, arguments: list[str]) -> Callable[[], object]:
     parent = _module("hypercorn.run")
     populate = _inside(parent, "_populate")
 
-    def with_sigterm_blocked(*arguments: object) -> None:
+    def with_sigterm_blocked(processes: object, config: object, worker: Callable[..., object], *rest: object) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
-            populate(*arguments)
+            populate(processes, config, functools.partial(_patient, worker), *rest)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
     parent._populate = with_sigterm_blocked
+    _drain_hypercorn()
     run: Callable[[], object] = _inside(_module("hypercorn.__main__"), "main")
     return run
+
+
+def _patient(target: Callable[..., object], *arguments: object, **named: object) -> object:
+    """In a worker of hypercorn."""
+    _drain_hypercorn()
+    return target(*arguments, **named)
+
+
+class _Lasting:
+    """The context of a hypercorn, for a connection that goes on until an answer has said that it is the last one."""
+
+    def __init__(self, context: Any) -> None:
+        self.true = context
+        self.terminated = self
+
+    def is_set(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.true, name)
+
+
+def _drain_hypercorn() -> None:
+    """Let what has come on a kept connection be answered when a hypercorn is told to stop."""
+    protocol = _inside(_module("hypercorn.protocol.h11"), "H11Protocol")
+    server = _inside(_module("hypercorn.asyncio.tcp_server"), "TCPServer")
+    prepare, send = protocol.__init__, _inside(protocol, "stream_send")
+    for owner, name in ((server, "_idle_timeout"), (server, "_initiate_server_close"), (protocol, "_maybe_recycle")):
+        _inside(owner, name)
+
+    def prepare_lasting(self: Any, app: object, config: object, context: object, *rest: object) -> None:
+        prepare(self, app, config, _Lasting(context), *rest)
+
+    async def send_last(self: Any, event: object) -> None:
+        if self.context.true.terminated.is_set():  # its own way to say `Connection: close`
+            self.keep_alive_requests = max(self.keep_alive_requests, self.config.keep_alive_max_requests)
+        await send(self, event)
+
+    def has_part(self: Any) -> bool:
+        connection = getattr(self.protocol.protocol, "connection", None)
+        trailing = getattr(connection, "trailing_data", None)
+        return bool(self.reader._buffer or (trailing and trailing[0]))
+
+    async def idle_timeout(self: Any) -> None:
+        try:
+            await asyncio.wait_for(self.context.terminated.wait(), self.config.keep_alive_timeout)
+        except TimeoutError:
+            pass
+        else:
+            await asyncio.sleep(IDLE_GRACE)
+            while has_part(self):  # a whole request ends this task; hypercorn's own timeout ends all
+                await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.shield(self._initiate_server_close())
+
+    protocol.__init__, protocol.stream_send = prepare_lasting, send_last
+    server._idle_timeout = idle_timeout
 
 
 def _module(name: str) -> Any:

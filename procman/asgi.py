@@ -85,7 +85,7 @@ HYPERCORN_OWNED = preset.owned(
 
 def hypercorn(request: Request) -> Plan:
     """Any number of sockets. Without `workers` it is one process: a parent of one worker would wait for the import when
-    it is told to stop, and add nothing. A parent of several needs `adapter` to stop gracefully."""
+    it is told to stop, and add nothing. It needs `adapter` to stop gracefully."""
     _no_threads(request, "each worker of hypercorn is one event loop")
     if request.reload_signal:
         message = 'on SIGHUP hypercorn ends all its workers before it starts new ones: use "restart"'
@@ -93,7 +93,7 @@ def hypercorn(request: Request) -> Plan:
     options = dict(request.options)
     options["graceful-timeout"], stop_timeout = preset.whole_seconds(request, "graceful-timeout")
     ready = _answer(request, "certfile", "keyfile")
-    argv = _by_adapter(request) if request.workers else [preset.python(request), "-m", "hypercorn"]
+    argv = _by_adapter(request)
     argv += [f"--bind=fd://{FIRST_FD + number}" for number in range(len(request.listen))]
     argv += [f"--backlog={_backlog(request)}", f"--workers={request.workers}"]
     argv += preset.long_options(options, HYPERCORN_OWNED)

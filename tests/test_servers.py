@@ -142,8 +142,8 @@ PLANS: list[tuple[Request, Plan]] = [
     (
         HYPERCORN,
         asked(
-            *("/opt/procman/bin/python", "-m", "hypercorn", "--bind=fd://3", "--backlog=2048", "--workers=0"),
-            *("--graceful-timeout=30", "shop.wsgi:application"),
+            *("/opt/procman/bin/python", "-m", "procman.adapter", "hypercorn", "2048", "--bind=fd://3"),
+            *("--backlog=2048", "--workers=0", "--graceful-timeout=30", "shop.wsgi:application"),
         ),
     ),
     (

@@ -54,20 +54,24 @@ class Server:
         return f'[program.{name}]\n{how}\n{listen}directory = "{SITES}"\nenvironment = {{ {pairs} }}\n{more}\n'
 
 
+LONG = "server_options = {{ {} = 20 }}"
+"""For those that close an idle connection after 2 or 5 seconds: such a close has nothing to do with what is tested."""
+
 WSGI, ASGI = 'app = "numbered_site:app"\n', 'app = "numbered_site:asgi"\n'
 
 SERVERS = {
     "wsgi": Server("waitress", WSGI + "workers = 2\nthreads = 4\naccess_log = false", "wsgi"),
     "gunicorn": Server("gunicorn", WSGI + "workers = 4", "gunicorn", keeps=False, pipelines=False),
-    "gthread": Server(
-        # Its own default, 2 seconds, would close connections that wait for their turn.
-        "gunicorn", WSGI + "workers = 2\nthreads = 8\nserver_options = { keep-alive = 20 }", "gunicorn"
-    ),
+    "gthread": Server("gunicorn", f"{WSGI}workers = 2\nthreads = 8\n{LONG.format('keep-alive')}", "gunicorn"),
     "uwsgi": Server("pyuwsgi", WSGI + "workers = 4", "uwsgi", keeps=False, chunked=False, pipelines=False),
     "uvicorn": Server(
-        "uvicorn", ASGI, "uvicorn", ("-m", "uvicorn", "--fd", "3", "--log-level=warning", "numbered_site:asgi")
+        "uvicorn", ASGI + LONG.format("timeout-keep-alive"), "uvicorn",
+        ("-m", "uvicorn", "--fd", "3", "--log-level=warning", "numbered_site:asgi"),
     ),
-    "hypercorn": Server("hypercorn", ASGI, "hypercorn", ("-m", "hypercorn", "-b", "fd://3", "numbered_site:asgi")),
+    "hypercorn": Server(
+        "hypercorn", ASGI + LONG.format("keep-alive"), "hypercorn",
+        ("-m", "hypercorn", "-b", "fd://3", "numbered_site:asgi"),
+    ),
     "daphne": Server("daphne", ASGI, "daphne", ("-m", "daphne", "--fd", "3", "-v0", "numbered_site:asgi")),
     "granian": Server(
         "granian", ASGI, "granian",
