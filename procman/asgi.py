@@ -85,7 +85,7 @@ HYPERCORN_OWNED = preset.owned(
 
 def hypercorn(request: Request) -> Plan:
     """Any number of sockets. Without `workers` it is one process: a parent of one worker would wait for the import when
-    it is told to stop, and add nothing. A parent of several needs `adapter` to stop gracefully."""
+    it is told to stop, and add nothing. It needs `adapter` to stop gracefully."""
     _no_threads(request, "each worker of hypercorn is one event loop")
     if request.reload_signal:
         message = 'on SIGHUP hypercorn ends all its workers before it starts new ones: use "restart"'
@@ -93,7 +93,7 @@ def hypercorn(request: Request) -> Plan:
     options = dict(request.options)
     options["graceful-timeout"], stop_timeout = preset.whole_seconds(request, "graceful-timeout")
     ready = _answer(request, "certfile", "keyfile")
-    argv = _by_adapter(request) if request.workers else [preset.python(request), "-m", "hypercorn"]
+    argv = _by_adapter(request)
     argv += [f"--bind=fd://{FIRST_FD + number}" for number in range(len(request.listen))]
     argv += [f"--backlog={_backlog(request)}", f"--workers={request.workers}"]
     argv += preset.long_options(options, HYPERCORN_OWNED)
@@ -112,15 +112,12 @@ DAPHNE_OWNED = preset.owned(
     }
 )
 DAPHNE_UNDERSCORED = ("websocket_timeout", "websocket_connect_timeout")
-
-DAPHNE_STOP_TIMEOUT = 10.0
-
+_GRACEFUL = "graceful-timeout"
+"""An option of `adapter`, for daphne has none."""
 
 def daphne(request: Request) -> Plan:
-    """One process. It knows no graceful stop: what it works on when SIGTERM comes is cancelled.
-
-    Its option --fd is good for IPv4 only, so `adapter` makes it good for all.
-    """
+    """One process. By itself it knows no graceful stop: what it works on is cancelled. And its option --fd is good for
+    IPv4 only. `adapter` mends both."""
     if request.workers:
         raise BadOption("workers", "daphne is one process: uvicorn, hypercorn and granian have workers")
     _no_threads(request, "daphne has no such option: environment = { ASGI_THREADS = ... } sizes its thread pool")
@@ -128,11 +125,13 @@ def daphne(request: Request) -> Plan:
         raise BadOption("reload", 'no signal makes daphne reload: use "restart"')
     if preset.is_factory(request):
         raise BadOption("app", "daphne calls no factory: give the module an application")
-    argv = _by_adapter(request)
+    options = dict(request.options)
+    grace, stop_timeout = preset.graceful(request, _GRACEFUL)
+    options.pop(_GRACEFUL, None)
+    argv = [*_by_adapter(request), f"--{_GRACEFUL}={grace:g}"]
     argv += [f"--endpoint=fd:fileno={FIRST_FD + number}" for number in range(len(request.listen))]
-    argv += preset.long_options(request.options, DAPHNE_OWNED, underscored=DAPHNE_UNDERSCORED)
+    argv += preset.long_options(options, DAPHNE_OWNED, underscored=DAPHNE_UNDERSCORED)
     argv.append(request.app)
-    stop_timeout = DAPHNE_STOP_TIMEOUT if request.stop_timeout is None else request.stop_timeout
     return _plan(argv, stop_timeout, _answer(request))
 
 

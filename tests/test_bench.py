@@ -73,6 +73,17 @@ def test_losses_of_one_server_are_counted_beside_its_peers(tmp_path: Path) -> No
     assert rows["supervisorctl restart"]["failed"]["refused"] > 0
 
 
+def test_wsgi_servers_are_measured_in_turns(tmp_path: Path) -> None:
+    pytest.importorskip("supervisor", reason="Supervisor is not installed")
+    done = bench("wsgi", "--tiny", "--json", str(tmp_path / "figures.json"))
+    assert done.returncode == 0, done.stderr
+    rows = {row["server"]: row for row in json.loads((tmp_path / "figures.json").read_text())["wsgi"]}
+    assert {"built-in", "gunicorn sync", "gunicorn gthread", "uWSGI"} <= set(rows)
+    for server, row in rows.items():
+        assert server in done.stdout
+        assert min(row["kept"] + row["close"]) > 0
+
+
 def test_the_page_explains_every_name() -> None:
     page = (PROJECT / "docs" / "performance.md").read_text()
     assert [name for name in (*ROWS, *LONG) if f"\n`{name}`\n: " not in page] == []

@@ -6,8 +6,10 @@ keeps alive. `python -m tests.loss scenario --help` does the same by hand, longe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -15,27 +17,30 @@ from tests.conftest import MakeDaemon
 from tests.harness import free_port
 from tests.loss import nginx
 from tests.loss.client import MODES, Plan
-from tests.loss.load import run
-from tests.loss.scenarios import SCENARIOS, Site
-from tests.loss.servers import SERVERS
+from tests.loss.load import Running, loads, run
+from tests.loss.scenarios import SCENARIOS, Site, killed_in_trial, killed_when_passed, side_by_side
+from tests.loss.servers import SERVERS, Server
 from tests.loss.tally import Result
 
 ALL = tuple(f"{name}{how}" for name in MODES for how in ("", "/close"))
 NEW, KEPT = ("get/close", "up/close", "down/close"), ("get", "up", "pipelined", "down")
 RATE = 10
 """Requests a second on each connection, so that two processors are enough for all."""
+SIDE_BY_SIDE_RATE = 3
+"""The same, where all servers are asked at the same time."""
 
 
 def play(
-    daemon: MakeDaemon, scenarios: str, times: int = 1, *, server: str = "wsgi", unix: bool = False,
-    modes: Sequence[str] = ALL, connections: int = 0,
+    daemon: MakeDaemon, scenarios: str, times: int = 1, *, server: Server = SERVERS["wsgi"], unix: bool = False,
+    modes: Sequence[str] = ALL, connections: int = 0, more: str = "",
 ) -> tuple[Site, dict[str, Result]]:  # fmt: skip
     """Scenarios under load, of one connection for each mode or more. The site, which has gone, and what became of the
     requests: "direct", and by "nginx"."""
-    if not SERVERS[server].installed:
-        pytest.skip(f"{server} is not installed")
+    if not server.installed:
+        pytest.skip(f"{server.module} is not installed")
     gated = scenarios == "start"
-    with Site(server, unix=unix, nginx=bool(nginx.found()) and not gated, gated=gated, make=daemon) as site:
+    proxied = bool(nginx.found()) and not gated
+    with Site(server, unix=unix, nginx=proxied, gated=gated, make=daemon, more=more) as site:
         with ExitStack() as stack:
             loads = {}
             for front in site.addresses:
@@ -47,10 +52,10 @@ def play(
         return site, {front: running.result for front, running in loads.items()}
 
 
-def nothing_lost(results: dict[str, Result], idle_closes: int = 0) -> None:
+def nothing_lost(results: dict[str, Result], idle_closes: int = 0, server: str = "") -> None:
     """No request failed, and no connection was closed while idle more often than that."""
     for front, result in results.items():
-        shown = "\n".join((front, *result.lines()))
+        shown = "\n".join((server, front, *result.lines()))
         assert not result.total.failed, shown
         assert result.total.idle_closed_most <= (idle_closes if front == "direct" else 0), shown
 
@@ -106,14 +111,75 @@ def test_a_killed_supervisor_and_an_upgrade_are_not_noticed(daemon: MakeDaemon) 
     assert all(len(result.pids) <= 2 for result in results.values()), "the processes of before"
 
 
-RELOADED = ("gunicorn", "gthread", "uwsgi")
-"""Servers that lose nothing by the present `reload`, a restart. The others lose what they accept and do not read."""
+# --- a new release, a bad one, and a supervisor that dies meanwhile ------------------------------------------------
 
 
-@pytest.mark.parametrize("server", RELOADED)
-def test_reload(daemon: MakeDaemon, server: str) -> None:
-    """New connections, and all by nginx, never fail. A kept one is closed at most once by each reload."""
-    modes = NEW + KEPT if SERVERS[server].keeps else NEW
-    _, results = play(daemon, "reload", server=server, modes=modes)
-    nothing_lost(results, idle_closes=1)
-    versions(results, "1", "2")
+def asked_of(server: Server, front: str) -> tuple[str, ...]:
+    """The modes for it: what a server is not made for is no loss."""
+    if front == "nginx":
+        return (*NEW, "get", "up", "post", "down", "stream")
+    return NEW + tuple(mode for mode in KEPT if server.keeps and (server.pipelines or mode != "pipelined"))
+
+
+@contextmanager
+def several(
+    daemon: MakeDaemon, servers: Sequence[str], unix: bool
+) -> Iterator[tuple[list[Site], dict[str, dict[str, Running]]]]:
+    """Those that are installed, in one daemon, and the loads on each of them, by site and front."""
+    sites = [
+        Site(name, name=name, unix=unix, nginx=bool(nginx.found()), more="start_seconds = 0.2")
+        for name in servers
+        if SERVERS[name].installed
+    ]
+    with side_by_side(sites, daemon):
+        fronts = [(site, front) for site in sites for front in site.addresses]
+        plans = []
+        for site, front in fronts:
+            modes = asked_of(site.server, front)
+            plans.append(Plan(site.addresses[front], modes, connections=len(modes), rate=SIDE_BY_SIDE_RATE, work=2))
+        with loads(plans) as all_of_them:
+            running: dict[str, dict[str, Running]] = {}
+            for (site, front), load in zip(fronts, all_of_them, strict=True):
+                running.setdefault(site.name, {})[front] = load
+                site.loads.append(load)
+            yield sites, running
+
+
+def at_the_same_time(sites: Sequence[Site], scenario: str, times: int = 1) -> None:
+    with ThreadPoolExecutor(len(sites)) as threads:
+        for done in [threads.submit(SCENARIOS[scenario], site, times) for site in sites]:
+            done.result()
+
+
+@pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
+def test_nobody_notices_a_reload_and_a_bad_release(daemon: MakeDaemon, unix: bool) -> None:
+    """Every server: new connections, and all by nginx, never fail. A kept one is closed at most once by each reload."""
+    with several(daemon, list(SERVERS), unix) as (sites, running):
+        at_the_same_time(sites, "reload")
+        at_the_same_time(sites, "rollback")
+    for site in sites:
+        results = {front: load.result for front, load in running[site.name].items()}
+        nothing_lost(results, 1, site.name)
+        versions(results, "1", "2")
+
+
+@pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
+def test_nobody_notices_that_the_supervisor_dies_in_a_reload(daemon: MakeDaemon, unix: bool) -> None:
+    """In the trial, and when new connections go to the successor. One server that shares its socket with its successor,
+    one that keeps connections in threads, and one that would drop what it has not read."""
+    with several(daemon, ("wsgi", "gthread", "uvicorn"), unix) as (sites, running):
+        killed_in_trial(sites)
+        killed_when_passed(sites)
+    for site in sites:
+        results = {front: load.result for front, load in running[site.name].items()}
+        nothing_lost(results, site.version, site.name)
+
+
+@pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
+def test_a_rolling_reload_of_three_processes(daemon: MakeDaemon, unix: bool) -> None:
+    """One by one, two at a time, and one that is bad. No connection is closed without a word."""
+    three = replace(SERVERS["wsgi"], lines=SERVERS["wsgi"].lines.replace("workers = 2", "workers = 3"))
+    site, results = play(daemon, "reload reload_two rollback", server=three, unix=unix, more="start_seconds = 0.2")
+    assert site.version == 3
+    nothing_lost(results)
+    versions(results, "1", "2", "3")

@@ -10,19 +10,18 @@ import contextlib
 import importlib.util
 import json
 import socket
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.message import Message
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import MakeDaemon
 from tests.harness import RunningDaemon, free_port, wait_until
-from tests.load import Load, kind_of
+from tests.loss.client import Plan
+from tests.loss.load import loads
 
 SITES = Path(__file__).parent / "sites"
 
@@ -133,31 +132,6 @@ def table(sites: list[Site], gate: Path) -> str:
     return text
 
 
-@contextlib.contextmanager
-def asked_all_the_time(sites: list[Site]) -> Iterator[Counter[str]]:
-    """Somebody asks the Unix sockets all the time; what fails is counted by its kind (tests/load.py)."""
-    failed: Counter[str] = Counter()
-    stop = threading.Event()
-
-    def ask(site: Site) -> None:
-        while not stop.wait(0.02):
-            failed["asked"] += 1
-            try:
-                site.hello()
-            except (OSError, HTTPException) as error:
-                failed[kind_of(error)] += 1
-
-    threads = [threading.Thread(target=ask, args=(site,)) for site in sites]
-    for thread in threads:
-        thread.start()
-    try:
-        yield failed
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-
-
 def ready(daemon: RunningDaemon, processes: list[str]) -> None:
     for process in processes:
         daemon.wait_for(process, timeout=40)
@@ -190,23 +164,18 @@ def test_every_server_over_tcp_and_a_unix_socket(daemon: MakeDaemon, tmp_path: P
 
     # A restart refuses nobody, and the modes of the Unix sockets are ours.
     before = running.status()
-    unix = [site for site in sites if site.kind == "unix"]
-    with contextlib.ExitStack() as stack:
-        urls = [f"http://127.0.0.1:{site.port}" for site in sites if site.port]
-        loads = [stack.enter_context(Load(url, connections=2, rate=10, keep_alive=False)) for url in urls]
-        failed = stack.enter_context(asked_all_the_time(unix))
+    plans = [Plan(site.listen, ("get/close",), connections=2, rate=10) for site in sites]
+    with loads(plans) as asked:
         done = running.ctl("restart", "all")
         assert done.returncode == 0, done.stderr
         ready(running, processes)
+        for load in asked:
+            load.wait(1)
     after = running.status()
     assert not [process for process in processes if before[process]["pid"] == after[process]["pid"]]
-    assert {url: load.tally.failed.get("refused", 0) for url, load in zip(urls, loads, strict=True)} == dict.fromkeys(
-        urls, 0
-    )
-    assert all(load.tally.requests for load in loads)
-    assert failed["asked"] > 0
-    assert failed["refused"] == 0, failed
-    assert {site.path.stat().st_mode & 0o777 for site in unix} == {0o660}
+    for site, load in zip(sites, asked, strict=True):
+        assert "refused" not in load.result.total.failed, (site.listen, list(load.result.lines()))
+    assert {site.path.stat().st_mode & 0o777 for site in sites if site.kind == "unix"} == {0o660}
 
     # A stop leaves nothing.
     running.look()

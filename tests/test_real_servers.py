@@ -372,7 +372,7 @@ def test_answers_on_a_kept_connection_are_not_late(serve: Serve, request_: Reque
     with contextlib.closing(HTTPConnection(host, port, timeout=20)) as connection:
         for number in range(30):
             begun = time.monotonic()
-            connection.request("GET", f"/body/{number}")
+            connection.request("GET", f"/n/{number}")
             connection.getresponse().read()
             took.append(time.monotonic() - begun)
     assert sorted(took)[len(took) // 2] < 0.03
@@ -402,7 +402,8 @@ def test_a_stop_ends_the_lifespan(serve: Serve, request_: Request, tmp_path: Pat
 
 GRACEFUL = (
     *("gunicorn", "gunicorn preloaded, threads", "uwsgi", "uwsgi lazy", "uwsgi threads", "wsgi"),
-    *("uvicorn", "uvicorn workers", "hypercorn", "hypercorn workers", "granian", "granian workers", "granian for WSGI"),
+    *("uvicorn", "uvicorn workers", "hypercorn", "hypercorn workers", "daphne", "daphne of a virtualenv"),
+    *("granian", "granian workers", "granian for WSGI"),
 )
 
 
@@ -423,19 +424,41 @@ def test_stop_answers_what_is_worked_on(serve: Serve, request_: Request, tmp_pat
 
 
 @parameters("daphne")
-def test_daphne_cuts_off_what_it_works_on(serve: Serve, request_: Request, tmp_path: Path) -> None:
-    """If this fails, daphne has learnt to stop gracefully, and docs/servers.md can say so."""
-    server = serve(request_)
+def test_daphne_cuts_off_what_takes_too_long(serve: Serve, request_: Request, tmp_path: Path) -> None:
+    server = serve(replace(request_, options={"graceful-timeout": 0.5}))
     server.wait_ready()
     mark = tmp_path / "begun"
     with ThreadPoolExecutor(1) as client:
-        answer = client.submit(server.get, f"/slow?s=5&mark={quote(str(mark))}")
+        answer = client.submit(server.get, f"/slow?s=9&mark={quote(str(mark))}")
         wait_until(mark.exists)
         status, seconds = server.stop()
         assert answer.exception() is not None or answer.result()[0] == 500
     assert status == 0
-    assert seconds < 3
+    assert 0.5 < seconds < 4
     assert wait_until(server.group_is_empty)
+
+
+@parameters("wsgi", "hypercorn", "hypercorn workers", "daphne")
+def test_the_last_answer_of_a_connection_says_so(serve: Serve, request_: Request) -> None:
+    """On a kept connection, when it was told to stop; one that nobody uses it closes."""
+    server = serve(request_)
+    server.wait_ready()
+    name = server.sockets[0].getsockname()
+    kept, idle = (HTTPConnection(name[0], name[1], timeout=20) for _ in range(2))
+    with contextlib.closing(kept), contextlib.closing(idle):
+        for connection in (kept, idle):
+            connection.request("GET", "/")
+            assert connection.getresponse().read() == hello(request_)[1].encode()
+        server.process.terminate()
+        said = ""
+        while said != "close":
+            kept.request("GET", "/")
+            answer = kept.getresponse()
+            assert answer.read() == hello(request_)[1].encode()
+            said = (answer.headers["Connection"] or "").lower()
+        assert idle.sock is not None
+        assert idle.sock.recv(1) == b""
+    assert server.process.wait(10) == 0
 
 
 OWN_GRACE = {"gunicorn": {"graceful-timeout": 1}}
@@ -626,6 +649,7 @@ INSIDES: list[tuple[str, str, str]] = [
     ("granian", "granian.server.mp", "WorkerProcess"),
     ("daphne", "twisted.internet.endpoints", "AdoptedStreamServerEndpoint"),
     ("daphne", "twisted.internet.unix", "_inFilesystemNamespace"),
+    ("daphne", "daphne.server", "Server"),
     ("hypercorn", "hypercorn.run", "_populate"),
 ]
 

@@ -142,16 +142,15 @@ PLANS: list[tuple[Request, Plan]] = [
     (
         HYPERCORN,
         asked(
-            *("/opt/procman/bin/python", "-m", "hypercorn", "--bind=fd://3", "--backlog=2048", "--workers=0"),
-            *("--graceful-timeout=30", "shop.wsgi:application"),
+            *("/opt/procman/bin/python", "-m", "procman.adapter", "hypercorn", "2048", "--bind=fd://3"),
+            *("--backlog=2048", "--workers=0", "--graceful-timeout=30", "shop.wsgi:application"),
         ),
     ),
     (
         DAPHNE,
         asked(
-            *("/opt/procman/bin/python", "-m", "procman.adapter", "daphne", "2048", "--endpoint=fd:fileno=3"),
-            "shop.wsgi:application",
-            stop_timeout=10.0,
+            *("/opt/procman/bin/python", "-m", "procman.adapter", "daphne", "2048", "--graceful-timeout=30"),
+            *("--endpoint=fd:fileno=3", "shop.wsgi:application"),
         ),
     ),
     (
@@ -274,7 +273,7 @@ ARGVS: list[tuple[str, Request, tuple[str, ...]]] = [
             DAPHNE,
             listen=(WEB, replace(WEB, name="more")),
             virtualenv="/srv/venv",
-            options={"websocket_timeout": 60, "proxy-headers": True, "http-timeout": 20},
+            options={"websocket_timeout": 60, "proxy-headers": True, "http-timeout": 20, "graceful-timeout": 7},
         ),
         (
             *(
@@ -282,6 +281,7 @@ ARGVS: list[tuple[str, Request, tuple[str, ...]]] = [
                 "/opt/procman/lib/procman/adapter.py",
                 "daphne",
                 "2048",
+                "--graceful-timeout=7",
                 "--endpoint=fd:fileno=3",
             ),
             *("--endpoint=fd:fileno=4", "--websocket_timeout=60", "--proxy-headers", "--http-timeout=20"),

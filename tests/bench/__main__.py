@@ -16,14 +16,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tests.bench import fleet, logs, losses, restart
+from tests.bench import fleet, logs, losses, restart, wsgi
 from tests.bench.figures import Figure, table
 from tests.bench.plan import FULL, QUICK, TINY, Plan
 from tests.loss.servers import SERVERS
 
 NAMES = (*restart.NAMES, *fleet.NAMES, *logs.NAMES)
-LONG = losses.NAMES
-"""Measured only when they are named: they take half an hour."""
+LONG = (*losses.NAMES, *wsgi.NAMES)
+"""Measured only when they are named: losses takes half an hour, and both have a table of their own."""
 
 PLANS = {"full": FULL, "quick": QUICK, "tiny": TINY}
 
@@ -43,15 +43,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     figures = measure(plan, options.name or NAMES)
     lost = losses.run(plan, options.server, _say) if "losses" in options.name else []
+    rates = wsgi.run(plan, _say) if "wsgi" in options.name else []
     seconds = time.monotonic() - start
-    if figures or not lost:
+    if figures or not (lost or rates):
         print(f"{_machine()}\nmedian (smallest–largest); ratio: how many times procman is better\n")
         print("\n".join(table(figures)))
     if lost:
         print(f"{_machine()}\n{plan.reloads} reloads under {losses.CONNECTIONS} connections\n")
         print("\n".join(losses.table(lost)))
+    if rates:
+        print(f"{_machine()}\nmedian (smallest–largest) of {plan.wsgi_rounds} rounds\n")
+        print("\n".join(wsgi.table(rates)))
     if options.json:
-        document = {**_document(figures, seconds, plan), "losses": [row.document() for row in lost]}
+        more = {"losses": [row.document() for row in lost], "wsgi": [row.document() for row in rates]}
+        document = {**_document(figures, seconds, plan), **more}
         Path(options.json).write_text(json.dumps(document, indent=1) + "\n")
     return 0
 

@@ -3,7 +3,7 @@ docs/servers.md is what this prints.
 
 Some times (10 where most fails, else 3) a successor is started on the socket of a server, and the old one is stopped by
 its stop signal when the new one answers. Meanwhile 8 clients ask without a pause between their requests. Counted are
-the requests that failed (tests/load.py): no connection, a reset, an answer that is short or wrong.
+the requests that failed (tests/loss): no connection, a reset, an answer that is short or wrong.
 
 shared    both have one socket
 diverted  the successor has a socket of its own in the SO_REUSEPORT group; all new connections go to it, and the old one
@@ -25,19 +25,18 @@ import socket
 import struct
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
-from typing import Self
 
 from procman import listeners
 from procman.config import Address, Listener
 from procman.servers import Request, plan
 from tests.harness import group, wait_until
-from tests.load import Connection, Plan, Tally
+from tests.loss.load import load
+from tests.loss.tally import Tally
 from tests.test_real_servers import SERVERS, Running
 
 ROWS = {
@@ -75,30 +74,6 @@ WAYS = (
     Way("diverted, close", diverted=True, kept=False),
     Way("diverted, kept", diverted=True, kept=True),
 )
-
-
-class Clients:
-    """They ask until the `with` ends; then `tally` is complete."""
-
-    def __init__(self, port: int, kept: bool) -> None:
-        load = Plan(f"http://127.0.0.1:{port}", connections=CLIENTS, rate=0.0, keep_alive=kept)
-        began = time.monotonic()
-        # An even number is one whose connection is kept.
-        self._connections = [Connection(load, 2 * number, began) for number in range(CLIENTS)]
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=one.run, args=(self._stop,)) for one in self._connections]
-        self.tally = Tally()
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread, connection in zip(self._threads, self._connections, strict=True):
-            thread.join()
-            self.tally.add(connection.tally)
 
 
 def divert(group_of: socket.socket, index: int) -> None:
@@ -178,7 +153,8 @@ def measure(request: Request, way: Way) -> tuple[Tally, float]:
     with tempfile.TemporaryDirectory(prefix="pm", dir="/tmp") as name:
         stage = Stage(request, Path(name))
         try:
-            with Clients(stage.listener.address.port, way.kept) as clients:
+            address = f"127.0.0.1:{stage.listener.address.port}"
+            with load(address, modes=("get" if way.kept else "get/close",), connections=CLIENTS) as running:
                 slowest = 0.0
                 for _ in range(way.swaps):
                     time.sleep(SETTLE)
@@ -186,16 +162,12 @@ def measure(request: Request, way: Way) -> tuple[Tally, float]:
                 time.sleep(SETTLE)
         finally:
             stage.close()
-    return clients.tally, slowest
+    return running.result.total, slowest
 
 
 def cell(tally: Tally) -> str:
-    failed = sum(tally.failed.values())
-    again = tally.reopened + tally.retried
-    text = f"{failed} of {tally.requests:,}"
-    if again > tally.requests * 0.9:
-        return f"{text}, keeps none"
-    return text + (f" ({again})" if again else "")
+    text = f"{tally.failed_count} of {tally.requests:,}"
+    return text + (f" ({tally.idle_closed})" if tally.idle_closed else "")
 
 
 def rows(names: Sequence[str], show: Callable[[str], None]) -> Iterator[str]:

@@ -41,6 +41,8 @@ CONNECTIONS, RATE = 16, 100.0
 STEP_SECONDS = 60.0
 """Bound of one reload."""
 
+PATHS = [str(SITES), *filter(None, [os.environ.get("PYTHONPATH")])]
+
 CIRCUSD = "from circus.circusd import main; main()"
 CIRCUSCTL = "from circus.circusctl import main; main()"
 
@@ -110,7 +112,7 @@ class Reloaded(AbstractContextManager["Reloaded"]):
         self.folder = Path(tempfile.mkdtemp(prefix="pmb", dir="/tmp"))
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
-        self.environment = {"VERSION_FILE": f"{self.folder}/version", "PYTHONPATH": str(SITES)}
+        self.environment = {"VERSION_FILE": f"{self.folder}/version", "PYTHONPATH": ":".join(PATHS)}
         version_file(self.folder, "1")
 
     def __enter__(self) -> Self:

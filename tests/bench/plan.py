@@ -41,13 +41,21 @@ class Plan:
     reload_requests: int = 50_000
     """At least so many meanwhile, for each contender and server."""
 
+    wsgi_rounds: int = 7
+    """Windows of each WSGI server."""
+
+    wsgi_seconds: float = 2.0
+    """Length of one."""
+
 
 FULL = Plan()
 QUICK = Plan(
     programs=20, rounds=1, idle_seconds=2.0, status_calls=5, sigterm_rounds=0,
     kills=8, kills_a_step=4, log_rounds=2, log_seconds=0.5, reloads=3, reload_requests=3000,
+    wsgi_rounds=3, wsgi_seconds=1.0,
 )  # fmt: skip
 TINY = Plan(
     programs=2, rounds=1, idle_seconds=0.2, status_calls=2,
     kills=2, kills_a_step=1, log_rounds=1, log_seconds=0.1, reloads=1, reload_requests=200,
+    wsgi_rounds=1, wsgi_seconds=0.1,
 )  # fmt: skip

@@ -31,13 +31,14 @@ class Mode:
     """What one connection does all the time.
 
     `at_once`: requests that are sent together. `upload` and `size`: the largest body up and down; each request takes
-    another length from 1 KB on. `trickle`: seconds over which the head of a request is spread. `pause`: seconds between
-    two reads of 16 KB.
+    another length from 1 KB on. `post`: by POST, which a proxy does not ask again. `trickle`: seconds over which the
+    head of a request is spread. `pause`: seconds between two reads of 16 KB.
     """
 
     keep: bool = True
     at_once: int = 1
     upload: int = 0
+    post: bool = False
     chunked: bool = False
     size: int = 0
     stream: bool = False
@@ -49,6 +50,7 @@ MODES = {
     "get": Mode(),
     "pipelined": Mode(at_once=8),
     "up": Mode(upload=1 << 20),
+    "post": Mode(upload=1 << 14, post=True),
     "chunked": Mode(upload=1 << 18, chunked=True),
     "down": Mode(size=1 << 20),
     "stream": Mode(size=1 << 18, stream=True),
@@ -149,7 +151,8 @@ class Visitor:
         size, upload = (1024 + (spread * most >> 30) if most else 0 for most in (mode.size, mode.upload))
         uploaded = (b"%d/" % number * (upload // 2))[:upload]
         query = f"size={size}&work={self.plan.work}{'&stream=1' if mode.stream else ''}"
-        head = f"{'PUT' if mode.upload else 'GET'} /n/{number}?{query} HTTP/1.1\r\nHost: localhost\r\n"
+        method = "POST" if mode.post else "PUT" if mode.upload else "GET"
+        head = f"{method} /n/{number}?{query} HTTP/1.1\r\nHost: localhost\r\n"
         head += "Connection: close\r\n" if last and not mode.keep else ""
         if mode.chunked:
             head += "Transfer-Encoding: chunked\r\n"

@@ -4,7 +4,8 @@
         SCENARIOS["reload"](site, 3)
     direct.result, proxied.result
 
-A scenario waits for what it has caused, each time: the new process answers, and goes on to answer. It judges nothing.
+`side_by_side` has several sites in one daemon. A scenario waits for what it has caused, each time: the new process
+answers, and goes on to answer. It judges nothing.
 `reload` and `rollback` use `procmanctl reload` as it is.
 """
 
@@ -15,7 +16,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -24,17 +25,17 @@ from typing import Any, Self
 from tests.harness import RunningDaemon, free_port, wait_until
 from tests.loss.load import Running, load
 from tests.loss.nginx import nginx as nginx_before
-from tests.loss.servers import SERVERS, version_file
+from tests.loss.servers import SERVERS, Server, version_file
 from tests.sites.numbered_site import BROKEN
 
 AFTER = 40
-"""Answers that must come after each step before the next one."""
+"""Answers that must come after each step before the next one; fewer where there are few connections."""
 
 READY_SECONDS = 40.0
 
 
 class Site(AbstractContextManager["Site"]):
-    """A daemon whose program `site` is a real server, with a release of its own, and perhaps an nginx before it.
+    """A daemon whose program `name` is a real server, with a release of its own, and perhaps an nginx before it.
 
     `unix`: it listens on a Unix socket. `gated`: nothing is imported until `open_gate()`. `make` makes the daemon (the
     fixture `daemon` of the tests, say); without it the daemon is the site's own, and what it leaves behind is an error.
@@ -42,15 +43,17 @@ class Site(AbstractContextManager["Site"]):
 
     def __init__(
         self,
-        server: str,
+        server: str | Server,
         *,
+        name: str = "site",
         unix: bool = False,
         nginx: bool = False,
         more: str = "",
         gated: bool = False,
         make: Callable[..., RunningDaemon] | None = None,
     ) -> None:
-        self.server = SERVERS[server]
+        self.server = SERVERS[server] if isinstance(server, str) else server
+        self.name = name
         self.loads: list[Running] = []  # that go on
         self.killed: list[tuple[int, float, float]] = []  # pids, and between when and when (monotonic)
         self.version = 1
@@ -60,35 +63,39 @@ class Site(AbstractContextManager["Site"]):
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            stack.callback(shutil.rmtree, self._folder)
-            self._folder.chmod(0o755)
-            upstream = f"unix:{self._folder}/site.sock" if self._unix else f"127.0.0.1:{free_port()}"
-            version_file(self._folder, str(self.version))
-            environment = {"VERSION_FILE": str(self._folder / "version")}
-            if self._gated:
-                environment["IMPORT_GATE"] = str(self._folder / "gate")
-            table = self.server.program(upstream, environment, self._more)
+            table = self.prepare(stack)
             if self._make:
-                self.daemon = self._make(table)
+                daemon = self._make(table)
             else:
-                self.daemon = RunningDaemon(table)
-                stack.callback(self._close)
-                self.daemon.start()
-            if not self._gated:
-                self.wait_running()
-            self.addresses = {"direct": upstream}
-            if self._nginx:
-                self.addresses["nginx"] = stack.enter_context(nginx_before(upstream))
+                daemon = RunningDaemon(table)
+                stack.callback(_close, daemon)
+                daemon.start()
+            self.attach(daemon, stack)
             self._stack = stack.pop_all()
         return self
 
+    def prepare(self, stack: ExitStack) -> str:
+        """Makes its folder. Returns its part of the program table."""
+        stack.callback(shutil.rmtree, self._folder)
+        self._folder.chmod(0o755)
+        self._upstream = f"unix:{self._folder}/site.sock" if self._unix else f"127.0.0.1:{free_port()}"
+        version_file(self._folder, str(self.version))
+        environment = {"VERSION_FILE": str(self._folder / "version"), "IMPORT_GATE": str(self._folder / "gate")}
+        if not self._gated:
+            self.open_gate()
+        return self.server.program(self._upstream, environment, self._more, self.name)
+
+    def attach(self, daemon: RunningDaemon, stack: ExitStack) -> None:
+        """`daemon` has its program, and has started."""
+        self.daemon = daemon
+        if not self._gated:
+            self.wait_running()
+        self.addresses = {"direct": self._upstream}
+        if self._nginx:
+            self.addresses["nginx"] = stack.enter_context(nginx_before(self._upstream))
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stack.close()
-
-    def _close(self) -> None:
-        wrong = self.daemon.close()
-        if wrong:
-            raise RuntimeError("\n".join(wrong))
 
     @contextmanager
     def load(self, front: str = "direct", **plan: Any) -> Iterator[Running]:
@@ -106,11 +113,15 @@ class Site(AbstractContextManager["Site"]):
     def goes_on(self) -> None:
         """Waits until each load has got some more answers."""
         for running in self.loads:
-            running.wait(AFTER)
+            running.wait(min(AFTER, 2 * running.plan.connections))
 
     def open_gate(self) -> None:
         """Lets the import go on, now and from now on."""
         (self._folder / "gate").touch()
+
+    def close_gate(self) -> None:
+        """Keeps the next start in its import."""
+        (self._folder / "gate").unlink()
 
     def release(self, version: str = "") -> str:
         """Puts another release in place; the next one, if none is named. Returns its version."""
@@ -122,7 +133,33 @@ class Site(AbstractContextManager["Site"]):
 
     def status(self) -> Mapping[str, Mapping[str, Any]]:
         """The ProcessInfo of its processes."""
-        return self.daemon.status()
+        return {name: info for name, info in self.daemon.status().items() if name.partition(":")[0] == self.name}
+
+    def pids(self) -> dict[str, int]:
+        """Those of its current processes."""
+        return {name: info["pid"] for name, info in self.status().items()}
+
+    def begin_reload(self) -> None:
+        """Asks for a reload, and does not wait for it."""
+        with self.daemon.client(60) as client:
+            client.call("reload", names=[self.name], wait=False)
+
+    def in_trial(self) -> bool:
+        """Whether a successor is on trial."""
+        return any((info["beside"] or {}).get("role") == "successor" for info in self.status().values())
+
+    def passed(self) -> bool:
+        """Whether a successor serves, and the one before is still there."""
+        return any((info["beside"] or {}).get("role") == "the one before" for info in self.status().values())
+
+    def settled(self) -> bool:
+        """Whether nobody is beside its processes, which all run."""
+        return all(info["beside"] is None and info["state"] == "RUNNING" for info in self.status().values())
+
+    def kill_supervisor(self) -> None:
+        """SIGKILL; waits for the next one."""
+        os.kill(self.daemon.supervisor_pid, signal.SIGKILL)
+        wait_until(self.daemon.answers, READY_SECONDS, "the daemon answers")
 
     def wait_running(self) -> None:
         """Waits until all its processes are RUNNING."""
@@ -150,6 +187,22 @@ class Site(AbstractContextManager["Site"]):
             raise RuntimeError(f"procmanctl {' '.join(arguments)}: {done.returncode}, {done.stdout}{done.stderr}")
 
 
+def _close(daemon: RunningDaemon) -> None:
+    wrong = daemon.close()
+    if wrong:
+        raise RuntimeError("\n".join(wrong))
+
+
+@contextmanager
+def side_by_side(sites: Sequence[Site], make: Callable[..., RunningDaemon]) -> Iterator[RunningDaemon]:
+    """One daemon with all these sites, each with a name of its own."""
+    with ExitStack() as stack:
+        daemon = make("\n".join(site.prepare(stack) for site in sites))
+        for site in sites:
+            site.attach(daemon, stack)
+        yield daemon
+
+
 def start(site: Site, times: int) -> None:
     """The first start of a gated site, while all connections wait; then stop and start, again and again."""
     for running in site.loads:
@@ -161,18 +214,18 @@ def start(site: Site, times: int) -> None:
     site.goes_on()
     for _ in range(times - 1):
         version = site.release()
-        site.ctl("stop", "site")
-        site.ctl("start", "site")
+        site.ctl("stop", site.name)
+        site.ctl("start", site.name)
         site.wait_for_version(version)
         site.goes_on()
 
 
-def restart(site: Site, times: int, command: str = "restart") -> None:
+def restart(site: Site, times: int, *command: str) -> None:
     """`procmanctl restart`, each time with another release."""
     for _ in range(times):
         version = site.release()
         site.goes_on()
-        site.ctl(command, "site")
+        site.ctl(*(command or ("restart",)), site.name)
         site.wait_for_version(version)
     site.goes_on()
 
@@ -182,17 +235,23 @@ def reload(site: Site, times: int) -> None:
     restart(site, times, "reload")
 
 
+def reload_two(site: Site, times: int) -> None:
+    """`procmanctl reload --at-once 2`, the same."""
+    restart(site, times, "reload", "--at-once", "2")
+
+
 def rollback(site: Site, times: int) -> None:
-    """A release that can't be imported is reloaded; the command must fail. Then the one before is put back."""
+    """A release that can't be imported is reloaded; the command must fail. The one before serves as before."""
     for _ in range(times):
         site.goes_on()
         site.release(BROKEN)
-        done = site.daemon.ctl("reload", "site", timeout=120)
+        before = site.pids()
+        done = site.daemon.ctl("reload", site.name, timeout=120)
         site.release(str(site.version))
-        if not done.returncode:
-            raise RuntimeError(f"procmanctl reload of a broken release: {done.stdout}")
-        if any(info["state"] != "RUNNING" for info in site.status().values()):
-            site.ctl("start", "site")  # nothing was rolled back
+        if not done.returncode or "rolled back" not in done.stderr:
+            raise RuntimeError(f"procmanctl reload of a broken release: {done.stdout}{done.stderr}")
+        if site.pids() != before:
+            raise RuntimeError(f"{site.name}: {before} before, {site.pids()} afterwards")
     site.goes_on()
 
 
@@ -216,9 +275,62 @@ def supervisor(site: Site, times: int) -> None:
     """SIGKILL for the supervisor."""
     for _ in range(times):
         site.goes_on()
-        os.kill(site.daemon.supervisor_pid, signal.SIGKILL)
-        wait_until(site.daemon.answers, READY_SECONDS, "the daemon answers")
+        site.kill_supervisor()
     site.goes_on()
+
+
+def killed_in_trial(sites: Sequence[Site]) -> None:
+    """SIGKILL for the supervisor while successors of all `sites` are on trial: those before serve as before."""
+    before = [site.pids() for site in sites]
+    for site in sites:
+        site.close_gate()
+        site.release("never")
+        site.begin_reload()
+    wait_until(lambda: all(site.in_trial() for site in sites), READY_SECONDS, "all successors start")
+    sites[0].kill_supervisor()
+    wait_until(lambda: all(site.settled() for site in sites), READY_SECONDS, "they have gone")
+    if [site.pids() for site in sites] != before:
+        raise RuntimeError(f"{before} before, {[site.pids() for site in sites]} afterwards")
+    for site in sites:
+        site.open_gate()
+        site.goes_on()
+
+
+def killed_when_passed(sites: Sequence[Site]) -> None:
+    """SIGKILL for the supervisor while a successor of each of `sites` serves and the one before is still there.
+
+    They do not come so far at the same time: who is in the trial is tried again, with those that are left."""
+    left = list(sites)
+    while left:
+        left = _some_killed_when_passed(left)
+    for site in sites:
+        site.goes_on()
+
+
+def _some_killed_when_passed(sites: Sequence[Site]) -> list[Site]:
+    """Those that had not come so far."""
+    for site in sites:
+        site.release()
+        site.begin_reload()
+    wait_until(lambda: any(site.passed() for site in sites), READY_SECONDS, "a successor serves")
+    done = [site for site in sites if site.passed()]
+    sites[0].kill_supervisor()
+    wait_until(lambda: all(site.settled() for site in sites), READY_SECONDS, "all are settled")
+    for site in done:
+        site.wait_for_version(str(site.version))
+    return [site for site in sites if site not in done]
+
+
+def supervisor_in_trial(site: Site, times: int) -> None:
+    """SIGKILL for the supervisor while a successor is on trial."""
+    for _ in range(times):
+        killed_in_trial([site])
+
+
+def supervisor_passed(site: Site, times: int) -> None:
+    """SIGKILL for the supervisor when a successor serves, and the one before is still there."""
+    for _ in range(times):
+        killed_when_passed([site])
 
 
 def upgrade(site: Site, times: int) -> None:
@@ -230,5 +342,9 @@ def upgrade(site: Site, times: int) -> None:
 
 
 SCENARIOS: Mapping[str, Callable[[Site, int], None]] = {
-    function.__name__: function for function in (start, restart, reload, rollback, kill, supervisor, upgrade)
+    function.__name__: function
+    for function in (
+        *(start, restart, reload, reload_two, rollback, kill),
+        *(supervisor, supervisor_in_trial, supervisor_passed, upgrade),
+    )
 }

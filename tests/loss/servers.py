@@ -40,8 +40,8 @@ class Server:
     def installed(self) -> bool:
         return importlib.util.find_spec(self.module) is not None
 
-    def program(self, address: str, environment: dict[str, str], more: str = "") -> str:
-        """The table with the program `site` of this server."""
+    def program(self, address: str, environment: dict[str, str], more: str = "", name: str = "site") -> str:
+        """The table with the program `name` of this server."""
         if self.known in KNOWN:
             how = f'server = "{self.known}"\n{self.lines}'
         else:
@@ -51,20 +51,27 @@ class Server:
             how += f'ready = {{ http = "{f"http://{address}" if self.binds_itself else ""}/" }}\n'
         listen = "" if self.binds_itself else f'listen = "{address}"\n'
         pairs = ", ".join(f'{name} = "{value}"' for name, value in environment.items())
-        return f'[program.site]\n{how}\n{listen}directory = "{SITES}"\nenvironment = {{ {pairs} }}\n{more}\n'
+        return f'[program.{name}]\n{how}\n{listen}directory = "{SITES}"\nenvironment = {{ {pairs} }}\n{more}\n'
 
+
+LONG = "server_options = {{ {} = 20 }}"
+"""For those that close an idle connection after 2 or 5 seconds: such a close has nothing to do with what is tested."""
 
 WSGI, ASGI = 'app = "numbered_site:app"\n', 'app = "numbered_site:asgi"\n'
 
 SERVERS = {
     "wsgi": Server("waitress", WSGI + "workers = 2\nthreads = 4\naccess_log = false", "wsgi"),
     "gunicorn": Server("gunicorn", WSGI + "workers = 4", "gunicorn", keeps=False, pipelines=False),
-    "gthread": Server("gunicorn", WSGI + "workers = 2\nthreads = 8", "gunicorn"),
+    "gthread": Server("gunicorn", f"{WSGI}workers = 2\nthreads = 8\n{LONG.format('keep-alive')}", "gunicorn"),
     "uwsgi": Server("pyuwsgi", WSGI + "workers = 4", "uwsgi", keeps=False, chunked=False, pipelines=False),
     "uvicorn": Server(
-        "uvicorn", ASGI, "uvicorn", ("-m", "uvicorn", "--fd", "3", "--log-level=warning", "numbered_site:asgi")
+        "uvicorn", ASGI + LONG.format("timeout-keep-alive"), "uvicorn",
+        ("-m", "uvicorn", "--fd", "3", "--log-level=warning", "numbered_site:asgi"),
     ),
-    "hypercorn": Server("hypercorn", ASGI, "hypercorn", ("-m", "hypercorn", "-b", "fd://3", "numbered_site:asgi")),
+    "hypercorn": Server(
+        "hypercorn", ASGI + LONG.format("keep-alive"), "hypercorn",
+        ("-m", "hypercorn", "-b", "fd://3", "numbered_site:asgi"),
+    ),
     "daphne": Server("daphne", ASGI, "daphne", ("-m", "daphne", "--fd", "3", "-v0", "numbered_site:asgi")),
     "granian": Server(
         "granian", ASGI, "granian",

@@ -1,4 +1,5 @@
 """A real Flask application for the real servers. Its environment makes the import slow, requests make the answer slow.
+What begins with /n/ is numbered_site's.
 
 IMPORT_MARK  a file to make when the import begins
 IMPORT_GATE  a file to wait for before the import goes on, for up to a minute
@@ -8,10 +9,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from flask import Flask, jsonify, request
 from flask.typing import ResponseReturnValue
+
+StartResponse = Callable[..., Any]
 
 if "IMPORT_MARK" in os.environ:
     Path(os.environ["IMPORT_MARK"]).touch()
@@ -26,7 +31,20 @@ if "IMPORT_GATE" in os.environ:
     else:
         raise TimeoutError(os.environ["IMPORT_GATE"])
 
+# Behind the gate, and as the servers see it: from its own folder.
+import numbered_site  # type: ignore[import-not-found]  # noqa: E402
+
 app = Flask(__name__)
+flask = app.wsgi_app
+
+
+def numbered_or_flask(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+    site = numbered_site.app if environ["PATH_INFO"].startswith("/n/") else flask
+    answer: Iterable[bytes] = site(environ, start_response)
+    return answer
+
+
+app.wsgi_app = numbered_or_flask  # type: ignore[method-assign]
 
 
 def make() -> Flask:
