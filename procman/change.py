@@ -149,9 +149,7 @@ class Change:
             self.problem = f"the table was refused ({why}), the one before is in force: {error}"
             raise
         finally:
-            self._supervisor.changing = False
-            if self._again:
-                self._supervisor.background(self.hang_up())
+            self._over()
 
     async def plan(self, *, previous: bool = False) -> list[apply.Line]:
         """What `reread` would do now. Raises ConfigError."""
@@ -232,7 +230,7 @@ class Change:
         needs_restart = f"; restart the daemon for {', '.join(plan.ignored)}" if plan.ignored else ""
         message = f"the table was read again{needs_restart}"
         log.info("%s (%s): %s", message, why, names)
-        failed = await self._replace(read, plan, up, late, progress)
+        failed = await self._replace(read, before, plan, up, late, progress)
         if failed:
             return {**names, "message": f"stopped at {failed['name']}: {failed['why']}", "failed": failed}
         return {**names, "message": message}
@@ -243,8 +241,14 @@ class Change:
         processes = self._supervisor.processes
         return [p.name for p in plan.removed if p.program in programs and serves(processes[p.name])]
 
+    def _unscaled(self, before: Config, plan: apply.Plan) -> list[str]:
+        """Those whose number goes by load no more: whatever it was, they all start."""
+        scaled = {program.name for program in before.programs if program.scale is not None}
+        changed = [program for program in (*plan.hot, *plan.restart) if program.scale is None and program.name in scaled]
+        return [program.name for program in changed if self._supervisor.starts_by_itself(program)]
+
     async def _replace(
-        self, read: Read, plan: apply.Plan, wanted: set[str], late: Sequence[str], progress: Progress
+        self, read: Read, before: Config, plan: apply.Plan, wanted: set[str], late: Sequence[str], progress: Progress
     ) -> Info:
         """The part of a change that takes time: what must stop is stopped first. Returns what has failed, if any."""
         supervisor, why = self._supervisor, self._why
@@ -265,6 +269,7 @@ class Change:
         again = [program.name for program in plan.restart if program.name in wanted]
         start = {name: processes[name].status.generation for name in again if not supervisor.is_down(name)}
         start |= {program.name: 0 for program in plan.added if supervisor.starts_by_itself(program)}
+        start |= {name: processes[name].status.generation for name in self._unscaled(before, plan)}
         passing = [program.name for program in plan.replace]
         document = {"half": "start", "why": why, "start": start, "replace": passing, "remove": late}
         self._into_force(read, document, other=plan != apply.Plan(ignored=plan.ignored) or bool(late))
@@ -387,6 +392,12 @@ class Change:
         async with self._turn:
             await self._go_on(unfinished)
 
+    def _over(self) -> None:
+        self._supervisor.changing = False
+        self._supervisor.on_moved()
+        if self._again:
+            self._supervisor.background(self.hang_up())
+
     async def _go_on(self, unfinished: Unfinished) -> None:
         log.info("the change of the table goes on (%s)", unfinished.why)
         try:
@@ -401,6 +412,4 @@ class Change:
         finally:
             if unfinished.read is not None:
                 os.close(unfinished.read.memory)
-            self._supervisor.changing = False
-            if self._again:
-                self._supervisor.background(self.hang_up())
+            self._over()

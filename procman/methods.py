@@ -59,6 +59,19 @@ class Operations(Protocol):
         """Starts, stops, restarts or reloads (`at_once` processes of one program together); one {name, ok, state, why}
         for each process, and the last `output` of a successor that failed."""
 
+    async def scale(
+        self,
+        name: str,
+        number: int,
+        peer: Peer,
+        *,
+        timeout: float | None,
+        wait: bool,
+        progress: Callable[[Object], None],
+    ) -> list[Object]:
+        """Has `number` processes of the program `name` run, of which the table says that there are several; the same
+        objects, for all its processes."""
+
     def signal(self, names: Sequence[str], signum: int, peer: Peer) -> list[Object]:
         """Sends a signal to the main child of each process; the same objects."""
 
@@ -111,7 +124,7 @@ class Call:
     read: Read
 
 
-Kind = Literal["names", "some names", "name", "flag", "lines", "count", "seconds", "signal"]
+Kind = Literal["names", "some names", "name", "flag", "lines", "count", "number", "seconds", "signal"]
 REQUIRED: Final = "required"
 
 
@@ -139,6 +152,10 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_COUNT
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT
+
+
 def _is_seconds(value: object) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return value is None or (number and 0 <= value <= 1e9)  # type: ignore[operator]
@@ -155,6 +172,7 @@ _KINDS: dict[Kind, tuple[Callable[[object], bool], str]] = {
     "flag": (lambda value: isinstance(value, bool), "true or false"),
     "lines": (_is_lines, f"an integer from 0 to {MAX_LINES}"),
     "count": (_is_count, f"an integer from 1 to {MAX_COUNT}"),
+    "number": (_is_number, f"an integer from 0 to {MAX_COUNT}"),
     "seconds": (_is_seconds, "a number of seconds, or null"),
     "signal": (_is_signal, "the name or number of a signal"),
 }
@@ -214,6 +232,19 @@ async def _operate(verb: str, operations: Operations, call: Call) -> object:
             timeout=call.params["timeout"],
             wait=call.params["wait"],
             at_once=call.params.get("at_once", 1),
+            progress=functools.partial(call.mention, "progress"),
+        )
+    )
+
+
+async def _scale(operations: Operations, call: Call) -> object:
+    return await call.outlive(
+        operations.scale(
+            call.params["name"],
+            call.params["number"],
+            call.peer,
+            timeout=call.params["timeout"],
+            wait=call.params["wait"],
             progress=functools.partial(call.mention, "progress"),
         )
     )
@@ -430,6 +461,16 @@ METHODS: dict[str, Method] = {
     "stop": Method(functools.partial(_operate, "stop"), "operate", _OPERATE),
     "restart": Method(functools.partial(_operate, "restart"), "operate", _OPERATE),
     "reload": Method(functools.partial(_operate, "reload"), "operate", _OPERATE | {"at_once": ("count", 1)}),
+    "scale": Method(
+        _scale,
+        "operate",
+        {
+            "name": ("name", REQUIRED),
+            "number": ("number", REQUIRED),
+            "wait": ("flag", True),
+            "timeout": ("seconds", None),
+        },
+    ),
     "signal": Method(_signal, "operate", {"signal": ("signal", REQUIRED), "names": ("some names", REQUIRED)}),
     "logs": Method(
         _logs,

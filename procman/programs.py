@@ -233,6 +233,11 @@ def _scale(section: Section, chosen: str, listeners: Sequence[Listener]) -> Scal
         table.problem(key, f"min ({scale.min}) is more than max ({scale.max})")
     elif scale.min == scale.max:
         table.problem("min" if table.has("min") else "max", _fixed(scale, chosen))
+    if section.value("restart", values.choice(_RESTART), "always") != "always":
+        section.problem("restart", 'must be "always" with scale: how many run is a matter of the connections')
+    short = min((listener.backlog for listener in listeners), default=scale.backlog)
+    if scale.backlog > short:
+        table.problem("backlog", f"is never reached: the queue of its listener has room for {short}")
     count = "instances" if chosen == "command" else "workers"
     if section.owns(count):
         section.problem(count, "is for a fixed number: with scale, scale.max says how many there can be")

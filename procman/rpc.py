@@ -95,7 +95,7 @@ OURS = -32000
 
 PROCESS_FIELDS = (
     "name", "program", "instance", "groups", "state", "wanted", "ready", "health", "pid", "started_at",
-    "uptime_seconds", "restarts", "cpu_percent", "memory_bytes", "exit", "why", "beside",
+    "uptime_seconds", "restarts", "cpu_percent", "memory_bytes", "exit", "why", "beside", "scale",
 )  # fmt: skip
 """The keys of every ProcessInfo, in their order: what `status` lists and `show` begins with."""
 

@@ -9,9 +9,10 @@ some wait.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Protocol
 
 from procman import listeners, routing
@@ -63,6 +64,7 @@ class Sockets:
         self._copies: dict[str, socket.socket] = {}
         self._open: dict[str, Listener] = {}
         self._files: dict[str, listeners.FileId | None] = {}  # of Unix listeners
+        self._watched: set[str] = set()
         seconds = [name for name in received if name.startswith(SECOND)]
         self._current = {beside(name): name for name in seconds if beside(name) not in received}
 
@@ -103,6 +105,7 @@ class Sockets:
     def lost(self, name: str) -> None:
         """The keeper had no room for it."""
         self._open.pop(name, None)
+        self.unwatch(name)
         copy = self._copies.pop(name, None)
         if copy is not None:
             copy.close()
@@ -197,6 +200,19 @@ class Sockets:
         self._current[base_name(first)] = first
         if file is not None:
             self._files[beside(first)] = file
+
+    def watch(self, name: str, callback: Callable[[], None]) -> None:
+        """Call back as long as connections wait in the queue of the open socket `name`, until `unwatch` or its end."""
+        copy = self._copy(name)
+        if copy is not None:
+            self._watched.add(name)
+            asyncio.get_running_loop().add_reader(copy, callback)
+
+    def unwatch(self, name: str) -> None:
+        """The reverse."""
+        if name in self._watched:
+            self._watched.remove(name)
+            asyncio.get_running_loop().remove_reader(self._copies[name])
 
     def waiting(self, name: str) -> bool:
         """Whether connections wait in its queue."""

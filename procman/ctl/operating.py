@@ -1,4 +1,4 @@
-"""start, stop, restart, reload, signal: commands that change what runs, and the progress they show meanwhile."""
+"""start, stop, restart, reload, scale, signal: commands that change what runs, and the progress they show meanwhile."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from procman.errors import ProcmanError
 from procman.rpc import Object
 
 from . import tables
-from .resuming import Operation
-from .session import NAMES, Help, Session, colours, count, seconds, width
+from .resuming import Operation, again
+from .session import LOOK_SECONDS, NAMES, Help, Session, colours, count, number, seconds, width
 
 _VERBS = {
     "start": "start programs and wait until they are ready",
@@ -29,19 +29,28 @@ def add_operating(commands: Any, shared: argparse.ArgumentParser) -> None:
     for verb, words in _VERBS.items():
         parser = commands.add_parser(verb, help=words, description=words, parents=[shared], formatter_class=Help)
         parser.add_argument("names", metavar="NAME", nargs="+", help=NAMES)
-        parser.add_argument("--no-wait", dest="wait", action="store_false", help="return at once")
-        parser.add_argument(
-            "--timeout", type=seconds, metavar="S", help="give up waiting after S seconds; what was asked for goes on"
-        )
+        _add_waiting(parser)
         if verb == "reload":
             words = "of one program replace N processes at a time (default 1)"
             parser.add_argument("--at-once", dest="at_once", type=count, metavar="N", default=1, help=words)
         parser.set_defaults(run=operate, verb=verb)
+    words = "set how many processes of a program run, between its scale.min and scale.max"
+    parser = commands.add_parser("scale", help=words, description=words, parents=[shared], formatter_class=Help)
+    parser.add_argument("name", metavar="NAME", help="a program with a table [program.NAME.scale]")
+    parser.add_argument("number", metavar="N", type=number, help="how many processes")
+    _add_waiting(parser)
+    parser.set_defaults(run=scale)
     words = "send a signal to the main process of programs"
     parser = commands.add_parser("signal", help=words, description=words, parents=[shared], formatter_class=Help)
     parser.add_argument("signal", metavar="SIGNAL", help="a name (HUP, SIGHUP) or a number")
     parser.add_argument("names", metavar="NAME", nargs="+", help=NAMES)
     parser.set_defaults(run=signal)
+
+
+def _add_waiting(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-wait", dest="wait", action="store_false", help="return at once")
+    words = "give up waiting after S seconds; what was asked for goes on"
+    parser.add_argument("--timeout", type=seconds, metavar="S", help=words)
 
 
 def operate(session: Session) -> int:
@@ -56,6 +65,21 @@ def operate(session: Session) -> int:
         progress.clear()
     with session.client() as client:
         return _report(session, client.call, found, f"{args.verb} failed")
+
+
+def scale(session: Session) -> int:
+    """Sets the number and waits until it is reached. Asking again changes nothing, so that is what is done when the
+    supervisor is replaced meanwhile."""
+    args = session.args
+    silence = LOOK_SECONDS if not args.wait else None if args.timeout is None else args.timeout + LOOK_SECONDS
+    asked = {"name": args.name, "number": args.number, "wait": args.wait, "timeout": args.timeout}
+    progress = Progress(sys.stderr, quiet=session.json)
+    try:
+        found = again(lambda: session.client(silence), "scale", progress.heard, **asked)
+    finally:
+        progress.clear()
+    with session.client() as client:
+        return _report(session, client.call, found, "scale failed")
 
 
 def signal(session: Session) -> int:

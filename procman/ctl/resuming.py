@@ -133,6 +133,9 @@ class Operation:
                 name = now["name"]
                 if name in self._found:
                     continue
+                if verb in ("start", "restart") and _enough(names, now):
+                    self._found[name] = {"name": name, "ok": True, "state": now["state"], "why": now["why"]}
+                    continue
                 kind = verb
                 if verb == "reload":
                     if _replaced(before.get(name), now):
@@ -147,6 +150,14 @@ class Operation:
                 else:
                     todo.setdefault(answer, []).append(name)
         return todo
+
+
+def _enough(names: Sequence[str], now: Object) -> bool:
+    """Whether it is not wanted because others of its program are enough; unless somebody has named this very one."""
+    told = now.get("scale")
+    if told is None or now["wanted"] == "up" or (now["name"] in names and now["name"] != now["program"]):
+        return False
+    return bool(told["number"] >= max(told["min"], 1))
 
 
 def _replaced(before: Object | None, now: Object) -> bool:
