@@ -204,6 +204,7 @@ class Change:
         plan = replace(plan, removed=tuple(program for program in plan.removed if program.name not in late))
         restart = {program.name for program in plan.restart}
         up = set(wanted) | {name for name in restart if supervisor.processes[name].status.wanted}
+        up |= self._unscaled(before, plan)
         supervisor.replacing = up & restart
         if plan.removed or restart:
             document = {"half": "stop", "why": why, "wanted": sorted(up & restart)}
@@ -230,7 +231,7 @@ class Change:
         needs_restart = f"; restart the daemon for {', '.join(plan.ignored)}" if plan.ignored else ""
         message = f"the table was read again{needs_restart}"
         log.info("%s (%s): %s", message, why, names)
-        failed = await self._replace(read, before, plan, up, late, progress)
+        failed = await self._replace(read, plan, up, late, progress)
         if failed:
             return {**names, "message": f"stopped at {failed['name']}: {failed['why']}", "failed": failed}
         return {**names, "message": message}
@@ -241,14 +242,14 @@ class Change:
         processes = self._supervisor.processes
         return [p.name for p in plan.removed if p.program in programs and serves(processes[p.name])]
 
-    def _unscaled(self, before: Config, plan: apply.Plan) -> list[str]:
+    def _unscaled(self, before: Config, plan: apply.Plan) -> set[str]:
         """Those whose number goes by load no more: whatever it was, they all start."""
         scaled = {program.name for program in before.programs if program.scale is not None}
-        changed = [program for program in (*plan.hot, *plan.restart) if program.scale is None and program.name in scaled]
-        return [program.name for program in changed if self._supervisor.starts_by_itself(program)]
+        fixed = [program for program in (*plan.hot, *plan.restart) if program.scale is None]
+        return {p.name for p in fixed if p.name in scaled and self._supervisor.starts_by_itself(p)}
 
     async def _replace(
-        self, read: Read, before: Config, plan: apply.Plan, wanted: set[str], late: Sequence[str], progress: Progress
+        self, read: Read, plan: apply.Plan, wanted: set[str], late: Sequence[str], progress: Progress
     ) -> Info:
         """The part of a change that takes time: what must stop is stopped first. Returns what has failed, if any."""
         supervisor, why = self._supervisor, self._why
@@ -266,10 +267,9 @@ class Change:
         wanted |= await self._bring_down([processes[program.name] for program in plan.restart], why)
         if supervisor.closing:
             return {}
-        again = [program.name for program in plan.restart if program.name in wanted]
+        again = [program.name for program in (*plan.restart, *plan.hot) if program.name in wanted]
         start = {name: processes[name].status.generation for name in again if not supervisor.is_down(name)}
         start |= {program.name: 0 for program in plan.added if supervisor.starts_by_itself(program)}
-        start |= {name: processes[name].status.generation for name in self._unscaled(before, plan)}
         passing = [program.name for program in plan.replace]
         document = {"half": "start", "why": why, "start": start, "replace": passing, "remove": late}
         self._into_force(read, document, other=plan != apply.Plan(ignored=plan.ignored) or bool(late))

@@ -47,6 +47,7 @@ class Desk:
         ground: Ground,
         change: Change,
         rollouts: Rollouts,
+        *,
         scaling: Scaling,
     ) -> None:
         self._rollouts = rollouts
@@ -363,8 +364,8 @@ class Desk:
 
     def _problems(self) -> list[str]:
         """What an operator should know of."""
-        return [*self._supervisor.problems(), *filter(None, [self._change.problem]), *self._ground.problems(),
-                *self._scaling.problems()]
+        more = self._scaling.problems()
+        return [*more, *self._supervisor.problems(), *filter(None, [self._change.problem]), *self._ground.problems()]
 
     async def shutdown(self, peer: Peer) -> None:
         self._supervisor.shut_down(f"asked by uid {peer.uid}, pid {peer.pid}")

@@ -31,17 +31,19 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One look at the listeners: connections that wait in the accept queue, and those that are open; None where nobody
-    can tell. `passed`: others came and went since the last look."""
+    """One look: `number` processes are wanted and `ready` of them serve; `waiting` connections are in the accept queue,
+    and `open` ones were accepted. `passed`: others came and went since the last look."""
 
+    number: int
+    ready: int
     waiting: int
-    open: int | None
+    open: int
     passed: bool = False
 
     @property
-    def load(self) -> int | None:
-        """All of them."""
-        return None if self.open is None else self.waiting + self.open
+    def load(self) -> int:
+        """All connections."""
+        return self.waiting + self.open
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,39 +65,38 @@ class Decision:
     why: str = ""
 
 
-def within(scale: Scale, usable: int) -> Range:
+def within(rule: Scale, usable: int) -> Range:
     """The range of a program of which `usable` processes may be started."""
-    return Range(min(scale.min, usable), min(scale.max, usable))
+    return Range(min(rule.min, usable), min(rule.max, usable))
 
 
-def decide(scale: Scale, bounds: Range, number: int, ready: int, seen: Seen, memory: Memory, now: float) -> Decision:
-    """The number after one look. `number` are wanted up and `ready` of them serve."""
+def decide(rule: Scale, bounds: Range, seen: Seen, memory: Memory, now: float) -> Decision:
+    """The number after one look."""
+    number = seen.number
     if number < bounds.low:
-        return Decision(bounds.low, _fresh(memory, now), f"min = {scale.min}")
+        return Decision(bounds.low, _fresh(memory, now), f"min = {rule.min}")
     if number > bounds.high:
-        return Decision(bounds.high, _fresh(memory, now), f"max = {scale.max}")
-    memory = _remember(number, seen, memory, now)
-    if number < bounds.high:
-        if number == 0 and seen.waiting:
-            return Decision(1, _fresh(memory, now), "a connection waits")
-        if number and seen.waiting >= scale.backlog and ready >= number:
-            grown = {**memory.grown, number + 1: seen.load or seen.waiting}
-            why = f"{seen.waiting} connections wait (backlog = {scale.backlog})"
-            return Decision(number + 1, _fresh(replace(memory, grown=grown), now), why)
-    if number > bounds.low:
-        if now - memory.busy >= scale.idle_timeout:
-            return Decision(bounds.low, _fresh(memory, now), f"no connection for {scale.idle_timeout:g} s")
-        if number > 1 and now - memory.crowded >= scale.idle_timeout:
-            why = f"for {scale.idle_timeout:g} s less than half as many connections as when it grew"
-            return Decision(number - 1, _fresh(memory, now), why)
+        return Decision(bounds.high, _fresh(memory, now), f"max = {rule.max}")
+    memory = _remember(seen, memory, now)
+    if number == 0 and seen.waiting and bounds.high:
+        return Decision(1, _fresh(memory, now), "a connection waits")
+    if 0 < number < bounds.high and seen.waiting >= rule.backlog and seen.ready >= number:
+        grown = {**memory.grown, number + 1: seen.load}
+        why = f"{seen.waiting} connections wait (backlog = {rule.backlog})"
+        return Decision(number + 1, _fresh(replace(memory, grown=grown), now), why)
+    if number > bounds.low and now - memory.busy >= rule.idle_timeout:
+        return Decision(bounds.low, _fresh(memory, now), f"no connection for {rule.idle_timeout:g} s")
+    if number > max(bounds.low, 1) and now - memory.crowded >= rule.idle_timeout:
+        why = f"for {rule.idle_timeout:g} s less than half as many connections as when it grew"
+        return Decision(number - 1, _fresh(memory, now), why)
     return Decision(number, memory)
 
 
-def _remember(number: int, seen: Seen, memory: Memory, now: float) -> Memory:
-    load, full = seen.load, memory.grown.get(number)
-    if seen.waiting or load is None or load > 0 or seen.passed:
+def _remember(seen: Seen, memory: Memory, now: float) -> Memory:
+    if seen.load or seen.passed:
         memory = replace(memory, busy=now)
-    if load is None or full is None or load > full * CALM:
+    grown = memory.grown.get(seen.number)
+    if grown is None or seen.load > grown * CALM:
         memory = replace(memory, crowded=now)
     return memory
 

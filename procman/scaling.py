@@ -111,12 +111,12 @@ class Scaling:
             moved = [process for process in reversed(group.processes) if process.status.wanted][: before - number]
         if moved:
             self._supervisor.note("scale", group.name, number=number, before=before, max=group.rule.max, why=why)
-            log.info("%s: %d of %d processes are wanted, after %d (%s)", group.name, number, group.rule.max, before, why)
+            log.info("%s: scaled from %d to %d of %d (%s)", group.name, before, number, group.rule.max, why)
         self._numbers[group.name] = number
         self._memories.pop(group.name, None)
         for process in moved:
-            up = number > before
-            process.feed(Start(f"scaled up ({number} of {group.rule.max}): {why}") if up else Stop(_down(number, group.rule)))
+            up = Start(f"scaled up ({number} of {group.rule.max}): {why}")
+            process.feed(up if number > before else Stop(_down(number, group.rule)))
         self.settle_soon()
         return moved
 
@@ -133,9 +133,9 @@ class Scaling:
         names = {group.name for group in groups}
         for name in [name for name in self._watched if name not in names]:
             self._unwatch(name)
-        for state in (self._memories, self._numbers, self._traces):
-            for name in [name for name in state if name not in names]:
-                state.pop(name)  # type: ignore[attr-defined]
+        for known in (self._memories, self._numbers, self._traces):
+            for name in known.keys() - names:
+                del known[name]
         for group in groups:
             number = group.number
             if self._numbers.get(group.name) != number:  # by an operator, or an end: what was seen before says nothing
@@ -256,8 +256,8 @@ class Scaling:
             return
         now = self._loop.time()
         memory = self._memories.get(group.name) or Memory(now, now)
-        bounds, seen = self._bounds(group), Seen(waiting, open_, passed)
-        decided = scale.decide(group.rule, bounds, group.number, group.ready, seen, memory, now)
+        seen = Seen(group.number, group.ready, waiting, open_, passed)
+        decided = scale.decide(group.rule, self._bounds(group), seen, memory, now)
         if decided.number != group.number:
             self.set_number(group, decided.number, decided.why)
         self._memories[group.name] = decided.memory

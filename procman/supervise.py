@@ -301,7 +301,7 @@ class _Parts:
         supervisor.damage = self._damage
         rollouts = rollout.Rollouts(supervisor, self.link, stands)
         change = Change(rollouts, self, self._table, self._kept)
-        desk = Desk(supervisor, self.link, stands, change, rollouts, Scaling(supervisor, stands))
+        desk = Desk(supervisor, self.link, stands, change, rollouts, scaling=Scaling(supervisor, stands))
         self.server = Server(rpc_socket, desk, self._access())
         stands.on_reopen = self._reopen_own_log
         if self._table_is_new:

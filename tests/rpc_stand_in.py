@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from procman.client import Client
-from procman.errors import Failed, NoSuchProgram
+from procman.errors import Failed, NoSuchProgram, WrongUse
 from procman.reading import Read
 from procman.rpc import LogSource, Object, Peer
 from procman.server import Access, Server
@@ -154,6 +154,24 @@ class StandIn:
             else {"name": one["name"], "ok": True, "state": state, "why": "asked by uid 0"}
             for one in found
         ]
+
+    async def scale(
+        self,
+        name: str,
+        number: int,
+        peer: Peer,
+        *,
+        timeout: float | None,
+        wait: bool,
+        progress: Callable[[Object], None],
+    ) -> list[Object]:
+        self.asked.append(("scale", name, number, peer.uid, timeout, wait))
+        found = self.find([name])
+        for one in found:
+            progress({"name": one["name"], "state": "STARTING", "why": "asked"})
+        if number > len(found):
+            raise WrongUse(f"{name}: {number} is too many")
+        return [{"name": one["name"], "ok": True, "state": "RUNNING", "why": "scaled"} for one in found]
 
     def signal(self, names: Sequence[str], signum: int, peer: Peer) -> list[Object]:
         self.asked.append(("signal", list(names), signum, peer.uid))

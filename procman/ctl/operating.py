@@ -100,10 +100,10 @@ def _report(session: Session, ask: Any, found: list[Object], failed: str) -> int
     for line in tables.results(found, colour=colours(sys.stdout)):
         print(line)
     sys.stdout.flush()
-    for number, one in enumerate(bad):
+    for index, one in enumerate(bad):
         name, reason = tables.printable(one.get("name")), tables.printable(one.get("why") or "no reason is known")
         print(f"procmanctl: {failed}: {name}: {reason}", file=sys.stderr)
-        if number < _EXPLAINED:
+        if index < _EXPLAINED:
             for line in _last_output(ask, one):
                 print(f"  | {line}", file=sys.stderr)
     if bad:
