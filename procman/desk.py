@@ -262,6 +262,8 @@ class Desk:
     ) -> dict[str, Outcome]:
         """Start, stop or restart. A reload that is under way gives way to a stop or a restart."""
         names = [process.name for process in processes]
+        if not names:
+            return {}
         if verb == "stop":
             stopped, _ = await asyncio.gather(carry_out(verb, processes, why, progress), self._rollouts.abandon(names))
             # One whose successor had taken over meanwhile is another process now.

@@ -88,7 +88,7 @@ def decide(rule: Scale, bounds: Range, seen: Seen, memory: Memory, now: float) -
         return Decision(bounds.low, _fresh(memory, now), f"no connection for {rule.idle_timeout:g} s")
     if number > max(bounds.low, 1) and now - memory.crowded >= rule.idle_timeout:
         why = f"for {rule.idle_timeout:g} s less than half as many connections as when it grew"
-        return Decision(number - 1, _fresh(memory, now), why)
+        return Decision(number - 1, replace(memory, crowded=now), why)
     return Decision(number, memory)
 
 
@@ -102,5 +102,5 @@ def _remember(seen: Seen, memory: Memory, now: float) -> Memory:
 
 
 def _fresh(memory: Memory, now: float) -> Memory:
-    """After a change all times begin anew."""
+    """The times begin anew."""
     return replace(memory, busy=now, crowded=now)

@@ -30,7 +30,10 @@ def app(environ, start_response):
 '''
 
 WSGI = 'server = "wsgi"\napp = "site_:app"\nthreads = 1'
-COMMAND = 'command = ["${PYTHON}", "-m", "procman.wsgi", "--threads=1", "--leave-waiting", "site_:app"]\nready.notify = true'
+COMMAND = """
+    command = ["${PYTHON}", "-m", "procman.wsgi", "--threads=1", "--leave-waiting", "site_:app"]
+    ready.notify = true
+"""
 SERVERS = pytest.mark.parametrize("server", [WSGI, COMMAND], ids=["wsgi", "command"])
 KINDS = pytest.mark.parametrize("kind", ["tcp", "unix"])
 
@@ -83,6 +86,11 @@ class Shop:
     def number(self) -> int:
         return int(next(iter(self.running.status().values()))["scale"]["number"])
 
+    def stays(self, number: int, seconds: float) -> None:
+        """For so long the number is this one."""
+        with pytest.raises(AssertionError, match="the number is another one"):
+            wait_until(lambda: self.number() != number, seconds, "the number is another one")
+
     def up(self, count: int, timeout: float = 20.0) -> None:
         """Waits until `count` run, and the others have stopped."""
 
@@ -126,13 +134,11 @@ def test_who_is_connected_is_not_idle(daemon: MakeDaemon, tmp_path: Path, kind: 
     with shop.connect() as sock:
         shop.up(1)
         first = shop.ask()
-        with pytest.raises(TimeoutError):
-            wait_until(lambda: shop.number() == 0, 4.5, "it is idle")
+        shop.stays(1, 4.5)
         sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
         assert sock.recv(65536)
     for _ in range(3):
-        with pytest.raises(TimeoutError):
-            wait_until(lambda: shop.number() == 0, 1.5, "it is idle")
+        shop.stays(1, 1.5)
         assert shop.ask() == first
     shop.up(0)
 
@@ -151,7 +157,8 @@ def test_load_adds_processes_up_to_max(daemon: MakeDaemon, tmp_path: Path, serve
     assert {info["why"] for info in shop.running.status().values() if info["state"] == "STOPPED"} == {
         "scaled down (1 of 3)"
     }
-    assert [event["number"] for event in shop.events("scale")] == [2, 3, 1]
+    numbers = [event["number"] for event in shop.events("scale")]
+    assert numbers in ([2, 3, 1], [2, 3, 2, 1])
     assert shop.running.status()["shop:1"]["restarts"] == 0
 
 
