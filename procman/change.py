@@ -138,6 +138,7 @@ class Change:
 
     async def _apply(self, why: str, previous: bool, progress: Progress) -> Info:
         self._supervisor.changing = True
+        self._supervisor.on_moved()
         try:
             read = await self._read(previous)
             self.problem = ""

@@ -67,7 +67,7 @@ class Scaling:
         self._watched: dict[str, list[str]] = {}  # program → held names of the sockets that the loop waits on
         self._timer: asyncio.TimerHandle | None = None
         self._settling: asyncio.Handle | None = None
-        self._problem = ""
+        self._problems: dict[str, str] = {}  # by program; "" is what they all have in common
         supervisor.on_moved = self.settle_soon
         supervisor.awaits_first = self.awaits_first
 
@@ -96,7 +96,12 @@ class Scaling:
 
     def problems(self) -> list[str]:
         """What an operator should know of."""
-        return [self._problem] if self._problem else []
+        return list(self._problems.values())
+
+    def _troubled(self, name: str, problem: str) -> None:
+        if self._problems.get(name) != problem:
+            log.error("%s", problem)
+        self._problems[name] = problem
 
     def set_number(self, group: Group, number: int, why: str) -> list[Process]:
         """`number` processes of `group` are wanted from now on. Returns those that are started or stopped for it. One
@@ -133,8 +138,8 @@ class Scaling:
         names = {group.name for group in groups}
         for name in [name for name in self._watched if name not in names]:
             self._unwatch(name)
-        for known in (self._memories, self._numbers, self._traces):
-            for name in known.keys() - names:
+        for known in (self._memories, self._numbers, self._traces, self._problems):
+            for name in known.keys() - names - {""}:
                 del known[name]
         for group in groups:
             number = group.number
@@ -192,17 +197,17 @@ class Scaling:
     # --- the first connection ---------------------------------------------------------------------------------------
 
     def _watch(self, group: Group) -> None:
-        if group.name in self._watched:
+        watched = self._watched.get(group.name, ())
+        if watched and all(self._sockets.is_watched(each) for each in watched):
             return
+        self._unwatch(group.name)
         listen = self._listeners(group)
         try:
             names = [self._sockets.open(listener, group.processes[0].name) for listener in listen]
         except (ProcmanError, OSError) as error:
-            if self._problem != (text := f"{group.name} can't be started by a connection: {error}"):
-                log.error("%s", text)
-            self._problem = text
+            self._troubled(group.name, f"{group.name} can't be started by a connection: {error}")
             return
-        self._problem = ""
+        self._problems.pop(group.name, None)
         self._watched[group.name] = names
         for name in names:
             self._sockets.watch(name, functools.partial(self._connected, group.name))
@@ -232,14 +237,11 @@ class Scaling:
             if counted:
                 addresses = {each.address for group in counted for each in self._listeners(group)}
                 found = await asyncio.to_thread(queues.loads, addresses)
-                self._problem = ""
+                self._problems.pop("", None)
                 for group in counted:
                     await self._decide(group, found)
         except (OSError, RuntimeError) as error:  # a kernel that does not tell; no process left for a thread
-            text = f"the connections of programs with scale can't be counted: {error}"
-            if self._problem != text:
-                log.error("%s", text)
-            self._problem = text
+            self._troubled("", f"the connections of programs with scale can't be counted: {error}")
         finally:
             self.settle_soon()
 

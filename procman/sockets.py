@@ -208,6 +208,10 @@ class Sockets:
             self._watched.add(name)
             asyncio.get_running_loop().add_reader(copy, callback)
 
+    def is_watched(self, name: str) -> bool:
+        """Whether `watch` still holds: not once the socket was closed."""
+        return name in self._watched
+
     def unwatch(self, name: str) -> None:
         """The reverse."""
         if name in self._watched:

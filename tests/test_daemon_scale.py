@@ -57,7 +57,11 @@ class Shop:
     def connect(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX if isinstance(self.address, str) else socket.AF_INET)
         sock.settimeout(30)
-        sock.connect(self.address)
+        try:
+            sock.connect(self.address)
+        except OSError:
+            sock.close()
+            raise
         return sock
 
     def ask(self, path: str = "/") -> int:
@@ -307,3 +311,67 @@ def test_exit_when_all_have_exited(daemon: MakeDaemon, tmp_path: Path) -> None:
     shop.running.wait_for("once", "EXITED")
     assert shop.ask()
     assert shop.running.status()["shop"]["state"] == "RUNNING"
+
+
+@KINDS
+def test_a_reload_changes_nothing_about_it(daemon: MakeDaemon, tmp_path: Path, kind: str) -> None:
+    """The successor has another socket; the next first connection is seen there."""
+    shop = Shop(daemon, tmp_path, kind, f'{WSGI}\nscale = {{ min = 0, max = 1, idle_timeout = "2s" }}')
+    for _ in range(2):
+        first = shop.ask()
+        assert shop.running.ctl("reload", "shop").returncode == 0
+        second = shop.ask()
+        assert second != first
+        shop.up(0)
+
+
+def test_another_address_while_none_is_up(daemon: MakeDaemon, tmp_path: Path) -> None:
+    shop = Shop(daemon, tmp_path, "tcp", f"{WSGI}\nscale = {{ min = 0, max = 2 }}")
+    before, port = shop.address, free_port()
+    lines = shop.begin.replace(f":{before[1]}", f":{port}")
+    shop.running.write_table(f"{lines}{WSGI}\nscale = {{ min = 0, max = 2 }}")
+    done = shop.running.ctl("apply")
+    assert done.returncode == 0, done.stderr
+    assert shop.states() == ["STOPPED", "STOPPED"]
+    with pytest.raises(ConnectionRefusedError):
+        shop.connect()
+    shop.address = ("127.0.0.1", port)
+    assert shop.ask()
+    shop.up(1)
+
+
+@KINDS
+def test_fewer_processes_lose_no_request(daemon: MakeDaemon, tmp_path: Path, kind: str) -> None:
+    shop = Shop(daemon, tmp_path, kind, f"{WSGI}\nscale = {{ min = 0, max = 3 }}")
+    over = False
+
+    def ask_on() -> int:
+        count = 0
+        while not over:
+            assert shop.ask()
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(4) as threads:
+        asking = [threads.submit(ask_on) for _ in range(4)]
+        try:
+            for number in (3, 1, 3, 2, 0, 3):  # from 0 the next connection starts one again
+                assert shop.running.ctl("scale", "shop", str(number)).returncode == 0
+        finally:
+            over = True
+        assert sum(one.result(30) for one in asking) > 50
+
+
+def test_the_daemon_is_killed(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """The next one adopts what runs, and neither starts nor stops any for it."""
+    shop = Shop(daemon, tmp_path, "tcp", f"{WSGI}\nscale = {{ min = 1, max = 4 }}")
+    running = shop.running
+    shop.up(1)
+    assert running.ctl("scale", "shop", "3").returncode == 0
+    pids = [info["pid"] for info in running.status().values()]
+    os.kill(running.keeper_pid, signal.SIGKILL)
+    running.process.wait(10)  # type: ignore[union-attr]
+    running.start()
+    assert [info["pid"] for info in running.status().values()] == pids
+    shop.stays(3, 2.5)
+    assert shop.ask() in pids
