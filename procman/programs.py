@@ -237,7 +237,7 @@ def _scale(section: Section, chosen: str, listeners: Sequence[Listener]) -> Scal
         section.problem("restart", 'must be "always" with scale: how many run is a matter of the connections')
     short = min((listener.backlog for listener in listeners), default=scale.backlog)
     if scale.backlog > short:
-        table.problem("backlog", f"is never reached: the queue of its listener has room for {short}")
+        table.problem("backlog", f"backlog ({scale.backlog}) is never reached: the listener has room for {short}")
     count = "instances" if chosen == "command" else "workers"
     if section.owns(count):
         section.problem(count, "is for a fixed number: with scale, scale.max says how many there can be")

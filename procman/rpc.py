@@ -13,7 +13,7 @@ Looking:
     <-- {"jsonrpc":"2.0","id":1,"result":[{"name":"shop:1","program":"shop","instance":1,"groups":["web"],
          "state":"RUNNING","wanted":"up","ready":true,"health":null,"pid":4711,"started_at":"2030-01-31T12:00:00.000Z",
          "uptime_seconds":62.5,"restarts":0,"cpu_percent":1.5,"memory_bytes":41943040,"exit":null,"why":"autostart",
-         "beside":null}]}
+         "beside":null,"scale":{"number":1,"min":0,"max":4}}]}
     --> {"jsonrpc":"2.0","id":18,"method":"status","params":{"names":["shop:1"],"workers":true}}
     <-- {"jsonrpc":"2.0","id":18,"result":[{"name":"shop:1","state":"RUNNING","workers":{"problem":null,
          "list":[{"pid":4711,"busy":true,"requests":1234,"in_flight":1,"queue":0,"threads":4,"average_seconds":0.012,
@@ -42,6 +42,9 @@ Operating. The result has one object for each process, when the effect is reache
     --> {"jsonrpc":"2.0","id":6,"method":"stop","params":{"names":["shop"]}}
     --> {"jsonrpc":"2.0","id":7,"method":"restart","params":{"names":["shop:1","blog"]}}
     --> {"jsonrpc":"2.0","id":8,"method":"reload","params":{"names":["web"]}}
+    --> {"jsonrpc":"2.0","id":19,"method":"scale","params":{"name":"shop","number":1,"wait":true,"timeout":null}}
+    <-- {"jsonrpc":"2.0","id":19,"result":[{"name":"shop:1","ok":true,"state":"RUNNING","why":"autostart"},
+         {"name":"shop:2","ok":true,"state":"STOPPED","why":"scaled down (1 of 2)"}]}
     --> {"jsonrpc":"2.0","id":9,"method":"signal","params":{"signal":"HUP","names":["shop"]}}
     <-- {"jsonrpc":"2.0","id":9,"result":[{"name":"shop:1","ok":true,"state":"RUNNING","why":"autostart"}]}
     --> {"jsonrpc":"2.0","id":10,"method":"daemon.reread"}

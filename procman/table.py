@@ -42,6 +42,7 @@ KEYS: Mapping[str, Sequence[str]] = {
     "program.ready": programs.READY_KEYS,
     "program.log": programs.LOG_KEYS,
     "program.limits": programs.LIMITS_KEYS,
+    "program.scale": programs.SCALE_KEYS,
 }
 
 _LOG_LEVEL: tuple[Literal["debug", "info", "warning", "error"], ...] = ("debug", "info", "warning", "error")
