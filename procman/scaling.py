@@ -33,6 +33,8 @@ log = logging.getLogger("procman")
 LOOK_SECONDS = 1.0
 """How often connections are counted. How long a queue takes to fill is no matter of less."""
 
+_DOWN = "scaled down"
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -190,6 +192,8 @@ class Scaling:
         """Why they are down changes with the number."""
         for process in group.processes:
             text = self.says(process)
+            if self._supervisor.is_down(process.name) and process.status.why.startswith(_DOWN):
+                text = "stopped by an operator"
             if text and process.status.state is State.STOPPED and process.status.why != text:
                 process.status = replace(process.status, why=text)
                 self._supervisor.journal.dirty()
@@ -296,4 +300,4 @@ class Scaling:
 
 
 def _down(number: int, rule: Rule) -> str:
-    return f"scaled down ({number} of {rule.max})"
+    return f"{_DOWN} ({number} of {rule.max})"
