@@ -10,7 +10,7 @@ import asyncio
 import functools
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 from procman import __version__, operation, report
@@ -75,12 +75,12 @@ class Desk:
 
     def infos(self, names: Sequence[str]) -> list[Info]:
         """See `methods.Operations`, as for all below."""
-        return [self._info(process) for process in self.select(names)]
+        numbers = self._scaling.numbers()
+        return [self._info(process, numbers) for process in self.select(names)]
 
-    def _info(self, process: Process) -> Info:
+    def _info(self, process: Process, numbers: Mapping[str, int]) -> Info:
         beside = self._supervisor.places.beside.get(process.name)
-        group = self._scaling.group(process.program.program) if process.program.scale is not None else None
-        number = group.number if group is not None else None
+        number = numbers.get(process.program.program)
         return report.info(process, self._supervisor.measures.latest(process.name), beside, number)
 
     async def infos_with_workers(self, names: Sequence[str], read: Read) -> list[Info]:
@@ -96,7 +96,7 @@ class Desk:
     async def show(self, name: str, read: Read) -> Info:
         process = self._one(name)
         workers = (await self._workers([process], read))[process.name]
-        shown = self._info(process)
+        shown = self._info(process, self._scaling.numbers())
         logged = self._ground.log_counters(process.program)
         samples = self._supervisor.measures.history(process.name)
         pid = process.status.pid

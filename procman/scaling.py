@@ -81,6 +81,10 @@ class Scaling:
         rule = found[0].program.scale if found else None
         return None if rule is None else Group(name, rule, found)
 
+    def numbers(self) -> dict[str, int]:
+        """The number of each program that has one, by its name."""
+        return {group.name: group.number for group in self._groups()}
+
     def says(self, process: Process) -> str:
         """Why `process` is down where that is a matter of the number; else ""."""
         group = self.group(process.program.program)
@@ -148,10 +152,10 @@ class Scaling:
             if self._numbers.get(group.name) != number:  # by an operator, or an end: what was seen before says nothing
                 self._memories.pop(group.name, None)
                 self._numbers[group.name] = number
-            self._explain(group)
             if not self._free(group):
                 self._unwatch(group.name)
                 continue
+            self._explain(group)
             if number < self._bounds(group).low:
                 self.set_number(group, self._bounds(group).low, f"min = {group.rule.min}")
             elif number == 0 and self._usable(group):
@@ -190,12 +194,16 @@ class Scaling:
 
     def _explain(self, group: Group) -> None:
         """Why they are down changes with the number."""
+        scaled = _down(group.number, group.rule)
         for process in group.processes:
-            text = self.says(process)
-            if self._supervisor.is_down(process.name) and process.status.why.startswith(_DOWN):
-                text = "stopped by an operator"
-            if text and process.status.state is State.STOPPED and process.status.why != text:
-                process.status = replace(process.status, why=text)
+            status = process.status
+            if status.state is not State.STOPPED or status.wanted:
+                continue
+            text = scaled
+            if self._supervisor.is_down(process.name):
+                text = "stopped by an operator" if status.why.startswith(_DOWN) else status.why
+            if status.why != text:
+                process.status = replace(status, why=text)
                 self._supervisor.journal.dirty()
 
     # --- the first connection ---------------------------------------------------------------------------------------

@@ -375,3 +375,25 @@ def test_the_daemon_is_killed(daemon: MakeDaemon, tmp_path: Path) -> None:
     assert [info["pid"] for info in running.status().values()] == pids
     shop.stays(3, 2.5)
     assert shop.ask() in pids
+
+
+def test_a_command_that_waits_outlives_the_supervisor(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """Killed at any moment of it, `procmanctl scale` ends with that number, and so does a start of the program."""
+    shop = Shop(daemon, tmp_path, "tcp", f"{WSGI}\nscale = {{ min = 0, max = 3 }}")
+    running = shop.running
+    with ThreadPoolExecutor(1) as threads:
+        for turn, number in enumerate((2, 0, 3, 1, 3, 0)):
+            asked = threads.submit(running.ctl, "scale", "shop", str(number))
+            begun = len(shop.events("operation"))
+            with contextlib.suppress(AssertionError):  # it may be over by then
+                wait_until(lambda: len(shop.events("operation")) > begun, 0.1 * turn)  # noqa: B023
+            os.kill(running.supervisor_pid, signal.SIGKILL)
+            done = asked.result(60)
+            assert done.returncode == 0, done.stderr
+            assert shop.number() == number
+            shop.up(number)
+        asked = threads.submit(running.ctl, "start", "shop")
+        os.kill(running.supervisor_pid, signal.SIGKILL)
+        done = asked.result(60)
+        assert done.returncode == 0, done.stderr
+        shop.up(1)
