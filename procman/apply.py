@@ -15,7 +15,7 @@ HOT = frozenset(
     {
         "priority", "groups", "autostart", "restart", "success_exit_codes", "start_seconds", "start_timeout",
         "start_retries", "restart_delay", "restart_delay_max", "stop_signal", "stop_timeout", "reload", "reload_signal",
-        "reload_command", "canary", "canary_seconds", "max_age", "slot",
+        "reload_command", "canary", "canary_seconds", "max_age", "scale", "slot",
     }
 )  # fmt: skip
 """Keys of a Program that a running child never notices."""
@@ -111,6 +111,8 @@ def lines(old: Config, new: Config, plan: Plan) -> list[Line]:
             cost = COSTS[action]
             if action == "add" and not program.autostart:
                 cost = "it does not start: autostart = false"
+            elif action == "add" and program.scale is not None and program.instance > program.scale.min:
+                cost = f"it starts when connections wait: scale.min = {program.scale.min}"
             found.append(Line(program.name, action, keys, cost))
     return found
 

@@ -138,6 +138,7 @@ class Change:
 
     async def _apply(self, why: str, previous: bool, progress: Progress) -> Info:
         self._supervisor.changing = True
+        self._supervisor.on_moved()
         try:
             read = await self._read(previous)
             self.problem = ""
@@ -149,9 +150,7 @@ class Change:
             self.problem = f"the table was refused ({why}), the one before is in force: {error}"
             raise
         finally:
-            self._supervisor.changing = False
-            if self._again:
-                self._supervisor.background(self.hang_up())
+            self._over()
 
     async def plan(self, *, previous: bool = False) -> list[apply.Line]:
         """What `reread` would do now. Raises ConfigError."""
@@ -206,6 +205,7 @@ class Change:
         plan = replace(plan, removed=tuple(program for program in plan.removed if program.name not in late))
         restart = {program.name for program in plan.restart}
         up = set(wanted) | {name for name in restart if supervisor.processes[name].status.wanted}
+        up |= self._unscaled(before, plan)
         supervisor.replacing = up & restart
         if plan.removed or restart:
             document = {"half": "stop", "why": why, "wanted": sorted(up & restart)}
@@ -243,6 +243,12 @@ class Change:
         processes = self._supervisor.processes
         return [p.name for p in plan.removed if p.program in programs and serves(processes[p.name])]
 
+    def _unscaled(self, before: Config, plan: apply.Plan) -> set[str]:
+        """Those whose number goes by load no more: whatever it was, they all start."""
+        scaled = {program.name for program in before.programs if program.scale is not None}
+        fixed = [program for program in (*plan.hot, *plan.restart) if program.scale is None]
+        return {p.name for p in fixed if p.name in scaled and self._supervisor.starts_by_itself(p)}
+
     async def _replace(
         self, read: Read, plan: apply.Plan, wanted: set[str], late: Sequence[str], progress: Progress
     ) -> Info:
@@ -262,7 +268,7 @@ class Change:
         wanted |= await self._bring_down([processes[program.name] for program in plan.restart], why)
         if supervisor.closing:
             return {}
-        again = [program.name for program in plan.restart if program.name in wanted]
+        again = [program.name for program in (*plan.restart, *plan.hot) if program.name in wanted]
         start = {name: processes[name].status.generation for name in again if not supervisor.is_down(name)}
         start |= {program.name: 0 for program in plan.added if supervisor.starts_by_itself(program)}
         passing = [program.name for program in plan.replace]
@@ -386,6 +392,12 @@ class Change:
         async with self._turn:
             await self._go_on(unfinished)
 
+    def _over(self) -> None:
+        self._supervisor.changing = False
+        self._supervisor.on_moved()
+        if self._again:
+            self._supervisor.background(self.hang_up())
+
     async def _go_on(self, unfinished: Unfinished) -> None:
         log.info("the change of the table goes on (%s)", unfinished.why)
         try:
@@ -400,6 +412,4 @@ class Change:
         finally:
             if unfinished.read is not None:
                 os.close(unfinished.read.memory)
-            self._supervisor.changing = False
-            if self._again:
-                self._supervisor.background(self.hang_up())
+            self._over()

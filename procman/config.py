@@ -101,6 +101,17 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How many of the `max` processes of a program run: at least `min`. One more from `backlog` connections in the
+    accept queue on; down to `min` after `idle_timeout` seconds without a connection."""
+
+    min: int = 1
+    max: int = 1
+    idle_timeout: float = 300.0
+    backlog: int = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
     """All that the table says about one process: a program's keys, with `${instance}` filled in.
 
@@ -149,6 +160,7 @@ class Program:
     notify: bool = False
     log: Log = field(default_factory=Log)
     limits: Limits = field(default_factory=Limits)
+    scale: Scale | None = None
     slot: int = 0
 
     @property

@@ -10,7 +10,7 @@ import asyncio
 import functools
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 from procman import __version__, operation, report
@@ -28,6 +28,7 @@ from procman.report import Info
 from procman.resources import daemon_usage, descriptors_short, processes_of
 from procman.rollout import Rollouts, overlaps
 from procman.rpc import LogSource, Peer
+from procman.scaling import Group, Scaling
 from procman.supervisor import Supervisor
 from procman.telemetry import Telemetry
 
@@ -41,9 +42,17 @@ class Desk:
     """See `methods.Operations` for what each method is."""
 
     def __init__(
-        self, supervisor: Supervisor, link: KeeperLink, ground: Ground, change: Change, rollouts: Rollouts
+        self,
+        supervisor: Supervisor,
+        link: KeeperLink,
+        ground: Ground,
+        change: Change,
+        rollouts: Rollouts,
+        *,
+        scaling: Scaling,
     ) -> None:
         self._rollouts = rollouts
+        self._scaling = scaling
         self._change = change
         self._supervisor = supervisor
         self._link = link
@@ -67,11 +76,13 @@ class Desk:
 
     def infos(self, names: Sequence[str]) -> list[Info]:
         """See `methods.Operations`, as for all below."""
-        return [self._info(process) for process in self.select(names)]
+        numbers = self._scaling.numbers()
+        return [self._info(process, numbers) for process in self.select(names)]
 
-    def _info(self, process: Process) -> Info:
+    def _info(self, process: Process, numbers: Mapping[str, int]) -> Info:
         beside = self._supervisor.places.beside.get(process.name)
-        return report.info(process, self._supervisor.measures.latest(process.name), beside)
+        number = numbers.get(process.program.program)
+        return report.info(process, self._supervisor.measures.latest(process.name), beside, number)
 
     async def infos_with_workers(self, names: Sequence[str], read: Read) -> list[Info]:
         processes = self.select(names)
@@ -86,7 +97,7 @@ class Desk:
     async def show(self, name: str, read: Read) -> Info:
         process = self._one(name)
         workers = (await self._workers([process], read))[process.name]
-        shown = self._info(process)
+        shown = self._info(process, self._scaling.numbers())
         logged = self._ground.log_counters(process.program)
         samples = self._supervisor.measures.history(process.name)
         pid = process.status.pid
@@ -142,12 +153,15 @@ class Desk:
             self._supervisor.note("operation", process.name, what=verb, uid=peer.uid, pid=peer.pid)
         log.info("%s: %s (pid %d)", ", ".join(process.name for process in processes), why, peer.pid)
         outputs: dict[str, list[str]] = {}
+        unneeded: list[Process] = []
         if verb == "reload":
             reload = self._reload(processes, why, progress, outputs, at_once=at_once, wish=wish)
             task = self._supervisor.background(reload)
         else:
+            needed = processes if verb == "stop" else self._needed(verb, processes)
             self._supervisor.remember({process.name for process in processes}, down=verb == "stop")
-            task = self._supervisor.background(self._carry_out(verb, processes, why, progress))
+            task = self._supervisor.background(self._carry_out(verb, needed, why, progress))
+            unneeded = [process for process in processes if process not in needed]
         outcomes: dict[str, Outcome] = {}
         if wait:
             try:
@@ -156,15 +170,92 @@ class Desk:
             except TimeoutError:
                 late = f"not done within {timeout:g} s; it goes on"
                 outcomes = {process.name: self._so_far(verb, process) or (False, late) for process in processes}
+        outcomes |= {process.name: (True, self._scaling.says(process) or process.status.why) for process in unneeded}
+        return await self._results(self.select(names), outcomes, outputs)
+
+    def _needed(self, verb: str, processes: Sequence[Process]) -> list[Process]:
+        """Those of `processes` that a start or restart is for. Who names a whole program whose number goes by load
+        does not mean those that are not wanted now; but one at least, if an operator had stopped them all."""
+        asked = {process.name for process in processes}
+        needed = dict.fromkeys(processes)
+        for name in dict.fromkeys(process.program.program for process in processes):
+            group = self._scaling.group(name)
+            if group is None or not {process.name for process in group.processes} <= asked:
+                continue
+            down = all(self._supervisor.is_down(process.name) for process in group.processes)
+            stopped = down or not self._scaling.begun(group)
+            least = max(group.rule.min, 1) if verb == "start" or stopped else 0
+            idle = [process for process in group.processes if not process.status.wanted]
+            for process in idle[max(0, least - group.number) :]:
+                del needed[process]
+        return list(needed)
+
+    async def _results(
+        self, processes: Sequence[Process], outcomes: dict[str, Outcome], outputs: dict[str, list[str]]
+    ) -> list[Info]:
+        """What came of it, when it is on record."""
         await self._supervisor.journal.saved()
         unwritten = self._supervisor.journal.problem or self._supervisor.journal.stuck()
         forgotten = f" (not on record for a restart of the daemon: {unwritten})" if unwritten else ""
         result = []
-        for process in self.select(names):
+        for process in processes:
             ok, text = outcomes.get(process.name, (True, process.status.why))
             failed = {"output": outputs[process.name]} if process.name in outputs else {}
             result.append(report.change(process) | {"ok": ok, "why": text + forgotten} | failed)
         return result
+
+    async def scale(
+        self,
+        name: str,
+        number: int,
+        peer: Peer,
+        *,
+        timeout: float | None,
+        wait: bool,
+        progress: Callable[[Info], None],
+    ) -> list[Info]:
+        group = self._scaled(name, number)
+        why = f"scale by uid {peer.uid}"
+        self._supervisor.note("operation", name, what=f"scale {number}", uid=peer.uid, pid=peer.pid)
+        log.info("%s: %s to %d (pid %d)", name, why, number, peer.pid)
+        moved = self._scaling.set_number(group, number, why)
+        self._supervisor.remember({p.name for p in group.processes if p.status.wanted}, down=False)
+        aims = [operation.Aim("start" if p.status.wanted else "stop", p, p.status.generation) for p in group.processes]
+        aims = [aim for aim in aims if aim.process in moved or aim.verb == "start"]
+        task = self._supervisor.background(self._reach(aims, progress))
+        outcomes: dict[str, Outcome] = {}
+        if wait:
+            try:
+                async with asyncio.timeout(timeout):
+                    outcomes = await asyncio.shield(task)
+            except TimeoutError:
+                late = f"not done within {timeout:g} s; it goes on"
+                outcomes = {aim.process.name: aim.outcome() or (False, late) for aim in aims}
+        return await self._results(self.select([name]), outcomes, {})
+
+    @staticmethod
+    async def _reach(aims: Sequence[operation.Aim], progress: Callable[[Info], None]) -> dict[str, Outcome]:
+        found = await asyncio.gather(*(operation.reach(aim, progress) for aim in aims))
+        return {aim.process.name: outcome for aim, outcome in zip(aims, found, strict=True)}
+
+    def _scaled(self, name: str, number: int) -> Group:
+        """The program whose number is to be set. Raises what is against it."""
+        self.select([name])
+        group, supervisor = self._scaling.group(name), self._supervisor
+        if group is None:
+            hint = f"give it a table [program.NAME.scale], or name a program that has one, not {name[:80]!r}"
+            raise WrongUse(f"{name[:80]!r} is no program whose number of processes can be set", hint=hint)
+        rule = group.rule
+        if not rule.min <= number <= rule.max:
+            hint = f"[program.{name}.scale] says so; `procmanctl stop {name}` stops all"
+            raise WrongUse(f"{name}: {number} is not between min = {rule.min} and max = {rule.max}", hint=hint)
+        if supervisor.closing:
+            raise Failed("the daemon is stopping")
+        if supervisor.changing:
+            raise Failed("a change of the table is under way", hint="try again when it has ended")
+        if any(process.name in supervisor.places.beside for process in group.processes):
+            raise Failed(f"a reload of {name} is under way", hint="try again when it has ended")
+        return group
 
     @staticmethod
     def _so_far(verb: str, process: Process) -> Outcome | None:
@@ -175,6 +266,8 @@ class Desk:
     ) -> dict[str, Outcome]:
         """Start, stop or restart. A reload that is under way gives way to a stop or a restart."""
         names = [process.name for process in processes]
+        if not names:
+            return {}
         if verb == "stop":
             stopped, _ = await asyncio.gather(carry_out(verb, processes, why, progress), self._rollouts.abandon(names))
             # One whose successor had taken over meanwhile is another process now.
@@ -202,7 +295,9 @@ class Desk:
         for process in processes:
             program, status = process.program, process.status
             runs = status.pid is not None and status.state is not State.STOPPING
-            if not status.wanted:
+            if not status.wanted and (idle := self._scaling.says(process)):
+                outcomes[process.name] = (True, f"nothing to reload: {idle}")
+            elif not status.wanted:
                 outcomes[process.name] = (False, f"it does not run: {status.why}")
             elif runs and program.reload == "signal":
                 self._link.signal(process.child, program.reload_signal)
@@ -314,7 +409,8 @@ class Desk:
 
     def _problems(self) -> list[str]:
         """What an operator should know of."""
-        return [*self._supervisor.problems(), *filter(None, [self._change.problem]), *self._ground.problems()]
+        more = self._scaling.problems()
+        return [*more, *self._supervisor.problems(), *filter(None, [self._change.problem]), *self._ground.problems()]
 
     async def shutdown(self, peer: Peer) -> None:
         self._supervisor.shut_down(f"asked by uid {peer.uid}, pid {peer.pid}")

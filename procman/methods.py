@@ -74,6 +74,19 @@ class Operations(Protocol):
         """Ends canaries, by "promote" or "rollback"; the same objects for the processes that have one. Raises Failed
         where none has."""
 
+    async def scale(
+        self,
+        name: str,
+        number: int,
+        peer: Peer,
+        *,
+        timeout: float | None,
+        wait: bool,
+        progress: Callable[[Object], None],
+    ) -> list[Object]:
+        """Has `number` processes of the program `name` run, of which the table says that there are several; the same
+        objects, for all its processes."""
+
     def signal(self, names: Sequence[str], signum: int, peer: Peer) -> list[Object]:
         """Sends a signal to the main child of each process; the same objects."""
 
@@ -126,7 +139,9 @@ class Call:
     read: Read
 
 
-Kind = Literal["names", "some names", "name", "flag", "lines", "count", "seconds", "time", "share", "signal"]
+Kind = Literal[
+    "names", "some names", "name", "flag", "lines", "count", "number", "seconds", "time", "share", "signal"
+]
 REQUIRED: Final = "required"
 
 
@@ -154,6 +169,10 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_COUNT
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT
+
+
 def _is_seconds(value: object) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return value is None or (number and 0 <= value <= 1e9)  # type: ignore[operator]
@@ -179,6 +198,7 @@ _KINDS: dict[Kind, tuple[Callable[[object], bool], str]] = {
     "flag": (lambda value: isinstance(value, bool), "true or false"),
     "lines": (_is_lines, f"an integer from 0 to {MAX_LINES}"),
     "count": (_is_count, f"an integer from 1 to {MAX_COUNT}"),
+    "number": (_is_number, f"an integer from 0 to {MAX_COUNT}"),
     "seconds": (_is_seconds, "a number of seconds, or null"),
     "time": (_is_time, "a number of seconds that is more than 0, or null"),
     "share": (_is_share, "a share, a number from 0 up to but not 1, or null"),
@@ -251,6 +271,19 @@ async def _decide(verb: str, operations: Operations, call: Call) -> object:
     progress = functools.partial(call.mention, "progress")
     return await call.outlive(
         operations.decide(verb, names, call.peer, timeout=timeout, wait=wait, progress=progress)
+    )
+
+
+async def _scale(operations: Operations, call: Call) -> object:
+    return await call.outlive(
+        operations.scale(
+            call.params["name"],
+            call.params["number"],
+            call.peer,
+            timeout=call.params["timeout"],
+            wait=call.params["wait"],
+            progress=functools.partial(call.mention, "progress"),
+        )
     )
 
 
@@ -471,6 +504,16 @@ METHODS: dict[str, Method] = {
     ),
     "promote": Method(functools.partial(_decide, "promote"), "operate", _OPERATE),
     "rollback": Method(functools.partial(_decide, "rollback"), "operate", _OPERATE),
+    "scale": Method(
+        _scale,
+        "operate",
+        {
+            "name": ("name", REQUIRED),
+            "number": ("number", REQUIRED),
+            "wait": ("flag", True),
+            "timeout": ("seconds", None),
+        },
+    ),
     "signal": Method(_signal, "operate", {"signal": ("signal", REQUIRED), "names": ("some names", REQUIRED)}),
     "logs": Method(
         _logs,

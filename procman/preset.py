@@ -35,7 +35,7 @@ class Request:
     none, and `stop_timeout` (seconds) is None. `middleware` and `access_log` count for "wsgi" only. `python` is the
     daemon's interpreter, `wsgi_script` the path of procman/wsgi.py, `site` the folder that holds waitress, and
     `runtime_dir` the folder of the daemon's socket. `reload_signal` is the number in `reload = "signal:X"`, else 0.
-    `ready_given`: the user says himself how readiness shows.
+    `ready_given`: the user says himself how readiness shows. `scaled`: their number goes by the accept queue.
     """
 
     server: str
@@ -57,6 +57,7 @@ class Request:
     stop_timeout: float | None
     reload_signal: int = 0
     ready_given: bool = False
+    scaled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

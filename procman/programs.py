@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from procman import canary, servers, values
-from procman.config import Account, Address, Daemon, Limits, Listener, Log, Program, Ready
+from procman.config import Account, Address, Daemon, Limits, Listener, Log, Program, Ready, Scale
 from procman.keys import Layer, Place, Scope, Section, World
 from procman.values import BadValue
 
 LOG_KEYS = ("mode", "path", "stderr", "max_size", "keep", "mode_bits")
 READY_KEYS = ("http", "tcp", "unix", "command", "log", "notify")
 LIMITS_KEYS = ("open_files", "processes", "core", "nice", "oom_score_adj", "cpu_affinity", "no_new_privileges")
+SCALE_KEYS = ("min", "max", "idle_timeout", "backlog")
 COMMAND_KEYS = ("command", "shell", "instances")
 WSGI_KEYS = ("middleware", "access_log")
 COUNT_KEYS = ("workers", "threads")
@@ -30,9 +31,9 @@ PROGRAM_KEYS = (
     *("priority", "groups", "autostart", "restart", "success_exit_codes", "start_seconds", "start_timeout"),
     *("start_retries", "restart_delay", "restart_delay_max", "stop_signal", "stop_timeout", "kill", "reload"),
     *("canary", "max_age"),
-    *("ready", "log", "limits"),
+    *("ready", "log", "limits", "scale"),
 )
-BELOW = {"ready": READY_KEYS, "log": LOG_KEYS, "limits": LIMITS_KEYS}
+BELOW = {"ready": READY_KEYS, "log": LOG_KEYS, "limits": LIMITS_KEYS, "scale": SCALE_KEYS}
 
 # A slip of the keyboard must not start a million processes.
 MAX_PROCESSES = 1000
@@ -109,6 +110,7 @@ def check_defaults(defaults: Layer, around: Around) -> None:
     section.value("server", values.choice(servers.SERVERS), "")
     _request(section, identity, "wsgi", (), around)
     _listen(section, around)
+    _scale(section, "", ())
     _ready(section, None, None)
     section.value("canary", values.canary, values.Canary())
     if section.has("command") and section.has("server"):
@@ -128,7 +130,9 @@ def _definition(section: Section, identity: _Identity, around: Around) -> tuple[
     program = replace(program, listen=tuple(listener.name for listener in listeners))
     ready = _ready(section, None if section.has("listen") and not listeners else listeners, program.log)
     count = 1
-    match _chosen(section):
+    chosen = _chosen(section)
+    scale = _scale(section, chosen, listeners)
+    match chosen:
         case "command":
             count = section.value("instances", values.integer(1, MAX_PROCESSES), 1)
             program = replace(program, argv=_command(section))
@@ -138,6 +142,8 @@ def _definition(section: Section, identity: _Identity, around: Around) -> tuple[
                 count = plan.processes
                 program = _planned(section, program, plan)
                 ready = ready or plan.ready
+    if scale is not None:
+        count, program = scale.max, replace(program, scale=scale)
     ready = ready or Ready()
     program = replace(program, ready=ready, notify=program.notify or ready.kind == "notify")
     program = _canary(section, _reloaded(section, program, listeners), listeners)
@@ -204,6 +210,58 @@ def _argv(section: Section) -> tuple[str, ...]:
     return argv
 
 
+def _scale(section: Section, chosen: str, listeners: Sequence[Listener]) -> Scale | None:
+    """How many of them run; None where that is no matter of load. What the defaults say of it is for those programs
+    that can have it."""
+    table, default = section.table("scale", SCALE_KEYS), Scale()
+    scale = Scale(
+        min=table.value("min", values.integer(0, MAX_PROCESSES), default.min),
+        max=table.value("max", values.integer(1, MAX_PROCESSES), default.max),
+        idle_timeout=table.value("idle_timeout", values.positive_duration, default.idle_timeout),
+        backlog=table.value("backlog", values.integer(1), default.backlog),
+    )
+    against = _against_scale(section, chosen, listeners)
+    if not section.has("scale") or not chosen:
+        return None
+    if against:
+        if section.owns("scale"):
+            section.problem("scale", against)
+        return None
+    if not table.has("max"):
+        section.scope.report.add(table.place, "needs max: how many there can be")
+    elif scale.min > scale.max:
+        key = "min" if table.has("min") else "max"
+        table.problem(key, f"min ({scale.min}) is more than max ({scale.max})")
+    elif scale.min == scale.max:
+        table.problem("min" if table.has("min") else "max", _fixed(scale, chosen))
+    if section.value("restart", values.choice(_RESTART), "always") != "always":
+        section.problem("restart", 'must be "always" with scale: how many run is a matter of the connections')
+    short = min((listener.backlog for listener in listeners), default=scale.backlog)
+    if scale.backlog > short:
+        table.problem("backlog", f"backlog ({scale.backlog}) is never reached: the listener has room for {short}")
+    count = "instances" if chosen == "command" else "workers"
+    if section.owns(count):
+        section.problem(count, "is for a fixed number: with scale, scale.max says how many there can be")
+    return scale
+
+
+def _fixed(scale: Scale, chosen: str) -> str:
+    """What to do about a range of one number."""
+    key = f'{"instances" if chosen == "command" else "workers"} = {scale.max}'
+    return f"min and max are both {scale.max}: leave scale out and say {key}, or raise scale.max"
+
+
+def _against_scale(section: Section, chosen: str, listeners: Sequence[Listener]) -> str:
+    """Why the number of processes can't go by load; "" if it can."""
+    server = section.raw("server")
+    if chosen == "server" and server != "wsgi":
+        return f'is for the server "wsgi" and for a command: {server} has workers of its own'
+    if not section.has("listen"):
+        return "goes by the connections that wait: it needs a listen"
+    own = next((listener.name for listener in listeners if listener.reuse_port), "")
+    return f"each process has a queue of its own at the listener {own}: leave reuse_port out" if own else ""
+
+
 def _request(
     section: Section, identity: _Identity, server: str, listen: Sequence[Listener], around: Around
 ) -> servers.Request:
@@ -217,6 +275,7 @@ def _request(
         instance=identity.instance,
         app=section.value("app", values.text, ""),
         workers=section.value("workers", values.integer(1, MAX_PROCESSES), 0),
+        scaled=section.has("scale"),
         threads=section.value("threads", values.integer(1), 0),
         listen=tuple(listen),
         options=section.mapping("server_options", values.server_option, merge=False),

@@ -19,6 +19,7 @@ _SOCK_DIAG_BY_FAMILY, _ERROR, _DONE = 20, 2, 3
 _REQUEST_DUMP = 0x301
 _LISTENING = 1 << 10
 _OPEN = 1 << 1 | 1 << 8  # ESTABLISHED, CLOSE_WAIT
+_PAST = 1 << 4 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 11  # FIN_WAIT1, FIN_WAIT2, TIME_WAIT, LAST_ACK, CLOSING
 _NAME, _LENGTHS = 0, 4  # attributes of unix_diag
 _SHOW = 1 << _NAME | 1 << _LENGTHS
 _WAIT_SECONDS = 1.0
@@ -38,6 +39,8 @@ class _Found(NamedTuple):
     where: bytes
     queue: Queue
     inode: int
+    client: tuple[bytes, int] = (b"", 0)
+    state: int = 0
 
 
 def queues(addresses: Iterable[Address]) -> dict[Address, Queue]:
@@ -58,15 +61,56 @@ def queues(addresses: Iterable[Address]) -> dict[Address, Queue]:
     return result
 
 
+class Load(NamedTuple):
+    """Connections that wait in the queue of an address, those that were accepted there and are open, and those that are
+    over, as far as TCP remembers them (a minute, if the server closed first): (their address in bytes, their port)."""
+
+    waiting: int
+    open: int
+    past: frozenset[tuple[bytes, int]]
+
+
+def loads(addresses: Iterable[Address]) -> dict[Address, Load]:
+    """The load of each address; of a host name or of all addresses, that of its port. Without those where nobody
+    listens. Raises OSError where the kernel does not tell. For a thread."""
+    wanted = set(addresses)
+    found: dict[Address, Load] = {}
+    if any(address.kind == "unix" for address in wanted):
+        listening, accepted_ = list(_unix()), [each for each in _unix(_OPEN) if each.inode]
+        for address in (each for each in wanted if each.kind == "unix"):
+            queue = [each.queue.waiting for each in listening if _is_at(each, address)]
+            if queue:
+                found[address] = Load(sum(queue), sum(_is_at(each, address) for each in accepted_), frozenset())
+    for address in (each for each in wanted if each.kind == "tcp"):
+        queue, count, past = [], 0, set[tuple[bytes, int]]()
+        port = _local_port(address.port)
+        for family in (socket.AF_INET, socket.AF_INET6):
+            queue += [each.queue.waiting for each in _tcp(family, attribute=port) if _is_at(each, address)]
+            came = [each for each in _tcp(family, _OPEN | _PAST, port) if _came_to(each, family, address)]
+            count += sum(each.inode != 0 and 1 << each.state & _OPEN != 0 for each in came)
+            past |= {each.client for each in came if 1 << each.state & _PAST}
+        if queue:
+            found[address] = Load(sum(queue), count, frozenset(past))
+    return found
+
+
 def _is_at(found: _Found, address: Address) -> bool:
     if address.kind == "unix":
-        return not found.port and found.where == address.path.encode(errors="surrogateescape")
+        path = address.path.encode(errors="surrogateescape")
+        # A socket keeps the name that it was bound to: that of a successor was made beside, and renamed.
+        return not found.port and found.where in (path, path + b"~")
     if found.port != address.port:
         return False
     for family in (socket.AF_INET, socket.AF_INET6):
         with contextlib.suppress(OSError, ValueError):
             return found.where == socket.inet_pton(family, address.host)
     return True  # all addresses, or a host name: its port tells
+
+
+def _came_to(found: _Found, family: int, address: Address) -> bool:
+    """Whether this end of a connection is of `address`: who listens at all addresses has none of them."""
+    any_host = {"": True, "0.0.0.0": family == socket.AF_INET, "::": family == socket.AF_INET6}
+    return any_host[address.host] if address.host in any_host else _is_at(found, address)
 
 
 def accepted(addresses: Iterable[Address]) -> set[int]:
@@ -97,7 +141,8 @@ def _tcp(family: int, states: int = _LISTENING, attribute: bytes = b"") -> Itera
         (port,) = struct.unpack_from(">H", message, 4)
         where = message[8 : 8 + (4 if family == socket.AF_INET else 16)]
         waiting, room, _, inode = struct.unpack_from("=IIII", message, 56)
-        yield _Found(port, where, Queue(waiting, room), inode)
+        (client_port,) = struct.unpack_from(">H", message, 6)
+        yield _Found(port, where, Queue(waiting, room), inode, (message[24:40], client_port), message[1])
 
 
 def _unix(states: int = _LISTENING) -> Iterator[_Found]:

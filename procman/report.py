@@ -85,9 +85,11 @@ def exit_info(exit: Exit | None) -> Info | None:
     return ended | {"at": rfc3339(exit.at), "reason": exit.reason}
 
 
-def info(process: Process, sample: Sample | None, other: Process | None = None) -> Info:
+def info(
+    process: Process, sample: Sample | None, other: Process | None = None, number: int | None = None
+) -> Info:
     """The ProcessInfo of `process` (architecture, "Procmanctl"). `sample` is None while nothing was measured, `other`
-    is the one beside it while it is being replaced."""
+    is the one beside it while it is being replaced. `number` of its program are wanted, where that goes by load."""
     program, status = process.program, process.status
     running = status.pid is not None
     return {
@@ -108,7 +110,14 @@ def info(process: Process, sample: Sample | None, other: Process | None = None) 
         "exit": exit_info(status.exit),
         "why": status.why + next_start(status),
         "beside": None if other is None else beside(other),
+        "scale": None if number is None else scale(program, number),
     }
+
+
+def scale(program: Program, number: int) -> Info | None:
+    """How many processes of its program are wanted, of how many that there can be."""
+    rule = program.scale
+    return None if rule is None else {"number": number, "min": rule.min, "max": rule.max}
 
 
 def beside(process: Process) -> Info:

@@ -13,7 +13,7 @@ Looking:
     <-- {"jsonrpc":"2.0","id":1,"result":[{"name":"shop:1","program":"shop","instance":1,"groups":["web"],
          "state":"RUNNING","wanted":"up","ready":true,"health":null,"pid":4711,"started_at":"2030-01-31T12:00:00.000Z",
          "uptime_seconds":62.5,"restarts":0,"cpu_percent":1.5,"memory_bytes":41943040,"exit":null,"why":"autostart",
-         "beside":null}]}
+         "beside":null,"scale":{"number":1,"min":0,"max":4}}]}
     --> {"jsonrpc":"2.0","id":18,"method":"status","params":{"names":["shop:1"],"workers":true}}
     <-- {"jsonrpc":"2.0","id":18,"result":[{"name":"shop:1","state":"RUNNING","workers":{"problem":null,
          "list":[{"pid":4711,"busy":true,"requests":1234,"in_flight":1,"queue":0,"threads":4,"average_seconds":0.012,
@@ -47,6 +47,9 @@ Operating. The result has one object for each process, when the effect is reache
          "why":"reload by uid 0; promoted by uid 0"}]}
     --> {"jsonrpc":"2.0","id":20,"method":"promote","params":{"names":["web"]}}
     --> {"jsonrpc":"2.0","id":21,"method":"rollback","params":{"names":["web"],"wait":false}}
+    --> {"jsonrpc":"2.0","id":22,"method":"scale","params":{"name":"shop","number":1,"wait":true,"timeout":null}}
+    <-- {"jsonrpc":"2.0","id":22,"result":[{"name":"shop:1","ok":true,"state":"RUNNING","why":"autostart"},
+         {"name":"shop:2","ok":true,"state":"STOPPED","why":"scaled down (1 of 2)"}]}
     --> {"jsonrpc":"2.0","id":9,"method":"signal","params":{"signal":"HUP","names":["shop"]}}
     <-- {"jsonrpc":"2.0","id":9,"result":[{"name":"shop:1","ok":true,"state":"RUNNING","why":"autostart"}]}
     --> {"jsonrpc":"2.0","id":10,"method":"daemon.reread"}
@@ -100,7 +103,7 @@ OURS = -32000
 
 PROCESS_FIELDS = (
     "name", "program", "instance", "groups", "state", "wanted", "ready", "health", "pid", "started_at",
-    "uptime_seconds", "restarts", "cpu_percent", "memory_bytes", "exit", "why", "beside",
+    "uptime_seconds", "restarts", "cpu_percent", "memory_bytes", "exit", "why", "beside", "scale",
 )  # fmt: skip
 """The keys of every ProcessInfo, in their order: what `status` lists and `show` begins with."""
 

@@ -290,6 +290,8 @@ def _wsgi(request: Request) -> Plan:
     argv += [f"--middleware={middleware}" for middleware in request.middleware]
     if not request.access_log:
         argv.append("--no-access-log")
+    if request.scaled:
+        argv.append("--leave-waiting")
     for option in ("drain-timeout", "idle-grace"):
         if option in options:
             argv.append(f"--{option}={preset.seconds(option, options.pop(option)):g}")

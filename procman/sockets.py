@@ -9,9 +9,10 @@ some wait.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from procman import listeners, routing
@@ -65,6 +66,7 @@ class Sockets:
         self._open: dict[str, Listener] = {}
         self._files: dict[str, listeners.FileId | None] = {}  # of Unix listeners
         self._shares: dict[str, float] = {}  # of new connections that go to the second socket, by the first
+        self._watched: set[str] = set()
         seconds = [name for name in received if name.startswith(SECOND)]
         self._current = {
             beside(name): name for name in seconds if beside(name) not in received or beside(name) in known
@@ -111,6 +113,7 @@ class Sockets:
     def lost(self, name: str) -> None:
         """The keeper had no room for it."""
         self._open.pop(name, None)
+        self.unwatch(name)
         copy = self._copies.pop(name, None)
         if copy is not None:
             copy.close()
@@ -216,6 +219,23 @@ class Sockets:
         """The files of both sockets of these listeners, by held name, as far as they have some."""
         names = [name for first in firsts for name in (first, beside(first))]
         return {name: file for name in names if (file := self._files.get(name)) is not None}
+
+    def watch(self, name: str, callback: Callable[[], None]) -> None:
+        """Call back as long as connections wait in the queue of the open socket `name`, until `unwatch` or its end."""
+        copy = self._copy(name)
+        if copy is not None:
+            self._watched.add(name)
+            asyncio.get_running_loop().add_reader(copy, callback)
+
+    def is_watched(self, name: str) -> bool:
+        """Whether `watch` still holds: not once the socket was closed."""
+        return name in self._watched
+
+    def unwatch(self, name: str) -> None:
+        """The reverse."""
+        if name in self._watched:
+            self._watched.remove(name)
+            asyncio.get_running_loop().remove_reader(self._copies[name])
 
     def waiting(self, name: str) -> bool:
         """Whether connections wait in its queue."""

@@ -49,6 +49,7 @@ from procman.logs import Counters, LogThreads
 from procman.ownlog import OwnLog
 from procman.places import Places
 from procman.recall import Recording, recall
+from procman.scaling import Scaling
 from procman.server import Access, Server
 from procman.supervisor import Supervisor
 
@@ -325,7 +326,7 @@ class _Parts:
         supervisor.on_places = lambda: self._hold_interim(supervisor.config)
         rollouts = rollout.Rollouts(supervisor, self.link, stands)
         change = Change(rollouts, self, self._table, self._kept)
-        desk = Desk(supervisor, self.link, stands, change, rollouts)
+        desk = Desk(supervisor, self.link, stands, change, rollouts, scaling=Scaling(supervisor, stands))
         self.server = Server(rpc_socket, desk, self._access())
         stands.on_reopen = self._reopen_own_log
         if self._table_is_new:

@@ -80,6 +80,8 @@ class Supervisor:
         self.processes = self.places.current
         self.finished: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.on_change: Callable[[Process], None] = lambda process: None
+        self.on_moved: Callable[[], None] = lambda: None
+        self.awaits_first: Callable[[], bool] = lambda: False
         self.on_closing: Callable[[], None] = lambda: None
         self.on_places: Callable[[], None] = lambda: None
         self.on_hang_up: Callable[[], Coroutine[Any, Any, None]] | None = None
@@ -159,6 +161,7 @@ class Supervisor:
         for process in self.all():
             self._check_exit_when(process)
         self.journal.dirty()
+        self.on_moved()
 
     def _make_processes(
         self, snapshot: Snapshot, statuses: Mapping[str, Any], rollouts: Mapping[str, takeover.Passing]
@@ -328,6 +331,8 @@ class Supervisor:
         status = process.status
         self.journal.dirty()
         current = self.processes.get(process.name) is process
+        if process.program.scale is not None:
+            self.on_moved()
         if status.pid is None and current:
             self.measures.forget(process.name)
         if status.state is before.state:
@@ -351,6 +356,8 @@ class Supervisor:
         ended = [other for other in self.all() if other.status.state in over]
         if rule == "any-fatal" and process.status.state is State.FATAL:
             self._exit_status = _shell_status(process.status) or 1
+        elif rule == "all-exited" and self.awaits_first():
+            return  # a connection will start it
         elif rule == "all-exited" and len(ended) == len([p for p in self.all() if p.status.state is not State.STOPPED]):
             self._exit_status = next((code for code in map(_shell_status, (p.status for p in ended)) if code), 0)
         else:
@@ -412,6 +419,7 @@ class Supervisor:
         self._link.forget(process.child)
         self.on_places()
         self.journal.dirty()
+        self.on_moved()
 
     def remove(self, name: str) -> None:
         """A process that has stopped leaves the table."""
@@ -425,7 +433,8 @@ class Supervisor:
 
     def starts_by_itself(self, program: Program) -> bool:
         """The table says so, and no operator wants it down."""
-        return program.autostart and not self.is_down(program.name)
+        needed = program.scale is None or program.instance <= program.scale.min
+        return program.autostart and needed and not self.is_down(program.name)
 
     def is_down(self, name: str) -> bool:
         """An operator wants it down."""
@@ -489,6 +498,7 @@ class Supervisor:
     def remember(self, names: set[str], *, down: bool) -> None:
         """An operator wants these down (or up), also after a restart of the daemon."""
         self._down = self._down | names if down else self._down - names
+        self.on_moved()
 
     def note(self, kind: str, name: str, **details: object) -> None:
         self.events.add(time.time(), kind, name, **details)
@@ -525,6 +535,7 @@ class Supervisor:
             return
         self.closing = True
         self.replacing = set()
+        self.on_moved()
         self.on_closing()
         log.info("stopping all programs (%s)", why)
         self.note("daemon", "", what="shutdown", why=why)

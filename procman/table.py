@@ -42,6 +42,7 @@ KEYS: Mapping[str, Sequence[str]] = {
     "program.ready": programs.READY_KEYS,
     "program.log": programs.LOG_KEYS,
     "program.limits": programs.LIMITS_KEYS,
+    "program.scale": programs.SCALE_KEYS,
 }
 
 _LOG_LEVEL: tuple[Literal["debug", "info", "warning", "error"], ...] = ("debug", "info", "warning", "error")
@@ -72,6 +73,7 @@ def parse(path: str, world: World, running: Daemon | None = None) -> Config:
     _check_addresses(daemon, main.place, list(listeners.values()), found, report)
     _check_logs(found, report)
     _check_groups(found, report)
+    _check_scaled(found, report)
     if report.problems:
         raise ConfigError(list(report.problems))
     sockets = {**named, **{one.name: one for definition in found for _, one in definition.sockets}}
@@ -407,6 +409,21 @@ def _check_logs(found: Sequence[Definition], report: Report) -> None:
             else:
                 holder = f"program {other.program.program!r} ({other.log_place})"
                 report.add(definition.log_place, f"{path} is already the log of {holder}")
+
+
+def _check_scaled(found: Sequence[Definition], report: Report) -> None:
+    """How many connections wait must say something about the one program whose processes are counted."""
+    users: dict[str, set[str]] = {}
+    for definition in found:
+        for name in definition.program.listen:
+            users.setdefault(name, set()).add(definition.program.program)
+    for definition in found:
+        program = definition.program
+        for name in program.listen if program.scale is not None else ():
+            others = ", ".join(sorted(users[name] - {program.program}))
+            if others:
+                message = f"the listener {name} is also of {others}, and its queue says nothing about one of them"
+                report.add(definition.place / "scale", f"{message}: give this one a listener of its own")
 
 
 def _check_groups(found: Sequence[Definition], report: Report) -> None:

@@ -582,7 +582,7 @@ class _Connection(HTTPChannel):  # type: ignore[misc]
         finally:
             service.count.add(time.perf_counter() - began)
             service.busy.discard(self)
-            if service.draining:
+            if service.draining or service.options.leave_waiting:
                 self.server.pull_trigger()
 
     def received(self, data: bytes) -> bool:
@@ -680,6 +680,8 @@ class _Listening(BaseWSGIServer):  # type: ignore[misc]
         if self.service.draining or (self.accept_after and time.monotonic() < self.accept_after):
             return False
         self.accept_after = 0.0
+        if self.service.leaves_waiting():
+            return False
         return bool(super().readable())
 
     def retire(self) -> None:
@@ -765,6 +767,7 @@ class Options:
     idle_grace: float
     stats: str
     adjustments: Any  # waitress.adjustments.Adjustments
+    leave_waiting: bool = False
 
 
 class _Count:
@@ -836,6 +839,11 @@ class Service:
         if self.stats is not None:
             self.stats.retire()
         return 0
+
+    def leaves_waiting(self) -> bool:
+        """All threads are busy, and others may accept: what connects now waits where they, and procman, can see it."""
+        at_work = len(self.busy) + len(self.dispatcher.queue)
+        return self.options.leave_waiting and at_work >= self.adjustments.threads
 
     def figures(self) -> dict[str, Any]:
         """What `--stats` tells."""
@@ -975,6 +983,8 @@ def _parser() -> argparse.ArgumentParser:
         else:
             shown = "" if default is None else f" ({default:g})"
             parser.add_argument(name, type=kind, default=default, metavar=metavar, help=text + shown)
+    words = "accept nobody while all threads are busy: for several processes on one socket"
+    parser.add_argument("--leave-waiting", action="store_true", help=words)
     parser.add_argument("--no-access-log", action="store_true", help="no line on stdout for each request")
     return parser
 
@@ -998,6 +1008,7 @@ def options(argv: Sequence[str]) -> Options:
         drain_timeout=given.drain_timeout,
         idle_grace=given.idle_grace,
         stats=given.stats or "",
+        leave_waiting=given.leave_waiting,
         adjustments=adjustments(given.threads, given.set),
     )
 

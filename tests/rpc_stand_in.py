@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from procman.canary import AS_TABLE, Wish
 from procman.client import Client
-from procman.errors import Failed, NoSuchProgram
+from procman.errors import Failed, NoSuchProgram, WrongUse
 from procman.reading import Read
 from procman.rpc import LogSource, Object, Peer
 from procman.server import Access, Server
@@ -45,6 +45,7 @@ def info(name: str, state: str = "RUNNING", **more: Any) -> Object:
         "exit": None if running else {"code": 1, "at": AT, "reason": "exit status 1"},
         "why": "autostart" if running else "exit status 1",
         "beside": None,
+        "scale": None,
         **more,
     }
 
@@ -170,6 +171,24 @@ class StandIn:
         progress: Callable[[Object], None],
     ) -> list[Object]:
         return await self.operate(verb, names, peer, timeout=timeout, wait=wait, progress=progress)
+
+    async def scale(
+        self,
+        name: str,
+        number: int,
+        peer: Peer,
+        *,
+        timeout: float | None,
+        wait: bool,
+        progress: Callable[[Object], None],
+    ) -> list[Object]:
+        self.asked.append(("scale", name, number, peer.uid, timeout, wait))
+        found = self.find([name])
+        for one in found:
+            progress({"name": one["name"], "state": "STARTING", "why": "asked"})
+        if number > len(found):
+            raise WrongUse(f"{name}: {number} is too many")
+        return [{"name": one["name"], "ok": True, "state": "RUNNING", "why": "scaled"} for one in found]
 
     def signal(self, names: Sequence[str], signum: int, peer: Peer) -> list[Object]:
         self.asked.append(("signal", list(names), signum, peer.uid))

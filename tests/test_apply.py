@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import pytest
 
 from procman.apply import HOT, HOT_DAEMON, HOT_LOG, Line, Plan, daemon_in_force, lines, plan
-from procman.config import Account, Address, Config, Daemon, Limits, Listener, Log, Program, Ready, Sampling
+from procman.config import Account, Address, Config, Daemon, Limits, Listener, Log, Program, Ready, Sampling, Scale
 
 DAEMON = Daemon(socket="/run/p.sock", state_dir="/var/lib/p", log_dir="/var/log/p")
 WEB = Program(name="web", program="web", argv=("web",), listen=("http",))
@@ -20,7 +20,7 @@ HOT_CHANGES: dict[str, object] = {
     "priority": 1, "groups": ("site",), "autostart": False, "restart": "never", "success_exit_codes": frozenset({3}),
     "start_seconds": 2.0, "start_timeout": 3.0, "start_retries": 4, "restart_delay": 5.0, "restart_delay_max": 6.0,
     "stop_signal": 2, "stop_timeout": 7.0, "reload": "overlap", "reload_signal": 1, "reload_command": ("true",),
-    "canary": 0.1, "canary_seconds": 8.0, "max_age": 9.0, "slot": 1,
+    "canary": 0.1, "canary_seconds": 8.0, "max_age": 9.0, "scale": Scale(max=2), "slot": 1,
 }  # fmt: skip
 RESTART_CHANGES: dict[str, object] = {
     "program": "other", "instance": 2, "server": "wsgi", "argv": ("web", "-v"), "listen": (), "directory": "/srv",

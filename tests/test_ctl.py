@@ -363,6 +363,17 @@ def test_signal(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     assert daemon.stand_in.asked == [("signal", ["web"], 10, os.geteuid())]
 
 
+def test_scale(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert Ran(capsys, "scale", "shop", "2").out == "shop:1  RUNNING  scaled\nshop:2  RUNNING  scaled\n"
+    assert Ran(capsys, "scale", "shop", "0", "--no-wait", "--timeout", "3", "--json").json[0]["ok"]
+    ran = Ran(capsys, "scale", "shop", "3")
+    assert (ran.status, ran.err) == (2, "procmanctl: shop: 3 is too many\n")
+    assert Ran(capsys, "scale", "shop", "-1").status == 2
+    assert Ran(capsys, "scale", "shop", "many").status == 2
+    uid = os.geteuid()
+    assert daemon.stand_in.asked[:2] == [("scale", "shop", 2, uid, None, True), ("scale", "shop", 0, uid, 3.0, False)]
+
+
 # --- the daemon itself
 
 
@@ -526,6 +537,25 @@ STOPPING_UP = {**STOPPING, "wanted": "up"}
 )
 def test_what_is_still_to_be_asked(verb: str, before: Any, now: Any, further: object) -> None:
     assert resuming.further(verb, before, now) == further
+
+
+@pytest.mark.parametrize(
+    ("names", "number", "wanted", "enough"),
+    [
+        (["shop"], 1, "down", True),
+        (["web"], 3, "down", True),
+        (["shop"], 0, "down", False),  # none is up yet
+        (["shop"], 1, "up", False),
+        (["shop:2"], 1, "down", False),  # this very one is meant
+    ],
+)
+def test_of_a_program_that_scales_not_all_are_asked_again(
+    names: list[str], number: int, wanted: str, enough: bool
+) -> None:
+    scale = {"number": number, "min": 0, "max": 4}
+    now = {"name": "shop:2", "program": "shop", "wanted": wanted, "scale": scale}
+    assert resuming._enough(names, now) == enough
+    assert not resuming._enough(names, now | {"scale": None})
 
 
 def test_a_command_goes_on_when_the_supervisor_is_replaced(daemon: Daemon) -> None:

@@ -19,12 +19,12 @@ PACKAGE = PROJECT / "procman"
 
 BANDS = {
     "pure": "errors config positions values keys programs table preset asgi servers apply lifecycle launch rpc crossing"
-    " shape kept workload canary",
+    " shape kept workload canary scale",
     "keeper": "keeper",
     "edge": "disks files folders listeners logs logread resources probes notify store salvage routing workers queues",
     "daemon": "memo ownlog events snapshot interim link process report operation journal measures holdings recall"
     " sockets trials proving places ages rollout orphans ground takeover supervisor change legacy desk supervise"
-    " reading methods server statefile daemon telemetry",
+    " reading methods server statefile daemon telemetry scaling",
     "client": "client ctl",
     "program": "wsgi adapter",
 }

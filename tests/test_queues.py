@@ -106,3 +106,81 @@ def test_a_kernel_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queues, "_NETLINK_SOCK_DIAG", 30)  # no such family
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert waiting(Address("tcp", "127.0.0.1", listener.getsockname()[1])) is None
+
+
+# --- loads ----------------------------------------------------------------------------------------------------------
+
+
+def load(address: Address) -> tuple[int, int]:
+    """Waiting, open."""
+    return queues.loads([address])[address][:2]
+
+
+@pytest.mark.parametrize(
+    ("bound", "asked", "family"),
+    [
+        ("127.0.0.1", "127.0.0.1", socket.AF_INET),
+        ("0.0.0.0", "0.0.0.0", socket.AF_INET),
+        ("0.0.0.0", "", socket.AF_INET),
+        ("::1", "::1", socket.AF_INET6),
+        ("::", "::", socket.AF_INET6),
+    ],
+)
+def test_the_load_of_tcp(kept: contextlib.ExitStack, bound: str, asked: str, family: Any) -> None:
+    try:
+        listener = kept.enter_context(socket.create_server((bound, 0), family=family, backlog=7))
+    except OSError:
+        pytest.skip("no IPv6 here")
+    port = listener.getsockname()[1]
+    at = Address("tcp", asked, port)
+    assert load(at) == (0, 0)
+    there = "127.0.0.1" if family == socket.AF_INET else "::1"
+    clients = [kept.enter_context(socket.create_connection((there, port))) for _ in range(3)]
+    wait_until(lambda: load(at) == (3, 0))
+    first, second = (kept.enter_context(listener.accept()[0]) for _ in range(2))
+    assert load(at) == (1, 2)
+    past = queues.loads([at])[at].past
+    assert not past
+    first.close()  # the server goes first: TCP remembers
+    name = clients[0].getsockname()[1]
+    wait_until(lambda: load(at) == (1, 1))
+    assert [client for _, client in queues.loads([at])[at].past] == [name]
+    clients[1].close()  # the client goes first, and the server has not noticed
+    wait_until(lambda: second.recv(1) == b"")
+    assert load(at) == (1, 1)
+    second.close()
+    wait_until(lambda: load(at) == (1, 0))
+
+
+def test_the_load_of_another_host_at_the_same_port_is_not_ours(kept: contextlib.ExitStack) -> None:
+    one = kept.enter_context(socket.create_server(("127.0.0.1", 0)))
+    port = one.getsockname()[1]
+    kept.enter_context(socket.create_server(("127.0.0.2", port)))
+    kept.enter_context(socket.create_connection(("127.0.0.1", port)))
+    kept.enter_context(one.accept()[0])
+    mine, other = Address("tcp", "127.0.0.1", port), Address("tcp", "127.0.0.2", port)
+    assert (load(mine), load(other)) == ((0, 1), (0, 0))
+    assert queues.loads([Address("tcp", "127.0.0.3", port)]) == {}
+
+
+@pytest.mark.parametrize("suffix", ["", "~"])
+def test_the_load_of_unix(kept: contextlib.ExitStack, tmp_path: Path, suffix: str) -> None:
+    """Also of a successor's socket, which was bound beside and then renamed."""
+    path = str(tmp_path / "s")
+    listener = kept.enter_context(socket.socket(socket.AF_UNIX))
+    listener.bind(path + suffix)
+    listener.listen(5)
+    if suffix:
+        os.rename(path + suffix, path)
+    at = Address("unix", path=path)
+    clients = [kept.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(3)]
+    for client in clients:
+        client.connect(path)
+    assert load(at) == (3, 0)
+    first, second = (kept.enter_context(listener.accept()[0]) for _ in range(2))
+    assert load(at) == (1, 2)
+    clients[0].close()  # which its server does not know yet
+    assert load(at) == (1, 2)
+    first.close()
+    second.close()
+    wait_until(lambda: load(at) == (1, 0))

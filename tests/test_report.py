@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from procman import events, report
-from procman.config import Program
+from procman.config import Program, Scale
 from procman.keeper import asked
 from procman.lifecycle import Exit, State, Status
 from procman.process import Process
@@ -72,7 +72,10 @@ def test_info() -> None:
             "name": "web:2", "program": "web", "instance": 2, "groups": ["site"], "state": "RUNNING", "wanted": "up",
             "ready": True, "health": None, "pid": 77, "started_at": "2001-09-09T01:46:40.000Z", "restarts": 0,
             "cpu_percent": 12.5, "memory_bytes": 1000, "exit": None, "why": "autostart", "beside": None,
+                "scale": None,
         }  # fmt: skip
+        scaled = Process(replace(program, scale=Scale(min=1, max=4)), RUNNING, None)  # type: ignore[arg-type]
+        assert report.info(scaled, None, number=3)["scale"] == {"number": 3, "min": 1, "max": 4}
         process.status = replace(RUNNING, state=State.STOPPED, wanted=False, alive=False, pid=None, exit=KILLED)
         shown = report.info(process, None)
         for key in ("pid", "started_at", "uptime_seconds", "cpu_percent", "memory_bytes"):

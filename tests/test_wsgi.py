@@ -1523,6 +1523,27 @@ def test_stats(serve: Serve) -> None:
     assert not stats.exists()
 
 
+def test_what_waits_is_left_to_others(serve: Serve) -> None:
+    """--leave-waiting: a busy server accepts nobody, and all the same answers who is connected."""
+    stats, fifo = serve.folder / "stats", serve.fifo("gate")
+    server = serve("shop:app", f"--stats={stats}", "--threads=1", "--leave-waiting")
+    with server.client() as kept, server.client() as busy:
+        for client in (kept, busy):
+            client.send(b"GET /pid HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert client.answer().status == 200
+        busy.send(f"GET /wait?{fifo} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        wait_until(lambda: f"entered {fifo}" in server.err)
+        with server.client() as late:
+            late.send(b"GET /pid HTTP/1.1\r\nHost: a\r\n\r\n")
+            kept.send(b"GET /pid HTTP/1.1\r\nHost: a\r\n\r\n")
+            wait_until(lambda: figures(stats)["queue"] == 1)
+            assert figures(stats)["connections"] == 2
+            release(fifo)
+            assert [client.answer().status for client in (busy, kept, late)] == [200] * 3
+    server.term()
+    assert server.ends() == 0
+
+
 def test_stats_after_a_sigkill(serve: Serve) -> None:
     stats = serve.folder / "stats"
     first = serve("shop:app", f"--stats={stats}")

@@ -263,7 +263,7 @@ def _add_streams(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 _GROUPS: tuple[tuple[tuple[str, ...], Callable[[Any, argparse.ArgumentParser], None]], ...] = (
     (("status", "show", "why"), _add_looking),
-    (("start", "stop", "restart", "reload", "signal"), _add_operating),
+    (("start", "stop", "restart", "reload", "scale", "signal"), _add_operating),
     (("diff", "apply"), _add_applying),
     (("logs", "events"), _add_streams),
     (("check", "init"), _add_files),

@@ -1,5 +1,5 @@
-"""start, stop, restart, reload, promote, rollback, signal: commands that change what runs, and the progress that they
-show meanwhile."""
+"""start, stop, restart, reload, promote, rollback, scale, signal: commands that change what runs, and the progress that
+they show meanwhile."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from procman.errors import ProcmanError
 from procman.rpc import Object
 
 from . import tables
-from .resuming import Operation
-from .session import NAMES, Help, Session, colours, count, seconds, share, span, width
+from .resuming import Operation, again
+from .session import LOOK_SECONDS, NAMES, Help, Session, colours, count, number, seconds, share, span, width
 
 _VERBS = {
     "start": "start programs and wait until they are ready",
@@ -32,10 +32,7 @@ def add_operating(commands: Any, shared: argparse.ArgumentParser) -> None:
     for verb, words in _VERBS.items():
         parser = commands.add_parser(verb, help=words, description=words, parents=[shared], formatter_class=Help)
         parser.add_argument("names", metavar="NAME", nargs="+", help=NAMES)
-        parser.add_argument("--no-wait", dest="wait", action="store_false", help="return at once")
-        parser.add_argument(
-            "--timeout", type=seconds, metavar="S", help="give up waiting after S seconds; what was asked for goes on"
-        )
+        _add_waiting(parser)
         if verb == "reload":
             words = "of one program replace N processes at a time (default 1)"
             parser.add_argument("--at-once", dest="at_once", type=count, metavar="N", default=1, help=words)
@@ -44,11 +41,23 @@ def add_operating(commands: Any, shared: argparse.ArgumentParser) -> None:
             words = "how long (30s, 2m); default: as the table says, else 2m"
             parser.add_argument("--for", dest="canary_seconds", type=span, metavar="TIME", help=words)
         parser.set_defaults(run=operate, verb=verb)
+    words = "set how many processes of a program run, between its scale.min and scale.max"
+    parser = commands.add_parser("scale", help=words, description=words, parents=[shared], formatter_class=Help)
+    parser.add_argument("name", metavar="NAME", help="a program with a table [program.NAME.scale]")
+    parser.add_argument("number", metavar="N", type=number, help="how many processes")
+    _add_waiting(parser)
+    parser.set_defaults(run=scale)
     words = "send a signal to the main process of programs"
     parser = commands.add_parser("signal", help=words, description=words, parents=[shared], formatter_class=Help)
     parser.add_argument("signal", metavar="SIGNAL", help="a name (HUP, SIGHUP) or a number")
     parser.add_argument("names", metavar="NAME", nargs="+", help=NAMES)
     parser.set_defaults(run=signal)
+
+
+def _add_waiting(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-wait", dest="wait", action="store_false", help="return at once")
+    words = "give up waiting after S seconds; what was asked for goes on"
+    parser.add_argument("--timeout", type=seconds, metavar="S", help=words)
 
 
 def operate(session: Session) -> int:
@@ -74,6 +83,21 @@ def _more(args: argparse.Namespace) -> Object:
     return more
 
 
+def scale(session: Session) -> int:
+    """Sets the number and waits until it is reached. Asking again changes nothing, so that is what is done when the
+    supervisor is replaced meanwhile."""
+    args = session.args
+    silence = LOOK_SECONDS if not args.wait else None if args.timeout is None else args.timeout + LOOK_SECONDS
+    asked = {"name": args.name, "number": args.number, "wait": args.wait, "timeout": args.timeout}
+    progress = Progress(sys.stderr, quiet=session.json)
+    try:
+        found = again(lambda: session.client(silence), "scale", progress.heard, **asked)
+    finally:
+        progress.clear()
+    with session.client() as client:
+        return _report(session, client.call, found, "scale failed")
+
+
 def signal(session: Session) -> int:
     """Sends the signal and says to whom."""
     args = session.args
@@ -92,10 +116,10 @@ def _report(session: Session, ask: Any, found: list[Object], failed: str) -> int
     for line in tables.results(found, colour=colours(sys.stdout)):
         print(line)
     sys.stdout.flush()
-    for number, one in enumerate(bad):
+    for index, one in enumerate(bad):
         name, reason = tables.printable(one.get("name")), tables.printable(one.get("why") or "no reason is known")
         print(f"procmanctl: {failed}: {name}: {reason}", file=sys.stderr)
-        if number < _EXPLAINED:
+        if index < _EXPLAINED:
             for line in _last_output(ask, one):
                 print(f"  | {line}", file=sys.stderr)
     if bad:

@@ -137,6 +137,9 @@ class Operation:
                 if verb in ("promote", "rollback"):
                     self._found[name] = self._decided(client, verb, name, before.get(name))
                     continue
+                if verb in ("start", "restart") and _enough(names, now):
+                    self._found[name] = {"name": name, "ok": True, "state": now["state"], "why": now["why"]}
+                    continue
                 kind = verb
                 if verb == "reload":
                     if _replaced(before.get(name), now):
@@ -167,6 +170,13 @@ class Operation:
         fresh = before is not None and now["pid"] not in (None, before["pid"])
         why = "the successor serves" if fresh else "it was rolled back"
         return told | {"ok": fresh == (verb == "promote"), "why": f"{why}; the supervisor was replaced meanwhile"}
+
+def _enough(names: Sequence[str], now: Object) -> bool:
+    """Whether it is not wanted because others of its program are enough; unless somebody has named this very one."""
+    told = now.get("scale")
+    if told is None or now["wanted"] == "up" or (now["name"] in names and now["name"] != now["program"]):
+        return False
+    return bool(told["number"] >= max(told["min"], 1))
 
 
 def _replaced(before: Object | None, now: Object) -> bool:

@@ -142,6 +142,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def number(text: str) -> int:
+    """A number of processes that may be none, for argparse."""
+    if not (text.isascii() and text.isdigit() and int(text[:9]) <= 1000):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1000")
+    return int(text)
+
+
 def procmand(*arguments: str, capture: bool = False) -> Any:
     """Runs procmand in the foreground, which alone can read a program table; the CompletedProcess.
 
