@@ -49,6 +49,9 @@ PARTS: dict[str, Any] = {
 NEEDED = {"stop": ("wanted",), "start": ("start",)}
 """Of the document that the keeper holds: all that is read of it, and what each half can't do without."""
 
+OUTPUT_LINES = 20
+"""Of the end of the log of a program that did not start, so many are shown."""
+
 SAID = 1000
 """Characters about what is wrong with it."""
 
@@ -233,6 +236,8 @@ class Change:
         message = f"the table was read again{needs_restart}"
         log.info("%s (%s): %s", message, why, names)
         failed = await self._replace(read, plan, up, late, progress)
+        names["replaced"] = [name for name in names["replaced"] if name not in self._kept.programs]
+        names["left"] = sorted(self._kept.programs)
         if failed:
             return {**names, "message": f"stopped at {failed['name']}: {failed['why']}", "failed": failed}
         return {**names, "message": message}
@@ -292,7 +297,7 @@ class Change:
             if process.status.generation <= start[process.name] and not process.status.wanted:
                 process.feed(Start(why))
         self._supervisor.replacing = set()
-        failed = await self._pass_on(found, rest, why, progress) if rest.replace or rest.remove else {}
+        failed = await self._pass_on(found, rest, why, progress)
         await self._supervisor.journal.saved()
         for name in (HELD_NAME, NEXT_TABLE):
             self._link.release(name)
@@ -304,7 +309,8 @@ class Change:
         for aim in aims:
             good, reason = await reach(aim, progress)
             if not good:
-                return {"name": aim.process.name, "why": f"it did not start: {reason}", "output": []}
+                output = await asyncio.to_thread(self._ground.last_output, aim.process.program, OUTPUT_LINES)
+                return {"name": aim.process.name, "why": f"it did not start: {reason}", "output": output}
         by_program: dict[str, list[Program]] = {}
         for program in sorted(self._table.programs, key=lambda program: program.priority):
             if program.name in rest.replace and program.name in self._kept.programs:

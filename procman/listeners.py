@@ -21,6 +21,7 @@ import errno
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
 
 from procman import rpc
@@ -42,6 +43,9 @@ RENAME_EXCHANGE = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _COMMAND_MAX = 80
+
+HOLDER_SECONDS = 10.0
+_holders: dict[tuple[str, int], tuple[float, str]] = {}
 
 
 def open_listener(listener: Listener) -> socket.socket:
@@ -258,6 +262,18 @@ def _tcp_failure(listener: Listener, host: str, error: OSError) -> Failed:
 
 
 def _tcp_holder(host: str, port: int) -> str:
+    """Who holds it. That takes a look at every process of the machine, and a program that can't start asks again and
+    again: so the answer is good for HOLDER_SECONDS."""
+    now = time.monotonic()
+    at, told = _holders.get((host, port), (0.0, ""))
+    if not told or now - at > HOLDER_SECONDS:
+        told = _look_for_holder(host, port)
+        _holders.clear()
+        _holders[host, port] = now, told
+    return told
+
+
+def _look_for_holder(host: str, port: int) -> str:
     import psutil  # only needed for this message, and a daemon that is well never pays for it
 
     wild = ("::", "0.0.0.0")

@@ -38,6 +38,7 @@ BELOW = {"ready": READY_KEYS, "log": LOG_KEYS, "limits": LIMITS_KEYS, "scale": S
 # A slip of the keyboard must not start a million processes.
 MAX_PROCESSES = 1000
 
+_ALWAYS = "is the program's own listener, which procman holds: it takes connections whether the program serves or not"
 _RESTARTED = values.Reload("restart")
 _DEFAULT = Program(name="", program="", argv=())
 _LOG = Log()
@@ -544,12 +545,18 @@ def _ready(section: Section, listen: Sequence[Listener] | None, log: Log | None)
     def tcp(raw: object) -> Ready:
         if values.text(raw).startswith("unix:"):
             raise BadValue('must be like "127.0.0.1:5432"; a Unix socket is asked by { unix = "/path" }')
-        return Ready(kind="tcp", address=values.address(raw, folder))
+        address = values.address(raw, folder)
+        if any(listener.address == address for listener in listen or ()):
+            raise BadValue(f"{_ALWAYS}: use http, notify, log or command")
+        return Ready(kind="tcp", address=address)
 
     def unix(raw: object) -> Ready:
         if values.text(raw).startswith("unix:"):
             raise BadValue('must be a path, without "unix:"')
-        return Ready(kind="unix", address=Address("unix", path=values.unix_path(raw, folder)))
+        address = Address("unix", path=values.unix_path(raw, folder))
+        if any(listener.address == address for listener in listen or ()):
+            raise BadValue(f"{_ALWAYS}: use http, notify, log or command")
+        return Ready(kind="unix", address=address)
 
     def line(raw: object) -> Ready:
         if log and log.mode == "discard":

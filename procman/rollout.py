@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
@@ -260,7 +261,8 @@ class Rollout:
     def _check(self, successors: Iterable[Process]) -> None:
         for process in successors:
             if process.status.state is not State.RUNNING:
-                raise _Failed(f"the successor did not stay up: {process.status.why}")
+                exit = process.status.exit
+                raise _Failed(f"the successor did not stay up: {process.status.why if exit is None else exit.reason}")
 
     # --- the canary -------------------------------------------------------------------------------------------------
 
@@ -412,6 +414,8 @@ class Rollout:
         for name in names:
             self._supervisor.take_away(name)
             log.warning("%s: rolled back: %s", name, reason)
+            process = self._supervisor.processes[name]
+            process.history.append((time.time(), process.status.state, f"{self._why}: rolled back: {reason}"))
             self._supervisor.note("rollout", name, what="rolled back", why=reason, output=self.output.get(name, []))
         self._link.release(HELD + self.name)
 
@@ -585,9 +589,16 @@ class Rollouts:
         outcomes: dict[str, Outcome] = {}
         outputs: dict[str, list[str]] = {}
 
+        serving: dict[str, str] = {}
+
         async def work() -> None:
             while todo and all(good for good, _ in outcomes.values()):
                 unit = todo.pop(0)
+                fallen = next((name for name, child in serving.items() if not self._still(name, child)), "")
+                if fallen:
+                    told = (False, f"not tried: {fallen}, which was replaced before, does not run any more")
+                    outcomes.update(dict.fromkeys(unit.names, told))
+                    return
                 gone = [name for name in unit.names if not self._may(name)]
                 if gone:
                     outcomes.update(dict.fromkeys(unit.names, (False, f"{gone[0]} does not run any more")))
@@ -609,12 +620,21 @@ class Rollouts:
                         del self._running[name]
                 outcomes.update(dict.fromkeys(unit.names, outcome))
                 outputs.update(rollout.output)
+                if outcome[0]:
+                    serving.update({name: self._supervisor.processes[name].child for name in unit.names})
 
         await asyncio.gather(*(work() for _ in range(max(1, at_once))))
         failed = next((name for name, (good, _) in outcomes.items() if not good), "")
         for unit in todo:
             outcomes.update(dict.fromkeys(unit.names, (False, f"not tried: {failed} failed")))
         return outcomes, outputs
+
+    def _still(self, name: str, child: str) -> bool:
+        """Whether this child, to which the process has passed on, serves."""
+        process = self._supervisor.processes.get(name)
+        if process is None or not process.status.wanted:
+            return True  # somebody has stopped it: that is no sign of a bad release
+        return process.child == child and process.status.state is State.RUNNING
 
     def _may(self, name: str) -> bool:
         """Whether it still is to be replaced: an operator may have stopped it, or it has ended, while others were."""

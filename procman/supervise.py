@@ -159,7 +159,9 @@ class _Parts:
 
     def in_force(self, read: Read, config: Config, together: Mapping[str, int], *, other: bool) -> None:
         going_back = self._previous >= 0 and memo.same(read.memory, self._previous)
-        if other and not going_back:  # who goes back may ask again, and must not come forward by that
+        tried_again = memo.same(read.memory, self._memory)
+        # Who goes back may ask again, and must not come forward by that; nor may a second try lose the way back.
+        if other and not going_back and not tried_again:
             together = {**together, **self._keep_previous()}
         os.dup2(read.memory, self._memory, inheritable=False)
         self.daemon = config.daemon

@@ -15,8 +15,6 @@ from procman.listeners import FileId
 from procman.probes import LetThrough
 from procman.sockets import Sockets, base_name, beside, held_name
 
-_EVERY = ("", "0.0.0.0", "::")
-
 
 class Trials:
     """All of them, by the place of the successor (`Program.key`): the held names of the first sockets, by listener."""
@@ -79,7 +77,6 @@ class Trials:
 
 def _meet(listener: Address, asked: Address) -> bool:
     """Whether who connects to `asked` comes to a socket at `listener`."""
-    if listener.kind == "unix" or asked.kind == "unix":
-        return listener == asked
-    same_host = listener.host == asked.host or bool({listener.host, asked.host}.intersection(_EVERY))
-    return same_host and listener.port == asked.port
+    # Of two TCP addresses the port decides: a host has many names. Where it is another machine's after all, nothing is
+    # lost by it: connections there don't come to our group.
+    return listener == asked or (listener.kind == asked.kind == "tcp" and listener.port == asked.port)

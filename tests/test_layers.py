@@ -45,18 +45,18 @@ LONGEST = 60
 
 RESERVED = [
     ("fork forkpty vfork posix_spawn posix_spawnp", "keeper daemon"),
-    ("kill killpg pidfd_send_signal send_signal terminate", "keeper wsgi"),
+    ("kill killpg pidfd_send_signal send_signal terminate", "keeper wsgi adapter"),
     ("wait3 wait4 waitpid waitid", "keeper daemon"),
     ("execv execve execvp execvpe", "keeper daemon"),
     ("create_subprocess_exec create_subprocess_shell system popen", ""),
     ("bind create_server start_server", "listeners notify probes wsgi"),
-    ("sleep", "probes rollout proving logs client ctl wsgi"),
+    ("sleep", "probes rollout proving logs client ctl wsgi adapter"),
 ]
 ONLY_IN = {call: set(modules.split()) for names, modules in RESERVED for call in names.split()}
 """Calls by name, on whatever object, and the modules that may make them ("keeper" is all of keeper/). House rules 3, 4
 and 6. `daemon` goes to the background; a probe is a poll by nature, and binds to know its own port; nobody tells a
 rollout that a queue is empty; a canary is probed again and again; the log thread rests while pipes fill up; clients
-may wait as they like; wsgi is a program of its own, and its forks signal themselves."""
+may wait as they like; wsgi and adapter are programs of their own, and their forks signal themselves."""
 
 IMPORT_ONLY_IN: dict[str, set[str]] = {
     "threading": {"logs", "wsgi"},

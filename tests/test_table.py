@@ -409,7 +409,7 @@ virtualenv = "venv"
 stop_signal = "QUIT"
 stop_timeout = "99s"
 environment = { X = "1" }
-ready = { tcp = ":80" }
+ready = { tcp = ":81" }
 
 [program.old]
 server = "uwsgi"
@@ -441,7 +441,7 @@ stop_timeout = 3
 directory = "work"
 environment = { A = "d", B = "d" }
 log = { keep = 3, max_size = "1KB" }
-ready = { tcp = ":1" }
+ready = { tcp = ":2" }
 workers = 9
 command = "default"
 [program.p]
@@ -450,7 +450,7 @@ log.keep = 5
 [program.quiet]
 log.mode = "discard"
 """,
-        files={"/etc/conf.d/q.toml": '[program.q]\nserver="wsgi"\napp="x:y"\nlisten="unix:q"\nready={unix="q"}'},
+        files={"/etc/conf.d/q.toml": '[program.q]\nserver="wsgi"\napp="x:y"\nlisten=":7"\nready={unix="q"}'},
     )
     p, quiet, q = config.programs[:3]
     assert (p.argv, p.stop_timeout, p.directory, p.ready.kind) == (("default",), 3.0, "/etc/work", "tcp")

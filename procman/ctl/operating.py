@@ -22,6 +22,7 @@ _VERBS = {
     "promote": "end the canary of programs at once: its successor takes over",
     "rollback": "end the canary of programs at once: all is as before",
 }
+_ENDED = ("BACKOFF", "FATAL", "EXITED", "STOPPING")  # where the end of the log may tell why
 _EXPLAINED = 3  # failed processes whose last output is shown
 _OUTPUT = 5  # lines of it
 _SUCCESSORS = 20  # lines of the output of a successor, which is not in the log for long
@@ -120,7 +121,7 @@ def _report(session: Session, ask: Any, found: list[Object], failed: str) -> int
         name, reason = tables.printable(one.get("name")), tables.printable(one.get("why") or "no reason is known")
         print(f"procmanctl: {failed}: {name}: {reason}", file=sys.stderr)
         if index < _EXPLAINED:
-            for line in _last_output(ask, one):
+            for line in _last_output(ask, one) if one.get("output") or one.get("state") in _ENDED else ():
                 print(f"  | {line}", file=sys.stderr)
     if bad:
         print(f"  hint: procmanctl why {tables.printable(bad[0].get('name'))}", file=sys.stderr)
