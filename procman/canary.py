@@ -94,7 +94,7 @@ _ANSWER = re.compile(
     rb"^" + _PLAIN + rb'"[A-Z]+ ' + _PLAIN + rb' HTTP/[0-9.]+" ([0-9])[0-9]{2}\b'
     # uWSGI's default format.
     rb"|^\[pid: [0-9]+\|app: [^|\n]*\|req: [^\]\n]*\] [^\n]* => generated [0-9]+ bytes in [0-9]+ m(?:secs|icros)"
-    rb"[^\n]*? ?\(HTTP/[0-9.]+ ([0-9])[0-9]{2}\)",
+    rb"(?: via [a-z]+\(\))? \(HTTP/[0-9.]+ ([0-9])[0-9]{2}\)",
     re.MULTILINE,
 )
 _TRACEBACK = re.compile(rb"^[^\n]*\bTraceback \(most recent call last\):", re.MULTILINE)
@@ -129,9 +129,16 @@ class Tally:
 def count(lines: bytes) -> Counts:
     """What whole lines of output tell."""
     statuses = [plain or uwsgi for plain, uwsgi in _ANSWER.findall(lines)]
-    # Those of one chain are one. What comes between two of them may be here already, the second yet to come.
-    tracebacks = len(_TRACEBACK.findall(lines)) - len(_CHAINED.findall(lines))
-    return Counts(len(statuses), statuses.count(b"5"), tracebacks, len(_DEATH.findall(lines)))
+    tracebacks = deaths = 0
+    # Each look at all of it costs: a search for a few words costs little.
+    if b"Traceback (most" in lines:
+        tracebacks += len(_TRACEBACK.findall(lines))
+    if b" above exception" in lines:
+        # Those of one chain are one. What comes between two of them may be here already, the second yet to come.
+        tracebacks -= len(_CHAINED.findall(lines))
+    if b"] Worker (pid:" in lines or b"DAMN ! " in lines:
+        deaths = len(_DEATH.findall(lines))
+    return Counts(len(statuses), statuses.count(b"5"), tracebacks, deaths)
 
 
 # --- what it means --------------------------------------------------------------------------------------------------

@@ -333,7 +333,8 @@ class Desk:
     ) -> list[Info]:
         found = self._rollouts.canaries(process.name for process in self.select(names))
         if not found:
-            raise Failed(f"no canary is under way for {', '.join(names)}", hint="`procmanctl status` shows one")
+            named = ", ".join(dict.fromkeys(names))[:200]  # a request has room for 200,000 names
+            raise Failed(f"no canary is under way for {named}", hint="`procmanctl status` shows one")
         why = f"{'promoted' if verb == 'promote' else verb} by uid {peer.uid}"
         for name in found:
             self._supervisor.note("operation", name, what=verb, uid=peer.uid, pid=peer.pid)

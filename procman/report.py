@@ -123,7 +123,8 @@ def scale(program: Program, number: int) -> Info | None:
 def beside(process: Process) -> Info:
     """The other one of a process that is being replaced: its successor, which may be a canary, or the one before."""
     status = process.status
-    shown: Info = {"role": process.role, "state": str(status.state), "pid": status.pid, "why": status.why}
+    shown: Info = {"role": process.role, "state": str(status.state), "ready": status.ready}
+    shown |= {"pid": status.pid, "why": status.why}
     if process.canary is None:
         return shown | {"canary": None}
     stands = process.canary()
