@@ -244,11 +244,13 @@ def _drain_hypercorn() -> None:
         return bool(self.reader._buffer or (trailing and trailing[0]))
 
     async def idle_timeout(self: Any) -> None:
+        # Not wait_for(): before Python 3.12 it may forget that a request has come and cancelled this task.
+        terminated = asyncio.ensure_future(self.context.terminated.wait())
         try:
-            await asyncio.wait_for(self.context.terminated.wait(), self.config.keep_alive_timeout)
-        except TimeoutError:
-            pass
-        else:
+            await asyncio.wait({terminated}, timeout=self.config.keep_alive_timeout)
+        finally:
+            terminated.cancel()
+        if self.context.terminated.is_set():
             await asyncio.sleep(IDLE_GRACE)
             while has_part(self):  # a whole request ends this task; hypercorn's own timeout ends all
                 await asyncio.sleep(LOOK_SECONDS)
