@@ -352,6 +352,7 @@ STATE: dict[str, Any] = {
     "made_by": "0.1.0",
     "pipes": {"log/shop:1/out": 4242},
     "sockets": {"listener/web": [1, 2], "listener/x": None},
+    "seconds": ["listener/web"],
 }
 
 
