@@ -234,7 +234,7 @@ def test_modules_say_what_they_are_for() -> None:
         ("client.py", "from procman import server", "client module client imports daemon module server"),
         ("wsgi.py", "from procman import errors", "program module wsgi imports pure module errors"),
         ("supervisor.py", "from procman import logs, table, __version__\nfrom procman.keeper import wire", ""),
-        ("supervisor.py", "import os\nos.kill(1, 9)", "supervisor calls kill(): only ['keeper', 'wsgi'] may"),
+        ("supervisor.py", "import os\nos.kill(1, 9)", "supervisor calls kill(): only ['adapter', 'keeper', 'wsgi'] may"),
         ("process.py", "from asyncio import sleep\nawait_ = sleep(1)", "process calls sleep()"),
         ("process.py", "asyncio.sleep(0)", ""),
         ("keeper/tree.py", "import psutil", "keeper module keeper imports psutil"),
