@@ -89,6 +89,7 @@ from __future__ import annotations
 
 import binascii
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -300,9 +301,16 @@ def _error(error: object) -> ProcmanError:
 
 def _parse(line: bytes) -> Any:
     try:
-        return json.loads(line.decode(), parse_constant=_no_constant)
+        return json.loads(line.decode(), parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError):  # bad UTF-8, no JSON, a number of 5,000 digits, 100,000 open brackets
         raise RpcError(PARSE_ERROR, "this is no JSON in UTF-8") from None
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:40]} is more than a double holds")  # it could not be written again
+    return number
 
 
 def _no_constant(name: str) -> None:

@@ -79,6 +79,7 @@ def test_requests(line: bytes, request_: Request) -> None:
         (b"[" * 500_000, -32700, None, "no JSON"),
         (b"9" * 10_000, -32700, None, "no JSON"),
         (b'{"jsonrpc":"2.0","id":1,"method":"x","params":{"y":NaN}}', -32700, None, "no JSON"),
+        (b'{"jsonrpc":"2.0","id":1,"method":"x","params":{"y":1e999}}', -32700, None, "no JSON"),
         (b"1", -32600, None, "one JSON object a line"),
         (b'[{"jsonrpc":"2.0","id":1,"method":"status"}]', -32600, None, "one JSON object a line"),
         (b'{"jsonrpc":"2.0","id":1.5,"method":"status"}', -32600, None, "id must be"),
