@@ -96,8 +96,11 @@ def test_one_of_two_processes_is_killed(daemon: MakeDaemon) -> None:
         failures = result.total.failures
         assert len(failures) == result.total.failed_count, "\n".join(result.lines())
         for failure in failures:
+            # nginx may give a request to a connection of which it has not heard yet that it ended. It asks again, but
+            # not for a POST.
+            late = 1.0 if front == "nginx" and failure.mode.startswith("post") else 0.0
             victims = [
-                str(pid) for pid, before, after in site.killed if failure.began <= after and before <= failure.at
+                str(pid) for pid, before, after in site.killed if failure.began <= after + late and before <= failure.at
             ]
             assert victims, (failure, site.killed)
             if front == "direct":
@@ -115,9 +118,10 @@ def test_a_killed_supervisor_and_an_upgrade_are_not_noticed(daemon: MakeDaemon) 
 
 
 def asked_of(server: Server, front: str) -> tuple[str, ...]:
-    """The modes for it: what a server is not made for is no loss."""
+    """The modes for it: what a server is not made for is no loss. nginx asks no POST again, so a server that closes a
+    connection without a word is not sent one."""
     if front == "nginx":
-        return (*NEW, "get", "up", "post", "down", "stream")
+        return (*NEW, "get", "up", "down", "stream", *(["post"] if server.tells else []))
     return NEW + tuple(mode for mode in KEPT if server.keeps and (server.pipelines or mode != "pipelined"))
 
 
