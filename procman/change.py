@@ -307,6 +307,7 @@ class Change:
             outcomes, outputs = await self._rollouts.replace(programs, why, progress, passed=self._passed)
             for name, (good, reason) in outcomes.items():
                 if not good:
+                    self._ground.close_unused(self._supervisor.config)
                     text = f"{reason}; it stays what it was"
                     return {"name": name, "why": text, "output": outputs.get(name, [])}
         leaving = [self._supervisor.processes[name] for name in rest.remove if name in self._kept.programs]
@@ -320,17 +321,15 @@ class Change:
         self._ground.close_unused(self._supervisor.config)
         return {}
 
-    def _passed(self, name: str, new: bool) -> None:
-        """The successor of a process that was kept serves (`new`), or does no more."""
-        if new:
+    def _passed(self, name: str, again: Program | None) -> None:
+        """The successor of a process that was kept serves; or it does no more, and the process is `again` what it
+        was."""
+        if again is None:
             self._let_go(name)
         elif name not in self._kept.programs:
-            process = self._supervisor.processes[name]
-            listeners = {listener.name: listener for listener in self._supervisor.config.listeners}
-            program = servers.in_place(process.program, 0)
-            again = kept.Kept({name: program}, {each: listeners[each] for each in program.listen if each in listeners})
-            programs, listeners = self._kept.programs | again.programs, self._kept.listeners | again.listeners
-            self._keep(kept.Kept(programs, listeners))
+            known = {listener.name: listener for listener in self._supervisor.config.listeners}
+            needed = {each: known[each] for each in again.listen if each in known}
+            self._keep(kept.Kept(self._kept.programs | {name: again}, self._kept.listeners | needed))
 
     def _let_go(self, name: str) -> None:
         if name in self._kept.programs:

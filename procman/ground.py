@@ -21,7 +21,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from procman import disks, launch, logread, notify, probes, report, shape
+from procman import disks, interim, launch, logread, notify, probes, report, shape
 from procman.config import Config, Listener, Program
 from procman.errors import Failed, ProcmanError
 from procman.holdings import Holdings
@@ -56,6 +56,9 @@ LINE_MAX = 1024 * 1024
 
 RELOAD_SECONDS = 60.0
 """How long the command of `reload` may take."""
+
+PAST = "past/"
+"""Begins the names of counters whose pipe is gone, in the state file."""
 
 OUTPUT_BYTES = 64 * 1024
 """Of the end of a log, for `why`."""
@@ -103,6 +106,9 @@ class Ground:
         self._reading: dict[str, _EnvFilesRead] = {}  # by child
         self._taps: dict[str, tuple[Callable[[bytes], None], ...]] = {}
         self.sockets = holdings.sockets
+        self._past = {  # by process and stream: what was counted in the pipes of children before, in the other place
+            key.removeprefix(PAST): counted for key, counted in holdings.counters.items() if key.startswith(PAST)
+        }
         self.trials = Trials(holdings.sockets)
 
     def attach(self, on_change: Callable[[Process, Status], None], places: Places) -> None:
@@ -323,8 +329,20 @@ class Ground:
         except TimeoutError:
             log.error("output of %s waits for its disk, and may be lost", ", ".join(names))
 
+    def retire(self, program: Program) -> None:
+        """One of two children of `program` has gone, and its place with it. What its output was still counts."""
+        for name in self._holdings.captured(program):
+            key = f"{program.name}/{name.rpartition('/')[2]}"
+            self._past[key] = interim.add(self._past.get(key, Counters()), self._logs.counters(name))
+        self._close(program)
+
     def unprepare(self, program: Program) -> None:
         """`program` has gone from the table."""
+        for key in [key for key in self._past if key.rpartition("/")[0] == program.name]:
+            del self._past[key]
+        self._close(program)
+
+    def _close(self, program: Program) -> None:
         self._holdings.close_logs(program)
         self._holdings.remove_control_folder(program)
         socket = self._holdings.notify_sockets.get(program.key)
@@ -504,7 +522,8 @@ class Ground:
         for name in self._holdings.captured(program):
             stream = name.rpartition("/")[2]
             path = paths.get(f"{program.name}/{stream}")
-            found.append({"stream": stream, "path": path, **asdict(self._logs.counters(name))})
+            counted = interim.add(self._past.get(f"{program.name}/{stream}", Counters()), self._logs.counters(name))
+            found.append({"stream": stream, "path": path, **asdict(counted)})
         return found
 
     def held_document(self) -> dict[str, Any]:
@@ -514,7 +533,8 @@ class Ground:
     def counters_document(self, programs: Sequence[Program]) -> dict[str, dict[str, Any]]:
         """All counters, for the state file."""
         names = {name for program in programs for name in self._holdings.captured(program)}
-        return {name: self._logs.counters(name).document() for name in sorted(names)}
+        past = {PAST + key: counted.document() for key, counted in self._past.items()}
+        return {name: self._logs.counters(name).document() for name in sorted(names)} | past
 
     def last_output(self, program: Program, lines: int) -> list[str]:
         """The last lines of its output, at most OUTPUT_BYTES of them; standard error's where they are apart. Reads

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from procman import listeners, logs, servers
@@ -36,7 +36,7 @@ class Holdings:
     """The held descriptors by name: `log/PLACE/out/r` and so on, `notify/PLACE`, and those of `sockets`.
 
     `held` are the descriptors that the snapshot brought; this object owns them. `counters` are what the log thread of
-    the supervisor before had counted.
+    the supervisor before had counted, `seconds` what `document` has told of listeners.
     """
 
     def __init__(
@@ -45,7 +45,9 @@ class Holdings:
         held: dict[str, int],
         log_thread: logs.LogThreads,
         daemon: Daemon,
+        *,
         counters: Mapping[str, logs.Counters],
+        seconds: Container[str] = (),
     ) -> None:
         self._link = link
         self._log_thread = log_thread
@@ -53,15 +55,16 @@ class Holdings:
         self._folder = os.path.join(self._runtime_folder, "notify")
         self._names = set(held)
         self._received = held
-        self._counters = counters
+        self.counters = dict(counters)
         self._captured: set[str] = set()
         self._pipes: dict[str, int] = {}  # inodes, by the name of the stream
         self.notify_sockets: dict[str, NotifySocket] = {}
-        self.sockets = Sockets(self, held)
+        self.sockets = Sockets(self, held, seconds)
 
     def document(self) -> dict[str, Any]:
         """Part of the state file: how pipes and the files of Unix listeners are known again without the keeper."""
-        return {"pipes": self._pipes, "sockets": self.sockets.document()}
+        sockets = self.sockets
+        return {"pipes": self._pipes, "sockets": sockets.document(), "seconds": sockets.seconds()}
 
     def take(self, name: str) -> int | None:
         """The descriptor that the snapshot brought under `name`, now the caller's; None if there is none."""
@@ -117,7 +120,7 @@ class Holdings:
             read_end = self._log_pipe(name)
             self._pipes[name] = os.fstat(read_end).st_ino
             stream = logs.Stream(name, program.name, program.log, path, read_end)
-            self._log_thread.add(stream, self._counters.get(name))
+            self._log_thread.add(stream, self.counters.get(name))
             self._captured.add(name)
 
     def _log_pipe(self, name: str) -> int:
@@ -152,6 +155,7 @@ class Holdings:
         for name in self.captured(program):
             self._captured.discard(name)
             self._pipes.pop(name, None)
+            self.counters.pop(name, None)  # one that is made later begins anew
             self.release(f"{name}/w")
             self._log_thread.remove(name)
             self.release(f"{name}/r")

@@ -27,7 +27,7 @@ from procman.lifecycle import State
 from procman.link import KeeperLink
 from procman.process import Process
 from procman.snapshot import Snapshot
-from procman.sockets import held_name
+from procman.sockets import FIRST, SECOND, base_name, beside, held_name
 
 log = logging.getLogger("procman")
 
@@ -82,14 +82,14 @@ class Register:
             child, known = self._known.get(process.key, ("", None))
             if known and child == process.child and (process.status.alive or process.status.state is State.STOPPING):
                 children[child] = known
-                prints[process.name] = self._print(config, process.program)
+                prints[process.key] = self._print(config, process.program)
         return {"children": children, "prints": prints, "last": self._last, "made_by": __version__}
 
     def _print(self, config: Config, program: Program) -> str:
-        cached = self._prints.get(program.name)
+        cached = self._prints.get(program.key)
         if cached is None or cached[0] is not program:
             as_in_table = servers.in_place(program, 0)
-            cached = self._prints[program.name] = program, apply.fingerprint(config, as_in_table)
+            cached = self._prints[program.key] = program, apply.fingerprint(config, as_in_table)
         return cached[1]
 
 
@@ -289,8 +289,8 @@ async def adopt(
 def same_program(document: Mapping[str, Any], config: Config, program: Program) -> bool:
     """Whether the child of `program` that the state file knows was started from the same lines of the table. Yes, where
     that can't be told."""
-    told = _mapping(document, "prints").get(program.name) if document.get("made_by") == __version__ else None
-    return told is None or told == apply.fingerprint(config, program)
+    told = _mapping(document, "prints").get(program.key) if document.get("made_by") == __version__ else None
+    return told is None or told == apply.fingerprint(config, servers.in_place(program, 0))
 
 
 # --- what it had open -----------------------------------------------------------------------------------------------
@@ -317,8 +317,9 @@ class Rescue:
                 names = launch.log_pipes(servers.in_place(program, slot))
                 pipes |= {f"{name}/{end}" for name in names if name is not None for end in "rw"}
         for name, fd in list(self._held.items()):
-            fits = name in wanted and _fits(fd, wanted[name])
-            if name in pipes or fits or not name.startswith(("listener/", "log/")):
+            base = base_name(name)
+            fits = base in wanted and _fits(fd, wanted[base])
+            if name in pipes or fits or not name.startswith((FIRST, SECOND, "log/")):
                 continue
             log.warning("%s, which the service manager has kept, is not in the table any more: closed", name)
             os.close(self._held.pop(name))
@@ -329,7 +330,11 @@ class Rescue:
         pipes = {name for name in launch.log_pipes(program) if name is not None and f"{name}/w" not in self._held}
         gone = [name for name in sorted(pipes) if not self._get_pipe(name, pids)]
         lost = ["its output is lost until it is started again: no process of it gives the pipe back"] if gone else []
-        missing = {name: each for name, each in self._wanted(program).items() if name not in self._held}
+        missing = {
+            name: each
+            for name, each in self._wanted(program).items()
+            if name not in self._held and beside(name) not in self._held
+        }
         denied = self._get_sockets(missing, pids) if missing else ""
         until = f"can't be held until it is started again ({denied})"
         return lost + [f"its listener {listener.name} {until}" for listener in missing.values()]

@@ -19,6 +19,7 @@ class Places:
         self.current: dict[str, Process] = {}
         self.beside: dict[str, Process] = {}
         self.by_key: dict[str, Process] = {}
+        self._numbers: dict[str, int] = {}
 
     def everyone(self) -> list[Process]:
         """All of them: what runs, whatever it is called."""
@@ -28,6 +29,13 @@ class Places:
         """A process of the table."""
         self.current[process.name] = process
         self.by_key[process.key] = process
+
+    def next_number(self, process: Process) -> int:
+        """The number of children up to which those of a successor of `process` are not counted: each trial has its own,
+        so that none is taken for one of a trial before."""
+        number = max(process.status.generation, self._numbers.get(process.name, 0))
+        self._numbers[process.name] = number + 1
+        return number
 
     def put_beside(self, process: Process) -> None:
         """One more for a name, in its other place."""

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from procman import servers, shape
 from procman.ages import Ages
-from procman.config import Config, Program
+from procman.config import Config, Program, place
 from procman.errors import ProcmanError
 from procman.ground import Ground
 from procman.lifecycle import State, Status
@@ -53,8 +53,8 @@ LOOK_SECONDS = 0.02
 LINES = 20
 """Of the output of a successor that failed, so many lines are shown."""
 
-Passed = Callable[[str, bool], None]
-"""Told of a process whose successor is the current one from now on (True), or is so no more."""
+Passed = Callable[[str, Program | None], None]
+"""Told of a process whose successor is the current one from now on (None), or of the program that it is once more."""
 
 T = TypeVar("T")
 
@@ -98,13 +98,18 @@ def overlaps(process: Process) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Memo:
-    """What the keeper holds of a rollout: its phase, the places of the successors by process, and the files of their
-    sockets by the held names of the first ones (null: TCP)."""
+    """What the keeper holds of a rollout: its phase, the places of the successors by process, the held names of the
+    first sockets, and the files of Unix sockets, first and second ones, by held name."""
 
     phase: str
     why: str
     successors: dict[str, int]
-    files: dict[str, list[int] | None]
+    firsts: list[str]
+    files: dict[str, list[int]]
+
+    def known_files(self) -> dict[str, FileId]:
+        """The files as `sockets` has them."""
+        return {name: (file[0], file[1]) for name, file in self.files.items()}
 
 
 class World(NamedTuple):
@@ -130,7 +135,7 @@ class Rollout:
         why: str,
         *,
         progress: Progress = lambda info: None,
-        passed: Passed = lambda name, new: None,
+        passed: Passed = lambda name, kept: None,
     ) -> None:
         self._passed = passed
         self._supervisor, self._link, self._ground = world
@@ -138,7 +143,7 @@ class Rollout:
         self.name = unit.names[0]
         self.output: dict[str, list[str]] = {}
         self._outputs: dict[str, Callable[[], list[str]]] = {}
-        self._firsts: dict[str, FileId | None] = {}
+        self._firsts: list[str] = []
         self._slots: dict[str, int] = {}
         self._abandoned = asyncio.Event()
         self._ended = asyncio.Event()
@@ -150,6 +155,10 @@ class Rollout:
         """An operator wants something else of these processes: end it at once, and wait until it has ended."""
         self._abandoned.set()
         await self._ended.wait()
+
+    def give_up(self) -> None:
+        """End it now, without waiting for that."""
+        self._abandoned.set()
 
     async def ended(self) -> None:
         """Wait until it has ended by itself."""
@@ -184,8 +193,10 @@ class Rollout:
         }
         self._keys = [program.key for program in programs.values()]
         self._slots = {name: program.slot for name, program in programs.items()}
+        passing = [listeners[name] for name in unit.listeners]
+        self._firsts = self._ground.trials.firsts(passing)
         self._tell("trial")
-        self._firsts = self._ground.trials.begin(self._keys, [listeners[name] for name in unit.listeners])
+        self._ground.trials.begin(self._keys, passing)
         self._tell("trial")
         for name, program in programs.items():
             self._say(name, "its successor starts")
@@ -194,7 +205,10 @@ class Rollout:
         await self._stay_ready(max(seconds, default=0.0))
 
     async def _start(self, process: Process, program: Program) -> None:
-        known = Status(generation=process.status.generation, restarts=process.status.restarts)
+        if self._supervisor.closing:
+            raise _Abandoned
+        number = self._supervisor.places.next_number(process)
+        known = Status(generation=number, restarts=process.status.restarts)
         successor = self._supervisor.put_beside(program, known)
         self._outputs[process.name] = self._ground.remember_output(program)
         aim = begin("start", successor, self._why)
@@ -233,23 +247,32 @@ class Rollout:
 
     async def _pass_on(self) -> str:
         """From the moment when the successors are the current ones. Returns "" or why they are not any more."""
-        supervisor, names = self._supervisor, self._unit.names
         self._tell("passed")
         try:
             for first in self._firsts:
                 self._ground.sockets.pass_on(first)
-            self._switch(new=True)
-            self._ground.trials.over(self._keys)
-            for name in names:
-                self._say(name, "new connections go to the successor; the one before runs dry")
+        except ProcmanError as error:
+            await self._take_back(str(error))
+            return self._result(str(error))
+        for name in self._unit.names:
+            self._supervisor.switch(name)
+            self._passed(name, None)
+        self._ground.trials.over(self._keys)
+        for name in self._unit.names:
+            self._say(name, "new connections go to the successor; the one before runs dry")
+        return await self._let_go()
+
+    async def _let_go(self) -> str:
+        """The one before runs dry and stops; if the successor fails meanwhile, it goes on. Returns as `_pass_on`."""
+        names = self._unit.names
+        try:
             await self._run_dry()
-            self._check([supervisor.processes[name] for name in names])
+            self._check([self._supervisor.processes[name] for name in names])
         except _Abandoned:
             pass  # the one before just stops
-        except (ProcmanError, _Failed) as error:
+        except _Failed as error:
             if all(self._beside(name).status.state is State.RUNNING for name in names):
-                self._take_back()
-                await self._roll_back(str(error))
+                await self._take_back(str(error))
                 return self._result(str(error))
             log.error("%s: %s", ", ".join(names), error)
         for lines in self._outputs.values():
@@ -257,17 +280,21 @@ class Rollout:
         await self._finish()
         return ""
 
-    def _switch(self, *, new: bool) -> None:
-        for name in self._unit.names:
-            self._supervisor.switch(name)
-            self._passed(name, new)
-
-    def _take_back(self) -> None:
+    async def _take_back(self, reason: str) -> None:
+        """All is as it was before the successor."""
+        current = self._supervisor.processes
+        passed = [name for name in self._unit.names if current[name].program.slot == self._slots[name]]
+        for name in passed:
+            self._passed(name, servers.in_place(self._beside(name).program, 0))
         self._tell("trial")
         for first in self._firsts:
-            self._ground.sockets.take_back(first)
-        if self._supervisor.processes[self._unit.names[0]].program.slot == self._slots[self._unit.names[0]]:
-            self._switch(new=False)
+            try:
+                self._ground.sockets.take_back(first)
+            except ProcmanError as error:
+                log.error("%s", error)
+        for name in passed:
+            self._supervisor.switch(name)
+        await self._roll_back(reason)
 
     async def _run_dry(self) -> None:
         """Until nothing waits for the one before, and it has read what it accepted."""
@@ -333,18 +360,16 @@ class Rollout:
 
     async def go_on(self, memo: Memo) -> None:
         """End a rollout that a supervisor before had begun, in one way or the other."""
-        self._slots = memo.successors
-        self._firsts = {first: tuple(file) if file else None for first, file in memo.files.items()}  # type: ignore[misc]
+        self._slots = {name: memo.successors[name] for name in self._unit.names}
+        self._keys = [place(name, slot) for name, slot in self._slots.items()]
+        self._firsts = list(memo.firsts)
         try:
             if memo.phase == "trial":
                 await self._roll_back("the supervisor was replaced during its trial")
-                return
-            try:
-                await self._run_dry()
-            except _Abandoned:
-                pass
-            await self._finish()
-            self.outcome = True, f"{self._why}; the supervisor was replaced meanwhile"
+            elif not (problem := await self._let_go()):
+                self.outcome = True, f"{self._why}; the supervisor was replaced meanwhile"
+            else:
+                self.outcome = False, problem
         finally:
             self._ended.set()
 
@@ -354,8 +379,8 @@ class Rollout:
         return self._supervisor.places.beside[name]
 
     def _tell(self, phase: str) -> None:
-        files = {first: list(file) if file else None for first, file in self._firsts.items()}
-        document = {"phase": phase, "why": self._why, "successors": self._slots, "files": files}
+        files = self._ground.sockets.files(self._firsts)
+        document = {"phase": phase, "why": self._why, "successors": self._slots, "firsts": self._firsts, "files": files}
         self._link.hand_over(HELD + self.name, document)
 
     def _say(self, name: str, text: str) -> None:
@@ -393,6 +418,7 @@ class Rollouts:
         self._resumed: set[Rollout] = set()
         self._ages = Ages(self._too_old)
         supervisor.on_change = self.watch_age
+        supervisor.on_closing = self._give_way
 
     def under_way(self, name: str) -> bool:
         """Whether the process `name` is being replaced."""
@@ -402,6 +428,11 @@ class Rollouts:
         """Something about `process` has changed: when is it too old?"""
         if self._supervisor.processes.get(process.name) is process:
             self._ages.watch(process)
+
+    def _give_way(self) -> None:
+        """All is to stop: no rollout goes on."""
+        for rollout in self._running.values():
+            rollout.give_up()
 
     def _too_old(self, process: Process) -> None:
         if not self._supervisor.closing and self._supervisor.processes.get(process.name) is process:
@@ -435,7 +466,7 @@ class Rollouts:
         why: str,
         progress: Progress,
         at_once: int = 1,
-        passed: Passed = lambda name, new: None,
+        passed: Passed = lambda name, kept: None,
     ) -> tuple[dict[str, Outcome], dict[str, list[str]]]:
         """Replace the processes of `programs`, which are what the successors are to be. Programs go side by side, the
         units of one program one after the other (`at_once` of them together), and none follows on one that failed.
@@ -462,6 +493,10 @@ class Rollouts:
         async def work() -> None:
             while todo and all(good for good, _ in outcomes.values()):
                 unit = todo.pop(0)
+                gone = [name for name in unit.names if not self._may(name)]
+                if gone:
+                    outcomes.update(dict.fromkeys(unit.names, (False, f"{gone[0]} does not run any more")))
+                    continue
                 outcome = await self._went_on(unit)
                 if outcome is not None:
                     outcomes.update(dict.fromkeys(unit.names, outcome))
@@ -486,6 +521,12 @@ class Rollouts:
             outcomes.update(dict.fromkeys(unit.names, (False, f"not tried: {failed} failed")))
         return outcomes, outputs
 
+    def _may(self, name: str) -> bool:
+        """Whether it still is to be replaced: an operator may have stopped it, or it has ended, while others were."""
+        process = self._supervisor.processes.get(name)
+        up = process is not None and process.status.wanted and serves(process)
+        return up and not self._supervisor.closing
+
     # --- what a supervisor before had begun -------------------------------------------------------------------------
 
     async def _went_on(self, unit: Unit) -> Outcome | None:
@@ -500,16 +541,17 @@ class Rollouts:
     def prepare(self, memos: Mapping[str, Memo]) -> None:
         """Have the sockets as a supervisor before had left them: comes before the processes are taken up."""
         for memo in memos.values():
-            self._ground.trials.resume(memo.files, self._supervisor.config.listeners)
-            for first in memo.files if memo.phase == "passed" else ():
+            sockets, there = self._ground.sockets, memo.firsts
+            there = self._ground.trials.resume(memo.firsts, memo.known_files(), self._supervisor.config.listeners)
+            for first in there:
                 try:
-                    self._ground.sockets.pass_on(first)
+                    (sockets.pass_on if memo.phase == "passed" else sockets.take_back)(first)
                 except ProcmanError as error:
                     log.error("%s", error)
 
     def resume(self, memos: Mapping[str, Memo]) -> None:
         """Go on with them, now that all processes have been taken up."""
-        self._ground.sockets.close_seconds({first for memo in memos.values() for first in memo.files})
+        self._ground.sockets.close_seconds({first for memo in memos.values() for first in memo.firsts})
         for process in self._supervisor.all():
             self.watch_age(process)
         for name, memo in memos.items():
@@ -537,7 +579,7 @@ def memo_of(document: object) -> Memo:
     """What the keeper has held of a rollout. Raises ValueError for what makes no sense."""
     memo: Memo = shape.fit(document, Memo)
     good = memo.phase in ("trial", "passed") and memo.successors and set(memo.successors.values()) <= {0, 1}
-    if not good or any(file is not None and len(file) != 2 for file in memo.files.values()):
+    if not good or any(len(file) != 2 for file in memo.files.values()):
         raise ValueError("it is no rollout")
     return memo
 

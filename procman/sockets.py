@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from procman import listeners, routing
@@ -56,19 +56,26 @@ def base_name(name: str) -> str:
 
 
 class Sockets:
-    """All of them, by held name. `received` names what the snapshot brought."""
+    """All of them, by held name. `received` names what the snapshot brought, `known` those whose second socket was the
+    current one, as the state file says (`seconds`)."""
 
-    def __init__(self, holder: Holder, received: Mapping[str, int]) -> None:
+    def __init__(self, holder: Holder, received: Mapping[str, int], known: Container[str] = ()) -> None:
         self._holder = holder
         self._copies: dict[str, socket.socket] = {}
         self._open: dict[str, Listener] = {}
         self._files: dict[str, listeners.FileId | None] = {}  # of Unix listeners
         seconds = [name for name in received if name.startswith(SECOND)]
-        self._current = {beside(name): name for name in seconds if beside(name) not in received}
+        self._current = {
+            beside(name): name for name in seconds if beside(name) not in received or beside(name) in known
+        }
 
     def document(self) -> dict[str, listeners.FileId | None]:
         """Part of the state file: how the file of a Unix listener is known again without the keeper."""
         return {base_name(name): file for name, file in self._files.items() if name == self._now(name)}
+
+    def seconds(self) -> list[str]:
+        """Part of the state file: the first sockets' names of listeners whose second one is the current one."""
+        return sorted(first for first, name in self._current.items() if name != first)
 
     def current(self, listener: Listener, process: str) -> str:
         """The held name of the socket that a child of `process` gets for `listener`."""
@@ -182,21 +189,22 @@ class Sockets:
         self._make_current(beside(first), 1)
 
     def take_back(self, first: str) -> None:
-        """The reverse of `pass_on`."""
+        """The reverse of `pass_on`; can be done again, and without it."""
         self._make_current(first, 0)
 
-    def file(self, name: str) -> listeners.FileId | None:
-        """The file of the Unix socket `name`, None where it has none."""
-        return self._files.get(name)
-
-    def resume(self, first: str, listener: Listener, file: listeners.FileId | None) -> None:
-        """A supervisor before has opened a second socket beside `first`; `file` is what it had as its file."""
+    def resume(self, first: str, listener: Listener, files: Mapping[str, listeners.FileId]) -> None:
+        """A supervisor before was to open a second socket beside `first`; `files` are the Unix sockets', by name."""
         for name in (first, beside(first)):
             if self._copy(name) is not None:
                 self._open[name] = listener
+            if name in files:
+                self._files[name] = files[name]
         self._current[base_name(first)] = first
-        if file is not None:
-            self._files[beside(first)] = file
+
+    def files(self, firsts: Iterable[str]) -> dict[str, listeners.FileId]:
+        """The files of both sockets of these listeners, by held name, as far as they have some."""
+        names = [name for first in firsts for name in (first, beside(first))]
+        return {name: file for name in names if (file := self._files.get(name)) is not None}
 
     def waiting(self, name: str) -> bool:
         """Whether connections wait in its queue."""

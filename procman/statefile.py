@@ -32,6 +32,7 @@ PARTS: dict[str, Any] = {
     "made_by": str,
     "pipes": dict[str, int],
     "sockets": dict[str, list[int] | None],
+    "seconds": list[str],
 }
 """All that is written, by its key."""
 

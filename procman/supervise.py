@@ -37,7 +37,7 @@ from procman import (
     takeover,
 )
 from procman.change import Change, Read
-from procman.config import Config, Daemon
+from procman.config import Config, Daemon, place
 from procman.desk import Desk
 from procman.errors import ConfigError, Failed, ProcmanError, is_shortage
 from procman.holdings import Holdings
@@ -47,6 +47,7 @@ from procman.launch import log_paths
 from procman.link import KeeperLink
 from procman.logs import Counters, LogThreads
 from procman.ownlog import OwnLog
+from procman.places import Places
 from procman.recall import Recording, recall
 from procman.server import Access, Server
 from procman.supervisor import Supervisor
@@ -104,6 +105,7 @@ class _Parts:
         self._memory = -1
         self._previous = self.held.pop(PREVIOUS, -1)
         self._kept = Kept()
+        self._places: Places | None = None
         self._damage = ""
         self._says = OwnLog(2)
         self.config = self._table_in_force()
@@ -127,13 +129,16 @@ class _Parts:
                 os.close(fd)
         if recalled is None:
             self._table, self._memory = self.read()
-            self.held.pop(kept.HELD_NAME, None)
+            if (stale := self.held.pop(kept.HELD_NAME, None)) is not None:
+                os.close(stale)
+                self.link.release(kept.HELD_NAME)
             return self._table
         self._memory = self.held.pop("table")
         self._table = recalled
         self._kept, problem = legacy.kept_of(self.held)
         if problem:
             print(f"procmand: {problem}", file=sys.stderr)
+            self.link.release(kept.HELD_NAME)
         return self._kept.of(recalled)
 
     def read(self) -> Read:
@@ -148,21 +153,30 @@ class _Parts:
     def previous(self) -> Read:
         if self._previous < 0:
             raise Failed("there is no table before this one", hint="the daemon has had no other since it was started")
-        memory = os.dup(self._previous)
-        return Read(table.parse(self.path, recall(os.dup(memory)), self._running), memory)
+        config = table.parse(self.path, recall(os.dup(self._previous)), self._running)
+        return Read(config, os.dup(self._previous))
 
     def in_force(self, read: Read, config: Config, together: Mapping[str, int], *, other: bool) -> None:
         going_back = self._previous >= 0 and memo.same(read.memory, self._previous)
         if other and not going_back:  # who goes back may ask again, and must not come forward by that
-            if self._previous >= 0:
-                os.close(self._previous)
-            self._previous = os.dup(self._memory)
-            together = {**together, PREVIOUS: self._previous}
+            together = {**together, **self._keep_previous()}
         os.dup2(read.memory, self._memory, inheritable=False)
         self.daemon = config.daemon
         self._hold_table("table", together=together)
         self._hold_interim(config)
         logging.getLogger().setLevel(config.daemon.log_level.upper())
+
+    def _keep_previous(self) -> dict[str, int]:
+        """What is in force becomes the table before; for the keeper too."""
+        try:
+            before = os.dup(self._memory)
+        except OSError as error:
+            log.error("there is no way back to the table before: %s", error.strerror)
+            return {}
+        if self._previous >= 0:
+            os.close(self._previous)
+        self._previous = before
+        return {PREVIOUS: before}
 
     def _next_table(self, memory: int) -> Read:
         """The table of a change that the supervisor before was about (`legacy`)."""
@@ -189,12 +203,19 @@ class _Parts:
         stands.lost([name for name in names if name not in tables])
 
     def _hold_interim(self, config: Config) -> None:
+        beside = set() if self._places is None else self._places.beside.keys()
+        there = {} if self._places is None else self._places.by_key
+        programs = [
+            there[key].program if program.name in beside and key in there else servers.in_place(program, slot)
+            for program in config.programs
+            for slot in takeover.SLOTS
+            for key in (place(program.name, slot),)
+        ]
         outputs = [
             interim.Output(key, program.name, program.log, path)
-            for program in config.programs
+            for program in programs
             if program.log.mode == "file" and program.ready.kind != "log"
-            for slot in takeover.SLOTS
-            for key, path in log_paths(servers.in_place(program, slot)).items()
+            for key, path in log_paths(program).items()
         ]
         try:
             memory = interim.plan(outputs)
@@ -291,13 +312,17 @@ class _Parts:
         counters = ground.counters_from(document.get("logs") if goes_on else None)
         for key, counted in self.before.stop().items():
             counters[key] = interim.add(counters.get(key, Counters()), counted)
-        holdings = Holdings(self.link, self.held, log_thread, self.daemon, counters)
+        holdings = Holdings(
+            self.link, self.held, log_thread, self.daemon, counters=counters, seconds=document.get("seconds", [])
+        )
         stands = ground.Ground(self.link, holdings, log_thread, os.environ)
         self.link.on_lost = lambda names: self._lost(names, stands)
         rpc_socket = self._rpc_socket()
         rpc_file = listeners.socket_file(self.daemon.socket)
         supervisor = Supervisor(self.config, self.link, stands)
         supervisor.damage = self._damage
+        self._places = supervisor.places
+        supervisor.on_places = lambda: self._hold_interim(supervisor.config)
         rollouts = rollout.Rollouts(supervisor, self.link, stands)
         change = Change(rollouts, self, self._table, self._kept)
         desk = Desk(supervisor, self.link, stands, change, rollouts)

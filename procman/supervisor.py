@@ -80,6 +80,8 @@ class Supervisor:
         self.processes = self.places.current
         self.finished: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.on_change: Callable[[Process], None] = lambda process: None
+        self.on_closing: Callable[[], None] = lambda: None
+        self.on_places: Callable[[], None] = lambda: None
         self.on_hang_up: Callable[[], Coroutine[Any, Any, None]] | None = None
         self.changing = False
         self.damage = ""
@@ -387,6 +389,7 @@ class Supervisor:
         process = Process(program, status, self._ground)
         self.places.put_beside(process)
         self._ground.prepare(program, self.config)
+        self.on_places()
         return process
 
     def switch(self, name: str) -> None:
@@ -405,8 +408,9 @@ class Supervisor:
         """The process beside has stopped, and leaves."""
         process = self.places.take_away(name)
         process.close()
-        self._ground.unprepare(process.program)
+        self._ground.retire(process.program)
         self._link.forget(process.child)
+        self.on_places()
         self.journal.dirty()
 
     def remove(self, name: str) -> None:
@@ -497,7 +501,7 @@ class Supervisor:
 
     def _document(self) -> dict[str, Any]:
         statuses = {p.name: self._status_document(p) for p in self.all() if p.status.generation}
-        logs = self._ground.counters_document(self.config.programs)
+        logs = self._ground.counters_document([process.program for process in self.places.everyone()])
         end = {"closing": self.closing, "exit_status": self._exit_status, "keeper": self.snapshot.identity}
         found_again = self._register.document(self.places.everyone(), self.config) | self._ground.held_document()
         wanted = {"down": sorted(self._down), "replacing": sorted(self.replacing)}
@@ -521,6 +525,7 @@ class Supervisor:
             return
         self.closing = True
         self.replacing = set()
+        self.on_closing()
         log.info("stopping all programs (%s)", why)
         self.note("daemon", "", what="shutdown", why=why)
         self._link.send({"op": "notify", "state": "STOPPING=1"})

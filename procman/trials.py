@@ -7,7 +7,7 @@ It knows which of their two sockets processes get. When that changes, `rollout` 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from procman.config import Address, Listener, Ready
@@ -26,9 +26,13 @@ class Trials:
         self._first: dict[str, dict[str, str]] = {}
         self._addresses: dict[str, Address] = {}
 
-    def begin(self, keys: Iterable[str], listeners: Iterable[Listener]) -> dict[str, FileId | None]:
-        """Open second sockets for `listeners`, which the processes at `keys` get. Returns what `resume` needs: their
-        files by the held names of the first sockets. Raises Failed, and leaves none open."""
+    def firsts(self, listeners: Iterable[Listener]) -> list[str]:
+        """The held names of the sockets that are the first ones, when second ones are opened for `listeners`."""
+        return [self._sockets.current(listener, "") for listener in listeners]
+
+    def begin(self, keys: Iterable[str], listeners: Iterable[Listener]) -> None:
+        """Open second sockets for `listeners`, which the processes at `keys` get. Raises Failed, and leaves none
+        open."""
         firsts: dict[str, str] = {}
         try:
             for listener in listeners:
@@ -39,15 +43,14 @@ class Trials:
             raise
         for key in keys:
             self._first[key] = firsts
-        return {first: self._sockets.file(beside(first)) for first in firsts.values()}
 
-    def resume(self, files: Mapping[str, Sequence[int] | None], listeners: Iterable[Listener]) -> None:
-        """A supervisor before has begun it: these are the files of the second sockets, by the first ones' names."""
+    def resume(self, firsts: Iterable[str], files: Mapping[str, FileId], listeners: Iterable[Listener]) -> list[str]:
+        """A supervisor before has begun it. Returns those of `firsts` whose listener the table still has."""
         known = {held_name(listener, ""): listener for listener in listeners}
-        for first, file in files.items():
-            listener = known.get(base_name(first))
-            if listener is not None:
-                self._sockets.resume(first, listener, (file[0], file[1]) if file else None)
+        there = [first for first in firsts if base_name(first) in known]
+        for first in there:
+            self._sockets.resume(first, known[base_name(first)], files)
+        return there
 
     def over(self, keys: Iterable[str]) -> None:
         """The processes at `keys` are on trial no more: what they get now is the current socket of each listener."""

@@ -179,6 +179,20 @@ def test_hang_up_is_an_apply(shop: Shop) -> None:
     wait_until(lambda: ask(shop.address) == "two", 30)
 
 
+def test_output_goes_where_its_own_program_says(shop: Shop) -> None:
+    """The log moves with an overlap; a supervisor that is killed then has a successor that knows it."""
+    shop.write(more=f'log = {{ path = "{shop.running.log_dir}/other.log" }}', variables=', DEBUG = "1"')
+    assert shop.apply()["replaced"] == ["web"]
+    old = (shop.running.log_dir / "web.log").stat().st_size
+    for _ in range(3):
+        os.kill(shop.running.supervisor_pid, signal.SIGKILL)
+        for _ in range(20):
+            assert ask(shop.address) == "one"
+    requests = [line for line in shop.running.log("other").splitlines() if "GET / " in line]
+    wait_until(lambda: shop.running.log("other").count("GET / ") == 60, what=f"{len(requests)} of 60 lines")
+    assert (shop.running.log_dir / "web.log").stat().st_size == old
+
+
 @pytest.mark.parametrize("phase", ["trial", "passed"])
 def test_the_supervisor_dies_in_an_apply(shop: Shop, phase: str) -> None:
     """The command that waits says how it ended, and no definition is mixed up with the other."""

@@ -157,6 +157,43 @@ def test_a_bad_release_is_rolled_back(daemon: MakeDaemon, tmp_path: Path, server
     assert ask(address) == "two"
 
 
+BAD = {
+    "a syntax error": ("def app(:", "SyntaxError"),
+    "an import error": ("import nothing_of_this_name", "ModuleNotFoundError"),
+    "no such callable": ("application = None", "app"),
+    "a wrong setting": ("import sys\nsys.exit('DATABASE_URL is missing')", "DATABASE_URL is missing"),
+    "a port that is taken": (
+        "import os, socket\nsocket.create_server(('127.0.0.1', int(os.environ['TAKEN'])))",
+        "in use",
+    ),
+    "a crash": ("import os\nprint('going down', flush=True)\nos.kill(os.getpid(), 11)", "going down"),
+    "an end within start_seconds": (
+        f"{SITE}\nimport threading\nthreading.Timer(0.3, lambda: (print('late', flush=True), os._exit(5))).start()",
+        "late",
+    ),
+}
+
+
+def test_whatever_is_wrong_with_a_release(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """Each bad release is rolled back with its reason, and its last output; somebody asks all the time."""
+    listen, address = addresses(tmp_path)[0]
+    port = address[1]
+    environment = f'environment = {{ SITE_FOLDER = "{tmp_path}/site", TAKEN = "{port}" }}'
+    lines = f'{SERVERS["wsgi"]}\nlisten = "{listen}"\nstart_seconds = 1\nready = {{ notify = true }}'
+    site = Site(tmp_path / "site")
+    running = daemon(f'[program.web]\ndirectory = "{site.folder}"\n{environment}\n{lines}')
+    before = running.wait_for("web", timeout=30)["pid"]
+    for what, (code, said) in BAD.items():
+        (site.folder / "release.py").write_text(code)
+        done = running.ctl("reload", "web")
+        assert done.returncode == 1, what
+        assert "the successor failed" in done.stderr or "the successor did not stay up" in done.stderr, what
+        assert said in done.stderr, (what, done.stderr)
+        info = running.status()["web"]
+        assert (info["pid"], info["state"], info["beside"]) == (before, "RUNNING", None), what
+        assert ask(address) == "one", what
+
+
 def test_a_successor_that_never_gets_ready(daemon: MakeDaemon, tmp_path: Path) -> None:
     listen, address = addresses(tmp_path)[0]
     lines = f'{SERVERS["wsgi"]}\nlisten = "{listen}"\nready = {{ http = "/nothing" }}\nstart_timeout = "2s"'
@@ -194,6 +231,42 @@ def test_one_that_dies_after_it_was_ready(daemon: MakeDaemon, tmp_path: Path) ->
     assert "out of luck" in done.stderr
     assert running.status()["web"]["pid"] == before
     assert ask(address) == "one"
+
+
+def test_output_is_counted_over_all_children(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """Each has a pipe of its own; the account goes on, also when the supervisor is killed."""
+    listen, address = addresses(tmp_path)[0]
+    running, site = started(daemon, tmp_path, f'{SERVERS["wsgi"]}\nlisten = "{listen}"\nstart_seconds = 0')
+
+    def counted() -> tuple[int, int]:
+        (shown,) = running.json("show", "web")["log"]
+        return shown["written"], shown["dropped"]
+
+    for version in ("two", "three"):
+        ask(address)
+        site.version(version)
+        assert running.ctl("reload", "web").returncode == 0
+        wait_until(lambda: counted() == (len(running.log("web")), 0))
+    os.kill(running.supervisor_pid, signal.SIGKILL)
+    wait_until(lambda: counted() == (len(running.log("web")), 0))
+
+
+def test_nothing_piles_up(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """Descriptors of keeper and supervisor after some reloads, good and bad, are those of before."""
+    listen, _ = addresses(tmp_path)[2]
+    running, site = started(daemon, tmp_path, f'{SERVERS["gunicorn"]}\nlisten = "{listen}"\nstart_seconds = 0')
+
+    def open_files() -> tuple[int, int]:
+        return len(os.listdir(f"/proc/{running.keeper_pid}/fd")), len(os.listdir(f"/proc/{running.supervisor_pid}/fd"))
+
+    assert running.ctl("reload", "web").returncode == 0
+    before = wait_until(open_files)
+    files = sorted(path.name for path in running.folder.rglob("*"))
+    for version in ("bad", "three", "bad", "four"):
+        site.version(version)
+        assert running.ctl("reload", "web").returncode == (version == "bad")
+    wait_until(lambda: open_files() == before, what=f"{open_files()} as {before}")
+    assert sorted(path.name for path in running.folder.rglob("*")) == files
 
 
 def test_one_by_one(daemon: MakeDaemon, tmp_path: Path) -> None:
@@ -275,6 +348,22 @@ def test_old_processes_are_replaced(daemon: MakeDaemon, tmp_path: Path) -> None:
     assert info["why"] == "max_age = 3 s"
     assert ask(address) == "two"
     assert info["restarts"] == 0
+
+
+def test_who_was_stopped_meanwhile_stays_so(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """A reload of several goes from one to the next; an operator stops one that has not had its turn."""
+    listen, _ = addresses(tmp_path)[0]
+    lines = f'{SERVERS["wsgi"]}\nworkers = 3\nlisten = "{listen}"\nstart_seconds = 0'
+    running, site = started(daemon, tmp_path, lines)
+    before = running.status()["web:3"]["pid"]
+    with site.gate(), running.client(60) as client:
+        client.call("reload", names=["web"], wait=False)
+        wait_until(lambda: (running.status()["web:1"]["beside"] or {}).get("pid"))
+        assert running.ctl("stop", "web:2").returncode == 0
+    wait_until(lambda: running.status()["web:1"]["beside"] is None and running.status()["web:3"]["beside"] is None)
+    wait_until(lambda: "web:2 does not run any more" in running.said() or running.status()["web:3"]["pid"] == before)
+    info = running.status()["web:2"]
+    assert (info["state"], info["wanted"]) == ("STOPPED", "down")
 
 
 # --- whoever dies ---------------------------------------------------------------------------------------------------
@@ -360,6 +449,29 @@ def test_the_keeper_dies_in_a_trial(daemon: MakeDaemon, tmp_path: Path) -> None:
     done = running.ctl("reload", "web")
     assert done.returncode == 0, done.stderr
     assert {ask(address) for _ in range(10)} == {"two"}
+
+
+def test_the_keeper_dies_after_a_reload(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """The next daemon knows the child in its other place: nothing restarts, and its listener is held again."""
+    listen, address = addresses(tmp_path)[2]
+    running, site = started(daemon, tmp_path, f'{SERVERS["wsgi"]}\nlisten = "{listen}"\nstart_seconds = 0')
+    site.version("two")
+    assert running.ctl("reload", "web").returncode == 0
+    before = running.status()["web"]["pid"]
+    wait_until(lambda: str(before) in (running.folder / "state" / "state.json").read_text())
+    running.look()
+    os.kill(running.keeper_pid, signal.SIGKILL)
+    assert running.process is not None
+    running.process.wait(10)
+    wait_until(lambda: not any(SUPERVISOR in cmdline(seen.pid) for seen in running.seen))
+    running.start()
+    info = running.wait_for("web", timeout=30)
+    assert info["pid"] == before
+    assert "the table has changed" not in running.said()
+    assert ask(address) == "two"
+    site.version("three")
+    assert running.ctl("reload", "web").returncode == 0
+    assert ask(address) == "three"
 
 
 SUPERVISOR = "procman.daemon\0supervisor"

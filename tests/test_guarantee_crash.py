@@ -56,7 +56,8 @@ def unplayed(tmp_path: Path) -> Iterator[Play]:
     play.running.log_dir.mkdir()
     yield play
     play.running.close()
-    play.reserved.close()
+    for reserved in play.reserved:
+        reserved.close()
     with contextlib.suppress(FileNotFoundError):
         for path in play.folder.iterdir():
             path.unlink()

@@ -79,15 +79,16 @@ def columns(rows: Sequence[Sequence[Cell]], right: Iterable[int] = (), width: in
 
 def status(infos: Sequence[Object], *, colour: bool = False, width: int | None = None) -> list[str]:
     """The table of `procmanctl status`."""
-    rows: list[Row] = [_STATUS]
+    shown = []
     for info in infos:
-        rows.append(_status_row(info))
+        shown.append(info)
         if isinstance(info.get("beside"), dict):  # while it is being replaced
-            rows.append(_status_row({**info["beside"], "name": f"  {info['beside'].get('role')}"}))
+            shown.append({**info["beside"], "name": f"  {info['beside'].get('role')}"})
+    rows = [_STATUS, *map(_status_row, shown)]
     lines = columns(rows, right=(3, 4, 5, 6, 7), width=width)
     at = max(len(row[0]) for row in rows) + 2  # where the second column begins
     drawn = [lines[0]]
-    for info, line, row in zip(infos, lines[1:], rows[1:], strict=True):
+    for info, line, row in zip(shown, lines[1:], rows[1:], strict=True):
         drawn.append(_coloured(line, at, row[1]) if colour else line)
         drawn += [f"  {below}" for below in workers(info.get("workers"))]
     return drawn

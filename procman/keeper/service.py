@@ -19,7 +19,7 @@ OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_
 FIRST_FD = 3
 """SD_LISTEN_FDS_START, sd_listen_fds(3)."""
 
-STORED = ("listener/", "log/")
+STORED = ("listener/", "listener~/", "log/")
 """How the names start of what is worth keeping when the keeper dies. The rest is made anew."""
 
 NAME_MAX = 255

@@ -1,11 +1,11 @@
 """The supervisor dies at every boundary that it crosses, and each time nothing is lost.
 
-A fixed scenario (start, crash of a program, restart, stop, reload, rotation, another table, shutdown) is played once
-for each crossing of it (`procman.crossing`): at that one the supervisor gets SIGKILL. Afterwards the operator's
-commands must have been done or cleanly refused, and what the programs themselves wrote down is compared with what the
-daemon says: no second child, no missing one, of each one the right last exit (status or signal, and the reason), also
-in the state file that is left, the right wanted states, every line of the logs once, a listener that nobody was refused
-at, and no process left.
+A fixed scenario (start, crash of a program, restart, stop, reload, a successor that takes over, rotation, another
+table, shutdown) is played once for each crossing of it (`procman.crossing`): at that one the supervisor gets SIGKILL.
+Afterwards the operator's commands must have been done or cleanly refused, and what the programs themselves wrote down
+is compared with what the daemon says: no second child, no missing one, of each one the right last exit (status or
+signal, and the reason), also in the state file that is left, the right wanted states, every line of the logs once, a
+listener that nobody was refused at, and no process left.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SITE_ENDS = ("killed by SIGTERM", "exit status 0")
 """It may be asked to end before it has its handler."""
 
 
-def table(folder: Path, port: int, *, changed: bool) -> str:
+def table(folder: Path, port: int, deployed: int, *, changed: bool) -> str:
     """The program table, before its change and after it."""
 
     def lives(name: str, rate: str = "", more: str = "") -> str:
@@ -65,6 +65,11 @@ def table(folder: Path, port: int, *, changed: bool) -> str:
             command = "${{PYTHON}} -S -E ${{PROGRAMS}}/http_one.py"
             listen = "127.0.0.1:{port}"
             ready = {{ http = "/" }}""",
+        f"""[program.deployed]
+            command = "${{PYTHON}} -S -E ${{PROGRAMS}}/http_one.py"
+            listen = ["127.0.0.1:{deployed}", "unix:{folder}/deployed.sock"]
+            ready = {{ http = "/" }}
+            start_seconds = 0""",
         lives("lines", "300", "log = { max_size = 1000, keep = 1000 }"),
         lives("crasher", more='restart_delay = "50ms"'),
         lives("late", more='autostart = false\nstop_signal = "USR2"'),
@@ -122,16 +127,17 @@ class Play:
         self.result = Result(deaths)
         self.folder = Path(tempfile.mkdtemp(prefix="pmc", dir="/tmp"))
         # Bound while the play lasts, but it does not listen: so the daemon can, and no play beside it gets the same.
-        self.reserved = socket.socket()
-        self.reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.reserved.bind(("127.0.0.1", 0))
-        self.port = self.reserved.getsockname()[1]
+        self.reserved = [socket.socket() for _ in range(2)]
+        for reserved in self.reserved:
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            reserved.bind(("127.0.0.1", 0))
+        self.ports = [reserved.getsockname()[1] for reserved in self.reserved]
         self.crash = self.folder / "crash"
         self.crash.write_text("\n".join(map(str, deaths)))
         environment = {CRASH_VARIABLE: str(self.crash)}
         environment |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(compiled)}
-        self.running = RunningDaemon(table(self.folder, self.port, changed=False), environment=environment)
-        self.visitor = Visitor(self.port)
+        self.running = RunningDaemon(table(self.folder, *self.ports, changed=False), environment=environment)
+        self.visitors = [Visitor(port) for port in self.ports]
 
     # --- what is seen -----------------------------------------------------------------------------------------------
 
@@ -233,19 +239,23 @@ class Play:
         except Exception as error:  # noqa: BLE001 - whatever it is, the play is broken, and the others go on
             self.wrong(f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-3)}")
         finally:
-            if self.visitor.is_alive():
-                self.visitor.stop()
-            self.result.problems += self.visitor.problems[:3] + self.running.close()
-            self.result.requests = self.visitor.requests
+            for visitor in self.visitors:
+                if visitor.is_alive():
+                    visitor.stop()
+                self.result.problems += visitor.problems[:3]
+                self.result.requests += visitor.requests
+            self.result.problems += self.running.close()
             self._read_crossings()
-            self.reserved.close()
+            for reserved in self.reserved:
+                reserved.close()
             shutil.rmtree(self.folder)
         return self.result
 
     def _scenario(self) -> None:
-        names = ("site", "lines", "crasher", "hup", "edited", "removed")
+        names = ("site", "deployed", "lines", "crasher", "hup", "edited", "removed")
         self.until("all run", lambda: all(self.info(name)["state"] == "RUNNING" for name in names))
-        self.visitor.start()
+        for visitor in self.visitors:
+            visitor.start()
         before = {name: self.info(name)["pid"] for name in STEADY}
         self.command(
             "start",
@@ -265,9 +275,12 @@ class Play:
         self.command("reload", "hup", done=self.hung_up, undone=lambda: self.hups() == 0)
         if self.hups() > 2:
             self.wrong(f"one reload sent {self.hups()} signals")
+        self._deploy()
         self._change()
         self._judge_running(before)
-        self.visitor.stop()
+        for visitor in self.visitors:
+            visitor.stop()
+        self._judge_sockets()
         self._shut_down()
         self.judge_lines()
         self.judge_lives()
@@ -306,8 +319,27 @@ class Play:
             undone=lambda: self.info("lines")["pid"] == pid,
         )
 
+    def _deploy(self) -> None:
+        """A successor takes over, and one from that: both places, and both sockets of a listener, are used."""
+        for _ in range(2):
+            self._reload_deployed()
+
+    def _reload_deployed(self) -> None:
+        pid = self.info("deployed")["pid"]
+
+        def settled() -> int:
+            info = self.info("deployed")
+            return int(info["pid"] or 0) if info["beside"] is None and info["state"] == "RUNNING" else 0
+
+        self.command(
+            "reload", "deployed", done=lambda: settled() not in (0, pid), undone=lambda: settled() == pid
+        )
+        left = sorted(path.name for path in self.folder.glob("deployed.sock*"))
+        if left != ["deployed.sock"]:
+            self.wrong(f"sockets of the reload: {left}")
+
     def _change(self) -> None:
-        self.running.write_table(table(self.folder, self.port, changed=True))
+        self.running.write_table(table(self.folder, *self.ports, changed=True))
 
         def all_names() -> set[str]:
             return set(self.running.status())
@@ -334,7 +366,8 @@ class Play:
     # --- the judgement ----------------------------------------------------------------------------------------------
 
     def _judge_running(self, before: dict[str, int]) -> None:
-        wanted = dict.fromkeys(("site", "lines", "crasher", "hup", "edited", "added"), "up") | {"late": "down"}
+        names = ("site", "deployed", "lines", "crasher", "hup", "edited", "added")
+        wanted = dict.fromkeys(names, "up") | {"late": "down"}
         found = self.running.status()
         if {name: info["wanted"] for name, info in found.items()} != wanted:
             self.wrong(f"wanted: {found}")
@@ -349,8 +382,27 @@ class Play:
         for name, info in found.items():
             if info["wanted"] == "up" and (info["state"] != "RUNNING" or info["restarts"] != (name == "crasher")):
                 self.wrong(f"{name}: {info}")
-            if name not in ("site", "late"):
+            if name not in ("site", "deployed", "late"):
                 self.until_begun(name, info["pid"])
+
+    def _judge_sockets(self) -> None:
+        """Who is started anew is reached at both listeners: the sockets that clients come to are those that it has."""
+        pid = self.info("deployed")["pid"]
+        os.kill(pid, signal.SIGKILL)
+        self.until("deployed runs again", lambda: self.info("deployed")["pid"] not in (None, pid))
+        self.until_runs("deployed")
+        now = self.info("deployed")["pid"]
+        for address in (("127.0.0.1", self.ports[1]), str(self.folder / "deployed.sock")):
+            with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as connection:
+                connection.settimeout(SECONDS)
+                try:
+                    connection.connect(address)
+                    connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                    answer = b"".join(iter(lambda: connection.recv(4096), b""))
+                    if not answer.endswith(f"{now}\n".encode()):
+                        self.wrong(f"{address} answered {answer[-40:]!r}, not {now}")
+                except OSError as error:
+                    self.wrong(f"{address} was not reached: {error}")
 
     def _down_on_disk(self) -> object:
         """What the next daemon would leave stopped."""

@@ -1,6 +1,6 @@
 """http_one.py [PORT] [STATUS] [SECONDS]: a tiny HTTP server that answers "PID\\n" with STATUS (default 200).
 
-It serves the socket it inherits by LISTEN_FDS (sd_listen_fds(3)), else 127.0.0.1:PORT, from SECONDS (default 0) on.
+It serves the sockets it inherits by LISTEN_FDS (sd_listen_fds(3)), else 127.0.0.1:PORT, from SECONDS (default 0) on.
 `/environment` answers its environment, a line for each variable; `/slow` answers after 1 s. SIGTERM ends it after the
 request it is in.
 """
@@ -17,11 +17,11 @@ status = int(sys.argv[2]) if len(sys.argv) > 2 else 200
 seconds = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
 
 
-def listener() -> socket.socket:
-    """The inherited socket if it is for this process, else one of its own."""
+def listeners() -> list[socket.socket]:
+    """The inherited sockets if they are for this process, else one of its own."""
     if os.environ.get("LISTEN_PID") == str(os.getpid()):
-        return socket.socket(fileno=3)
-    return socket.create_server(("127.0.0.1", port))
+        return [socket.socket(fileno=3 + number) for number in range(int(os.environ["LISTEN_FDS"]))]
+    return [socket.create_server(("127.0.0.1", port))]
 
 
 def answer(connection: socket.socket) -> None:
@@ -42,14 +42,16 @@ ended, wake = os.pipe()
 os.set_blocking(wake, False)
 signal.set_wakeup_fd(wake)  # a signal is a byte in the pipe: it never interrupts an answer
 signal.signal(signal.SIGTERM, lambda _number, _frame: None)
-server = listener()
-server.setblocking(False)
+servers = {server.fileno(): server for server in listeners()}
+for server in servers.values():
+    server.setblocking(False)
 print(f"ready {os.getpid()}", flush=True)
-while ended not in select.select([server.fileno(), ended], [], [])[0]:
-    try:
-        client = server.accept()[0]
-    except BlockingIOError:  # another process on the same socket was faster
-        continue
-    with client:
-        client.setblocking(True)
-        answer(client)
+while ended not in (readable := select.select([*servers, ended], [], [])[0]):
+    for descriptor in readable:
+        try:
+            client = servers[descriptor].accept()[0]
+        except BlockingIOError:  # another process on the same socket was faster
+            continue
+        with client:
+            client.setblocking(True)
+            answer(client)

@@ -32,6 +32,7 @@ TARGETS = [
     Target("state", 20_000, 400, pure.states, pure.state_folder, shakes=3),
     Target("memory", 12_000, 200, pure.memories, pure.plainly(pure.check_memory), shakes=3),
     Target("legacy", 8_000, 200, pure.legacies, pure.plainly(pure.check_legacy), shakes=3),
+    Target("kept", 6_000, 150, pure.kept_documents, pure.plainly(pure.check_kept), shakes=3),
     Target("note", 12_000, 300, pure.notes, pure.plainly(pure.check_note), shakes=3),
     Target("workers", 8_000, 200, pure.answers, pure.plainly(pure.check_answer)),
     Target("server", 8_000, 100, live.chunks, live.server, seconds=60),

@@ -136,6 +136,7 @@ def calls(draw: st.DrawFn) -> Call:
         "signal": st.sampled_from(("HUP", "SIGCONT", 18, "18", 0, 65, -1)),
         "lines": st.sampled_from((0, 1, 100_000)),
         "at_once": st.sampled_from((1, 2, 1000)),
+        **dict.fromkeys(("dry_run", "previous"), st.booleans()),
         "follow": st.just(False),
         "stderr": st.booleans(),
         "workers": st.booleans(),

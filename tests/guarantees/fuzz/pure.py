@@ -27,10 +27,12 @@ from hypothesis import strategies as st
 from procman import (
     change,
     interim,
+    kept,
     legacy,
     lifecycle,
     recall,
     report,
+    rollout,
     rpc,
     servers,
     snapshot,
@@ -42,7 +44,7 @@ from procman import (
     values,
     workload,
 )
-from procman.config import Address, Config, Log, Program
+from procman.config import Address, Config, Daemon, Listener, Log, Program
 from procman.ctl import tables as drawn_tables
 from procman.errors import ConfigError, Failed, ProcmanError
 from procman.events import rfc3339
@@ -508,15 +510,56 @@ def check_memory(drawn: tuple[str, bytes]) -> None:
             read(memory)
 
 
+DAEMON = Daemon(socket="/s", state_dir="/s", log_dir="/l")
+KEPT = kept.keep(
+    Config(path="/t", files=(), daemon=DAEMON, listeners=(), programs=()),
+    (),
+    {},
+).document()
+KEPT_SHOP = kept.Kept(
+    {"shop": Program(name="shop", program="shop", argv=("shop",), listen=("web",), environment=(("A", "1"),))},
+    {"web": Listener(name="web", address=Address("tcp", "127.0.0.1", 80))},
+).document()
+
+
+def kept_documents() -> st.SearchStrategy[bytes]:
+    whole = [dumped(KEPT), dumped(KEPT_SHOP)]
+    damage = damaged([KEPT_SHOP, KEPT]).map(dumped)
+    return st.one_of(damage, touched(whole), torn(whole[1]), junk().map(dumped))
+
+
+def check_kept(content: bytes) -> None:
+    """Programs that can be in force, or nothing with a reason."""
+    with nothing_left_open():
+        held = {kept.HELD_NAME: _memory(content), supervisor.STATE: _memory(content)}
+        found, problem = legacy.kept_of(held)
+        state, unreadable = legacy.state(held)
+        assert not held
+        assert (state is None) == bool(unreadable)
+        assert not (problem and found.programs)
+        for name, program in found.programs.items():
+            assert (type(program), program.name, type(program.argv[0])) == (Program, name, str)
+        table_ = Config(path="/t", files=(), daemon=DAEMON, listeners=(), programs=())
+        in_force = found.of(table_)
+        there = {listener.name for listener in in_force.listeners}
+        assert all(set(program.listen) <= there for program in in_force.programs)
+
+
 # --- what the supervisor before was about ----------------------------------------------------------------------------
 
 MEANT = base64.b85encode(b'[program.shop]\ncommand = "/bin/true"\n').decode()
 OLD = {"half": "stop", "names": ["shop"], "at": 1.7e9}
 STOP: Any = {"half": "stop", "why": "SIGHUP", "wanted": ["shop", "web:1"]}
+ROLLOUT: Any = {"why": "reload by uid 0", "successors": {"shop": 1}, "firsts": [], "files": {}}
 LEGACIES: dict[str, list[Any]] = {
     change.HELD_NAME: [STOP, {"half": "start", "why": "reread by uid 0", "start": {"shop": 3, "web:1": 0}}, OLD],
     change.NEXT_TABLE: [TABLE_MEMORY | {"answers": TABLE_MEMORY["answers"] | {"read": {"/etc/procman.toml": MEANT}}}],
     supervisor.CLOSING: [{"why": "SIGTERM", "exit_status": 3}, {"exit_status": 3}],
+    f"{rollout.HELD}shop": [
+        ROLLOUT | {"phase": "trial", "firsts": ["listener/web"]},
+        ROLLOUT | {"phase": "passed", "firsts": ["listener/b"], "files": {"listener/b": [1, 2]}},
+        {"phase": "over", "successors": {"shop": 3}},
+    ],
 }
 """By the name under which the keeper holds it: documents of this version, and what another one may have written."""
 
@@ -549,7 +592,12 @@ def check_legacy(drawn: tuple[str, bytes]) -> None:
         held = {each: _memory(data) for each, data in whole.items()}
         left = legacy.take(held, _table_of)
         assert not held, "what is left there stays open for ever"
-        assert len(left.lost) >= len(left.problems) == (left.unfinished is None) + (left.ending is None)
+        none = (left.unfinished is None) + (left.ending is None) + (not left.rollouts)
+        assert len(left.lost) >= len(left.problems) == none
+        for memo_ in left.rollouts.values():
+            assert memo_.phase in ("trial", "passed")
+            assert set(memo_.successors.values()) <= {0, 1}
+            assert rollout.passing({"shop": memo_}, ["shop"]).keys() <= {"shop"}
         assert all("set aside" in problem and len(problem) < 3000 for problem in left.problems), left.problems
         if (found := left.unfinished) is not None:
             assert (type(found.why), found.half in ("stop", "start")) == (str, True)
