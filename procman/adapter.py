@@ -157,7 +157,7 @@ def _drain_daphne(seconds: float) -> None:
     channel = _inside(_module("twisted.web.http"), "HTTPChannel")
     made, lost = _inside(channel, "connectionMade"), _inside(channel, "connectionLost")
     persistence = _inside(channel, "checkPersistence")
-    start, kill = _inside(server, "run"), _inside(server, "kill_all_applications")
+    start, end = _inside(server, "run"), _inside(server, "kill_all_applications")
     drains: list[_Drain] = []
 
     def run(self: Any) -> None:
@@ -176,7 +176,7 @@ def _drain_daphne(seconds: float) -> None:
         return persistence(self, request, version) and drains[0].persists(request)
 
     def drain(self: Any) -> Any:
-        return drains[0].begin().addCallback(lambda _: kill(self))
+        return drains[0].begin().addCallback(lambda _: end(self))
 
     channel.connectionMade, channel.connectionLost = connection_made, connection_lost
     channel.checkPersistence = check_persistence

@@ -6,7 +6,7 @@ keeps alive. `python -m tests.loss scenario --help` does the same by hand, longe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -96,8 +96,11 @@ def test_one_of_two_processes_is_killed(daemon: MakeDaemon) -> None:
         failures = result.total.failures
         assert len(failures) == result.total.failed_count, "\n".join(result.lines())
         for failure in failures:
+            # nginx may give a request to a connection of which it has not heard yet that it ended. It asks again, but
+            # not for a POST.
+            late = 1.0 if front == "nginx" and failure.mode.startswith("post") else 0.0
             victims = [
-                str(pid) for pid, before, after in site.killed if failure.began <= after and before <= failure.at
+                str(pid) for pid, before, after in site.killed if failure.began <= after + late and before <= failure.at
             ]
             assert victims, (failure, site.killed)
             if front == "direct":
@@ -115,21 +118,22 @@ def test_a_killed_supervisor_and_an_upgrade_are_not_noticed(daemon: MakeDaemon) 
 
 
 def asked_of(server: Server, front: str) -> tuple[str, ...]:
-    """The modes for it: what a server is not made for is no loss."""
+    """The modes for it: what a server is not made for is no loss. nginx asks no POST again, so a server that closes a
+    connection without a word is not sent one."""
     if front == "nginx":
-        return (*NEW, "get", "up", "post", "down", "stream")
+        return (*NEW, "get", "up", "down", "stream", *(["post"] if server.tells else []))
     return NEW + tuple(mode for mode in KEPT if server.keeps and (server.pipelines or mode != "pipelined"))
 
 
 @contextmanager
 def several(
-    daemon: MakeDaemon, servers: Sequence[str], unix: bool
+    daemon: MakeDaemon, servers: Mapping[str, Server], unix: bool
 ) -> Iterator[tuple[list[Site], dict[str, dict[str, Running]]]]:
     """Those that are installed, in one daemon, and the loads on each of them, by site and front."""
     sites = [
-        Site(name, name=name, unix=unix, nginx=bool(nginx.found()), more="start_seconds = 0.2")
-        for name in servers
-        if SERVERS[name].installed
+        Site(server, name=name, unix=unix, nginx=bool(nginx.found()), more="start_seconds = 0.2")
+        for name, server in servers.items()
+        if server.installed
     ]
     with side_by_side(sites, daemon):
         fronts = [(site, front) for site in sites for front in site.addresses]
@@ -154,7 +158,7 @@ def at_the_same_time(sites: Sequence[Site], scenario: str, times: int = 1) -> No
 @pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
 def test_nobody_notices_a_reload_and_a_bad_release(daemon: MakeDaemon, unix: bool) -> None:
     """Every server: new connections, and all by nginx, never fail. A kept one is closed at most once by each reload."""
-    with several(daemon, list(SERVERS), unix) as (sites, running):
+    with several(daemon, SERVERS, unix) as (sites, running):
         at_the_same_time(sites, "reload")
         at_the_same_time(sites, "rollback")
     for site in sites:
@@ -165,9 +169,11 @@ def test_nobody_notices_a_reload_and_a_bad_release(daemon: MakeDaemon, unix: boo
 
 @pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
 def test_nobody_notices_that_the_supervisor_dies_in_a_reload(daemon: MakeDaemon, unix: bool) -> None:
-    """In the trial, and when new connections go to the successor. One server that shares its socket with its successor,
-    one that keeps connections in threads, and one that would drop what it has not read."""
-    with several(daemon, ("wsgi", "gthread", "uvicorn"), unix) as (sites, running):
+    """In the trial, and when new connections go to the successor. (Of several processes that share a socket, the one
+    before has gone too soon for that.)"""
+    one = replace(SERVERS["wsgi"], lines=SERVERS["wsgi"].lines.replace("workers = 2", "workers = 1"))
+    three = {"wsgi": one, "gthread": SERVERS["gthread"], "uvicorn": SERVERS["uvicorn"]}
+    with several(daemon, three, unix) as (sites, running):
         killed_in_trial(sites)
         killed_when_passed(sites)
     for site in sites:

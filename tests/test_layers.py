@@ -50,7 +50,11 @@ RESERVED = [
     ("execv execve execvp execvpe", "keeper daemon"),
     ("create_subprocess_exec create_subprocess_shell system popen", ""),
     ("bind create_server start_server", "listeners notify probes wsgi"),
+<<<<<<< HEAD
     ("sleep", "probes rollout proving logs client ctl wsgi adapter"),
+=======
+    ("sleep", "probes rollout logs client ctl wsgi adapter"),
+>>>>>>> i4b-losses
 ]
 ONLY_IN = {call: set(modules.split()) for names, modules in RESERVED for call in names.split()}
 """Calls by name, on whatever object, and the modules that may make them ("keeper" is all of keeper/). House rules 3, 4
@@ -234,7 +238,11 @@ def test_modules_say_what_they_are_for() -> None:
         ("client.py", "from procman import server", "client module client imports daemon module server"),
         ("wsgi.py", "from procman import errors", "program module wsgi imports pure module errors"),
         ("supervisor.py", "from procman import logs, table, __version__\nfrom procman.keeper import wire", ""),
-        ("supervisor.py", "import os\nos.kill(1, 9)", "supervisor calls kill(): only ['adapter', 'keeper', 'wsgi'] may"),
+        (
+            "supervisor.py",
+            "import os\nos.kill(1, 9)",
+            "supervisor calls kill(): only ['adapter', 'keeper', 'wsgi'] may",
+        ),
         ("process.py", "from asyncio import sleep\nawait_ = sleep(1)", "process calls sleep()"),
         ("process.py", "asyncio.sleep(0)", ""),
         ("keeper/tree.py", "import psutil", "keeper module keeper imports psutil"),

@@ -288,11 +288,12 @@ def killed_in_trial(sites: Sequence[Site]) -> None:
         site.begin_reload()
     wait_until(lambda: all(site.in_trial() for site in sites), READY_SECONDS, "all successors start")
     sites[0].kill_supervisor()
+    for site in sites:
+        site.open_gate()  # else a gunicorn that is told to stop waits for the import as long as it may
     wait_until(lambda: all(site.settled() for site in sites), READY_SECONDS, "they have gone")
     if [site.pids() for site in sites] != before:
         raise RuntimeError(f"{before} before, {[site.pids() for site in sites]} afterwards")
     for site in sites:
-        site.open_gate()
         site.goes_on()
 
 

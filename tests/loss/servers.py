@@ -20,7 +20,8 @@ class Server:
     """One kind of server.
 
     `lines` of its program, where procman knows the server; `module` must be installed. `command` runs it where procman
-    does not know it (yet): the socket is descriptor 3. `keeps` connections alive; takes `chunked` uploads; `pipelines`.
+    does not know it (yet): the socket is descriptor 3. `keeps` connections alive; takes `chunked` uploads; `pipelines`;
+    `tells` which answer is the last one of a connection.
     """
 
     module: str
@@ -30,6 +31,7 @@ class Server:
     keeps: bool = True
     chunked: bool = True
     pipelines: bool = True
+    tells: bool = True
 
     @property
     def binds_itself(self) -> bool:
@@ -66,7 +68,7 @@ SERVERS = {
     "uwsgi": Server("pyuwsgi", WSGI + "workers = 4", "uwsgi", keeps=False, chunked=False, pipelines=False),
     "uvicorn": Server(
         "uvicorn", ASGI + LONG.format("timeout-keep-alive"), "uvicorn",
-        ("-m", "uvicorn", "--fd", "3", "--log-level=warning", "numbered_site:asgi"),
+        ("-m", "uvicorn", "--fd", "3", "--log-level=warning", "numbered_site:asgi"), tells=False,
     ),
     "hypercorn": Server(
         "hypercorn", ASGI + LONG.format("keep-alive"), "hypercorn",
@@ -76,6 +78,7 @@ SERVERS = {
     "granian": Server(
         "granian", ASGI, "granian",
         ("-m", "granian", "--interface=asgi", "--no-ws", "--host={host}", "--port={port}", "numbered_site:asgi"),
+        tells=False,
     ),
 }  # fmt: skip
 """By the names of `--server`. granian takes no socket: it binds its own until procman knows better."""
