@@ -50,11 +50,7 @@ RESERVED = [
     ("execv execve execvp execvpe", "keeper daemon"),
     ("create_subprocess_exec create_subprocess_shell system popen", ""),
     ("bind create_server start_server", "listeners notify probes wsgi"),
-<<<<<<< HEAD
     ("sleep", "probes rollout proving logs client ctl wsgi adapter"),
-=======
-    ("sleep", "probes rollout logs client ctl wsgi adapter"),
->>>>>>> i4b-losses
 ]
 ONLY_IN = {call: set(modules.split()) for names, modules in RESERVED for call in names.split()}
 """Calls by name, on whatever object, and the modules that may make them ("keeper" is all of keeper/). House rules 3, 4
