@@ -21,6 +21,7 @@ import asyncio
 import functools
 import importlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -265,6 +266,9 @@ def _module(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         sys.exit(f"procman: can't start the server: there is no module {error.name!r} for {sys.executable}")
+    except ImportError as error:  # one of its own modules misses something in another
+        missing = re.search(r"cannot import name '(\w+)'", str(error))
+        raise _unknown(f"{error.name}.{missing[1]}" if missing else name, "it is not there") from error
 
 
 def _inside(owner: Any, name: str) -> Any:

