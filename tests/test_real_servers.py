@@ -470,7 +470,7 @@ def test_stop_while_the_application_is_imported(serve: Serve, request_: Request,
     """A worker of granian may lose the signal at an instant of its start, on a busy machine: then its own timeout ends
     it, so one of three tries may take that long."""
     options = dict(request_.options) | OWN_GRACE.get(request_.server, {})
-    took = []
+    took: list[float] = []
     while not took or (request_.server == "granian" and len(took) < 3 and took[-1] >= 6):
         mark = tmp_path / f"begun{len(took)}"
         server = serve(replace(request_, options=options), IMPORT_MARK=mark, IMPORT_GATE=tmp_path / "never")
