@@ -136,6 +136,7 @@ def calls(draw: st.DrawFn) -> Call:
         "signal": st.sampled_from(("HUP", "SIGCONT", 18, "18", 0, 65, -1)),
         "lines": st.sampled_from((0, 1, 100_000)),
         "at_once": st.sampled_from((1, 2, 1000)),
+        "number": st.sampled_from((0, 1, 2, 1000)),
         "canary": st.sampled_from((None, 0, 0.1, 0.999, 1, -0.1)),
         "canary_seconds": st.sampled_from((None, 0, 0.01, 5, 1e9)),
         **dict.fromkeys(("dry_run", "previous"), st.booleans()),
