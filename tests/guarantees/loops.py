@@ -82,8 +82,8 @@ class Figures:
         found = []
         if statistics.median(self.answers) > ANSWER_MAX:
             found.append(f"p99 of the answers is more than {ANSWER_MAX * 1000:.0f} ms")
-        # All together, and a tenth more: where a thousand start at once, a few wait longer than a second for a processor.
-        # These count as steady, and are started again without a delay.
+        # All together, and a tenth more: where a thousand start at once, a few wait longer than a second for a
+        # processor. These count as steady, and are started again without a delay.
         allowed = self.loops.programs * self.loops.restarts_at_most(self.age) * 11 // 10
         if self.restarts > allowed:
             found.append(f"{self.restarts} times was one started again; the delays allow {allowed}")
