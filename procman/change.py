@@ -50,6 +50,9 @@ PARTS: dict[str, Any] = {
 NEEDED = {"stop": ("wanted",), "start": ("start",)}
 """Of the document that the keeper holds: all that is read of it, and what each half can't do without."""
 
+STOPPING: Info = {"name": "the daemon", "why": "it is stopping", "output": []}
+"""What has failed, when a shutdown has cut a change off."""
+
 OUTPUT_LINES = 20
 """Of the end of the log of a program that did not start, so many are shown."""
 
@@ -145,6 +148,7 @@ class Change:
         self._supervisor.on_moved()
         try:
             read = await self._read(previous)
+            await self._rollouts.ended()  # none begins from now on
             self.problem = ""
             try:
                 return await self._carry_out(read, why, progress=progress)
@@ -237,7 +241,8 @@ class Change:
         message = f"the table was read again{needs_restart}"
         log.info("%s (%s): %s", message, why, names)
         failed = await self._replace(read, plan, up, late, progress)
-        names["replaced"] = [name for name in names["replaced"] if name not in self._kept.programs]
+        for part in ("replaced", "removed"):
+            names[part] = [name for name in names[part] if name not in self._kept.programs]
         names["left"] = sorted(self._kept.programs)
         if failed:
             return {**names, "message": f"stopped at {failed['name']}: {failed['why']}", "failed": failed}
@@ -263,7 +268,7 @@ class Change:
         processes, config = supervisor.processes, supervisor.config
         wanted |= await self._bring_down([processes[program.name] for program in (*plan.removed, *plan.restart)], why)
         if supervisor.closing:
-            return {}  # nothing may start any more
+            return STOPPING  # nothing may start any more
         await self._ground.written([processes[program.name].program for program in (*plan.removed, *plan.restart)])
         for program in plan.removed:
             supervisor.remove(program.name)
@@ -273,7 +278,7 @@ class Change:
         await self._link.sync()  # until then the keeper still holds the addresses
         wanted |= await self._bring_down([processes[program.name] for program in plan.restart], why)
         if supervisor.closing:
-            return {}
+            return STOPPING
         again = [program.name for program in (*plan.restart, *plan.hot) if program.name in wanted]
         start = {name: processes[name].status.generation for name in again if not supervisor.is_down(name)}
         start |= {program.name: 0 for program in plan.added if supervisor.starts_by_itself(program)}
@@ -330,7 +335,7 @@ class Change:
         await self._ground.written([process.program for process in leaving])
         for process in leaving:
             if self._supervisor.closing:
-                return {}
+                return STOPPING
             self._supervisor.remove(process.name)
             self._let_go(process.name)
         self._ground.close_unused(self._supervisor.config)

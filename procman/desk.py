@@ -147,6 +147,8 @@ class Desk:
         processes = self.select(names)
         if self._supervisor.closing and verb != "stop":
             raise Failed("the daemon is stopping")
+        if self._supervisor.changing and verb == "reload":
+            raise Failed("a change of the table is under way", hint="reload when `procmanctl apply` has ended")
         self._rollouts.check_canary(processes, wish)
         why = f"{verb} by uid {peer.uid}"
         for process in processes:
@@ -171,6 +173,9 @@ class Desk:
                 late = f"not done within {timeout:g} s; it goes on"
                 outcomes = {process.name: self._so_far(verb, process) or (False, late) for process in processes}
         outcomes |= {process.name: (True, self._scaling.says(process) or process.status.why) for process in unneeded}
+        if verb == "reload" and wait:  # what is not in the table in force is replaced by nobody
+            leaving = (False, "it is leaving the table")
+            outcomes = {process.name: leaving for process in processes} | outcomes
         return await self._results(self.select(names), outcomes, outputs)
 
     def _needed(self, verb: str, processes: Sequence[Process]) -> list[Process]:

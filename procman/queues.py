@@ -118,13 +118,13 @@ def accepted(addresses: Iterable[Address]) -> set[int]:
     Empty, too, where the kernel does not tell."""
     inodes: set[int] = set()
     wanted = set(addresses)
-    paths = {address.path.encode(errors="surrogateescape") for address in wanted if address.kind == "unix"}
+    paths = [address for address in wanted if address.kind == "unix"]
     with contextlib.suppress(OSError, struct.error):
         for port in {address.port for address in wanted if address.kind == "tcp"}:
             for family in (socket.AF_INET, socket.AF_INET6):
                 inodes |= {found.inode for found in _tcp(family, _OPEN, _local_port(port))}
         if paths:
-            inodes |= {found.inode for found in _unix(_OPEN) if found.where in paths}
+            inodes |= {found.inode for found in _unix(_OPEN) if any(_is_at(found, path) for path in paths)}
     return inodes - {0}  # those that wait to be accepted
 
 

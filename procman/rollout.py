@@ -523,7 +523,11 @@ class Rollouts:
             rollout.give_up()
 
     def _too_old(self, process: Process) -> None:
-        if not self._supervisor.closing and self._supervisor.processes.get(process.name) is process:
+        if self._supervisor.closing or self._supervisor.processes.get(process.name) is not process:
+            return
+        if self._supervisor.changing:  # it may be about to replace this very one
+            self._ages.watch(process, again=True)
+        else:
             self._supervisor.background(self._rejuvenate(process))
 
     async def _rejuvenate(self, process: Process) -> None:
@@ -535,8 +539,9 @@ class Rollouts:
         else:
             outcomes = await carry_out("restart", [process], why, lambda info: None)
         now = self._supervisor.processes.get(name)
-        if not outcomes[name][0] and now is not None:
-            log.error("%s: %s: %s", name, why, outcomes[name][1])
+        good, reason = outcomes.get(name, (True, ""))
+        if not good and now is not None:
+            log.error("%s: %s: %s", name, why, reason)
             self._ages.watch(now, again=True)
 
     async def ended(self) -> None:

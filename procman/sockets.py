@@ -107,8 +107,8 @@ class Sockets:
             if base_name(name) == first or base_name(name).startswith(f"{first}@"):
                 copy = self._copy(name)
                 if copy is not None:
+                    self._open[name] = listener  # also when it fails: a socket with other settings serves all the same
                     listeners.tune(copy, listener)
-                    self._open[name] = listener
 
     def lost(self, name: str) -> None:
         """The keeper had no room for it."""

@@ -218,3 +218,22 @@ def test_the_supervisor_dies_in_an_apply(shop: Shop, phase: str) -> None:
     os.kill(now, signal.SIGKILL)
     wait_until(lambda: shop.running.wait_for("web", timeout=30)["pid"] != now)
     assert b"DEBUG=1" in Path(f"/proc/{shop.pid()}/environ").read_bytes().split(b"\0")
+
+
+def test_a_reload_does_not_meet_an_apply(shop: Shop) -> None:
+    """It is refused while one goes on: its successor would be what the table before said."""
+    stopper = "import signal, time; signal.signal(15, lambda *_: (time.sleep(1.5), exit())); time.sleep(1000)"
+    slow = f"""[program.slow]\ncommand = ["${{PYTHON}}", "-c", "{stopper}"]\nstart_seconds = 0.3\n"""
+    shop.write(others=JOB + slow)
+    shop.apply()
+    shop.running.wait_for("slow")
+    shop.write(variables=', DEBUG = "1"')
+    os.kill(shop.running.keeper_pid, signal.SIGHUP)
+    wait_until(lambda: shop.running.status()["slow"]["state"] == "STOPPING")
+    done = shop.running.ctl("reload", "web")
+    assert done.returncode == 1
+    assert "a change of the table is under way" in done.stderr
+    wait_until(lambda: "slow" not in shop.running.status(), 20)
+    wait_until(lambda: shop.running.ctl("diff").returncode == 0, 30)
+    wait_until(lambda: shop.running.status()["web"]["beside"] is None, 30)
+    assert b"DEBUG=1" in Path(f"/proc/{shop.pid()}/environ").read_bytes().split(b"\0")
