@@ -21,11 +21,12 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 
 SECONDS = {
-    "real_servers": 120,
+    **dict.fromkeys(("real_servers", "daemon_canary", "daemon_scale"), 120),
+    **dict.fromkeys(("daemon_overlap", "daemon_loss"), 80),
     "guarantee_crash": 60,
     **dict.fromkeys(("daemon_recovery", "daemon_adoption", "fuzz"), 40),
-    **dict.fromkeys(("daemon_upgrade", "guarantee_disks", "guarantee_processes", "keeper", "daemon_loss"), 30),
-    **dict.fromkeys(("guarantee_disks_killed", "daemon_overlap"), 30),
+    **dict.fromkeys(("daemon_upgrade", "guarantee_disks", "guarantee_processes", "keeper", "daemon_apply"), 30),
+    "guarantee_disks_killed": 30,
     **dict.fromkeys(
         ("bench", "wsgi", "daemon_sites", "daemon_servers", "server", "daemon_operate", "daemon_life", "logs"), 20
     ),
