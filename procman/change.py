@@ -33,7 +33,8 @@ from procman.lifecycle import Start, State, Status
 from procman.operation import Aim, Progress, carry_out, reach
 from procman.process import Process
 from procman.report import Info
-from procman.rollout import Rollouts, serves
+from procman.rollout import serves
+from procman.rollouts import Rollouts
 
 log = logging.getLogger("procman")
 

@@ -26,7 +26,8 @@ from procman.process import Process
 from procman.reading import Read
 from procman.report import Info
 from procman.resources import daemon_usage, descriptors_short, processes_of
-from procman.rollout import Rollouts, overlaps
+from procman.rollout import overlaps
+from procman.rollouts import Rollouts
 from procman.rpc import LogSource, Peer
 from procman.scaling import Group, Scaling
 from procman.supervisor import Supervisor

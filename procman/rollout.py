@@ -27,11 +27,10 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, 
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
-from procman import canary, servers, shape
-from procman.ages import Ages
-from procman.canary import AS_TABLE, NO_CANARY, Canary, Wish
+from procman import servers, shape
+from procman.canary import Canary
 from procman.config import Config, Program, place
-from procman.errors import ProcmanError, WrongUse
+from procman.errors import ProcmanError
 from procman.ground import Ground
 from procman.lifecycle import State, Status
 from procman.link import KeeperLink
@@ -78,7 +77,10 @@ class Unit:
 
 def units(config: Config, names: Collection[str], *, together: bool = False) -> list[Unit]:
     """How the processes `names`, of one program, are replaced: one unit after the other. `together`: those that share
-    a socket are never mixed, for a canary. Pure."""
+    a socket are never mixed, for a canary. Pure.
+
+    Who does not run counts too: it may be started meanwhile, on the socket that would close.
+    """
     users: dict[str, set[str]] = {}
     for program in config.programs:
         for listener in program.listen:
@@ -209,6 +211,10 @@ class Rollout:
         except (_Abandoned, ProcmanError, _Failed) as error:
             await self._roll_back(str(error) or "something else was asked for meanwhile")
             return False, self._result(str(error))
+        except Exception as error:  # whatever it is: nothing may stay beside, for that would bar every change to come
+            log.exception("%s: a mistake in procman", ", ".join(self._unit.names))
+            await self._roll_back(f"a mistake in procman: {error!r}")
+            return False, self._result("a mistake in procman, which the log tells")
         problem = await self._pass_on()
         return (not problem, problem or self._why)
 
@@ -494,237 +500,6 @@ async def _until_failing(processes: Sequence[Process], seconds: float) -> None:
 
 def _successor(info: dict[str, Any]) -> str:
     return f"its successor is {info['state']}: {info['why']}"
-
-
-class Rollouts:
-    """All that are under way, of all programs."""
-
-    def __init__(self, supervisor: Supervisor, link: KeeperLink, ground: Ground) -> None:
-        self.world = World(supervisor, link, ground)
-        self._supervisor, self._link, self._ground = self.world
-        self._running: dict[str, Rollout] = {}
-        self._resumed: set[Rollout] = set()
-        self._ages = Ages(self._too_old)
-        supervisor.on_change = self.watch_age
-        supervisor.on_closing = self._give_way
-
-    def under_way(self, name: str) -> bool:
-        """Whether the process `name` is being replaced."""
-        return name in self._running
-
-    def watch_age(self, process: Process) -> None:
-        """Something about `process` has changed: when is it too old?"""
-        if self._supervisor.processes.get(process.name) is process:
-            self._ages.watch(process)
-
-    def _give_way(self) -> None:
-        """All is to stop: no rollout goes on."""
-        for rollout in self._running.values():
-            rollout.give_up()
-
-    def _too_old(self, process: Process) -> None:
-        if self._supervisor.closing or self._supervisor.processes.get(process.name) is not process:
-            return
-        if self._supervisor.changing:  # it may be about to replace this very one
-            self._ages.watch(process, again=True)
-        else:
-            self._supervisor.background(self._rejuvenate(process))
-
-    async def _rejuvenate(self, process: Process) -> None:
-        """Replace a process that is too old, as a reload does."""
-        name, why = process.name, f"max_age = {process.program.max_age:g} s"
-        if overlaps(process):
-            # Without a canary: it is the same release.
-            outcomes, _ = await self.replace([process.program], why, lambda info: None, wish=NO_CANARY)
-        else:
-            outcomes = await carry_out("restart", [process], why, lambda info: None)
-        now = self._supervisor.processes.get(name)
-        good, reason = outcomes.get(name, (True, ""))
-        if not good and now is not None:
-            log.error("%s: %s: %s", name, why, reason)
-            self._ages.watch(now, again=True)
-
-    async def ended(self) -> None:
-        """Wait until none is under way."""
-        while self._running:
-            await next(iter(self._running.values())).ended()
-
-    async def abandon(self, names: Iterable[str]) -> None:
-        """End those of these processes, and wait."""
-        rollouts = {id(r): r for r in (self._running.get(name) for name in names) if r is not None}
-        await asyncio.gather(*(rollout.abandon() for rollout in rollouts.values()))
-
-    async def replace(
-        self,
-        programs: Sequence[Program],
-        why: str,
-        progress: Progress,
-        *,
-        at_once: int = 1,
-        passed: Passed = lambda name, kept: None,
-        wish: Wish = AS_TABLE,
-    ) -> tuple[dict[str, Outcome], dict[str, list[str]]]:
-        """Replace the processes of `programs`, which are what the successors are to be. Programs go side by side, the
-        units of one program one after the other (`at_once` of them together), and none follows on one that failed.
-        `wish` says which canary there is. `passed` is told in the moment when a successor is the current process, and
-        when it is that no more.
-
-        Returns what came of each, and the last output of successors that failed."""
-        by_program: dict[str, list[Program]] = {}
-        for program in programs:
-            by_program.setdefault(program.program, []).append(program)
-        found = await asyncio.gather(
-            *(
-                self._replace_program(group, why, progress, at_once=at_once, passed=passed, wish=wish)
-                for group in by_program.values()
-            )
-        )
-        outcomes = {name: outcome for each, _ in found for name, outcome in each.items()}
-        return outcomes, {name: lines for _, each in found for name, lines in each.items()}
-
-    async def _replace_program(
-        self, programs: Sequence[Program], why: str, progress: Progress, *, at_once: int, passed: Passed, wish: Wish
-    ) -> tuple[dict[str, Outcome], dict[str, list[str]]]:
-        by_name = {program.name: program for program in programs}
-        proof = wish.of(programs[0])
-        todo = units(self._supervisor.config, by_name, together=proof is not None)
-        if proof is not None and any(self._shares(unit) for unit in todo):
-            log.warning("%s: no canary: not all that share its listener are replaced", programs[0].program)
-            proof, todo = None, units(self._supervisor.config, by_name)
-        outcomes: dict[str, Outcome] = {}
-        outputs: dict[str, list[str]] = {}
-
-        serving: dict[str, str] = {}
-
-        async def work() -> None:
-            while todo and all(good for good, _ in outcomes.values()):
-                unit = todo.pop(0)
-                fallen = next((name for name, child in serving.items() if not self._still(name, child)), "")
-                if fallen:
-                    told = (False, f"not tried: {fallen}, which was replaced before, does not run any more")
-                    outcomes.update(dict.fromkeys(unit.names, told))
-                    return
-                gone = [name for name in unit.names if not self._may(name)]
-                if gone:
-                    outcomes.update(dict.fromkeys(unit.names, (False, f"{gone[0]} does not run any more")))
-                    continue
-                outcome = await self._went_on(unit)
-                if outcome is not None:
-                    outcomes.update(dict.fromkeys(unit.names, outcome))
-                    continue
-                busy = [name for name in unit.names if name in self._running]
-                if busy:
-                    outcomes.update(dict.fromkeys(unit.names, (False, f"a reload of {busy[0]} is under way already")))
-                    return
-                rollout = Rollout(self.world, unit, by_name, why, progress=progress, passed=passed, wish=proof)
-                self._running |= dict.fromkeys(unit.names, rollout)
-                try:
-                    outcome = await rollout.run()
-                finally:
-                    for name in unit.names:
-                        del self._running[name]
-                outcomes.update(dict.fromkeys(unit.names, outcome))
-                outputs.update(rollout.output)
-                if outcome[0]:
-                    serving.update({name: self._supervisor.processes[name].child for name in unit.names})
-
-        await asyncio.gather(*(work() for _ in range(max(1, at_once))))
-        failed = next((name for name, (good, _) in outcomes.items() if not good), "")
-        for unit in todo:
-            outcomes.update(dict.fromkeys(unit.names, (False, f"not tried: {failed} failed")))
-        return outcomes, outputs
-
-    def _still(self, name: str, child: str) -> bool:
-        """Whether this child, to which the process has passed on, serves."""
-        process = self._supervisor.processes.get(name)
-        if process is None or not process.status.wanted:
-            return True  # somebody has stopped it: that is no sign of a bad release
-        return process.child == child and process.status.state is State.RUNNING
-
-    def _may(self, name: str) -> bool:
-        """Whether it still is to be replaced: an operator may have stopped it, or it has ended, while others were."""
-        process = self._supervisor.processes.get(name)
-        up = process is not None and process.status.wanted and serves(process)
-        return up and not self._supervisor.closing
-
-    # --- canaries ---------------------------------------------------------------------------------------------------
-
-    def _shares(self, unit: Unit) -> bool:
-        """Whether others have a listener of `unit` too."""
-        programs = {program.name: program for program in self._supervisor.config.programs}
-        return any(set(programs[name].listen) != set(unit.listeners) for name in unit.names)
-
-    def check_canary(self, processes: Sequence[Process], wish: Wish) -> None:
-        """Raises WrongUse unless each of `processes` can have the canary that an operator wishes for."""
-        if wish in (AS_TABLE, NO_CANARY):
-            return
-        listeners = {listener.name: listener for listener in self._supervisor.config.listeners}
-        by_program: dict[str, list[str]] = {}
-        for process in processes:
-            program = process.program
-            problem = canary.obstacle(program, [listeners[name] for name in program.listen])
-            if not problem and wish.of(program) is None:
-                problem = "a time is given, and no share: its table says nothing of a canary"
-            if problem:
-                raise WrongUse(f"{process.name}: {problem}", hint="reload it without a canary")
-            if overlaps(process):
-                by_program.setdefault(program.program, []).append(process.name)
-        for name, serving in by_program.items():
-            if any(self._shares(unit) for unit in units(self._supervisor.config, serving, together=True)):
-                message = f"{name}: no canary: a process that has the same listener is not reloaded with it"
-                raise WrongUse(message, hint="name all of them, and have them run, or reload without a canary")
-
-    def canaries(self, names: Iterable[str]) -> dict[str, Rollout]:
-        """The rollouts with a canary under way, by process."""
-        found = {name: self._running.get(name) for name in names}
-        return {name: rollout for name, rollout in found.items() if rollout is not None and rollout.proving}
-
-    # --- what a supervisor before had begun -------------------------------------------------------------------------
-
-    async def _went_on(self, unit: Unit) -> Outcome | None:
-        """What came of a rollout of these that a supervisor before had begun: whoever asks has asked for that one. None
-        where there is none to the end."""
-        rollout = self._running.get(unit.names[0])
-        if rollout is None or rollout not in self._resumed:
-            return None
-        await rollout.ended()
-        return rollout.outcome
-
-    def prepare(self, memos: Mapping[str, Memo]) -> None:
-        """Have the sockets as a supervisor before had left them: comes before the processes are taken up."""
-        for memo in memos.values():
-            sockets, there = self._ground.sockets, memo.firsts
-            there = self._ground.trials.resume(memo.firsts, memo.known_files(), self._supervisor.config.listeners)
-            for first in there:
-                try:
-                    (sockets.pass_on if memo.phase == "passed" else sockets.take_back)(first)
-                except ProcmanError as error:
-                    log.error("%s", error)
-
-    def resume(self, memos: Mapping[str, Memo]) -> None:
-        """Go on with them, now that all processes have been taken up."""
-        self._ground.sockets.close_seconds({first for memo in memos.values() for first in memo.firsts})
-        for process in self._supervisor.all():
-            self.watch_age(process)
-        for name, memo in memos.items():
-            unit = Unit(tuple(each for each in memo.successors if each in self._supervisor.places.beside), ())
-            if not unit.names:  # they have left the table
-                self._link.release(HELD + name)
-                continue
-            rollout = Rollout(self.world, unit, {}, memo.why)
-            rollout.name = name
-            self._resumed.add(rollout)
-            self._running |= dict.fromkeys(unit.names, rollout)
-            log.info("%s: its rollout goes on after the supervisor was replaced (%s)", name, memo.phase)
-            self._supervisor.background(self._go_on(rollout, unit, memo))
-
-    async def _go_on(self, rollout: Rollout, unit: Unit, memo: Memo) -> None:
-        try:
-            await rollout.go_on(memo)
-        finally:
-            self._resumed.discard(rollout)
-            for name in unit.names:
-                del self._running[name]
 
 
 def memo_of(document: object) -> Memo:

@@ -49,6 +49,7 @@ from procman.logs import Counters, LogThreads
 from procman.ownlog import OwnLog
 from procman.places import Places
 from procman.recall import Recording, recall
+from procman.rollouts import Rollouts
 from procman.scaling import Scaling
 from procman.server import Access, Server
 from procman.supervisor import Supervisor
@@ -326,7 +327,7 @@ class _Parts:
         supervisor.damage = self._damage
         self._places = supervisor.places
         supervisor.on_places = lambda: self._hold_interim(supervisor.config)
-        rollouts = rollout.Rollouts(supervisor, self.link, stands)
+        rollouts = Rollouts(supervisor, self.link, stands)
         change = Change(rollouts, self, self._table, self._kept)
         desk = Desk(supervisor, self.link, stands, change, rollouts, scaling=Scaling(supervisor, stands))
         self.server = Server(rpc_socket, desk, self._access())
@@ -354,7 +355,7 @@ class _Parts:
         return status
 
     def _go_on(
-        self, supervisor: Supervisor, change: Change, rollouts: rollout.Rollouts, document: dict[str, Any]
+        self, supervisor: Supervisor, change: Change, rollouts: Rollouts, document: dict[str, Any]
     ) -> None:
         """Take up the processes, and what the supervisor before was about."""
         left = legacy.take(self.held, self._next_table)
