@@ -226,6 +226,9 @@ class Rollout:
     # --- the trial --------------------------------------------------------------------------------------------------
 
     async def _trial(self) -> None:
+        # Until the keeper has closed the sockets of a rollout before, one that nobody accepts from is in the group, and
+        # the places in it are others (`routing`).
+        await self._link.sync()
         supervisor, unit = self._supervisor, self._unit
         listeners = {listener.name: listener for listener in supervisor.config.listeners}
         programs = {

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from procman import listeners, routing
@@ -147,11 +147,11 @@ class Sockets:
             if opened is not None and made is not None:
                 listeners.remove_socket_file(opened.address.path, made)
 
-    def close_seconds(self, but: Container[str]) -> None:
+    def close_seconds(self, but: Collection[str]) -> None:
         """Close what is left of successors of which nobody knows any more. `but`: the first sockets of the others."""
         for name in self._holder.held():
             two = name.startswith((FIRST, SECOND)) and self._holder.holds(beside(name))
-            if two and name != self._now(name) and beside(name) not in but:
+            if two and name != self._now(name) and not {name, beside(name)}.intersection(but):
                 self.close(name)
 
     # --- from a process to its successor ----------------------------------------------------------------------------

@@ -51,6 +51,9 @@ def current_slot(name: str, found: Mapping[str, Records], known: Status) -> int:
     both = {slot: found[place(name, slot)] for slot in SLOTS if found[place(name, slot)]}
     if len(both) < len(SLOTS):
         return next(iter(both), 0)
+    living = [slot for slot, records in both.items() if any(one["state"] != "exited" for one in records.values())]
+    if len(living) == 1:
+        return living[0]
     newest = max(both, key=lambda slot: max(both[slot]))
     return next((slot for slot, records in both.items() if known.generation in records), newest)
 

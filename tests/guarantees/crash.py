@@ -132,6 +132,7 @@ class Play:
             reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             reserved.bind(("127.0.0.1", 0))
         self.ports = [reserved.getsockname()[1] for reserved in self.reserved]
+        self.deployed = 0
         self.crash = self.folder / "crash"
         self.crash.write_text("\n".join(map(str, deaths)))
         environment = {CRASH_VARIABLE: str(self.crash)}
@@ -323,6 +324,7 @@ class Play:
         """A successor takes over, and one from that: both places, and both sockets of a listener, are used."""
         for _ in range(2):
             self._reload_deployed()
+        self.deployed = self.info("deployed")["pid"]
 
     def _reload_deployed(self) -> None:
         pid = self.info("deployed")["pid"]
@@ -379,6 +381,8 @@ class Play:
         for name, pid in before.items():
             if found[name]["pid"] != pid:
                 self.wrong(f"{name} was pid {pid}: {found[name]}")
+        if found["deployed"]["pid"] != self.deployed:
+            self.wrong(f"deployed was pid {self.deployed}: {found['deployed']}")
         for name, info in found.items():
             if info["wanted"] == "up" and (info["state"] != "RUNNING" or info["restarts"] != (name == "crasher")):
                 self.wrong(f"{name}: {info}")
