@@ -20,10 +20,12 @@ HOT = frozenset(
 )  # fmt: skip
 """Keys of a Program that a running child never notices."""
 
-HOT_LOG = frozenset({"path", "error_path", "max_size", "keep", "mode_bits"})
+HOT_LOG = frozenset(
+    {"path", "error_path", "max_size", "rotate_every", "keep", "keep_total", "compress", "on_error", "mode_bits"}
+)
 """Keys of its log that can change between two bytes."""
 
-HOT_DAEMON = frozenset({"log_level", "shutdown_timeout", "exit_when", "sampling"})
+HOT_DAEMON = frozenset({"log_level", "log_min_free", "shutdown_timeout", "exit_when", "sampling"})
 """Keys of [daemon] that take effect without a restart of the daemon."""
 
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from procman import canary, servers, values
-from procman.config import Account, Address, Daemon, Limits, Listener, Log, Program, Ready, Scale
+from procman.config import Account, Address, Daemon, Every, Limits, Listener, Log, Program, Ready, Scale
 from procman.keys import Layer, Place, Scope, Section, World
 from procman.values import BadValue
 
-LOG_KEYS = ("mode", "path", "stderr", "max_size", "keep", "mode_bits")
+LOG_FILE_KEYS = ("path", "max_size", "rotate_every", "keep", "keep_total", "compress", "on_error", "mode_bits")
+LOG_KEYS = ("mode", "stderr", *LOG_FILE_KEYS)
 READY_KEYS = ("http", "tcp", "unix", "command", "log", "notify")
 LIMITS_KEYS = ("open_files", "processes", "core", "nice", "oom_score_adj", "cpu_affinity", "no_new_privileges")
 SCALE_KEYS = ("min", "max", "idle_timeout", "backlog")
@@ -46,6 +47,9 @@ _RESTART: tuple[Literal["always", "on-failure", "never"], ...] = ("always", "on-
 _KILL: tuple[Literal["tree", "main"], ...] = ("tree", "main")
 _LOG_MODE: tuple[Literal["file", "inherit", "discard"], ...] = ("file", "inherit", "discard")
 _STDERR: tuple[Literal["merge", "separate", "discard"], ...] = ("merge", "separate", "discard")
+_EVERY: tuple[Every, ...] = ("", "hourly", "daily", "weekly")
+_COMPRESS: tuple[Literal["gzip", "none"], ...] = ("gzip", "none")
+_ON_ERROR: tuple[Literal["drop", "block"], ...] = ("drop", "block")
 
 
 @dataclass(frozen=True, slots=True)
@@ -467,7 +471,7 @@ def _log(section: Section, identity: _Identity, log_dir: str) -> Log:
     table = section.table("log", LOG_KEYS)
     mode = table.value("mode", values.choice(_LOG_MODE), _LOG.mode)
     chooser = table.find("mode")
-    for key in ("path", "max_size", "keep", "mode_bits"):
+    for key in LOG_FILE_KEYS:
         # A key of the defaults may be useless here, where the program itself chose the mode.
         layer = table.find(key)
         if mode != "file" and layer and chooser and table.layers.index(layer) <= table.layers.index(chooser):
@@ -482,7 +486,11 @@ def _log(section: Section, identity: _Identity, log_dir: str) -> Log:
         error_path=f"{path.removesuffix('.log')}.err.log" if is_file and stderr == "separate" else "",
         stderr=stderr,
         max_size=table.value("max_size", values.size, _LOG.max_size),
+        rotate_every=table.value("rotate_every", values.choice(_EVERY), _LOG.rotate_every),
         keep=table.value("keep", values.integer(0, 10000), _LOG.keep),
+        keep_total=table.value("keep_total", values.size, _LOG.keep_total),
+        compress=table.value("compress", values.choice(_COMPRESS), _LOG.compress),
+        on_error=table.value("on_error", values.choice(_ON_ERROR), _LOG.on_error),
         mode_bits=table.value("mode_bits", values.mode, _LOG.mode_bits),
     )
 

@@ -27,6 +27,7 @@ from procman.config import Log
 from procman.logs.flow import Counters, Flow, Stream, bytes_waiting
 from procman.logs.logfile import RETRY_SECONDS, LogFile
 from procman.logs.outlet import Outlet, Piece
+from procman.logs.upkeep import Rules, Upkeep
 
 STALL_SECONDS = 1.0  # how long "inherit" programs wait for a stdout that takes nothing before output is dropped
 
@@ -40,7 +41,7 @@ Done = Callable[[], None]
 
 
 def _no_news(_path: str) -> None:
-    """What `on_news` is for a caller who watches nothing."""
+    """What `on_news` is for a caller who watches nothing, and `on_wish` and `on_said` likewise."""
 
 
 def _no_matter() -> None:
@@ -53,8 +54,8 @@ class LogThread:
 
     `on_news(path)` is called in the log thread, see `watch`. So is `on_loss()`, once in RETRY_SECONDS, while some log
     does not tell yet what was dropped, and when all do again: whoever keeps an account for a successor brings it up to
-    date. `stdout_fd` is where "inherit" programs' lines go.
-    `watched` is for several that share the set of watched paths, one of each path at a time.
+    date. `stdout_fd` is where "inherit" programs' lines go. `on_wish(path)` and `on_said(text)`, also there: see
+    `upkeep`. `watched` is for several that share the set of watched paths, one of each path at a time.
     `trouble` is "", or the last mistake inside the log thread that it survived, for the daemon's own log.
     """
 
@@ -64,6 +65,9 @@ class LogThread:
         stdout_fd: int = 1,
         watched: set[str] | None = None,
         on_loss: Callable[[], None] = _no_matter,
+        *,
+        on_wish: Callable[[str], None] = _no_news,
+        on_said: Callable[[str], None] = _no_news,
     ) -> None:
         self.trouble = ""
         self._on_news = on_news
@@ -79,6 +83,8 @@ class LogThread:
         self._busy: tuple[float, str] | None = None  # since when with which path; written by the thread alone
         self._by_fd: dict[int, Flow] = {}
         self._files: dict[str, LogFile] = {}
+        self._upkeep = Upkeep(self._files, on_wish, on_said)
+        self._on_said = on_said
         self._outlet = Outlet(stdout_fd)
         self._outlet_retry_at = 0.0
         self._debtor: Flow | None = None  # whose lines the outlet has not taken yet; nobody else prints meanwhile
@@ -172,6 +178,20 @@ class LogThread:
         self._submit(lambda: self._reopen(None))
         self._may_move.set()
 
+    def govern(self, rules: Rules) -> None:
+        """What is to be kept, and what may have to go, from now on."""
+
+        self._submit(lambda: self._upkeep.govern(rules))
+
+    def begin_compression(self, path: str, then: Callable[[tuple[int, int] | None], None]) -> None:
+        """Calls `then` in the log thread with copies of the two descriptors of the next file of this log to be
+        compressed, source and target; None when there is none. `end_compression` follows."""
+        self._submit(lambda: then(self._upkeep.begin_compression(path)))
+
+    def end_compression(self, path: str, problem: str) -> None:
+        """The compressor is done with it; or could not do it, for the reason `problem`."""
+        self._submit(lambda: self._upkeep.end_compression(path, problem))
+
     def counters(self, key: str) -> Counters:
         """What became of the stream's bytes so far."""
         return self._flows[key].counters()
@@ -205,6 +225,8 @@ class LogThread:
                     self._give_up(self._debtor, "the daemon's stdout takes nothing", now)
                 if self._behind and now >= self._catch_up_at:
                     self._catch_up(now)
+                if self._upkeep.due_at is not None and now >= self._upkeep.due_at:
+                    self._upkeep.tick(now)
                 if 0 < moved < SMALL and now - last_round < CLOSE:
                     time.sleep(PAUSE)
                 last_round = now
@@ -238,6 +260,8 @@ class LogThread:
         due = [self._stalled_at] if self._debtor else []
         if self._behind:
             due.append(self._catch_up_at)
+        if self._upkeep.due_at is not None:
+            due.append(self._upkeep.due_at)
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _command(self, command: Callable[[], None]) -> None:
@@ -252,6 +276,7 @@ class LogThread:
             if flow.file is not None:
                 self._busy = (time.monotonic(), flow.file.path)
                 flow.append(flow.file, now)
+                self._upkeep.used(flow.file, now)
             elif now >= self._outlet_retry_at:
                 self._print(flow, flow.next_lines(), now)
             else:
@@ -259,8 +284,12 @@ class LogThread:
         except Exception as error:  # noqa: BLE001  as above
             self._note(error)
         self._busy = None
-        if flow.unreported and flow.file is not None:
+        if flow.file is not None and flow.listening is flow.waiting:
+            self._listen(flow)
+        if (flow.unreported or flow.waiting) and flow.file is not None:
             self._is_behind(flow, now)
+        if flow.file is not None and (news := flow.news(now)):
+            self._on_said(news)
         if flow.trouble:
             self.trouble, flow.trouble = flow.trouble, ""
         flow.publish()
@@ -277,14 +306,17 @@ class LogThread:
         """A log tells what was dropped as soon as it can be written, also when its program prints no more."""
         self._catch_up_at = now + RETRY_SECONDS
         for flow in list(self._behind):
-            if flow.file is not None and flow.unreported:
+            if flow.file is not None and flow.waiting:
+                self._turn(flow, now)
+            elif flow.file is not None and flow.unreported:
                 self._busy = (time.monotonic(), flow.file.path)
                 try:
                     flow.catch_up(flow.file, now)
+                    self._upkeep.used(flow.file, now)
                 except Exception as error:  # noqa: BLE001  as above
                     self._note(error)
                 flow.publish()
-            if flow.file is None or not flow.unreported:
+            if flow.file is None or not (flow.unreported or flow.waiting):
                 self._behind.discard(flow)
         self._busy = None
         self._on_loss()
@@ -299,6 +331,7 @@ class LogThread:
         for fd in (*self._by_fd, self._null):
             os.close(fd)
         for file in self._files.values():
+            file.abandon()
             file.close()
         self._outlet.close()
         self._epoll.close()
@@ -319,14 +352,18 @@ class LogThread:
             file.users += 1
             self._end_line(flow, time.monotonic())
         flow.file = file
+        flow.go_on(time.monotonic())
         self._release(old)
         self._listen(flow)
+        if file is not None:
+            self._upkeep.aimed(file, time.monotonic())
         if file is not None and flow.unreported:  # also what a predecessor could not write
             self._is_behind(flow, time.monotonic())
 
     def _listen(self, flow: Flow) -> None:
-        """Has epoll tell of the flow's bytes, but not while they would go to an outlet that takes none."""
-        wanted = flow.file is not None or self._debtor is None
+        """Has epoll tell of the flow's bytes, but not while they would go to an outlet that takes none, or wait for a
+        file."""
+        wanted = not flow.waiting if flow.file is not None else self._debtor is None
         if wanted and not flow.listening:
             self._epoll.register(flow.fd, select.EPOLLIN)
         elif flow.listening and not wanted:
@@ -337,12 +374,15 @@ class LogThread:
         if file is not None:
             file.users -= 1
             if not file.users:
+                file.abandon()
                 file.close()
                 del self._files[file.path]
 
     def _remove(self, flow: Flow, done: Done | None) -> None:
         flow.unwanted = True  # where it is still with another thread: `_adopt` sees it
         self._flush(flow, None)
+        if flow.waiting and self._by_fd.get(flow.fd) is flow:
+            flow.drop_all("its pipe was closed")
         self._forget(flow)
         if done:
             done()
@@ -381,6 +421,8 @@ class LogThread:
 
     def _flush(self, flow: Flow, done: Done | None) -> None:
         if self._by_fd.get(flow.fd) is flow:
+            if flow.waiting:
+                self._turn(flow, time.monotonic())
             end = flow.read + bytes_waiting(flow.fd)  # not "until empty": another process may be writing without end
             before = -1
             while before < flow.read < end and flow.listening:

@@ -18,6 +18,7 @@ from procman.logs.logfile import CHUNK, LogFile
 from procman.logs.outlet import LINE_LIMIT, Lines, Piece
 
 PIPE_SIZE = 256 * 1024  # large enough for most; 256 of them fit under an ordinary user's limit (pipe(7)), not 64
+SAID_SECONDS = 60.0  # a disk that is full, and then not, and then again, is told of once in so many
 BUSY_PIPE_SIZE = 1024 * 1024  # for a stream that was seen to fill its pipe: half as fast again
 
 
@@ -62,8 +63,9 @@ class Stream:
 class Counters:
     """What became of a stream's bytes. read = written + dropped + held; only "inherit" mode holds (an unfinished line).
 
-    `unreported` are dropped bytes that the log does not tell of yet. `error` is "" or why output is dropped, or why a
-    file is not rotated, now.
+    `unreported` are dropped bytes that the log does not tell of yet. `waits` is how often the program had to wait for a
+    file that could not be written (`on_error` "block"), `waited` how many seconds. `error` is "" or why output is
+    dropped or waits, or why a file is not rotated, now.
     """
 
     read: int = 0
@@ -73,9 +75,11 @@ class Counters:
     unreported: int = 0
     rotations: int = 0
     lines_split: int = 0
+    waits: int = 0
+    waited: float = 0.0
     error: str = ""
 
-    def document(self) -> dict[str, int | str]:
+    def document(self) -> dict[str, int | float | str]:
         """For the state file: `Counters(**document)` is this again. (dataclasses.asdict takes ten times as long.)"""
         return {name: getattr(self, name) for name in self.__slots__}
 
@@ -89,7 +93,9 @@ class Flow:
         self.tap: Callable[[bytes], None] | None = None
         self.listening = False
         self.unwanted = False
+        self.waiting = False  # its bytes stay in the pipe: the file can't be written, and `on_error` is "block"
         self.trouble = ""
+        self.process = stream.process
         self._capacity = fcntl.fcntl(self.fd, fcntl.F_GETPIPE_SZ)
         self.read = counters.read
         self.written = counters.written
@@ -101,12 +107,18 @@ class Flow:
         self._rotations = counters.rotations
         self._lines_split = counters.lines_split
         self._reason = counters.error or "procman was restarted"
+        self._waits = counters.waits
+        self._waited = counters.waited
+        self._waits_since = 0.0
+        self._said = ""
+        self._said_at = -SAID_SECONDS
         self.publish()
 
     def publish(self) -> None:
         """Makes the running counts visible to the other thread, all at once: one assignment."""
         held, split = self._lines.held, self._lines_split + self._lines.split
-        numbers = (self.read, self.written, self.dropped, held, self.unreported, self._rotations, split)
+        counts = (self.read, self.written, self.dropped, held, self.unreported, self._rotations, split)
+        numbers = (*counts, self._waits, round(self._waited, 3))
         self.published = (numbers, self.error)
 
     def counters(self) -> Counters:
@@ -115,9 +127,10 @@ class Flow:
         return Counters(*numbers, error=error)
 
     def append(self, file: LogFile, now: float) -> None:
-        """One turn of a stream with a file: what waits goes there, or is dropped where that can't be done."""
+        """One turn of a stream with a file: what waits goes there. Where that can't be done it is dropped, or goes on
+        waiting."""
         if not file.usable(now):
-            self.drop(file.error)
+            self._refuse(file, now)
             return
         try:
             with self._counting(file):
@@ -128,8 +141,9 @@ class Flow:
             return
         except OSError as error:
             file.fail(error, now)
-            self.drop(file.error)
+            self._refuse(file, now)
             return
+        self.go_on(now)
         self.read += span.length
         self.written += span.length
         self.error = file.error
@@ -137,6 +151,50 @@ class Flow:
             self._widen()
         if self.tap:
             self._tell(file.read_back(span))
+
+    def _refuse(self, file: LogFile, now: float) -> None:
+        """`file` can't be written."""
+        if file.log.on_error == "drop":
+            self.go_on(now)
+            self.drop(file.error)
+            return
+        if not self.waiting:
+            self.waiting = True
+            self._waits += 1
+            self._waits_since = now
+        self._count_waited(now)
+        self.error = f"{file.error}; the program waits as soon as its pipe is full"
+
+    def go_on(self, now: float) -> None:
+        """Its bytes need not wait any more."""
+        if self.waiting:
+            self._count_waited(now)
+            self.waiting = False
+
+    def _count_waited(self, now: float) -> None:
+        self._waited += now - self._waits_since
+        self._waits_since = now
+
+    def drop_all(self, reason: str) -> None:
+        """Drops what waits in the pipe, which nobody will read again."""
+        self.waiting = False
+        end = self.read + bytes_waiting(self.fd)
+        before = -1
+        while before < self.read < end:
+            before = self.read
+            self.drop(reason)
+        self.publish()
+
+    def news(self, now: float) -> str:
+        """What the daemon's own log should tell of this stream: that its file can't be written, and that it can again.
+        "" when there is nothing new. Not more often than once in SAID_SECONDS."""
+        if self.error == self._said or (self.error and now - self._said_at < SAID_SECONDS):
+            return ""
+        before, self._said = self._said, self.error
+        if self.error:
+            self._said_at = now
+            return f"the log of {self.process} is not written as it should be: {self.error}"
+        return f"the log of {self.process} is written again (it was not: {before})"
 
     def catch_up(self, file: LogFile, now: float) -> None:
         """Tells in the log of what was dropped before, if it can be written by now: the program may print no more."""

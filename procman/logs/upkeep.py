@@ -1,0 +1,242 @@
+"""What a log thread does beside moving bytes: rotation by the clock, compression, and room on the disk.
+
+    rotated ── wish(path) ──→ event loop: a queue, one compressor for all (`compression`)
+            ←── begin_compression(path), end_compression(path) ──┘   one file at a time, at the compressor's pace
+
+Nothing waits for the compressor. So a program that prints faster than it can compress has more files that are not
+compressed, at most `keep` of them; the oldest goes as it is. That is said once, and so is its end.
+
+All of it runs in the log thread, which is the only one that changes the names of its files. Knows files, not pipes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from procman.config import Log, Room
+from procman.logs.logfile import LogFile, describe
+from procman.logs.rotation import Rotated, oldest_first, surplus
+
+LOOK_SECONDS = 1.0
+"""How often the free room of a disk is looked at, while something is written."""
+
+LONGEST_REST = 3600.0
+"""Seconds until the wall clock is looked at again, while nothing is written: it may have been set forward."""
+
+AGAIN_SECONDS = 60.0
+"""The same thing is not said twice within so many seconds."""
+
+class Kept(NamedTuple):
+    """A log of the table, whether it is open or not: the files that may have to go when room is short."""
+
+    program: str
+    path: str
+    log: Log
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What is to be kept: `room` is to stay free on the disk of the folder `log_dir`."""
+
+    log_dir: str = ""
+    room: Room = field(default_factory=Room)
+    logs: tuple[Kept, ...] = ()
+
+
+class Upkeep:
+    """That of one log thread, with the files that it has in use.
+
+    `wish(path)` is called when a log has files to be compressed, `say(text)` with what the daemon's log should tell.
+    """
+
+    def __init__(
+        self, files: Mapping[str, LogFile], wish: Callable[[str], None], say: Callable[[str], None]
+    ) -> None:
+        self._rules = Rules()
+        self._watches_room = False
+        self._files = files
+        self._wish = wish
+        self._say = say
+        self._said: dict[str, float] = {}
+        self._behind: set[str] = set()  # logs that are rotated faster than their files are compressed
+        self._short = False
+        self._look_at = 0.0
+        self._tick_at = 0.0  # 0: no file is rotated by the clock
+
+    def govern(self, rules: Rules) -> None:
+        """What is to be kept, and what may have to go, from now on."""
+        self._rules = rules
+        self._watches_room = bool(rules.room)
+        self._look_at = 0.0
+
+    # --- what happens to a file -------------------------------------------------------------------------------------
+
+    def aimed(self, file: LogFile, now: float) -> None:
+        """It is used from now on, or by other rules: what a daemon before has left is taken up."""
+        if file.log.rotate_every:
+            self._tick(file, now)
+            self._plan(now)
+        if file.log.compress == "gzip" and file.log.keep:
+            self._wish(file.path)
+
+    def used(self, file: LogFile, now: float) -> None:
+        """Something was written to it, or was to be."""
+        if file.news:
+            self._rotated(file, now)
+        if self._watches_room and now >= self._look_at:
+            self._look_at = now + LOOK_SECONDS
+            self._make_room(now)
+
+    def _rotated(self, file: LogFile, now: float) -> None:
+        file.news = False
+        if file.raw:
+            self._fell_behind(file, now)
+        if file.log.keep_total:
+            self._trim(file)
+        if file.log.compress == "gzip" and file.log.keep:
+            self._wish(file.path)
+
+    # --- the clock --------------------------------------------------------------------------------------------------
+
+    @property
+    def due_at(self) -> float | None:
+        """When `tick` is to be called (CLOCK_MONOTONIC), None while no file is rotated by the clock."""
+        return self._tick_at or None
+
+    def tick(self, now: float) -> None:
+        """Rotates what is to be rotated by the clock now."""
+        for file in list(self._files.values()):
+            if file.log.rotate_every:
+                self._tick(file, now)
+        self._plan(now)
+
+    def _tick(self, file: LogFile, now: float) -> None:
+        try:
+            file.tick(now)
+        except OSError as error:
+            file.fail(error, now)
+        if file.news:
+            self._rotated(file, now)
+
+    def _plan(self, now: float) -> None:
+        wall = time.time()
+        due = [file.boundary - wall for file in self._files.values() if file.log.rotate_every and file.boundary]
+        by_clock = any(file.log.rotate_every for file in self._files.values())
+        self._tick_at = now + max(0.0, min([*due, LONGEST_REST])) if by_clock else 0.0
+
+    # --- compression ------------------------------------------------------------------------------------------------
+
+    def begin_compression(self, path: str) -> tuple[int, int] | None:
+        """Copies of the descriptors of the next file of this log, for the compressor; None when there is none. The
+        caller closes them."""
+        file = self._files.get(path)
+        if file is None:
+            return None
+        try:
+            job = file.begin_compression()
+            return None if job is None else (os.dup(job.source), os.dup(job.target))
+        except OSError as error:
+            self._once(f"can't compress rotated files of {path}: {describe(error)}")
+            if file.job is not None:
+                self.end_compression(path, "no descriptor is free")
+            return None
+
+    def end_compression(self, path: str, problem: str) -> None:
+        """The compressor is done with it, or could not do it for the reason `problem`. More is wished for if there is
+        more."""
+        file = self._files.get(path)
+        if file is None or file.job is None:
+            return
+        try:
+            file.end_compression(done=not problem)
+            left = 0
+            if not problem:
+                with file.shelf() as shelf:
+                    left = len(shelf.uncompressed())
+        except OSError as error:
+            problem = describe(error)
+        if problem:
+            self._once(f"can't compress a rotated file of {path}: {problem}")
+            return  # the next rotation wishes again
+        if file.log.keep_total:
+            self._trim(file)
+        if left:
+            self._wish(path)
+        elif path in self._behind:
+            self._behind.discard(path)
+            self._say(f"{path}: its rotated files are all compressed again")
+
+    def _fell_behind(self, file: LogFile, now: float) -> None:
+        file.raw = False
+        if file.path not in self._behind:
+            self._behind.add(file.path)
+            text = f"{file.path} is rotated faster than its files can be compressed: the oldest goes as it is"
+            self._say(f"{text} when there are more than {file.log.keep}")
+
+    # --- room -------------------------------------------------------------------------------------------------------
+
+    def _trim(self, file: LogFile) -> None:
+        """`keep_total`: the oldest rotated files of its program go."""
+        program = next((kept.program for kept in self._rules.logs if kept.path == file.path), None)
+        logs = [kept for kept in self._rules.logs if kept.program == program] or [Kept("", file.path, file.log)]
+        found = self._rotated_of(logs)
+        for each in surplus(found, file.log.keep_total):
+            self._drop(each)
+
+    def _make_room(self, now: float) -> None:
+        """`log_min_free`: the oldest rotated files of all programs go, until enough is free, or would be when those who
+        still have them open close them."""
+        try:
+            disk = os.statvfs(self._rules.log_dir)
+            device = os.stat(self._rules.log_dir).st_dev
+        except OSError:  # there is no such folder yet: no log is in there
+            return
+        free, wanted = disk.f_bavail * disk.f_frsize, self._rules.room.of(disk.f_blocks * disk.f_frsize)
+        if free >= wanted:
+            self._short = False
+            return
+        where = f"{self._rules.log_dir}: {free} bytes are free on its disk, {wanted} should be (log_min_free)"
+        for each in oldest_first(self._rotated_of(self._rules.logs, device)):
+            if free >= wanted:
+                return
+            if (name := self._drop(each)) is not None:
+                free += each.size
+                self._say(f"{where}: {name} is removed, the oldest rotated file, {each.size} bytes")
+        if not self._short and free < wanted:
+            self._short = True
+            self._say(f"{where}, and there is no rotated file left to remove")
+
+    def _rotated_of(self, logs: Sequence[Kept], device: int | None = None) -> list[Rotated]:
+        found: list[Rotated] = []
+        for kept in logs:
+            file = self._files.get(kept.path) or LogFile(kept.path, kept.log)
+            try:
+                with file.shelf() as shelf:
+                    compress = device is None and kept.log.compress == "gzip"
+                    found += shelf.rotated(kept.path, device, compress=compress)
+            except OSError:  # no such folder: it has never printed
+                continue
+        return found
+
+    def _drop(self, rotated: Rotated) -> str | None:
+        """Removes a rotated file; returns its name, None when that was not possible."""
+        file = self._files.get(rotated.path) or LogFile(rotated.path, Log())
+        try:
+            with file.shelf() as shelf:
+                names = shelf.forms(rotated.number)
+                shelf.drop(rotated.number)
+                return None if shelf.forms(rotated.number) or not names else os.path.join(
+                    os.path.dirname(rotated.path), names[0]
+                )
+        except OSError:
+            return None
+
+    def _once(self, text: str) -> None:
+        now = time.monotonic()
+        if now - self._said.get(text, -AGAIN_SECONDS) >= AGAIN_SECONDS:
+            self._said[text] = now
+            self._say(text)
