@@ -20,6 +20,7 @@ Knows no files and no clock. `zone` is None for the local time of this machine (
 from __future__ import annotations
 
 import datetime as dt
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ NEXT_DAYS = {"daily": 1, "weekly": 7}
 
 def last_boundary(when: float, every: Every, zone: dt.tzinfo | None = None) -> float:
     """The latest boundary at or before `when` (seconds since the epoch)."""
-    local = dt.datetime.fromtimestamp(when, zone)
+    local = dt.datetime.fromtimestamp(math.floor(when), zone)  # else it is rounded, and may come behind a boundary
     if every == "hourly":
         hour = local.replace(minute=0, second=0, microsecond=0)
         both = (hour.replace(fold=fold).timestamp() for fold in (0, 1))
@@ -54,8 +55,6 @@ def next_boundary(when: float, every: Every, zone: dt.tzinfo | None = None) -> f
             moment += QUARTER
         return last_boundary(moment, every, zone)
     day = dt.datetime.fromtimestamp(last, zone).date()
-    if every == "weekly":
-        day -= dt.timedelta(days=day.weekday())
     while True:
         day += dt.timedelta(days=NEXT_DAYS[every])
         if (midnight := _midnight(day, zone)) > when:
