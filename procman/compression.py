@@ -36,8 +36,8 @@ SCRIPT = str(Path(__file__).with_name("compressor.py"))
 IDLE_SECONDS = 30.0
 """Without work the compressor ends after this."""
 
-AGAIN_SECONDS = 60.0
-"""One that could not be started, or has ended, is tried again after this, when there is something to do."""
+AGAIN_SECONDS, AGAIN_MAX = 1.0, 60.0
+"""One that could not be started, or has ended, is started again after this, which doubles up to the second number."""
 
 LIMITS = {"nice": 19, "oom_score_adj": 500, "core": 0, "no_new_privileges": True}
 
@@ -65,6 +65,7 @@ class Compression:
         self._child = ""
         self._numbers = itertools.count(1)
         self._not_before = 0.0
+        self._pause = AGAIN_SECONDS
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -131,11 +132,13 @@ class Compression:
         if not answer:
             self._failed("the compressor has ended; see the messages before")
         else:
+            self._pause = AGAIN_SECONDS
             self._finished(answer.decode(errors="replace").strip("\0"))
 
     def _failed(self, problem: str) -> None:
-        log.warning("%s; rotated files stay as they are for %g s", problem, AGAIN_SECONDS)
-        self._not_before = self._loop.time() + AGAIN_SECONDS
+        log.warning("%s; rotated files stay as they are for %g s", problem, self._pause)
+        self._not_before = self._loop.time() + self._pause
+        self._pause = min(2 * self._pause, AGAIN_MAX)
         self._end_process()
         if self._path:
             self._waiting[self._path] = None

@@ -423,9 +423,9 @@ class Desk:
         self._supervisor.shut_down(f"asked by uid {peer.uid}, pid {peer.pid}")
         await self._supervisor.journal.saved()
 
-    def reopen_logs(self, peer: Peer) -> None:
+    async def reopen_logs(self, peer: Peer) -> None:
         self._supervisor.note("operation", "", what="reopen-logs", uid=peer.uid, pid=peer.pid)
-        self._ground.reopen_logs()
+        await self._ground.logs_reopened()
 
     async def upgrade(self, peer: Peer) -> None:
         self._supervisor.note("operation", "", what="upgrade", uid=peer.uid, pid=peer.pid)

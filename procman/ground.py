@@ -586,10 +586,27 @@ class Ground:
             for callback in list(callbacks):
                 callback()
 
-    def reopen_logs(self) -> None:
-        """Close and open every log file, the daemon's own too."""
+    def reopen_logs(self) -> asyncio.Event:
+        """Close and open every log file, the daemon's own too. What is returned is set when nothing is written to the
+        old ones any more."""
         self.on_reopen()
-        self._logs.reopen(stdout_fd=1)  # after it: stdout is where the daemon's own log is now
+        reopened = asyncio.Event()
+
+        def done() -> None:  # in a log thread
+            self._loop.call_soon_threadsafe(reopened.set)
+
+        self._logs.reopen(stdout_fd=1, done=done)  # after it: stdout is where the daemon's own log is now
+        return reopened
+
+    async def logs_reopened(self) -> None:
+        """`reopen_logs`, and wait for it. Raises Failed when a disk keeps it for longer than PAUSE_SECONDS."""
+        reopened = self.reopen_logs()
+        try:
+            async with asyncio.timeout(PAUSE_SECONDS):
+                await reopened.wait()
+        except TimeoutError:
+            stuck = ", ".join(self._logs.stuck(0)) or "a log"
+            raise Failed(f"{stuck} is not opened again yet: is its disk stuck?") from None
 
     async def pause_logs(self) -> bool:
         """Let the output of programs wait in its pipes until `resume_logs`. False if the log thread does not come to

@@ -224,7 +224,7 @@ class StandIn:
     async def upgrade(self, peer: Peer) -> None:
         self.asked.append(("upgrade", peer.uid))
 
-    def reopen_logs(self, peer: Peer) -> None:
+    async def reopen_logs(self, peer: Peer) -> None:
         self.asked.append(("reopen_logs", peer.uid))
 
     async def plan(self, *, previous: bool) -> list[Object]:

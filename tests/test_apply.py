@@ -7,7 +7,20 @@ from dataclasses import fields, replace
 import pytest
 
 from procman.apply import HOT, HOT_DAEMON, HOT_LOG, Line, Plan, daemon_in_force, lines, plan
-from procman.config import Account, Address, Config, Daemon, Limits, Listener, Log, Program, Ready, Room, Sampling, Scale
+from procman.config import (
+    Account,
+    Address,
+    Config,
+    Daemon,
+    Limits,
+    Listener,
+    Log,
+    Program,
+    Ready,
+    Room,
+    Sampling,
+    Scale,
+)
 
 DAEMON = Daemon(socket="/run/p.sock", state_dir="/var/lib/p", log_dir="/var/log/p")
 WEB = Program(name="web", program="web", argv=("web",), listen=("http",))

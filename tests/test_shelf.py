@@ -338,7 +338,7 @@ def running(tmp_path: Path) -> Iterator[tuple[socket.socket, subprocess.Popen[by
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     command = [sys.executable, "-I", "-S", str(PROJECT / "procman" / "compressor.py")]
     with theirs:
-        process = subprocess.Popen(command, stdout=theirs, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=theirs.fileno(), stdin=subprocess.DEVNULL)
     yield ours, process
     ours.close()
     assert process.wait(10) == 0  # it goes with the one that it works for

@@ -162,10 +162,18 @@ class LogThread:
         busy = self._busy
         return busy[1] if busy is not None and time.monotonic() - busy[0] > seconds else ""
 
-    def reopen(self, stdout_fd: int | None = None) -> None:
-        """Closes and opens every file again: an external logrotate has moved them. `stdout_fd`, when given, is where
-        "inherit" programs' lines go from now on: the daemon's stdout may be a new file too."""
-        self._submit(lambda: self._reopen(stdout_fd))
+    def reopen(self, stdout_fd: int | None = None, done: Done = _no_matter) -> None:
+        """Closes and opens every file again: an external logrotate has moved them; then calls `done` in the log thread.
+        `stdout_fd`, when given, is where "inherit" programs' lines go from now on: the daemon's stdout may be a new
+        file too."""
+
+        def reopen() -> None:
+            try:
+                self._reopen(stdout_fd)
+            finally:
+                done()
+
+        self._submit(reopen)
 
     def pause(self, done: Done) -> None:
         """Brings the thread to rest: prints what it holds in memory, calls `done` in the log thread, and moves nothing
@@ -226,7 +234,7 @@ class LogThread:
                 if self._behind and now >= self._catch_up_at:
                     self._catch_up(now)
                 if self._upkeep.due_at is not None and now >= self._upkeep.due_at:
-                    self._upkeep.tick(now)
+                    self._tick(now)
                 if 0 < moved < SMALL and now - last_round < CLOSE:
                     time.sleep(PAUSE)
                 last_round = now
@@ -297,6 +305,17 @@ class LogThread:
             self._watched.discard(flow.file.path)
             self._on_news(flow.file.path)
 
+    def _tick(self, now: float) -> None:
+        """Files are rotated by the clock, whether their programs print or not."""
+        try:
+            self._upkeep.tick(now)
+        except Exception as error:  # noqa: BLE001  as above
+            self._note(error)
+        for flow in self._by_fd.values():
+            if flow.file is not None:
+                flow.count_rotations(flow.file)
+                flow.publish()
+
     def _is_behind(self, flow: Flow, now: float) -> None:
         if not self._behind:
             self._catch_up_at = now + RETRY_SECONDS
@@ -357,6 +376,8 @@ class LogThread:
         self._listen(flow)
         if file is not None:
             self._upkeep.aimed(file, time.monotonic())
+            flow.count_rotations(file)
+            flow.publish()
         if file is not None and flow.unreported:  # also what a predecessor could not write
             self._is_behind(flow, time.monotonic())
 

@@ -215,12 +215,16 @@ class Flow:
 
     @contextmanager
     def _counting(self, file: LogFile) -> Iterator[None]:
-        rotations, lines_split = file.rotations, file.lines_split
         try:
             yield
         finally:
-            self._rotations += file.rotations - rotations
-            self._lines_split += file.lines_split - lines_split
+            self.count_rotations(file)
+
+    def count_rotations(self, file: LogFile) -> None:
+        """Those that nobody has counted yet. Of several streams with one file, the one that asks first counts them."""
+        rotations, lines_split = file.uncounted()
+        self._rotations += rotations
+        self._lines_split += lines_split
 
     def next_lines(self) -> list[Piece]:
         """One turn of a stream without a file: what waits, as lines for the outlet."""

@@ -84,6 +84,7 @@ class LogFile:
         self.users = 0
         self.rotations = 0
         self.lines_split = 0
+        self._counted = (0, 0)
         self.error = ""
         self._fd = -1
         self._retry_at = 0.0
@@ -126,6 +127,11 @@ class LogFile:
         not made. Raises OSError."""
         if self._fd >= 0 or os.path.lexists(self.path):
             self.prepare(now)
+
+    def forget_clock(self) -> None:
+        """It is rotated by other rules from now on."""
+        self.boundary = self._period = 0.0
+        self._overdue = False
 
     def _look_at_clock(self) -> None:
         """Whether the last boundary has passed since something was written here; asked once for each boundary. The wall
@@ -184,6 +190,11 @@ class LogFile:
             if fd >= 0:
                 os.close(fd)
         self._fd = self._folder = -1
+
+    def uncounted(self) -> tuple[int, int]:
+        """Rotations, and lines that were split, since this was asked last."""
+        before, self._counted = self._counted, (self.rotations, self.lines_split)
+        return self.rotations - before[0], self.lines_split - before[1]
 
     # --- opening -------------------------------------------------------------------------------------------------
 

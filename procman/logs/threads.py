@@ -96,22 +96,30 @@ class LogThreads:
     def flush(self, key: str, done: Done | None = None) -> None:
         self._homes[key][0].flush(key, done)
 
-    def reopen(self, stdout_fd: int | None = None) -> None:
-        for thread in {id(thread): thread for thread in self._by_disk.values()}.values():
-            thread.reopen(stdout_fd if thread is self._printer else None)
+    def reopen(self, stdout_fd: int | None = None, done: Done = lambda: None) -> None:
+        """`done` is called when all of them have, in one of them."""
+
+        def reopen(thread: LogThread, done: Done) -> None:
+            thread.reopen(stdout_fd if thread is self._printer else None, done)
+
+        self._all_of_them(reopen, done)
 
     def pause(self, done: Done) -> None:
         """`done` is called when all of them rest, in one of them."""
-        threads = [t for t in {id(t): t for t in self._by_disk.values()}.values() if t.started]
-        moving = set(map(id, threads))
+        self._all_of_them(LogThread.pause, done)
 
-        def rests(thread: LogThread) -> None:
-            moving.discard(id(thread))
-            if not moving:
+    def _all_of_them(self, ask: Callable[[LogThread, Done], None], done: Done) -> None:
+        """Asks each thread that runs for something, and calls `done` when the last one has done it."""
+        threads = [t for t in {id(t): t for t in self._by_disk.values()}.values() if t.started]
+        busy = set(map(id, threads))
+
+        def has(thread: LogThread) -> None:
+            busy.discard(id(thread))
+            if not busy:
                 done()
 
         for thread in threads:
-            thread.pause(functools.partial(rests, thread))
+            ask(thread, functools.partial(has, thread))
         if not threads:
             done()
 

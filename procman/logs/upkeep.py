@@ -65,7 +65,7 @@ class Upkeep:
         self._behind: set[str] = set()  # logs that are rotated faster than their files are compressed
         self._short = False
         self._look_at = 0.0
-        self._tick_at = 0.0  # 0: no file is rotated by the clock
+        self._tick_at = self._tick_wall = 0.0  # 0: no file is rotated by the clock
 
     def govern(self, rules: Rules) -> None:
         """What is to be kept, and what may have to go, from now on."""
@@ -77,8 +77,10 @@ class Upkeep:
 
     def aimed(self, file: LogFile, now: float) -> None:
         """It is used from now on, or by other rules: what a daemon before has left is taken up."""
+        file.forget_clock()
         if file.log.rotate_every:
             self._tick(file, now)
+        if file.log.rotate_every or self._tick_at:
             self._plan(now)
         if file.log.compress == "gzip" and file.log.keep:
             self._wish(file.path)
@@ -87,6 +89,8 @@ class Upkeep:
         """Something was written to it, or was to be."""
         if file.news:
             self._rotated(file, now)
+        if 0 < file.boundary < self._tick_wall:
+            self._plan(now)
         if self._watches_room and now >= self._look_at:
             self._look_at = now + LOOK_SECONDS
             self._make_room(now)
@@ -123,10 +127,13 @@ class Upkeep:
             self._rotated(file, now)
 
     def _plan(self, now: float) -> None:
+        by_clock = [file.boundary for file in self._files.values() if file.log.rotate_every]
+        if not by_clock:
+            self._tick_at = self._tick_wall = 0.0
+            return
         wall = time.time()
-        due = [file.boundary - wall for file in self._files.values() if file.log.rotate_every and file.boundary]
-        by_clock = any(file.log.rotate_every for file in self._files.values())
-        self._tick_at = now + max(0.0, min([*due, LONGEST_REST])) if by_clock else 0.0
+        self._tick_wall = min([boundary for boundary in by_clock if boundary] + [wall + LONGEST_REST])
+        self._tick_at = now + max(0.0, self._tick_wall - wall)
 
     # --- compression ------------------------------------------------------------------------------------------------
 
