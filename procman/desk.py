@@ -83,7 +83,8 @@ class Desk:
     def _info(self, process: Process, numbers: Mapping[str, int]) -> Info:
         beside = self._supervisor.places.beside.get(process.name)
         number = numbers.get(process.program.program)
-        return report.info(process, self._supervisor.measures.latest(process.name), beside, number)
+        output = self._ground.output(process.program)
+        return report.info(process, self._supervisor.measures.latest(process.name), beside, number, output=output)
 
     async def infos_with_workers(self, names: Sequence[str], read: Read) -> list[Info]:
         processes = self.select(names)

@@ -534,16 +534,29 @@ class Ground:
             found += [f"{process.name}: its output is not written: {error}" for error in errors if error]
         return found
 
+    def output(self, program: Program) -> dict[str, Any] | None:
+        """Bytes read, written and dropped of all its output, and what is wrong with it now."""
+        streams = list(self._counted(program).values())
+        if not streams:
+            return None
+        sums = {key: sum(getattr(each, key) for each in streams) for key in ("read", "written", "dropped")}
+        return sums | {"error": next((each.error for each in streams if each.error), "")}
+
+    def _counted(self, program: Program) -> dict[str, Counters]:
+        """By stream, also what came through pipes that are gone."""
+        return {
+            stream: interim.add(self._past.get(f"{program.name}/{stream}", Counters()), self._logs.counters(name))
+            for name in self._holdings.captured(program)
+            for stream in (name.rpartition("/")[2],)
+        }
+
     def log_counters(self, program: Program) -> list[dict[str, Any]]:
         """Bytes read, written and dropped of each output."""
         paths = {source.key: source.path for source in self.log_sources(program)}
-        found = []
-        for name in self._holdings.captured(program):
-            stream = name.rpartition("/")[2]
-            path = paths.get(f"{program.name}/{stream}")
-            counted = interim.add(self._past.get(f"{program.name}/{stream}", Counters()), self._logs.counters(name))
-            found.append({"stream": stream, "path": path, **asdict(counted)})
-        return found
+        return [
+            {"stream": stream, "path": paths.get(f"{program.name}/{stream}"), **asdict(counted)}
+            for stream, counted in self._counted(program).items()
+        ]
 
     def held_document(self) -> dict[str, Any]:
         """What is held, for the state file."""
