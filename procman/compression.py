@@ -39,7 +39,10 @@ IDLE_SECONDS = 30.0
 AGAIN_SECONDS, AGAIN_MAX = 1.0, 60.0
 """One that could not be started, or has ended, is started again after this, which doubles up to the second number."""
 
-LIMITS = {"nice": 19, "oom_score_adj": 500, "core": 0, "no_new_privileges": True}
+LIMITS = {"nice": 19, "no_new_privileges": True}
+
+INHERITED = ("PATH", "LD_LIBRARY_PATH")
+"""Of the daemon's environment: what an interpreter may need to start."""
 
 Pair = tuple[int, int]
 
@@ -195,11 +198,11 @@ class Compression:
 
 
 def _request(child: str) -> dict[str, object]:
-    """What the keeper is asked for. The script needs nothing of the daemon's environment."""
+    """What the keeper is asked for."""
     return {
         "child": child,
         "argv": [sys.executable, "-I", "-S", SCRIPT],
-        "env": {"PATH": os.defpath},
+        "env": {"PATH": os.defpath} | {name: os.environ[name] for name in INHERITED if name in os.environ},
         "directory": "/",
         "umask": 0o077,
         "stdout": CHILD,

@@ -132,7 +132,9 @@ class Upkeep:
             self._tick_at = self._tick_wall = 0.0
             return
         wall = time.time()
-        self._tick_wall = min([boundary for boundary in by_clock if boundary] + [wall + LONGEST_REST])
+        # One that is over was not asked: its file is not there, or can't be written. Its next output asks, or we do.
+        due = [boundary if boundary > wall else wall + AGAIN_SECONDS for boundary in by_clock if boundary]
+        self._tick_wall = min([*due, wall + LONGEST_REST])
         self._tick_at = now + max(0.0, self._tick_wall - wall)
 
     # --- compression ------------------------------------------------------------------------------------------------
