@@ -109,6 +109,10 @@ class Compression:
                 os.close(fd)
 
     def _send(self, pair: Pair | None) -> None:
+        if self._closed:
+            for fd in pair or ():
+                os.close(fd)
+            return
         if pair is None:
             self._path = ""
             if self._waiting:

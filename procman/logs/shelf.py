@@ -111,14 +111,15 @@ class Shelf:
         """Raises FileNotFoundError."""
         os.unlink(name, dir_fd=self._folder)
 
-    def drop(self, number: int) -> bool:
-        """Removes number `number`. Returns whether one of its files was not compressed. A folder of that name is not
-        ours, and stays."""
-        names = self.forms(number)
-        for name in names:
+    def drop(self, number: int) -> str:
+        """Removes number `number`. Returns the name that it had; "" where nothing of it could be removed: a folder of
+        that name is not ours, and stays."""
+        gone = ""
+        for name in self.forms(number):
             with contextlib.suppress(OSError):
                 self.unlink(name)
-        return f"{self._name}.{number}" in names
+                gone = gone or name
+        return gone
 
     def shift(self, keep: int) -> bool:
         """Makes room for number 1. Returns whether a file was dropped for that which was not compressed. Raises

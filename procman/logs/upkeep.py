@@ -88,17 +88,18 @@ class Upkeep:
     def used(self, file: LogFile, now: float) -> None:
         """Something was written to it, or was to be."""
         if file.news:
-            self._rotated(file, now)
+            self._rotated(file)
         if 0 < file.boundary < self._tick_wall:
             self._plan(now)
         if self._watches_room and now >= self._look_at:
             self._look_at = now + LOOK_SECONDS
-            self._make_room(now)
+            self._make_room()
 
-    def _rotated(self, file: LogFile, now: float) -> None:
+    def _rotated(self, file: LogFile) -> None:
         file.news = False
         if file.raw:
-            self._fell_behind(file, now)
+            file.raw = False
+            self._fell_behind(file)
         if file.log.keep_total:
             self._trim(file)
         if file.log.compress == "gzip" and file.log.keep:
@@ -124,7 +125,7 @@ class Upkeep:
         except OSError as error:
             file.fail(error, now)
         if file.news:
-            self._rotated(file, now)
+            self._rotated(file)
 
     def _plan(self, now: float) -> None:
         by_clock = [file.boundary for file in self._files.values() if file.log.rotate_every]
@@ -179,12 +180,13 @@ class Upkeep:
             self._behind.discard(path)
             self._say(f"{path}: its rotated files are all compressed again")
 
-    def _fell_behind(self, file: LogFile, now: float) -> None:
-        file.raw = False
+    def _fell_behind(self, file: LogFile) -> None:
         if file.path not in self._behind:
             self._behind.add(file.path)
-            text = f"{file.path} is rotated faster than its files can be compressed: the oldest goes as it is"
-            self._say(f"{text} when there are more than {file.log.keep}")
+            self._say(
+                f"{file.path} is rotated faster than its files can be compressed: they stay as they are, and the oldest"
+                f" goes when there is no more room for it (keep = {file.log.keep}, keep_total = {file.log.keep_total})"
+            )
 
     # --- room -------------------------------------------------------------------------------------------------------
 
@@ -194,9 +196,11 @@ class Upkeep:
         logs = [kept for kept in self._rules.logs if kept.program == program] or [Kept("", file.path, file.log)]
         found = self._rotated_of(logs)
         for each in surplus(found, file.log.keep_total):
-            self._drop(each)
+            name = self._drop(each)
+            if name and not name.endswith(".gz") and each.path == file.path and file.log.compress == "gzip":
+                self._fell_behind(file)
 
-    def _make_room(self, now: float) -> None:
+    def _make_room(self) -> None:
         """`log_min_free`: the oldest rotated files of all programs go, until enough is free, or would be when those who
         still have them open close them."""
         try:
@@ -212,7 +216,7 @@ class Upkeep:
         for each in oldest_first(self._rotated_of(self._rules.logs, device)):
             if free >= wanted:
                 return
-            if (name := self._drop(each)) is not None:
+            if name := self._drop(each):
                 free += each.size
                 self._say(f"{where}: {name} is removed, the oldest rotated file, {each.size} bytes")
         if not self._short and free < wanted:
@@ -231,18 +235,15 @@ class Upkeep:
                 continue
         return found
 
-    def _drop(self, rotated: Rotated) -> str | None:
-        """Removes a rotated file; returns its name, None when that was not possible."""
+    def _drop(self, rotated: Rotated) -> str:
+        """Removes a rotated file; returns its path, "" when that was not possible."""
         file = self._files.get(rotated.path) or LogFile(rotated.path, Log())
         try:
             with file.shelf() as shelf:
-                names = shelf.forms(rotated.number)
-                shelf.drop(rotated.number)
-                return None if shelf.forms(rotated.number) or not names else os.path.join(
-                    os.path.dirname(rotated.path), names[0]
-                )
+                name = shelf.drop(rotated.number)
         except OSError:
-            return None
+            return ""
+        return name and os.path.join(os.path.dirname(rotated.path), name)
 
     def _once(self, text: str) -> None:
         now = time.monotonic()
