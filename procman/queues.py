@@ -80,6 +80,13 @@ def backlog(port: int) -> Backlog:
     return Backlog(frozenset(clients), lengths)
 
 
+def group(family: int, host: str, port: int) -> set[int]:
+    """The inodes of all sockets that listen at exactly this TCP address: those of one SO_REUSEPORT group. Raises
+    OSError where the kernel does not tell."""
+    where = socket.inet_pton(family, host)
+    return {each.inode for each in _tcp(family, attribute=_local_port(port)) if each.where == where}
+
+
 class Load(NamedTuple):
     """Connections that wait in the queue of an address, those that were accepted there and are open, and those that are
     over, as far as TCP remembers them (a minute, if the server closed first): (their address in bytes, their port)."""

@@ -218,6 +218,7 @@ class Rollout:
         self._slots = {name: program.slot for name, program in programs.items()}
         passing = [listeners[name] for name in unit.listeners]
         self._firsts = self._ground.trials.firsts(passing)
+        await self._unless_abandoned(self._ground.trials.alone_there(self._firsts))
         self._tell("trial")
         self._ground.trials.begin(self._keys, passing)
         self._tell("trial")

@@ -16,7 +16,7 @@ import socket
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from typing import Protocol
 
-from procman import listeners, routing
+from procman import listeners, queues, routing
 from procman.config import Address, Listener
 from procman.errors import Failed, ProcmanError
 
@@ -174,6 +174,15 @@ class Sockets:
             second = listeners.join(listener)
         self._keep(beside(first), listener, second)
         return first
+
+    def strangers(self, first: str) -> set[int]:
+        """The inodes of sockets that are in the SO_REUSEPORT group of the TCP socket `first`, and are none of ours: the
+        places in it are not what they seem (`routing`). Raises OSError where the kernel does not tell."""
+        copy = self._copy(first)
+        if copy is None or copy.family == socket.AF_UNIX:
+            return set()
+        host, port = copy.getsockname()[:2]
+        return queues.group(copy.family, host, port) - {self.inode(first), self.inode(beside(first))}
 
     def ask_second(self, first: str, address: Address) -> Address:
         """Where the second socket of `first` is asked whether its server is ready, while clients go to the first; for

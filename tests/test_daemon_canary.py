@@ -363,7 +363,7 @@ def test_a_canary_of_another_listener(daemon: MakeDaemon, tmp_path: Path) -> Non
         site.daemon.write_table(site.table.replace(f'listen = {one}', f"listen = {listen}"))
         with site.daemon.client(60) as client:
             answer: list[Any] = []
-            applying = threading.Thread(target=lambda: answer.append(client.call("reread")))
+            applying = threading.Thread(target=lambda: answer.append(client.call("apply")))
             applying.start()
             site.canary()
             wait_until(lambda: visit(site.port) == (200, version), 20)
