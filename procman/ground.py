@@ -399,7 +399,7 @@ class Ground:
         out, err = log_pipes(program)
         for key, path in ((out, program.log.path), (err, program.log.error_path if err != out else program.log.path)):
             if key in self._holdings.captured(program):
-                self._logs.change(key, program.log, path)
+                self._holdings.change_log(key, program.log, path)
 
     async def _env_files(self, program: Program) -> dict[str, str]:
         """The variables of its env files. In a thread: their disk may be dead, and then this ends by being cancelled.
@@ -589,7 +589,7 @@ class Ground:
     def reopen_logs(self) -> None:
         """Close and open every log file, the daemon's own too."""
         self.on_reopen()
-        self._logs.reopen(stdout_fd=1)  # after it: stdout is where the daemon's own log is now
+        self._logs.reopen(stdout_fd=1, stderr_fd=2)  # after it: stdout is where the daemon's own log is now
 
     async def pause_logs(self) -> bool:
         """Let the output of programs wait in its pipes until `resume_logs`. False if the log thread does not come to
