@@ -481,7 +481,7 @@ def _log(section: Section, identity: _Identity, log_dir: str) -> Log:
             table.problem(key, f'is for mode = {listed}, not "{mode}"')
     format_ = table.value("format", values.choice(_LOG_FORMAT), _LOG.format)
     timestamps = table.value("timestamps", values.boolean, _LOG.timestamps)
-    if timestamps and format_ == "json" and _overrides(table, "timestamps", "format"):
+    if timestamps and format_ == "json" and mode in ("file", "inherit") and _overrides(table, "timestamps", "format"):
         table.problem("timestamps", 'is for format = "raw": each JSON object has its time')
     usual = f"{identity.program}-{identity.instance}.log" if identity.several else f"{identity.program}.log"
     path = table.path("path", f"{log_dir}/{usual}")

@@ -124,7 +124,8 @@ class LogFile:
 
     def mark(self, line: bytes) -> None:
         """Appends a line of our own, whole or not at all. OSError when it can't be written."""
-        self._begin_line()
+        if self._in_a_line():
+            line = b"\n" + line
         if self._write(line) < len(line):
             os.ftruncate(self._fd, self.size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -134,7 +135,8 @@ class LogFile:
         """How many bytes of whole `lines` are to be appended now: what fits into the file, which is rotated if nothing
         does. Raises OSError."""
         self.prepare(now)
-        self._begin_line()
+        if self._in_a_line():
+            self.size += self._write(b"\n")
         while self.log.max_size:
             room = max(0, self.log.max_size - self.size)
             end = len(lines) if len(lines) <= room else lines.rfind(b"\n", 0, room) + 1
@@ -175,9 +177,8 @@ class LogFile:
         if spool in self._claims:
             self._claims.remove(spool)
 
-    def _begin_line(self) -> None:
-        if self.size and os.pread(self._fd, 1, self.size - 1) != b"\n":
-            self.size += self._write(b"\n")
+    def _in_a_line(self) -> bool:
+        return self.size > 0 and os.pread(self._fd, 1, self.size - 1) != b"\n"
 
     def _write(self, data: bytes) -> int:
         return os.pwrite(self._fd, data, self.size)
