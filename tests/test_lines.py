@@ -157,7 +157,9 @@ def test_how_much_of_the_source_is_written() -> None:
     [piece] = text(b"shop | ", timestamps=False)(b"one\n\nlonger", False, WALL)
     assert piece.data == b"shop | one\nshop | \nshop | longer\n"
     steps = {0: 0, 10: 0, 11: 4, 18: 4, 19: 5, 32: 5, 33: 11}
-    assert {written: piece.own_in(written) for written in steps} == steps
+    assert {written: piece.own_in(0, written) for written in steps} == steps
+    assert piece.own_in(11, 8, 4) == 1
+    assert piece.own_in(19, 14, 5) == 6
 
 
 @given(st.lists(st.integers(1, 9), min_size=1), st.lists(st.binary(max_size=8), max_size=8))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
+from procman.crossing import crossing
 from procman.logs.flow import Flow
 from procman.logs.lines import Piece
 from procman.logs.logfile import RETRY_SECONDS, describe
@@ -134,6 +135,7 @@ class Channel:
         def settled(own: int, told: int) -> None:
             nonlocal moved
             moved = True
+            crossing("log sent")
             flow.settle(own, told)
 
         self.outlet.push(settled)

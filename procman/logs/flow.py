@@ -186,14 +186,15 @@ class Flow:
 
     def _append_lines(self, file: LogFile, now: float, wall: float, *, last: bool = False) -> None:
         assert self.spool
+        file.prepare(now)  # first: it may find out that some of what waits is there already (`Spool.settle`)
         while pieces := self._next(wall, last=last):
             for data, source, _ in pieces:
                 rest = Piece(data, source)
                 self._report(file, now, wall)
                 while rest.data:
                     size = file.fit(rest.data, now)
-                    written = file.append(self.spool, rest.data[:size], rest.own_in(size))
-                    own = rest.own_in(written)
+                    written = file.append(self.spool, rest.data[:size], rest.own_in(0, size))
+                    own = rest.own_in(0, written)
                     self.settle(own, 0)
                     crossing("log advance")
                     rest = Piece(rest.data[written:], rest.source[own:])

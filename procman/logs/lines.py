@@ -36,12 +36,15 @@ class Piece(NamedTuple):
     source: bytes = b""
     reports: int = 0
 
-    def own_in(self, written: int) -> int:
-        """How many bytes of `source` are in the first `written` bytes of `data`. A line counts when all of it is."""
-        if written >= len(self.data):
-            return len(self.source)
-        lines = self.data.count(b"\n", 0, written)
-        return sum(map(len, self.source.split(b"\n", lines)[:lines])) + lines
+    def own_in(self, start: int, length: int, own: int = 0) -> int:
+        """How many bytes of `source` are in `length` bytes of `data` from `start` on; before them were `own`. A line
+        counts when all of it is there."""
+        if start + length >= len(self.data):
+            return len(self.source) - own
+        end = own
+        for _ in range(self.data.count(b"\n", start, start + length)):
+            end = self.source.index(b"\n", end) + 1
+        return end - own
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,11 +156,7 @@ class LogFile:
             written = self._write(lines)
             crossing("log append")
             if written < len(lines):
-                whole = lines.rfind(b"\n", 0, written) + 1
-                os.ftruncate(self._fd, self.size + whole)
-                if not whole:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                written = whole
+                written = self._whole(lines, written)
         except OSError:
             spool.call_off()
             raise
@@ -176,6 +172,18 @@ class LogFile:
         """It will be closed."""
         if spool in self._claims:
             self._claims.remove(spool)
+
+    def _whole(self, lines: bytes, written: int) -> int:
+        """Cuts off what is no whole line of the `written` bytes. Raises OSError where nothing is left: why the disk
+        took no more."""
+        whole = lines.rfind(b"\n", 0, written) + 1
+        try:
+            if not whole:
+                os.pwrite(self._fd, lines[written : written + 1], self.size + written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # it takes more by now
+        finally:
+            os.ftruncate(self._fd, self.size + whole)
+        return whole
 
     def _in_a_line(self) -> bool:
         return self.size > 0 and os.pread(self._fd, 1, self.size - 1) != b"\n"

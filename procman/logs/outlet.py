@@ -37,6 +37,7 @@ class Outlet:
         self._open(fd)
         self._pieces: deque[Piece] = deque()
         self._sent = 0  # bytes of the first piece that went out already
+        self._own = 0  # and how many of a program's own that are
         self._mid_line = False
         self.error = ""
 
@@ -64,12 +65,12 @@ class Outlet:
         self._pieces.extend(pieces)
 
     def push(self, settled: Settled) -> None:
-        """Prints what can be printed now. What one write(2) takes is settled before the next one."""
+        """Prints what can be printed now, lines that fit into SAFE_WRITE bytes at a time: a pipe takes them all or not
+        at all. Each write(2) is settled before the next one."""
         self.error = ""
         while self._pieces:
-            data = self._pieces[0].data
             try:
-                sent = self._write(data[self._sent :] if self._sent else data)
+                sent = self._write(self._chunk())
             except BlockingIOError:
                 break
             except OSError as error:
@@ -81,11 +82,9 @@ class Outlet:
 
     def discard(self) -> int:
         """Forgets what could not be printed; returns how many of its bytes were a program's own."""
-        lost = sum(len(piece.source) for piece in self._pieces)
-        if self._pieces:
-            lost -= self._pieces[0].own_in(self._sent)
+        lost = sum(len(piece.source) for piece in self._pieces) - self._own
         self._pieces.clear()
-        self._sent = 0
+        self._sent = self._own = 0
         return lost
 
     def close(self) -> None:
@@ -93,7 +92,7 @@ class Outlet:
         os.close(self.fd)
 
     def _open(self, fd: int) -> None:
-        self.fd, self._own = _own_description(fd)
+        self.fd, self._exclusive = _own_description(fd)
         self.connections += 1
         self._regular = stat.S_ISREG(os.fstat(self.fd).st_mode)
         self._poll = select.poll()
@@ -102,20 +101,25 @@ class Outlet:
     def _settle(self, sent: int, settled: Settled) -> None:
         """`sent` more bytes of the first piece are out."""
         piece = self._pieces[0]
-        before, self._sent = self._sent, self._sent + sent
+        own = piece.own_in(self._sent, sent, self._own)
+        self._sent += sent
+        self._own += own
         self._mid_line = piece.data[self._sent - 1] != ord("\n")
-        own = piece.own_in(self._sent) - (piece.own_in(before) if before else 0)
         told = 0
         if self._sent == len(piece.data):
             self._pieces.popleft()
-            self._sent, told = 0, piece.reports
+            self._sent = self._own = 0
+            told = piece.reports
         settled(own, told)
 
+    def _chunk(self) -> bytes:
+        data = self._pieces[0].data
+        most = self._sent + SAFE_WRITE
+        return data[self._sent : data.rfind(b"\n", self._sent, most) + 1 or most]
+
     def _write(self, data: bytes) -> int:
-        if not self._own and not self._regular:
-            if not self._poll.poll(0):
-                return 0
-            data = data[:SAFE_WRITE]
+        if not self._exclusive and not self._regular and not self._poll.poll(0):
+            return 0
         return os.write(self.fd, data)
 
 
