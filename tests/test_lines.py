@@ -13,7 +13,19 @@ from hypothesis import strategies as st
 
 from procman.logs import journald, syslog
 from procman.logs.lines import (
-    CUT, LINE_LIMIT, Dress, Origin, Piece, cut, each, json_objects, plain, prefix, stamp, text, whole_characters,
+    CUT,
+    LINE_LIMIT,
+    Dress,
+    Origin,
+    Piece,
+    cut,
+    each,
+    json_objects,
+    plain,
+    prefix,
+    stamp,
+    text,
+    whole_characters,
 )  # fmt: skip
 from procman.logs.outlet import Outlet
 from procman.logs.severity import severity

@@ -44,7 +44,8 @@ class Capture:
     def add(self, key: str, log: Log, name: str = "", counters: Counters | None = None) -> int:
         """A stream of process `key`; returns the write end of its pipe."""
         read_fd, self.pipes[key] = make_pipe()
-        self.thread.add(Stream(key, key.partition("/")[0], log, str(self.folder / (name or f"{key}.log")), read_fd), counters)
+        path = str(self.folder / (name or f"{key}.log"))
+        self.thread.add(Stream(key, key.partition("/")[0], log, path, read_fd), counters)
         return self.pipes[key]
 
     def settle(self, key: str) -> Counters:
