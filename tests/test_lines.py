@@ -37,7 +37,9 @@ STAMP = "2026-11-27T05:30:00.123Z"
 SHOP = Origin.of("shop", error=False)
 SECOND_ERR = Origin.of("blog:2", error=True)
 
-OUTPUT = st.lists(st.sampled_from([b"a", b"\n", b"\n", b"\xff", b"\x7f", b"\\", b'"', b"\r", b"\0", "ä€😀".encode()]))
+OUTPUT = st.lists(
+    st.sampled_from([b"a", b"\t", b"\n", b"\n", b"\xff", b"\x7f", b"\\", b'"', b"\r", b"\0", "ä€😀".encode()])
+)
 DRESSES = {
     "plain": plain,
     "name": text(b"shop | ", timestamps=False),
@@ -118,7 +120,8 @@ def test_a_time_is_rfc_3339_with_milliseconds(wall: float, expected: str) -> Non
     ],
 )
 def test_lines_as_text(dress: Dress, lines: bytes, partial: bool, expected: bytes) -> None:
-    assert dress(lines, partial, WALL) == [Piece(expected, lines)]
+    [piece] = dress(lines, partial, WALL)
+    assert piece[:3] == (expected, lines, 0)
 
 
 @pytest.mark.parametrize(
@@ -133,9 +136,9 @@ def test_lines_as_text(dress: Dress, lines: bytes, partial: bool, expected: byte
     ],
 )
 def test_lines_as_json(lines: bytes, messages: list[str]) -> None:
-    [(data, source, _)] = json_objects(SECOND_ERR)(lines, False, WALL)
-    assert source == lines
-    found = [json.loads(line) for line in data.decode().split("\n")[:-1]]
+    [piece] = json_objects(SECOND_ERR)(lines, False, WALL)
+    assert piece.source == lines
+    found = [json.loads(line) for line in piece.data.decode().split("\n")[:-1]]
     assert [each["message"] for each in found] == messages
     for one in found:
         assert list(one) == ["time", "program", "instance", "stream", "message"]
@@ -149,6 +152,13 @@ def test_the_form_of_a_json_line() -> None:
     assert piece.data.decode() == expected
     [piece] = json_objects(SHOP)(b"hel", True, WALL)
     assert json.loads(piece.data)["partial"] is True
+
+
+@given(OUTPUT.map(b"".join))
+def test_json_is_the_same_by_the_fast_way_and_by_the_slow_one(output: bytes) -> None:
+    [piece] = json_objects(SHOP)(output + b"\n", False, WALL)
+    found = [json.loads(line)["message"] for line in piece.data.decode().split("\n")[:-1]]
+    assert found == [line.decode(errors="backslashreplace") for line in output.split(b"\n")]
 
 
 @given(OUTPUT.map(b"".join).filter(bool), st.sampled_from(sorted(DRESSES)))
@@ -170,8 +180,9 @@ def test_how_much_of_the_source_is_written() -> None:
     assert piece.data == b"shop | one\nshop | \nshop | longer\n"
     steps = {0: 0, 10: 0, 11: 4, 18: 4, 19: 5, 32: 5, 33: 11}
     assert {written: piece.own_in(0, written) for written in steps} == steps
-    assert piece.own_in(11, 8, 4) == 1
+    assert piece._replace(added=-1).own_in(11, 8, 4) == piece.own_in(11, 8, 4) == 1
     assert piece.own_in(19, 14, 5) == 6
+    assert piece.own_in(12, 7, 4) == 1, "from within a line"
 
 
 @given(st.lists(st.integers(1, 9), min_size=1), st.lists(st.binary(max_size=8), max_size=8))

@@ -188,8 +188,7 @@ class Flow:
         assert self.spool
         file.prepare(now)  # first: it may find out that some of what waits is there already (`Spool.settle`)
         while pieces := self._next(wall, last=last):
-            for data, source, _ in pieces:
-                rest = Piece(data, source)
+            for rest in pieces:
                 self._report(file, now, wall)
                 while rest.data:
                     size = file.fit(rest.data, now)
@@ -197,7 +196,7 @@ class Flow:
                     own = rest.own_in(0, written)
                     self.settle(own, 0)
                     crossing("log advance")
-                    rest = Piece(rest.data[written:], rest.source[own:])
+                    rest = rest._replace(data=rest.data[written:], source=rest.source[own:])
 
     def last_line_to(self, file: LogFile, now: float, wall: float) -> None:
         """A line that has no end yet gets one in the file: no more of it will come."""

@@ -21,6 +21,8 @@ from typing import NamedTuple
 LINE_LIMIT = 64 * 1024
 """Bytes of a line that are waited for until it is complete."""
 
+NEWLINE = ord("\n")
+
 CUT = b"\\"
 """Ends a part of a line that goes on."""
 
@@ -30,19 +32,25 @@ COLOURS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
 
 class Piece(NamedTuple):
     """Bytes to write: whole lines, or one message. `source` is the program's output that they stand for, a line for a
-    line; a line of procman's own has none. It `reports` so many dropped bytes."""
+    line; a line of procman's own has none. It `reports` so many dropped bytes. `added` is how much longer each line has
+    become, or -1: that differs."""
 
     data: bytes
     source: bytes = b""
     reports: int = 0
+    added: int = -1
 
     def own_in(self, start: int, length: int, own: int = 0) -> int:
         """How many bytes of `source` are in `length` bytes of `data` from `start` on; before them were `own`. A line
         counts when all of it is there."""
         if start + length >= len(self.data):
             return len(self.source) - own
+        lines = self.data.count(b"\n", start, start + length)
+        whole = self.data[start + length - 1] == NEWLINE and (not start or self.data[start - 1] == NEWLINE)
+        if whole and self.added >= 0:
+            return length - lines * self.added
         end = own
-        for _ in range(self.data.count(b"\n", start, start + length)):
+        for _ in range(lines):
             end = self.source.index(b"\n", end) + 1
         return end - own
 
@@ -112,7 +120,7 @@ def text(name: bytes, *, timestamps: bool) -> Dress:
         before = name + stamp(wall).encode() + b" " if timestamps else name
         ended = _ended(lines, partial)
         # One replace for all lines: a loop over lines would cost ten times as much.
-        return [Piece(before + ended[:-1].replace(b"\n", b"\n" + before) + b"\n", lines)]
+        return [Piece(before + ended[:-1].replace(b"\n", b"\n" + before) + b"\n", lines, 0, len(before))]
 
     return dress
 
@@ -125,8 +133,8 @@ def prefix(process: str, *, colour: bool) -> bytes:
     return f"\x1b[{code}m{process} |\x1b[0m ".encode()
 
 
-SEPARATOR = "\x7f"
-"""Stands for a newline while many lines are quoted at once: JSON leaves it as it is (RFC 8259, 7)."""
+EASY = bytes({*range(0x20, 0x100), *b"\n\t"})
+"""What JSON takes as it is, or with a backslash before it, where it is UTF-8 (RFC 8259, 7)."""
 
 
 def json_objects(origin: Origin) -> Dress:
@@ -134,17 +142,33 @@ def json_objects(origin: Origin) -> Dress:
     about = f'"program": {quoted(origin.program)}, "instance": {origin.instance}, "stream": "{origin.stream}"'
 
     def dress(lines: bytes, partial: bool, wall: float) -> list[Piece]:
-        before = f'{{"time": "{stamp(wall)}", {about}, "message": '
-        messages = lines.removesuffix(b"\n").decode(errors="backslashreplace")
-        after = ', "partial": true}' if partial else "}"
-        if SEPARATOR in messages:
-            found = "".join(f"{before}{quoted(line)}{after}\n" for line in messages.split("\n"))
-        else:
-            together = quoted(messages.replace("\n", SEPARATOR))
-            found = before + together.replace(SEPARATOR, f'"{after}\n{before}"') + f"{after}\n"
-        return [Piece(found.encode(), lines)]
+        before = f'{{"time": "{stamp(wall)}", {about}, "message": "'.encode()
+        after = b'", "partial": true}\n' if partial else b'"}\n'
+        messages = _quoted(lines.removesuffix(b"\n"))
+        return [Piece(before + messages.replace(b"\n", after + before) + after, lines)]
 
     return dress
+
+
+def _quoted(lines: bytes) -> bytes:
+    """Lines as JSON strings without the quotes, newlines between them. Without a loop over lines, if possible."""
+    if lines.translate(None, EASY) or not _is_utf8(lines):
+        found = (quoted(line.decode(errors="backslashreplace"))[1:-1] for line in lines.split(b"\n"))
+        return "\n".join(found).encode()
+    for char, escaped in ((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\t", b"\\t")):
+        if char in lines:
+            lines = lines.replace(char, escaped)
+    return lines
+
+
+def _is_utf8(data: bytes) -> bool:
+    if data.isascii():
+        return True
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _ended(lines: bytes, partial: bool) -> bytes:
