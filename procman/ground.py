@@ -26,7 +26,7 @@ from procman.config import Config, Listener, Program
 from procman.errors import Failed, ProcmanError
 from procman.holdings import Holdings
 from procman.keeper.wire import Message
-from procman.launch import log_pipes
+from procman.launch import log_paths
 from procman.lifecycle import Exit, Ready, State, Status
 from procman.link import KeeperLink
 from procman.logs import Counters, LogThreads
@@ -396,8 +396,7 @@ class Ground:
 
     def change_logs(self, program: Program) -> None:
         """The output of `program` goes where its table says now."""
-        out, err = log_pipes(program)
-        for key, path in ((out, program.log.path), (err, program.log.error_path if err != out else program.log.path)):
+        for key, path in log_paths(program).items():
             if key in self._holdings.captured(program):
                 self._holdings.change_log(key, program.log, path)
 

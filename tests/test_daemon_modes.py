@@ -33,6 +33,17 @@ def counters(running: RunningDaemon, name: str) -> dict[str, Any]:
     return found
 
 
+def wait_for_bytes(running: RunningDaemon, count: int) -> None:
+    """Until so many bytes of the talker are written."""
+
+    def written() -> bool:
+        found = counters(running, "talker")
+        assert found["written"] == count, found
+        return True
+
+    wait_until(written)
+
+
 def with_fifo(make: MakeDaemon, log: str) -> RunningDaemon:
     """A daemon, not started yet, with one program that prints what goes into `fifo`."""
     running = make(table_with(log), start=False)
@@ -98,6 +109,30 @@ def test_an_unfinished_line_outlives_the_supervisor(daemon: MakeDaemon) -> None:
     (running.folder / "fifo").write_text("go\n")
     wait_until(lambda: running.log("slow"))
     assert [json.loads(line)["message"] for line in running.log("slow").splitlines()] == ["first-second"]
+
+
+def test_an_unfinished_line_is_ended_where_the_keeper_was_killed(daemon: MakeDaemon) -> None:
+    """The memory that holds it goes with keeper and supervisor. The pipe does not: the program has it."""
+    running = with_fifo(daemon, "timestamps = true")
+    running.write_table(
+        """
+        [program.slow]
+        command = "sh -c 'printf first; read line < fifo; echo second; exec sleep 1000'"
+        start_seconds = 0
+        log = { timestamps = true }
+        """
+    )
+    running.start()
+    pid = wait_until(lambda: counters(running, "slow")["held"] == 5 and running.status()["slow"]["pid"])
+    supervisor = running.supervisor_pid
+    os.kill(running.keeper_pid, signal.SIGKILL)
+    assert running.process is not None
+    running.process.wait(10)
+    wait_until(lambda: not Path(f"/proc/{supervisor}").exists())
+    running.start()
+    assert running.wait_for("slow")["pid"] == pid
+    (running.folder / "fifo").write_text("go\n")
+    wait_until(lambda: re.fullmatch(f"{TIME} first\n{TIME} second\n", running.log("slow")))
 
 
 def test_inherit_keeps_stdout_and_stderr_apart(daemon: MakeDaemon) -> None:
@@ -252,7 +287,7 @@ def test_apply_changes_where_lines_go_and_the_program_never_notices(daemon: Make
                 done = running.ctl("apply")
                 assert done.returncode == 0, done.stderr
                 print(f"line {number}", file=fifo, flush=True)
-                wait_until(lambda number=number: counters(running, "talker")["written"] == 7 * (number + 1))  # type: ignore[misc]
+                wait_for_bytes(running, 7 * (number + 1))
             assert running.wait_for("talker")["pid"] == pid
     finally:
         syslog.close()

@@ -1132,6 +1132,25 @@ def test_a_log_that_moves_to_another_disk_loses_nothing(tmp_path: Path) -> None:
     close_all(threads, {"a": write_fd})
 
 
+def test_what_is_asked_for_a_log_on_its_way_to_another_disk_waits_until_it_is_there(tmp_path: Path) -> None:
+    threads = LogThreads(lambda path: None, -1, first_folder)
+    read_fd, write_fd = make_pipe()
+    threads.add(Stream("a", "a", Log(), str(tmp_path / "one/a.log"), read_fd))
+    threads.start()
+    back = threading.Event()
+    threads.tap("a", waiting_for(back))
+    os.write(write_fd, b"first\n")
+    wait_until(lambda: threads.stuck(0.0))
+    for place in ("two/a.log", "two/b.log", "three/a.log", "one/b.log"):
+        threads.change("a", Log(), str(tmp_path / place))
+    os.write(write_fd, b"last\n")
+    back.set()
+    assert settled(threads, "a") == Counters(read=11, written=11)
+    assert not threads.trouble
+    assert (tmp_path / "one/b.log").read_text() == "last\n"
+    close_all(threads, {"a": write_fd})
+
+
 def test_a_stream_that_is_removed_on_its_way_to_another_disk_is_closed(tmp_path: Path) -> None:
     threads = LogThreads(lambda path: None, -1, first_folder)
     read_fd, write_fd = os.pipe()  # not make_pipe(): the write end of that one can be read as well

@@ -80,6 +80,7 @@ class LogThread:
         self._busy: tuple[float, str] | None = None  # since when with which path; written by the thread alone
         self._by_fd: dict[int, Flow] = {}
         self._files: dict[str, LogFile] = {}
+        self._expected: dict[Flow, list[Callable[[], None]]] = {}  # on their way to us: what is asked of them
         self._left: set[Flow] = set()  # with lines that a predecessor has taken and not written
         self._behind: set[Flow] = set()  # whose log does not tell yet what was dropped
         self._catch_up_at = 0.0
@@ -133,25 +134,28 @@ class LogThread:
         """Sends a stream's bytes elsewhere from now on, or otherwise, or rotates its file by other rules. `spool_fd` is
         for a stream that had no spool, as in `Stream`."""
         flow = self._flows[key]
-        self._submit(lambda: self._equip(flow, spool_fd))
-        self._submit(lambda: self._aim(flow, log, path))
+        self._submit_for(flow, lambda: self._change(flow, log, path, spool_fd))
 
     def remove(self, key: str, done: Done | None = None) -> None:
         """Writes what waits in the pipe and closes it; then calls `done` in the log thread."""
         flow = self._flows.pop(key)
-        self._submit(lambda: self._remove(flow, done))
+        self._submit_for(flow, lambda: self._remove(flow, done))
 
     def flush(self, key: str, done: Done | None = None) -> None:
         """Writes what waits in the pipe now, and ends a line without an end where output is read by lines: the child
         has died. Then calls `done` in the log thread."""
         flow = self._flows[key]
-        self._submit(lambda: self._flush(flow, done))
+        self._submit_for(flow, lambda: self._flush(flow, done))
 
     def hand_over(self, key: str, heir: LogThread, log: Log, path: str, spool_fd: int = -1) -> None:
         """From now on the stream is with `heir`, and goes where `change` would have sent it."""
         flow = heir._flows[key] = self._flows.pop(key)
-        self._submit(lambda: self._equip(flow, spool_fd))
-        self._submit(lambda: self._let_go(flow, lambda: heir._submit(lambda: heir._adopt(flow, log, path))))
+        heir._submit(lambda: heir._expect(flow))
+
+        def arrive() -> None:  # in the heir
+            heir._arrived(flow, lambda: heir._adopt(flow, log, path, spool_fd))
+
+        self._submit_for(flow, lambda: self._let_go(flow, lambda: heir._submit(arrive)))
 
     def waits_for(self, seconds: float) -> str:
         """The path with which the thread has been busy for longer than `seconds`; "" where there is none."""
@@ -196,6 +200,17 @@ class LogThread:
         if self._wake >= 0:
             self._commands.append(command)
             os.eventfd_write(self._wake, 1)
+
+    def _submit_for(self, flow: Flow, command: Callable[[], None]) -> None:
+        """Of a flow that is on its way to us: not before it is here."""
+
+        def when_here() -> None:
+            if flow in self._expected:
+                self._expected[flow].append(command)
+            else:
+                command()
+
+        self._submit(when_here)
 
     def _run(self) -> None:
         last_round = 0.0
@@ -315,6 +330,11 @@ class LogThread:
         self._by_fd[flow.fd] = flow
         self._aim(flow, log, path)
 
+    def _change(self, flow: Flow, log: Log, path: str, spool_fd: int) -> None:
+        self._equip(flow, spool_fd)
+        if self._by_fd.get(flow.fd) is flow:  # it has not ended
+            self._aim(flow, log, path)
+
     def _equip(self, flow: Flow, spool_fd: int) -> None:
         """Gives a flow a spool, where it has none."""
         if flow.spool is None and spool_fd >= 0:
@@ -378,7 +398,6 @@ class LogThread:
                 del self._files[file.path]
 
     def _remove(self, flow: Flow, done: Done | None) -> None:
-        flow.unwanted = True  # where it is still with another thread: `_adopt` sees it
         self._flush(flow, None)
         self._forget(flow)
         if done:
@@ -403,20 +422,31 @@ class LogThread:
         flow.file = flow.channel = None
 
     def _let_go(self, flow: Flow, then: Done) -> None:
-        """The first half of `hand_over`. A pipe that has ended meanwhile is nobody's any more."""
-        if self._by_fd.get(flow.fd) is not flow:
-            return
-        self._end_line(flow)
-        self._forsake(flow)
-        self._part_with(flow)
-        then()
+        """The first half of `hand_over`."""
+        try:
+            if self._by_fd.get(flow.fd) is flow:
+                self._end_line(flow)
+                self._forsake(flow)
+                self._part_with(flow)
+                flow.on_its_way = True
+        finally:
+            then()
 
-    def _adopt(self, flow: Flow, log: Log, path: str) -> None:
-        """The second half, in the heir."""
-        flow.null = self._null
-        self._add(flow, log, path)
-        if flow.unwanted:
-            self._remove(flow, None)
+    def _expect(self, flow: Flow) -> None:
+        self._expected[flow] = []
+
+    def _arrived(self, flow: Flow, adopt: Callable[[], None]) -> None:
+        """The second half, in the heir. A pipe that has ended meanwhile is nobody's any more."""
+        self._command(adopt)
+        for command in self._expected.pop(flow):
+            self._command(command)
+
+    def _adopt(self, flow: Flow, log: Log, path: str, spool_fd: int) -> None:
+        self._equip(flow, spool_fd)
+        if flow.on_its_way:
+            flow.on_its_way = False
+            flow.null = self._null
+            self._add(flow, log, path)
 
     def _flush(self, flow: Flow, done: Done | None) -> None:
         if self._by_fd.get(flow.fd) is flow:

@@ -111,7 +111,7 @@ class Flow:
         self.spool = Spool(stream.spool_fd) if stream.spool_fd >= 0 else None
         self.tap: Callable[[bytes], None] | None = None
         self.listening = False
-        self.unwanted = False
+        self.on_its_way = False
         self.trouble = ""
         self._capacity = fcntl.fcntl(self.fd, fcntl.F_GETPIPE_SZ)
         self.written = counters.written
