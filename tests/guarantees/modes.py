@@ -154,6 +154,8 @@ def keep_killing(running: RunningDaemon, least: int, sources: list[Source]) -> i
     when all is up, some time later."""
     pid = 0
     for kills in itertools.count():
+        for source in sources:
+            source.check()
         if kills >= least and all(source.is_done() for source in sources):
             return kills
         if kills % 2:
@@ -182,6 +184,11 @@ class Source:
     def is_done(self) -> bool:
         """Whether the last line is there."""
         return any("done" in each for each in self._newest())
+
+    def check(self) -> None:
+        """Raises AssertionError where output was dropped: then it is no death that has cost lines."""
+        told = [each for each in self._newest() if "bytes of output were dropped" in each]
+        assert not told, told
 
     def numbers(self) -> Iterator[int]:
         """That of each line, 0 for what is not whole; the last one is left out."""
