@@ -348,8 +348,6 @@ class _Parts:
         self._ready(len(supervisor.processes))
         status = await supervisor.finished
         if supervisor.deserted:
-            # With us the memory goes that holds lines which are not finished.
-            await stands.written([each.program for each in supervisor.places.everyone() if each.program.log.by_lines])
             return status  # the programs go on, and every file and socket of ours is theirs and the next daemon's
         await self.server.close()
         supervisor.measures.stop()

@@ -115,7 +115,8 @@ class Flow:
         self.trouble = ""
         self._capacity = fcntl.fcntl(self.fd, fcntl.F_GETPIPE_SZ)
         self.written = counters.written
-        lost = 0 if self.spool else counters.held  # a predecessor held it in memory, and died
+        # A predecessor held it in memory that is gone.
+        lost = 0 if self.spool and not self.spool.fresh else counters.held
         self.dropped = counters.dropped + lost
         self.read = self.written + self.dropped + self.held
         self.unreported = counters.unreported + lost

@@ -42,7 +42,7 @@ ANEW = 1024 * 1024
 FALLOC_FL_KEEP_SIZE = 1
 FALLOC_FL_PUNCH_HOLE = 2
 
-_DONE, _INTENT, _DEVICE, _INODE, _OFFSET, _LENGTH, _OWN = range(7)
+_DONE, _INTENT, _DEVICE, _INODE, _OFFSET, _LENGTH, _OWN, _USED = range(8)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate
@@ -64,7 +64,8 @@ class Spool:
     """The bytes that wait in the memory file `fd`, which it owns. Raises OSError or ValueError for one that can't be
     used.
 
-    `seen` bytes of what waits are on their way already; `window` shows those behind them.
+    `seen` bytes of what waits are on their way already; `window` shows those behind them. `fresh`: nobody has used it
+    before.
     """
 
     def __init__(self, fd: int) -> None:
@@ -74,6 +75,8 @@ class Spool:
         self._map = mmap.mmap(fd, HEADER)
         self._words = memoryview(self._map).cast("Q")
         self._size = self._given_back = self.seen = 0
+        self.fresh = not self._words[_USED]
+        self._words[_USED] = 1
         self.look()
 
     def look(self) -> None:
