@@ -58,6 +58,8 @@ class Reader:
 
     def close(self) -> None:
         """Ends it, as a daemon ends that is stopped: nobody listens, and the path is gone."""
+        if self._socket.fileno() < 0:
+            return
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
         self._socket.shutdown(socket.SHUT_RD)

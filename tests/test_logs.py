@@ -26,7 +26,10 @@ from hypothesis import strategies as st
 from procman import crossing
 from procman.config import Log
 from procman.logs import Counters, LogThread, LogThreads, Stream, channel, logfile, make_pipe
+from procman.logs.flow import Flow
+from procman.logs.lines import Piece
 from procman.logs.logfile import LogFile
+from procman.logs.outlet import Outlet
 from tests.harness import PROJECT, wait_until
 
 AS_ROOT = os.geteuid() == 0
@@ -960,6 +963,32 @@ def test_a_stdout_whose_reader_is_slow_slows_the_program_and_drops_nothing(
     logs.close()
     os.close(reader)
     os.close(stdout)
+
+
+def test_a_long_turn_is_no_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may take seconds for what the reader takes at once: that is no time in which nothing moved."""
+    clock = time.monotonic()
+    monkeypatch.setattr("procman.logs.channel.time.monotonic", lambda: clock)
+
+    class Slow(Outlet):
+        def push(self, settled: Callable[[int, int], None]) -> None:
+            nonlocal clock
+            clock += 5 * channel.STALL_SECONDS
+            settled(1, 0)
+
+    read_fd, write_fd = os.pipe()
+    slow = Slow(write_fd)
+    with select.epoll() as epoll:
+        printing = channel.Channel("it", slow, epoll, lambda: None)
+        flow = Flow(Stream("shop", "shop", INHERIT, "", read_fd), Counters(), -1)
+        printing.print(flow, [Piece(b"ab", b"ab")], clock)
+        assert printing.debtor is flow
+        assert not printing.stalled(clock)
+        clock += channel.STALL_SECONDS
+        assert printing.stalled(clock)
+    slow.close()
+    os.close(read_fd)
+    os.close(write_fd)
 
 
 def test_a_stdout_that_is_gone_drops_and_nothing_spins(tmp_path: Path) -> None:

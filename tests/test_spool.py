@@ -28,6 +28,7 @@ from procman.logs import Counters, LogThread, Stream, make_pipe, make_spool
 from procman.logs.lines import stamp
 from procman.logs.spool import ANEW, GIVE_BACK, HEADER, SPOOL_MAX, Spool
 from tests.harness import PROJECT, wait_until
+from tests.syslogs import Reader
 from tests.test_lines import fields
 from tests.test_logs import Capture, all_output, dying_at, numbered
 
@@ -284,6 +285,45 @@ def test_the_raw_mode_has_no_spool_and_nothing_in_user_space(logs: Capture) -> N
     logs.settle("shop")
     flow = logs.thread._flows["shop"]
     assert (flow.spool, flow.dress) == (None, None)
+
+
+# --- a reader that is away --------------------------------------------------------------------------------------------
+
+
+def test_lines_wait_for_a_socket_that_is_made_anew(logs: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing of it is lost, nor does the thread spin meanwhile."""
+    path = logs.folder / "socket"
+    monkeypatch.setattr("procman.logs.syslog.SOCKET", str(path))
+    monkeypatch.setattr("procman.logs.channel.STALL_SECONDS", 60.0)
+    pipe = logs.add("shop", Log(mode="syslog"))
+    reader = Reader(path)
+    os.write(pipe, b"one\n")
+    wait_until(lambda: len(reader.messages) == 1)
+    reader.close()
+    os.write(pipe, b"two\nthree\n")
+    wait_until(lambda: logs.thread.counters("shop") == Counters(read=14, written=4, held=10))
+    reader = Reader(path)
+    wait_until(lambda: len(reader.messages) == 2)
+    assert logs.settle("shop") == Counters(read=14, written=14)
+    reader.close()
+
+
+def test_a_reader_that_is_slow_gets_every_message_in_order(logs: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its queue is full most of the time: the kernel tells when there is room again."""
+    path = logs.folder / "socket"
+    monkeypatch.setattr("procman.logs.journald.SOCKET", str(path))
+    monkeypatch.setattr("procman.logs.channel.STALL_SECONDS", 60.0)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(str(path))
+        pipe = logs.add("shop", Log(mode="journal"))
+        os.write(pipe, numbered(0, 500))
+        wait_until(lambda: logs.thread.counters("shop").held)
+        found = []
+        for _ in range(500):
+            server.settimeout(20)
+            found.append(fields(server.recv(1 << 16))["MESSAGE"])
+        assert b"".join(message + b"\n" for message in found) == numbered(0, 500)
+        assert logs.settle("shop").dropped == 0
 
 
 # --- death at any instruction -----------------------------------------------------------------------------------------

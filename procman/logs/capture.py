@@ -277,7 +277,7 @@ class LogThread:
         except Exception as error:  # noqa: BLE001  as above
             self._note(error)
         self._busy = None
-        if flow.unreported and flow.file is not None:
+        if flow.unreported:
             self._is_behind(flow, now)
         if flow.trouble:
             self.trouble, flow.trouble = flow.trouble, ""
@@ -295,14 +295,16 @@ class LogThread:
         """A log tells what was dropped as soon as it can be written, also when its program prints no more."""
         self._catch_up_at = now + RETRY_SECONDS
         for flow in list(self._behind):
-            if flow.file is not None and flow.unreported:
-                self._busy = (time.monotonic(), flow.file.path)
-                try:
+            try:
+                if flow.unreported and flow.file is not None:
+                    self._busy = (time.monotonic(), flow.file.path)
                     flow.catch_up(flow.file, now, time.time())
-                except Exception as error:  # noqa: BLE001  as above
-                    self._note(error)
-                flow.publish()
-            if flow.file is None or not flow.unreported:
+                elif flow.unreported and flow.channel is not None:
+                    flow.channel.catch_up(flow, now, time.time())
+            except Exception as error:  # noqa: BLE001  as above
+                self._note(error)
+            flow.publish()
+            if not flow.unreported:
                 self._behind.discard(flow)
         self._busy = None
         self._on_loss()
@@ -362,7 +364,7 @@ class LogThread:
         self._listen(flow)
         if flow.held:
             self._left.add(flow)  # not now: all that write to a file must have claimed it (`LogFile.claim`)
-        if file is not None and flow.unreported:  # also what a predecessor could not write
+        if flow.unreported:  # also what a predecessor could not write
             self._is_behind(flow, time.monotonic())
 
     def _forsake(self, flow: Flow) -> None:
@@ -380,6 +382,8 @@ class LogThread:
     def _listen_all(self) -> None:
         for flow in self._by_fd.values():
             self._listen(flow)
+            if flow.unreported:
+                self._is_behind(flow, time.monotonic())
 
     def _listen(self, flow: Flow) -> None:
         """Has epoll tell of the flow's bytes, but not while they would go to a channel that takes none."""

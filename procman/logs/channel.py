@@ -10,6 +10,7 @@ Knows flows and outlets; nothing of files. epoll is the thread's; it tells when 
 from __future__ import annotations
 
 import select
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
@@ -22,6 +23,9 @@ from procman.logs.outlet import Settled
 
 STALL_SECONDS = 1.0
 """How long programs wait for a place that takes nothing, before output is dropped."""
+
+TURN = 64 * 1024
+"""Bytes of one turn: a message each, they may take a while."""
 
 MEND_SECONDS = 0.05
 """How soon a place is tried again that is not there, while they wait."""
@@ -91,7 +95,7 @@ class Channel:
             flow.drop(self.outlet.error)
             return
         try:
-            flow.take()
+            flow.take(TURN)
         except OSError as error:  # there is no memory
             flow.drop(describe(error))
             return
@@ -101,6 +105,11 @@ class Channel:
         """A line that has no end yet, closed: no more of it will come. Not while the place is taken."""
         if self.debtor is None:
             self.print(flow, flow.pieces(wall, last=True), now)
+
+    def catch_up(self, flow: Flow, now: float, wall: float) -> None:
+        """Tells of what was dropped before, if that can be: the program may print no more."""
+        if self.debtor is None and now >= self.retry_at:
+            self.print(flow, [flow.marker(wall)], now)
 
     def print(self, flow: Flow, pieces: list[Piece], now: float) -> None:
         if pieces:
@@ -139,6 +148,7 @@ class Channel:
             flow.settle(own, told)
 
         self.outlet.push(settled)
+        now = max(now, time.monotonic())  # that may have taken long: it is no time in which nothing moved
         flow.publish()
         if moved:
             self._stalled_at = now + STALL_SECONDS

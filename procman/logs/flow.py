@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PIPE_SIZE = 256 * 1024  # large enough for most; 256 of them fit under an ordinary user's limit (pipe(7)), not 64
 BUSY_PIPE_SIZE = 1024 * 1024  # for a stream that was seen to fill its pipe: half as fast again
-TURN = 256 * 1024  # most bytes of one turn of a stream that is read by lines
+TURN = 256 * 1024  # most bytes of one turn of a file that is written by lines
 
 
 def make_pipe() -> tuple[int, int]:
@@ -161,7 +161,7 @@ class Flow:
         try:
             with self._counting(file):
                 if self.dress:
-                    self.take()
+                    self.take(TURN)
                     self._append_lines(file, now, wall)
                 else:
                     if self.held:  # from a time when it was read by lines
@@ -224,7 +224,7 @@ class Flow:
     def _report(self, file: LogFile, now: float, wall: float) -> None:
         if self.unreported:
             file.prepare(now)
-            file.mark(self._marker(wall).data)
+            file.mark(self.marker(wall).data)
             self.unreported = 0
 
     @contextmanager
@@ -238,10 +238,11 @@ class Flow:
 
     # --- by lines -----------------------------------------------------------------------------------------------------
 
-    def take(self) -> None:
-        """Takes what waits in the pipe into the spool. Raises OSError when there is no memory for it."""
+    def take(self, most: int) -> None:
+        """Takes what waits in the pipe into the spool, `most` bytes at most. Raises OSError when there is no memory for
+        it."""
         assert self.spool
-        count = self.spool.take(self.fd, TURN)
+        count = self.spool.take(self.fd, most)
         self.read += count
         self.error = ""
         self._widen(count)
@@ -253,7 +254,7 @@ class Flow:
         found = []
         while pieces := self._next(wall, last=last):
             found += pieces
-        return [self._marker(wall), *found] if found and self.unreported else found
+        return [self.marker(wall), *found] if found and self.unreported else found
 
     def settle(self, own: int, told: int) -> None:
         """So many bytes of what waits are written, and so many dropped ones told of."""
@@ -327,7 +328,7 @@ class Flow:
             with suppress(OSError):
                 fcntl.fcntl(self.fd, fcntl.F_SETPIPE_SZ, BUSY_PIPE_SIZE)
 
-    def _marker(self, wall: float) -> Piece:
+    def marker(self, wall: float) -> Piece:
         """A line of procman's own, which tells of what was dropped."""
         text = f"procman: {self.unreported} bytes of output were dropped: {self._reason}\n".encode()
         return Piece((self.dress or lines.plain)(text, False, wall)[0].data, b"", self.unreported)
