@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 
 from procman import units
-from procman.config import Config, Daemon, Listener, Program
+from procman.config import Config, Daemon, Listener, Log, Program
 
 HOT = frozenset(
     {
@@ -22,8 +22,8 @@ HOT = frozenset(
 )  # fmt: skip
 """Keys of a Program that a running child never notices."""
 
-HOT_LOG = frozenset({"path", "error_path", "max_size", "keep", "mode_bits"})
-"""Keys of its log that can change between two bytes."""
+HOT_LOG = frozenset({"mode", "path", "error_path", "max_size", "keep", "timestamps", "format", "mode_bits"})
+"""Keys of its log that can change between two bytes; `mode` as long as there is a pipe, see `_has_pipe`."""
 
 HOT_DAEMON = frozenset({"log_level", "shutdown_timeout", "exit_when", "sampling"})
 """Keys of [daemon] that take effect without a restart of the daemon."""
@@ -159,6 +159,7 @@ def fingerprint(config: Config, program: Program) -> str:
     listeners = [listener for listener in config.listeners if listener.name in program.listen]
     values = [getattr(program, field.name) for field in fields(program) if field.name not in HOT | {"log"}]
     values += [getattr(program.log, field.name) for field in fields(program.log) if field.name not in HOT_LOG]
+    values.append(_has_pipe(program.log))
     return hashlib.sha256(repr((values, listeners)).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
@@ -168,8 +169,15 @@ def daemon_in_force(old: Daemon, new: Daemon) -> Daemon:
 
 
 def _is_hot(old: Program, new: Program) -> bool:
+    if _has_pipe(old.log) != _has_pipe(new.log):
+        return False
     log_changes = set(_changed(old.log, new.log))
     return set(_changed(old, new)) <= HOT | ({"log"} if log_changes <= HOT_LOG else set())
+
+
+def _has_pipe(log: Log) -> bool:
+    """Whether its program prints to a pipe of ours, and not to /dev/null."""
+    return log.mode != "discard"
 
 
 def _is_tuned(old: Listener, new: Listener) -> bool:

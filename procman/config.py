@@ -78,13 +78,20 @@ class Ready:
 class Log:
     """Where the output of a process goes. `error_path` is used when `stderr` is "separate"."""
 
-    mode: Literal["file", "inherit", "discard"] = "file"
+    mode: Literal["file", "inherit", "syslog", "journal", "discard"] = "file"
     path: str = ""
     error_path: str = ""
     stderr: Literal["merge", "separate", "discard"] = "merge"
     max_size: int = 50 * 1024 * 1024
     keep: int = 10
+    timestamps: bool = False
+    format: Literal["raw", "json"] = "raw"
     mode_bits: int = 0o640
+
+    @property
+    def by_lines(self) -> bool:
+        """Whether it is read line by line; else bytes go from the pipe to the file as they are."""
+        return self.mode != "file" or self.timestamps or self.format == "json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

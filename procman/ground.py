@@ -26,7 +26,7 @@ from procman.config import Config, Listener, Program
 from procman.errors import Failed, ProcmanError
 from procman.holdings import Holdings
 from procman.keeper.wire import Message
-from procman.launch import log_pipes
+from procman.launch import log_paths
 from procman.lifecycle import Exit, Ready, State, Status
 from procman.link import KeeperLink
 from procman.logs import Counters, LogThreads
@@ -408,10 +408,9 @@ class Ground:
 
     def change_logs(self, program: Program) -> None:
         """The output of `program` goes where its table says now."""
-        out, err = log_pipes(program)
-        for key, path in ((out, program.log.path), (err, program.log.error_path if err != out else program.log.path)):
+        for key, path in log_paths(program).items():
             if key in self._holdings.captured(program):
-                self._logs.change(key, program.log, path)
+                self._holdings.change_log(key, program.log, path)
 
     async def _env_files(self, program: Program) -> dict[str, str]:
         """The variables of its env files. In a thread: their disk may be dead, and then this ends by being cancelled.
@@ -601,7 +600,7 @@ class Ground:
     def reopen_logs(self) -> None:
         """Close and open every log file, the daemon's own too."""
         self.on_reopen()
-        self._logs.reopen(stdout_fd=1)  # after it: stdout is where the daemon's own log is now
+        self._logs.reopen(stdout_fd=1, stderr_fd=2)  # after it: stdout is where the daemon's own log is now
 
     async def pause_logs(self) -> bool:
         """Let the output of programs wait in its pipes until `resume_logs`. False if the log thread does not come to

@@ -315,7 +315,7 @@ class Rescue:
             wanted |= self._wanted(program)
             for slot in (0, 1):
                 names = launch.log_pipes(servers.in_place(program, slot))
-                pipes |= {f"{name}/{end}" for name in names if name is not None for end in "rw"}
+                pipes |= {f"{name}/{end}" for name in names if name is not None for end in "rws"}
         for name, fd in list(self._held.items()):
             base = base_name(name)
             fits = base in wanted and _fits(fd, wanted[base])

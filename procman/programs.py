@@ -16,7 +16,7 @@ from procman.config import Account, Address, Daemon, Limits, Listener, Log, Prog
 from procman.keys import Layer, Place, Scope, Section, World
 from procman.values import BadValue
 
-LOG_KEYS = ("mode", "path", "stderr", "max_size", "keep", "mode_bits")
+LOG_KEYS = ("mode", "path", "stderr", "max_size", "keep", "timestamps", "format", "mode_bits")
 READY_KEYS = ("http", "tcp", "unix", "command", "log", "notify")
 LIMITS_KEYS = ("open_files", "processes", "core", "nice", "oom_score_adj", "cpu_affinity", "no_new_privileges")
 SCALE_KEYS = ("min", "max", "idle_timeout", "backlog")
@@ -44,7 +44,15 @@ _DEFAULT = Program(name="", program="", argv=())
 _LOG = Log()
 _RESTART: tuple[Literal["always", "on-failure", "never"], ...] = ("always", "on-failure", "never")
 _KILL: tuple[Literal["tree", "main"], ...] = ("tree", "main")
-_LOG_MODE: tuple[Literal["file", "inherit", "discard"], ...] = ("file", "inherit", "discard")
+_LOG_MODE: tuple[Literal["file", "inherit", "syslog", "journal", "discard"], ...] = (
+    *("file", "inherit", "syslog", "journal", "discard"),
+)
+_LOG_FORMAT: tuple[Literal["raw", "json"], ...] = ("raw", "json")
+_LOG_ONLY = (
+    (("path", "max_size", "keep", "mode_bits"), ("file",)),
+    (("timestamps", "format"), ("file", "inherit")),  # the others have a form of their own, with the time in it
+)
+"""Keys of a log, and the modes that they are for."""
 _STDERR: tuple[Literal["merge", "separate", "discard"], ...] = ("merge", "separate", "discard")
 
 
@@ -466,12 +474,15 @@ def _virtualenv(section: Section, world: World) -> str:
 def _log(section: Section, identity: _Identity, log_dir: str) -> Log:
     table = section.table("log", LOG_KEYS)
     mode = table.value("mode", values.choice(_LOG_MODE), _LOG.mode)
-    chooser = table.find("mode")
-    for key in ("path", "max_size", "keep", "mode_bits"):
-        # A key of the defaults may be useless here, where the program itself chose the mode.
-        layer = table.find(key)
-        if mode != "file" and layer and chooser and table.layers.index(layer) <= table.layers.index(chooser):
-            table.problem(key, f'is for mode = "file", not "{mode}"')
+    useless = [(key, modes) for keys, modes in _LOG_ONLY for key in keys if mode not in modes]
+    for key, modes in useless:
+        if _overrides(table, key, "mode"):
+            listed = " or ".join(f'"{one}"' for one in modes)
+            table.problem(key, f'is for mode = {listed}, not "{mode}"')
+    format_ = table.value("format", values.choice(_LOG_FORMAT), _LOG.format)
+    timestamps = table.value("timestamps", values.boolean, _LOG.timestamps)
+    if timestamps and format_ == "json" and mode in ("file", "inherit") and _overrides(table, "timestamps", "format"):
+        table.problem("timestamps", 'is for format = "raw": each JSON object has its time')
     usual = f"{identity.program}-{identity.instance}.log" if identity.several else f"{identity.program}.log"
     path = table.path("path", f"{log_dir}/{usual}")
     stderr = table.value("stderr", values.choice(_STDERR), _LOG.stderr)
@@ -483,8 +494,17 @@ def _log(section: Section, identity: _Identity, log_dir: str) -> Log:
         stderr=stderr,
         max_size=table.value("max_size", values.size, _LOG.max_size),
         keep=table.value("keep", values.integer(0, 10000), _LOG.keep),
+        timestamps=timestamps and format_ == "raw" and mode in ("file", "inherit"),
+        format=format_ if mode in ("file", "inherit") else _LOG.format,
         mode_bits=table.value("mode_bits", values.mode, _LOG.mode_bits),
     )
+
+
+def _overrides(table: Section, key: str, chooser: str) -> bool:
+    """Whether `key` was written by whoever wrote `chooser`, or nearer to the program. One of the defaults may be
+    useless here, where the program itself chose otherwise."""
+    layer, choice = table.find(key), table.find(chooser)
+    return bool(layer and choice) and table.layers.index(layer) <= table.layers.index(choice)
 
 
 def _limits(section: Section) -> Limits:

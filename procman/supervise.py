@@ -37,7 +37,7 @@ from procman import (
     takeover,
 )
 from procman.change import Change, Read
-from procman.config import Config, Daemon, place
+from procman.config import Config, Daemon, Program, place
 from procman.desk import Desk
 from procman.errors import ConfigError, Failed, ProcmanError, is_shortage
 from procman.holdings import Holdings
@@ -216,11 +216,14 @@ class _Parts:
             for slot in takeover.SLOTS
             for key in (place(program.name, slot),)
         ]
+        # Who writes to the file of one that has to wait has to wait, too: that one may have to finish a line first.
+        late = {path for program in programs if _waits(program) for path in log_paths(program).values() if path}
         outputs = [
             interim.Output(key, program.name, program.log, path)
             for program in programs
-            if program.log.mode == "file" and program.ready.kind != "log"
+            if not _waits(program)
             for key, path in log_paths(program).items()
+            if path not in late
         ]
         try:
             memory = interim.plan(outputs)
@@ -412,6 +415,11 @@ class _Parts:
         gc.collect()
         gc.freeze()  # what start-up made stays: no collection need look at it again
         trim_heap()
+
+
+def _waits(program: Program) -> bool:
+    """Whether its output waits for a new supervisor until all of that is up: see `interim`."""
+    return program.log.mode == "inherit" or program.ready.kind == "log"
 
 
 def _recalled(path: str, held: Mapping[str, int]) -> Config | None:

@@ -29,9 +29,10 @@ RESTART_CHANGES: dict[str, object] = {
     "notify": True, "limits": Limits(open_files=10),
 }  # fmt: skip
 HOT_LOG_CHANGES: dict[str, object] = {
-    "path": "/l", "error_path": "/e", "max_size": 1, "keep": 1, "mode_bits": 0o600,
+    "path": "/l", "error_path": "/e", "max_size": 1, "keep": 1, "mode_bits": 0o600, "mode": "journal",
+    "timestamps": True, "format": "json",
 }  # fmt: skip
-RESTART_LOG_CHANGES: dict[str, object] = {"mode": "discard", "stderr": "separate"}
+RESTART_LOG_CHANGES: dict[str, object] = {"stderr": "separate"}
 HOT_DAEMON_CHANGES: dict[str, object] = {
     "log_level": "debug", "shutdown_timeout": 1.0, "exit_when": "any-fatal", "sampling": Sampling(1.0),
 }  # fmt: skip
@@ -82,6 +83,12 @@ def test_hot_log(key: str, value: object) -> None:
 def test_restart_log(key: str, value: object) -> None:
     new = replace(WEB, log=replace(WEB.log, **{key: value}))  # type: ignore[arg-type]
     assert plan(OLD, with_web(new)) == replace(NOTHING, restart=(new,))
+
+
+def test_from_a_pipe_to_dev_null_and_back_takes_a_restart() -> None:
+    silent = replace(WEB, log=replace(WEB.log, mode="discard"))
+    assert plan(OLD, with_web(silent)) == replace(NOTHING, restart=(silent,))
+    assert plan(with_web(silent), OLD) == replace(NOTHING, restart=(WEB,))
 
 
 @pytest.mark.parametrize(("key", "value"), HOT_DAEMON_CHANGES.items())

@@ -21,7 +21,7 @@ THREADS_MAX = 16
 """Log threads at most; more disks share them."""
 
 PRINTED = "\0"
-"""Stands for the daemon's stdout among the disks: no name of one."""
+"""Stands for what is no disk among the disks: the daemon's stdout, syslog, the journal. No name of one."""
 
 
 class LogThreads:
@@ -36,13 +36,14 @@ class LogThreads:
         stdout_fd: int,
         disk_of: Callable[[str], str],
         on_loss: Callable[[], None] = lambda: None,
+        stderr_fd: int = 2,
     ) -> None:
         self._on_news = on_news
         self._on_loss = on_loss
         self._disk_of = disk_of
         self._watched: set[str] = set()
         # Made now: later the descriptor may be another file.
-        self._printer = LogThread(on_news, stdout_fd, self._watched, on_loss)
+        self._printer = LogThread(on_news, stdout_fd, self._watched, on_loss, stderr_fd)
         self._by_disk = {PRINTED: self._printer}
         self._started = False
         self._homes: dict[str, tuple[LogThread, str]] = {}  # by stream: its thread, and its path or PRINTED
@@ -69,14 +70,14 @@ class LogThreads:
         thread = self._move_in(stream.key, stream.log, stream.path)
         thread.add(stream, counters)
 
-    def change(self, key: str, log: Log, path: str) -> None:
+    def change(self, key: str, log: Log, path: str, spool_fd: int = -1) -> None:
         before = self._homes[key][0]
         self._move_out(key)
         thread = self._move_in(key, log, path)
         if thread is before:
-            thread.change(key, log, path)
+            thread.change(key, log, path, spool_fd)
         else:
-            before.hand_over(key, thread, log, path)
+            before.hand_over(key, thread, log, path, spool_fd)
 
     def remove(self, key: str, done: Done | None = None) -> None:
         thread = self._homes[key][0]
@@ -86,9 +87,9 @@ class LogThreads:
     def flush(self, key: str, done: Done | None = None) -> None:
         self._homes[key][0].flush(key, done)
 
-    def reopen(self, stdout_fd: int | None = None) -> None:
+    def reopen(self, stdout_fd: int | None = None, stderr_fd: int | None = None) -> None:
         for thread in {id(thread): thread for thread in self._by_disk.values()}.values():
-            thread.reopen(stdout_fd if thread is self._printer else None)
+            thread.reopen(*((stdout_fd, stderr_fd) if thread is self._printer else ()))
 
     def pause(self, done: Done) -> None:
         """`done` is called when all of them rest, in one of them."""
@@ -150,7 +151,7 @@ class LogThreads:
         thread = self._by_disk.get(disk)
         if thread is None and len(self._by_disk) <= THREADS_MAX:
             try:
-                thread = LogThread(self._on_news, -1, self._watched, self._on_loss)
+                thread = LogThread(self._on_news, -1, self._watched, self._on_loss, -1)
             except OSError:  # no descriptor is free
                 thread = None
         if thread is not None:
