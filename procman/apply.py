@@ -22,10 +22,15 @@ HOT = frozenset(
 )  # fmt: skip
 """Keys of a Program that a running child never notices."""
 
-HOT_LOG = frozenset({"mode", "path", "error_path", "max_size", "keep", "timestamps", "format", "mode_bits"})
+HOT_LOG = frozenset(
+    {
+        "mode", "path", "error_path", "max_size", "rotate_every", "keep", "keep_total", "compress", "timestamps",
+        "format", "on_error", "mode_bits",
+    }
+)  # fmt: skip
 """Keys of its log that can change between two bytes; `mode` as long as there is a pipe, see `_has_pipe`."""
 
-HOT_DAEMON = frozenset({"log_level", "shutdown_timeout", "exit_when", "sampling"})
+HOT_DAEMON = frozenset({"log_level", "log_min_free", "shutdown_timeout", "exit_when", "sampling"})
 """Keys of [daemon] that take effect without a restart of the daemon."""
 
 

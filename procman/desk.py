@@ -83,7 +83,8 @@ class Desk:
     def _info(self, process: Process, numbers: Mapping[str, int]) -> Info:
         beside = self._supervisor.places.beside.get(process.name)
         number = numbers.get(process.program.program)
-        return report.info(process, self._supervisor.measures.latest(process.name), beside, number)
+        output = self._ground.output(process.program)
+        return report.info(process, self._supervisor.measures.latest(process.name), beside, number, output=output)
 
     async def infos_with_workers(self, names: Sequence[str], read: Read) -> list[Info]:
         processes = self.select(names)
@@ -423,9 +424,9 @@ class Desk:
         self._supervisor.shut_down(f"asked by uid {peer.uid}, pid {peer.pid}")
         await self._supervisor.journal.saved()
 
-    def reopen_logs(self, peer: Peer) -> None:
+    async def reopen_logs(self, peer: Peer) -> None:
         self._supervisor.note("operation", "", what="reopen-logs", uid=peer.uid, pid=peer.pid)
-        self._ground.reopen_logs()
+        await self._ground.logs_reopened()
 
     async def upgrade(self, peer: Peer) -> None:
         self._supervisor.note("operation", "", what="upgrade", uid=peer.uid, pid=peer.pid)

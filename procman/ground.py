@@ -545,16 +545,29 @@ class Ground:
             found += [f"{process.name}: its output is not written: {error}" for error in errors if error]
         return found
 
+    def output(self, program: Program) -> dict[str, Any] | None:
+        """Bytes read, written and dropped of all its output, and what is wrong with it now."""
+        streams = list(self._counted(program).values())
+        if not streams:
+            return None
+        sums = {key: sum(getattr(each, key) for each in streams) for key in ("read", "written", "dropped")}
+        return sums | {"error": next((each.error for each in streams if each.error), "")}
+
+    def _counted(self, program: Program) -> dict[str, Counters]:
+        """By stream, also what came through pipes that are gone."""
+        return {
+            stream: interim.add(self._past.get(f"{program.name}/{stream}", Counters()), self._logs.counters(name))
+            for name in self._holdings.captured(program)
+            for stream in (name.rpartition("/")[2],)
+        }
+
     def log_counters(self, program: Program) -> list[dict[str, Any]]:
         """Bytes read, written and dropped of each output."""
         paths = {source.key: source.path for source in self.log_sources(program)}
-        found = []
-        for name in self._holdings.captured(program):
-            stream = name.rpartition("/")[2]
-            path = paths.get(f"{program.name}/{stream}")
-            counted = interim.add(self._past.get(f"{program.name}/{stream}", Counters()), self._logs.counters(name))
-            found.append({"stream": stream, "path": path, **asdict(counted)})
-        return found
+        return [
+            {"stream": stream, "path": paths.get(f"{program.name}/{stream}"), **asdict(counted)}
+            for stream, counted in self._counted(program).items()
+        ]
 
     def held_document(self) -> dict[str, Any]:
         """What is held, for the state file."""
@@ -597,10 +610,28 @@ class Ground:
             for callback in list(callbacks):
                 callback()
 
-    def reopen_logs(self) -> None:
-        """Close and open every log file, the daemon's own too."""
+    def reopen_logs(self) -> asyncio.Event:
+        """Close and open every log file, the daemon's own too. What is returned is set when nothing is written to the
+        old ones any more."""
         self.on_reopen()
-        self._logs.reopen(stdout_fd=1, stderr_fd=2)  # after it: stdout is where the daemon's own log is now
+        reopened = asyncio.Event()
+
+        def done() -> None:  # in a log thread
+            self._loop.call_soon_threadsafe(reopened.set)
+
+        # After it: stdout is where the daemon's own log is now.
+        self._logs.reopen(stdout_fd=1, stderr_fd=2, done=done)
+        return reopened
+
+    async def logs_reopened(self) -> None:
+        """`reopen_logs`, and wait for it. Raises Failed when a disk keeps it for longer than PAUSE_SECONDS."""
+        reopened = self.reopen_logs()
+        try:
+            async with asyncio.timeout(PAUSE_SECONDS):
+                await reopened.wait()
+        except TimeoutError:
+            stuck = ", ".join(self._logs.stuck(0)) or "a log"
+            raise Failed(f"{stuck} is not opened again yet: is its disk stuck?") from None
 
     async def pause_logs(self) -> bool:
         """Let the output of programs wait in its pipes until `resume_logs`. False if the log thread does not come to

@@ -108,8 +108,9 @@ class Operations(Protocol):
     async def shutdown(self, peer: Peer) -> None:
         """Begins to stop all programs and then the daemon; returns when that is on disk and outlives a crash."""
 
-    def reopen_logs(self, peer: Peer) -> None:
-        """Closes and opens every log file, for a rotation by others."""
+    async def reopen_logs(self, peer: Peer) -> None:
+        """Closes and opens every log file, for a rotation by others; from then on nothing is written to the old ones.
+        Raises Failed when a disk is stuck."""
 
     async def reread(self, peer: Peer, *, previous: bool, progress: Callable[[Object], None]) -> Object:
         """Reads the table again and applies it, or goes back to the `previous` one; what changed, what must be
@@ -467,7 +468,7 @@ async def _shutdown(operations: Operations, call: Call) -> object:
 
 
 async def _reopen_logs(operations: Operations, call: Call) -> object:
-    operations.reopen_logs(call.peer)
+    await operations.reopen_logs(call.peer)
     return {}
 
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from procman import canary, servers, values
-from procman.config import Account, Address, Daemon, Limits, Listener, Log, Program, Ready, Scale
+from procman.config import Account, Address, Daemon, Every, Limits, Listener, Log, Program, Ready, Scale
 from procman.keys import Layer, Place, Scope, Section, World
 from procman.values import BadValue
 
-LOG_KEYS = ("mode", "path", "stderr", "max_size", "keep", "timestamps", "format", "mode_bits")
+LOG_FILE_KEYS = ("path", "max_size", "rotate_every", "keep", "keep_total", "compress", "on_error", "mode_bits")
+LOG_KEYS = ("mode", "stderr", *LOG_FILE_KEYS, "timestamps", "format")
 READY_KEYS = ("http", "tcp", "unix", "command", "log", "notify")
 LIMITS_KEYS = ("open_files", "processes", "core", "nice", "oom_score_adj", "cpu_affinity", "no_new_privileges")
 SCALE_KEYS = ("min", "max", "idle_timeout", "backlog")
@@ -49,11 +50,14 @@ _LOG_MODE: tuple[Literal["file", "inherit", "syslog", "journal", "discard"], ...
 )
 _LOG_FORMAT: tuple[Literal["raw", "json"], ...] = ("raw", "json")
 _LOG_ONLY = (
-    (("path", "max_size", "keep", "mode_bits"), ("file",)),
+    (LOG_FILE_KEYS, ("file",)),
     (("timestamps", "format"), ("file", "inherit")),  # the others have a form of their own, with the time in it
 )
 """Keys of a log, and the modes that they are for."""
 _STDERR: tuple[Literal["merge", "separate", "discard"], ...] = ("merge", "separate", "discard")
+_EVERY: tuple[Every, ...] = ("", "hourly", "daily", "weekly")
+_COMPRESS: tuple[Literal["gzip", "none"], ...] = ("gzip", "none")
+_ON_ERROR: tuple[Literal["drop", "block"], ...] = ("drop", "block")
 
 
 @dataclass(frozen=True, slots=True)
@@ -493,9 +497,13 @@ def _log(section: Section, identity: _Identity, log_dir: str) -> Log:
         error_path=f"{path.removesuffix('.log')}.err.log" if is_file and stderr == "separate" else "",
         stderr=stderr,
         max_size=table.value("max_size", values.size, _LOG.max_size),
+        rotate_every=table.value("rotate_every", values.choice(_EVERY), _LOG.rotate_every),
         keep=table.value("keep", values.integer(0, 10000), _LOG.keep),
+        keep_total=table.value("keep_total", values.size, _LOG.keep_total),
+        compress=table.value("compress", values.choice(_COMPRESS), _LOG.compress),
         timestamps=timestamps and format_ == "raw" and mode in ("file", "inherit"),
         format=format_ if mode in ("file", "inherit") else _LOG.format,
+        on_error=table.value("on_error", values.choice(_ON_ERROR), _LOG.on_error),
         mode_bits=table.value("mode_bits", values.mode, _LOG.mode_bits),
     )
 

@@ -37,6 +37,7 @@ from procman import (
     takeover,
 )
 from procman.change import Change, Read
+from procman.compression import Compression
 from procman.config import Config, Daemon, Program, place
 from procman.desk import Desk
 from procman.errors import ConfigError, Failed, ProcmanError, is_shortage
@@ -46,7 +47,8 @@ from procman.keeper.spawn import trim_heap
 from procman.kept import Kept
 from procman.launch import log_paths
 from procman.link import KeeperLink
-from procman.logs import Counters, LogThreads
+from procman.logs import Counters, LogThreads, Rules
+from procman.logs import Kept as KeptLog
 from procman.ownlog import OwnLog
 from procman.places import Places
 from procman.recall import Recording, recall
@@ -169,7 +171,18 @@ class _Parts:
         self.daemon = config.daemon
         self._hold_table("table", together=together)
         self._hold_interim(config)
+        self._govern(config)
         logging.getLogger().setLevel(config.daemon.log_level.upper())
+
+    def _govern(self, config: Config) -> None:
+        """Which log files there are, and how much room is to be kept on their disk."""
+        files = [
+            KeptLog(program.program, path, program.log)
+            for program in config.programs
+            for path in (program.log.path, program.log.error_path)
+            if path
+        ]
+        self._log_threads.govern(Rules(config.daemon.log_dir, config.daemon.log_min_free, tuple(files)))
 
     def _keep_previous(self) -> dict[str, int]:
         """What is in force becomes the table before; for the keeper too."""
@@ -309,12 +322,14 @@ class _Parts:
             lock = self.lock if self.lock.house else store.held_lock(self.lock.fd)
             await orphans.adopt(self.link, self.snapshot, lock, document, self.config)
         loop = asyncio.get_running_loop()
-        stdout = self._own_log if self._own_log >= 0 else 1
-        log_thread = LogThreads(
+        compression = Compression(self.link)
+        log_thread = self._log_threads = LogThreads(
             lambda path: _call_soon(loop, stands.news, path),
-            stdout,
+            self._own_log if self._own_log >= 0 else 1,
             disks.of,
             lambda: _call_soon(loop, supervisor.journal.dirty),
+            on_wish=lambda path: _call_soon(loop, compression.wish, path),
+            on_said=lambda text: _call_soon(loop, log.warning, "%s", text),
         )
         goes_on = self.snapshot.starts > 1 or self.snapshot.children
         counters = ground.counters_from(document.get("logs") if goes_on else None)
@@ -336,13 +351,14 @@ class _Parts:
         desk = Desk(supervisor, self.link, stands, change, rollouts, scaling=Scaling(supervisor, stands))
         self.server = Server(rpc_socket, desk, self._access())
         stands.on_reopen = self._reopen_own_log
+        self._govern(self.config)
         if self._table_is_new:
             self._hold_table("table", "first table")
         if self._table_is_new or self.before.problem:
             self._hold_interim(self.config)
         self._go_on(supervisor, change, rollouts, document)
         # Not sooner: whoever waits for a line of a child that runs already must see what comes now.
-        self._start_logs(log_thread)
+        self._start_logs(log_thread, compression)
         holdings.close_received()
         await self.server.start()
         self._ready(len(supervisor.processes))
@@ -350,6 +366,7 @@ class _Parts:
         if supervisor.deserted:
             return status  # the programs go on, and every file and socket of ours is theirs and the next daemon's
         await self.server.close()
+        compression.close()
         supervisor.measures.stop()
         log_thread.stop()
         stands.close()
@@ -398,12 +415,13 @@ class _Parts:
             log.error("%s", each)
         return orphans.of_this_boot(document, store.boot_id())
 
-    def _start_logs(self, log_thread: LogThreads) -> None:
+    def _start_logs(self, log_thread: LogThreads, compression: Compression) -> None:
         if self.before.ended():
             log_thread.start()
+            compression.begin(log_thread)
         else:
             log.warning("the disk of the logs is stuck: output waits")
-            asyncio.get_running_loop().call_later(STUCK_SECONDS, self._start_logs, log_thread)
+            asyncio.get_running_loop().call_later(STUCK_SECONDS, self._start_logs, log_thread, compression)
 
     def _ready(self, processes: int) -> None:
         log.info("procmand is ready: %d processes, socket %s", processes, self.daemon.socket)

@@ -212,7 +212,8 @@ class Supervisor:
     ) -> None:
         """Bring what the state file said and what the keeper holds together. The keeper is right about children."""
         for child in strangers:
-            log.warning("%s belongs to no process of the table; it is ended", child)
+            if "/" not in child:  # else a helper of the supervisor before, which is begun again
+                log.warning("%s belongs to no process of the table; it is ended", child)
             self._link.signal(child, signal.SIGKILL, tree=True)
             self._link.forget(child)
         now = asyncio.get_running_loop().time()
@@ -272,6 +273,8 @@ class Supervisor:
             self._take_over(process, generation, message)
             return
         if process is None or process.status.generation != generation:
+            if process is None and message["op"] == "failed":
+                log.warning("%s: %s", child, report.failure_of(message))
             if message["op"] in ("exited", "failed", "gone"):
                 self._link.forget(child)
             return

@@ -26,7 +26,7 @@ __all__ = ["KEYS", "World", "parse", "socket_path"]
 SAMPLING_KEYS = ("interval", "memory")
 DAEMON_KEYS = (
     *("identifier", "socket", "socket_mode", "socket_group", "read_only_group", "state_dir", "log_dir", "log_level"),
-    *("umask", "open_files", "shutdown_timeout", "exit_when", "sampling"),
+    *("log_min_free", "umask", "open_files", "shutdown_timeout", "exit_when", "sampling"),
 )
 LISTENER_KEYS = ("bind", "backlog", "mode", "owner", "reuse_port")
 SHORTEST_INTERVAL = 0.1
@@ -253,6 +253,7 @@ def _daemon(main: Layer, scope: Scope, world: World) -> tuple[Daemon, Scope]:
         state_dir=own_state,
         log_dir=own_log,
         log_level=section.value("log_level", values.choice(_LOG_LEVEL), default.log_level),
+        log_min_free=section.value("log_min_free", values.room, default.log_min_free),
         umask=section.value("umask", values.mode, default.umask),
         open_files=section.value("open_files", values.integer(64), default.open_files),
         shutdown_timeout=section.value("shutdown_timeout", values.duration, default.shutdown_timeout),

@@ -17,7 +17,7 @@ import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeVar
 
-from procman.config import Address
+from procman.config import Address, Room
 
 T = TypeVar("T")
 Converter = Callable[[object], T]
@@ -180,6 +180,23 @@ def size(raw: object) -> int:
     if raw > _MAX_SIZE:
         raise BadValue("is too large")
     return raw
+
+
+def room(raw: object) -> Room:
+    """What is to stay free on a disk: a size, or a share of the disk like "5%"; "" or 0: no matter."""
+    if raw == "":
+        return Room()
+    if isinstance(raw, str) and (match := _SHARE.fullmatch(raw)):
+        share = round(float(match[1]) / 100, 6)
+        if share >= 1:
+            raise BadValue(f"a disk that is {raw} free is empty: must be less than 100%")
+        return Room(share=share)
+    try:
+        return Room(bytes=size(raw))
+    except BadValue as error:
+        if isinstance(raw, str):
+            raise BadValue(f'bad room {raw!r}: must be a share like "5%", or a size like "2GB", or ""') from error
+        raise
 
 
 def mode(raw: object) -> int:

@@ -46,6 +46,7 @@ def info(name: str, state: str = "RUNNING", **more: Any) -> Object:
         "why": "autostart" if running else "exit status 1",
         "beside": None,
         "scale": None,
+        "output": {"read": 2048, "written": 1024, "dropped": 1024, "error": ""},
         **more,
     }
 
@@ -224,7 +225,7 @@ class StandIn:
     async def upgrade(self, peer: Peer) -> None:
         self.asked.append(("upgrade", peer.uid))
 
-    def reopen_logs(self, peer: Peer) -> None:
+    async def reopen_logs(self, peer: Peer) -> None:
         self.asked.append(("reopen_logs", peer.uid))
 
     async def plan(self, *, previous: bool) -> list[Object]:

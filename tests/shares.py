@@ -25,7 +25,7 @@ SECONDS = {
     **dict.fromkeys(("real_servers", "daemon_scale"), 120),
     **dict.fromkeys(("daemon_overlap", "daemon_loss"), 80),
     "guarantee_crash": 60,
-    **dict.fromkeys(("daemon_recovery", "daemon_adoption", "fuzz"), 40),
+    **dict.fromkeys(("daemon_recovery", "daemon_adoption", "daemon_rotation", "fuzz"), 40),
     **dict.fromkeys(("daemon_upgrade", "guarantee_disks", "guarantee_processes", "keeper", "daemon_apply"), 30),
     "guarantee_disks_killed": 30,
     **dict.fromkeys(

@@ -7,7 +7,20 @@ from dataclasses import fields, replace
 import pytest
 
 from procman.apply import HOT, HOT_DAEMON, HOT_LOG, Line, Plan, daemon_in_force, lines, plan
-from procman.config import Account, Address, Config, Daemon, Limits, Listener, Log, Program, Ready, Sampling, Scale
+from procman.config import (
+    Account,
+    Address,
+    Config,
+    Daemon,
+    Limits,
+    Listener,
+    Log,
+    Program,
+    Ready,
+    Room,
+    Sampling,
+    Scale,
+)
 
 DAEMON = Daemon(socket="/run/p.sock", state_dir="/var/lib/p", log_dir="/var/log/p")
 WEB = Program(name="web", program="web", argv=("web",), listen=("http",))
@@ -30,11 +43,13 @@ RESTART_CHANGES: dict[str, object] = {
 }  # fmt: skip
 HOT_LOG_CHANGES: dict[str, object] = {
     "path": "/l", "error_path": "/e", "max_size": 1, "keep": 1, "mode_bits": 0o600, "mode": "journal",
+    "rotate_every": "daily", "keep_total": 1, "compress": "none", "on_error": "block",
     "timestamps": True, "format": "json",
 }  # fmt: skip
 RESTART_LOG_CHANGES: dict[str, object] = {"stderr": "separate"}
 HOT_DAEMON_CHANGES: dict[str, object] = {
     "log_level": "debug", "shutdown_timeout": 1.0, "exit_when": "any-fatal", "sampling": Sampling(1.0),
+    "log_min_free": Room(1),
 }  # fmt: skip
 IGNORED_DAEMON_CHANGES: dict[str, object] = {
     "identifier": "x", "socket": "/x", "socket_mode": 0o666, "state_dir": "/x", "log_dir": "/x", "umask": 0,

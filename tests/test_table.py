@@ -269,7 +269,17 @@ stop_timeout = "1m"
 kill = "main"
 reload = "signal:HUP"
 ready = { http = "/healthz" }
-log = { path = "x/p.log", stderr = "separate", max_size = "1KB", keep = 0, mode_bits = 0o600 }
+
+[program.p.log]
+path = "x/p.log"
+stderr = "separate"
+max_size = "1KB"
+rotate_every = "weekly"
+keep = 0
+keep_total = "2KB"
+compress = "none"
+on_error = "block"
+mode_bits = 0o600
 
 [program.p.limits]
 open_files = 100
@@ -316,7 +326,11 @@ no_new_privileges = false
                 error_path="/etc/x/p.err.log",
                 stderr="separate",
                 max_size=1024,
+                rotate_every="weekly",
                 keep=0,
+                keep_total=2048,
+                compress="none",
+                on_error="block",
                 mode_bits=0o600,
             ),
             limits=Limits(

@@ -135,8 +135,14 @@ def _status_row(info: Object) -> Row:
         percent(info.get("cpu_percent")),
         size(info.get("memory_bytes")),
         _plain(info.get("restarts")),
-        printable(info.get("why") or ""),
+        printable(info.get("why") or "") + _log_problem(info),
     )
+
+
+def _log_problem(info: Object) -> str:
+    """What is wrong with its output, for whoever only looks at the status."""
+    error = (info.get("output") or {}).get("error")
+    return f"; its log: {printable(error)}" if error else ""
 
 
 def _coloured(line: str, at: int, state: str) -> str:
@@ -257,7 +263,8 @@ def _last_hour(answer: Object, key: str, column: int, unit: Any) -> str:
 def _log_facts(log: Object) -> Iterator[tuple[str, str]]:
     for key, value in log.items():
         if key != "stream" and value not in ("", None):
-            yield key, size(value) if key in ("read", "written", "dropped") else _plain(value)
+            draw = size if key in ("read", "written", "dropped") else duration if key == "waited" else _plain
+            yield key, draw(value)
 
 
 def _processes(processes: Sequence[Object]) -> list[str]:

@@ -16,12 +16,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tests.bench import fleet, logs, losses, modes, restart, wsgi
+from tests.bench import fleet, logs, losses, many, modes, restart, wsgi
 from tests.bench.figures import Figure, table
 from tests.bench.plan import FULL, QUICK, TINY, Plan
 from tests.loss.servers import SERVERS
 
-NAMES = (*restart.NAMES, *fleet.NAMES, *logs.NAMES)
+NAMES = (*restart.NAMES, *fleet.NAMES, *logs.NAMES, *many.NAMES)
 LONG = (*losses.NAMES, *wsgi.NAMES, *modes.NAMES)
 """Measured only when they are named: losses takes half an hour, and each has a table of its own."""
 
@@ -89,6 +89,8 @@ def measure(plan: Plan, names: Sequence[str]) -> list[Figure]:
         figures += fleet.run(plan, names, _say)
     if "logs" in names:
         figures += logs.run(plan, _say)
+    if "many" in names:
+        figures += many.run(plan, _say)
     return figures
 
 

@@ -398,7 +398,7 @@ def judge_state(believed: dict[str, Any]) -> None:
         assert 0 <= status.generation < 1 << 63
         assert math.isfinite(status.started)
     for counters in counters_from(believed.get("logs")).values():
-        assert all(type(count) in (int, str) for count in counters.document().values())
+        assert all(type(count) in (int, float, str) for count in counters.document().values())
         assert counters.read + counters.unreported >= 0
     children = believed.get("children", {})
     assert len(known_children(believed)) == len(children), "known_children reads all that is believed"
