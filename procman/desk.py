@@ -83,7 +83,8 @@ class Desk:
     def _info(self, process: Process, numbers: Mapping[str, int]) -> Info:
         beside = self._supervisor.places.beside.get(process.name)
         number = numbers.get(process.program.program)
-        return report.info(process, self._supervisor.measures.latest(process.name), beside, number)
+        sample, behind = self._supervisor.measures.latest(process.name), self._change.versions.behind(process.name)
+        return report.info(process, sample, beside, number, behind)
 
     async def infos_with_workers(self, names: Sequence[str], read: Read) -> list[Info]:
         processes = self.select(names)
@@ -92,7 +93,7 @@ class Desk:
         return [info | {"workers": told[info["name"]]} for info in self.infos([]) if info["name"] in told]
 
     async def _workers(self, processes: Sequence[Process], read: Read) -> dict[str, Info | None]:
-        listeners = {listener.name: listener.address for listener in self._supervisor.config.listeners}
+        listeners = {listener.name: listener for listener in self._supervisor.config.listeners}
         return await self._telemetry.of(processes, listeners, read)
 
     async def show(self, name: str, read: Read) -> Info:

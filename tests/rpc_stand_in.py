@@ -46,6 +46,7 @@ def info(name: str, state: str = "RUNNING", **more: Any) -> Object:
         "why": "autostart" if running else "exit status 1",
         "beside": None,
         "scale": None,
+        "behind": [],
         **more,
     }
 
