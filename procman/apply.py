@@ -126,8 +126,11 @@ def lines(old: Config, new: Config, plan: Plan) -> list[Line]:
     daemon = tuple(f"daemon.{key}" for key in _changed(old.daemon, new.daemon) if key in HOT_DAEMON)
     found += [Line("", "change", daemon, COSTS["change"])] if daemon else []
     found += [Line(f"listener {listener.title}", "change", (), COSTS["change"]) for listener in plan.tuned]
+    parts: tuple[tuple[str, tuple[Program, ...]], ...]
     parts = (("change", plan.hot), ("remove", plan.removed), ("add", plan.added))
-    for action, programs in (*parts, ("restart", plan.restart), ("replace", plan.replace)):
+    turns_ = (("restart", plan.restart), ("replace", plan.replace))
+    parts += tuple((action, tuple(sorted(some, key=lambda one: one.priority))) for action, some in turns_)
+    for action, programs in parts:
         for program in programs:
             keys = differences(before[program.name], program) if program.name in before and action != "remove" else ()
             cost = COSTS[action]
@@ -151,7 +154,8 @@ def _meanwhile(action: str, before: Sequence[Listener], after: Sequence[Listener
     if action == "replace":
         early = [listener for listener in new if any(values.overlap(listener.address, one.address) for one in before)]
         waits = "".join(f", connections to {listener.address} wait until it is ready" for listener in early)
-        return f"no request is lost{waits}{closes and f'{closes} when the process before has gone'}"
+        late = ", ".join(str(listener.address) for listener in gone)
+        return f"no request is lost{waits}" + (late and f", but of who still comes to {late} when that closes")
     if any(listener.reuse_port for listener in (*before, *after)):
         return f"connections are refused meanwhile{closes}"
     return f"connections wait meanwhile{closes}" if after else f"nothing listens any more{closes}"

@@ -357,8 +357,9 @@ class Change:
             failed: Info = {"name": next(iter(rest.back)), "why": f"it did not start: {then}"}
         else:
             failed = await self._pass_on(found, rest, why, progress)
-        if not self._supervisor.closing:
-            self._ground.close_unused(self._supervisor.config)
+        if self._supervisor.closing:
+            return failed
+        self._ground.close_unused(self._supervisor.config)
         await self._supervisor.journal.saved()
         for name in (HELD_NAME, NEXT_TABLE):
             self._link.release(name)
@@ -373,13 +374,13 @@ class Change:
                 output = await self._renewal.output(aim.process)
                 return {"name": aim.process.name, "why": f"it did not start: {reason}", "output": output}
         versions = self.versions
-        programs = versions.of_table([*rest.replace, *rest.restart])
-        for group in apply.turns(programs, versions.kept.programs | versions.kept.tried):
-            restarted = [program for program in group if program.name in rest.restart]
-            replaced = [program for program in group if program.name not in rest.restart]
-            failed = await self._renewal.renew(restarted, rest.restart, rest.why, progress) if restarted else {}
-            failed = failed or await self._pass_over(replaced, why, progress)
-            if failed:
+        before = versions.kept.programs | versions.kept.tried
+        for group in apply.turns(versions.of_table(rest.restart), before):
+            if failed := await self._renewal.renew(group, rest.restart, rest.why, progress):
+                return failed
+            self._ground.close_unused(self._supervisor.config, versions.table.listeners)
+        for group in apply.turns(versions.of_table(rest.replace), before):
+            if failed := await self._pass_over(group, why, progress):
                 return failed
             self._ground.close_unused(self._supervisor.config, versions.table.listeners)
         leaving = [self._supervisor.processes[name] for name in rest.remove if name in versions.kept.programs]
@@ -393,7 +394,7 @@ class Change:
         return {}
 
     async def _pass_over(self, programs: Sequence[Program], why: str, progress: Progress) -> Info:
-        """Successors take over from these. Returns what has failed."""
+        """Successors take over from these. Returns what has failed, if anything."""
         outcomes, outputs = await self._rollouts.replace(programs, why, progress, passed=self.versions.passed)
         for name, (good, reason) in outcomes.items():
             if not good:

@@ -383,7 +383,7 @@ class Rollout:
 
     async def _run_dry(self) -> None:
         """Until nothing waits for the one before, and it has read what it accepted."""
-        if not self._firsts:
+        if not self._firsts and not self._unit.listeners:
             return
         try:
             async with asyncio.timeout(QUEUE_SECONDS):

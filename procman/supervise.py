@@ -22,6 +22,7 @@ from typing import Any
 from procman import (
     apply,
     disks,
+    files,
     ground,
     interim,
     kept,
@@ -146,7 +147,12 @@ class _Parts:
 
     def _keep_what_ran(self, document: Mapping[str, Any]) -> None:
         """A daemon before had a change that failed, and the table still says what had failed."""
-        self._kept = still_kept(self._table, document)
+        path = os.path.join(self.daemon.state_dir, store.STATE_NAME)
+        found = still_kept(self._table, document)
+        if found.programs and (why := files.Machine().trusted(path)):
+            log.error("%s: what it keeps of an earlier table is set aside, as it decides what root runs: %s", path, why)
+            found = Kept()
+        self._kept = found
         for name in self._kept.programs:
             log.warning("%s: goes on as it was before the last apply, which failed; procmanctl apply tries again", name)
         self.config = self._kept.of(self._table)
