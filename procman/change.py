@@ -146,20 +146,56 @@ class Change:
         self._turn = asyncio.Lock()
         supervisor.on_hang_up = self.hang_up
 
-    async def reread(self, why: str, *, previous: bool = False, progress: Progress = lambda info: None) -> Info:
+    async def reread(
+        self,
+        why: str,
+        *,
+        previous: bool = False,
+        progress: Progress = lambda info: None,
+        wait: bool = True,
+        timeout: float | None = None,
+    ) -> Info:
         """Read the table again and apply it; or go back to the one before (`previous`). Raises ConfigError, and changes
-        nothing, when it has a problem.
+        nothing, when it has a problem; and Failed when an address can't be had.
 
-        Raises Failed, and changes nothing, when an address can't be had. Returns when all is done: which processes, and
-        what it can't change. `failed` is there when something did not start, or a successor has failed: then the rest
-        was left as it was.
+        Returns when all is done: which processes, and what it can't change. `failed` is there when something did not
+        start, or a successor has failed: then the rest was left as it was. `goes_on` is there when that takes more than
+        `timeout` seconds, or nobody wants to wait: then the table was taken, and the log tells what comes of it.
         """
+        begun = asyncio.Event()
+        task = self._supervisor.background(self._in_turn(why, previous, progress, begun))
+        if wait:
+            try:
+                async with asyncio.timeout(timeout):
+                    return await asyncio.shield(task)
+            except TimeoutError:
+                message = f"not done within {timeout:g} s; it goes on"
+        else:
+            beginning = asyncio.ensure_future(begun.wait())
+            await asyncio.wait({task, beginning}, return_when=asyncio.FIRST_COMPLETED)
+            beginning.cancel()
+            message = "the table was read again; the change goes on"
+            if task.done():
+                return task.result()
+        task.add_done_callback(self._unattended)
+        return {"message": message, "goes_on": True}
+
+    async def _in_turn(self, why: str, previous: bool, progress: Progress, begun: asyncio.Event) -> Info:
         async with self._turn:  # one after the other: whoever asked for the one that goes on may be asking again
             await self._rollouts.ended()
             self._supervisor.check_free()
-            return await self._apply(why, previous, progress)
+            return await self._apply(why, previous, progress, begun)
 
-    async def _apply(self, why: str, previous: bool, progress: Progress) -> Info:
+    @staticmethod
+    def _unattended(task: asyncio.Task[Info]) -> None:
+        """A change is over that nobody waits for."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            log.error("the table was not taken, everything stays as it is:\n%s", error)
+        elif not task.cancelled() and "failed" in task.result():
+            log.error("%s", task.result()["message"])
+
+    async def _apply(self, why: str, previous: bool, progress: Progress, begun: asyncio.Event) -> Info:
         self._supervisor.changing = True
         self._supervisor.on_moved()
         try:
@@ -168,6 +204,7 @@ class Change:
             self.problem = ""
             try:
                 self._open_early(read.config)
+                begun.set()
                 return await self._carry_out(read, why, progress=progress)
             finally:
                 os.close(read.memory)

@@ -432,9 +432,18 @@ class Desk:
         self._supervisor.note("operation", "", what="upgrade", uid=peer.uid, pid=peer.pid)
         await self._supervisor.upgrade(f"upgrade by uid {peer.uid}")
 
-    async def reread(self, peer: Peer, *, previous: bool, progress: Callable[[Info], None]) -> Info:
-        verb = "apply --previous" if previous else "apply"
-        return await self._change.reread(f"{verb} by uid {peer.uid}", previous=previous, progress=progress)
+    async def reread(
+        self,
+        peer: Peer,
+        *,
+        previous: bool,
+        progress: Callable[[Info], None],
+        wait: bool,
+        timeout: float | None,
+    ) -> Info:
+        why = f"{'apply --previous' if previous else 'apply'} by uid {peer.uid}"
+        change = self._change
+        return await change.reread(why, previous=previous, progress=progress, wait=wait, timeout=timeout)
 
     async def plan(self, *, previous: bool) -> list[Info]:
         return [asdict(line) for line in await self._change.plan(previous=previous)]

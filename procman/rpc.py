@@ -55,9 +55,9 @@ Operating. The result has one object for each process, when the effect is reache
     --> {"jsonrpc":"2.0","id":10,"method":"daemon.reread"}
     <-- {"jsonrpc":"2.0","id":10,"result":{"added":["new"],"removed":[],"changed":[],"restarted":[],"replaced":[],
          "message":"the table was read again"}}
-    --> {"jsonrpc":"2.0","id":17,"method":"apply","params":{"dry_run":true,"previous":false}}
+    --> {"jsonrpc":"2.0","id":17,"method":"apply","params":{"dry_run":true,"previous":false,"wait":true,"timeout":null}}
     <-- {"jsonrpc":"2.0","id":17,"result":[{"name":"web","action":"replace","keys":["environment"],
-         "cost":"a successor takes over, no request is lost"}]}
+         "cost":"a successor takes over; no request is lost"}]}
     --> {"jsonrpc":"2.0","id":11,"method":"daemon.reopen_logs"}
     --> {"jsonrpc":"2.0","id":15,"method":"daemon.upgrade"}
     --> {"jsonrpc":"2.0","id":12,"method":"daemon.shutdown"}

@@ -323,3 +323,23 @@ def test_a_table_that_was_mended_is_taken_by_a_new_daemon(daemon: MakeDaemon, tm
     info: dict[str, Any] = sites.running.wait_for("web", timeout=30)
     assert info["behind"] == []
     assert b"DEBUG=2" in variables_of(info["pid"])
+
+
+def test_nobody_waits_for_an_apply(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """A table with a mistake is refused all the same, and how it ends is in the log."""
+    sites = Sites(daemon, tmp_path)
+    sites.running.write_table(sites.table(sites.port, "stop_timeot = 3"))
+    assert "stop_timeot" in sites.running.ctl("apply", "--no-wait").stderr
+    with sites.site.gate():
+        sites.site.version("two")
+        sites.running.write_table(sites.table(sites.port, variables=', DEBUG = "1"'))
+        done = sites.running.ctl("apply", "--timeout", "0.3")
+        assert done.returncode == 1
+        assert "not done within 0.3 s; it goes on" in done.stderr
+    wait_until(lambda: sites.at(sites.port) == "two", 20)
+    wait_until(lambda: sites.running.status()["web"]["beside"] is None, 20)
+    sites.site.version("bad 4")
+    sites.running.write_table(sites.table(sites.port, variables=', DEBUG = "2"'))
+    done = sites.running.ctl("apply", "--no-wait")
+    assert (done.returncode, done.stdout) == (0, "the table was read again; the change goes on\n")
+    wait_until(lambda: "ERROR stopped at web: the successor failed" in sites.running.said(), 20)

@@ -355,6 +355,14 @@ def test_the_words_of_a_command(written: str, argv: tuple[str, ...]) -> None:
             'http = "http://[::1]:81/x"',
             Ready(kind="http", address=Address("tcp", host="::1", port=81), path="/x", host="[::1]:81"),
         ),
+        (
+            'http = "/", host = "shop.example"',
+            Ready(kind="http", address=Address("tcp", port=80), path="/", host="shop.example"),
+        ),
+        (
+            'http = "http://127.0.0.1:81/", host = "shop.example:8000"',
+            Ready(kind="http", address=Address("tcp", host="127.0.0.1", port=81), path="/", host="shop.example:8000"),
+        ),
         ('tcp = "db:5432"', Ready(kind="tcp", address=Address("tcp", host="db", port=5432))),
         ('unix = "x.sock"', Ready(kind="unix", address=Address("unix", path="/etc/x.sock"))),
         ('command = "test -e x"', Ready(kind="command", argv=("test", "-e", "x"))),
