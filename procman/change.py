@@ -397,6 +397,7 @@ class Change:
         if self._supervisor.closing:
             return failed
         self._ground.close_unused(self._supervisor.config)
+        self.versions.settled()
         await self._supervisor.journal.saved()
         for name in (HELD_NAME, NEXT_TABLE):
             self._link.release(name)

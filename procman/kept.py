@@ -90,10 +90,9 @@ def keep(config: Config, names: Iterable[str], listeners: Mapping[str, Listener]
 def still(before: Kept, refused: Kept, table: Config) -> Kept:
     """What of `before` a new daemon goes on with, which has read `table`: all programs of which that says the same as
     the table that was `refused` for them. Whoever has written something else since wants that."""
-    old = before.programs | before.tried
     known = {listener.name: listener for listener in table.listeners}
     kept: dict[str, Program] = {}
-    for name, program in old.items():
+    for name, program in before.programs.items():
         then = {one.name: one for one in refused.programs.values() if one.program == program.program}
         now = {one.name: one for one in table.programs if one.program == program.program}
         same = now and then.keys() == now.keys() and all(apply.same_child(then[each], now[each]) for each in now)

@@ -389,6 +389,8 @@ class _Parts:
         rollouts.resume(left.rollouts)
         if left.unfinished is not None:
             change.resume(left.unfinished)
+        else:
+            change.versions.settled()
 
     def _state(self) -> dict[str, Any]:
         """What the state file says, or the keeper where it knows better, as far as it can be believed; nothing where

@@ -26,6 +26,7 @@ class Versions:
     def __init__(self, supervisor: Supervisor, link: KeeperLink, table: Config, kept_programs: Kept) -> None:
         self._supervisor, self._link = supervisor, link
         self.table, self.kept = table, kept_programs
+        self._left, self._refused = Kept(), Kept()
         supervisor.versions = self.document
 
     def begin(self, table: Config, kept_programs: Kept) -> None:
@@ -74,17 +75,23 @@ class Versions:
         """They don't, and are what they were. In the same moment the keeper gets `document` as `held`."""
         self._now(self.kept.failed(names), held, document)
 
-    def document(self) -> dict[str, Any]:
-        """Part of the state file: what is kept, and what the table said when it was."""
-        if not self.kept.programs and not self.kept.tried:
-            return {}
-        programs = {one.program for one in (*self.kept.programs.values(), *self.kept.tried.values())}
+    def settled(self) -> None:
+        """No change is under way: what is kept now has been left so, and a daemon to come should know it."""
+        programs = {one.program for one in self.kept.programs.values()}
         names = [one.name for one in self.table.programs if one.program in programs]
-        refused = kept.keep(self.table, names, {listener.name: listener for listener in self.table.listeners})
-        return {"kept": self.kept.document(), "refused": refused.document()}
+        self._left = self.kept
+        self._refused = kept.keep(self.table, names, {listener.name: listener for listener in self.table.listeners})
+        self._supervisor.journal.dirty()
+
+    def document(self) -> dict[str, Any]:
+        """Part of the state file: what a change has left as it was, and what the table said then."""
+        if not self._left.programs:
+            return {}
+        return {"kept": self._left.document(), "refused": self._refused.document()}
 
     def _now(self, now: Kept, held: str = kept.HELD_NAME, document: object = None) -> None:
-        self.kept = now
+        gone = [name for name in self.kept.programs if name not in now.programs and name not in now.tried]
+        self.kept, self._left = now, self._left.without(gone)
         self._supervisor.take_settings(now.of(self.table))
         self._supervisor.journal.dirty()
         if held != kept.HELD_NAME:
