@@ -20,8 +20,8 @@ HELD_NAME = "kept"
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The programs by the name of the process, and the listeners that they name. `tried`: what processes were that have
-    been stopped, and show now whether they start as the table says."""
+    """The programs by the name of the process, and the listeners that they name. `tried`: what processes were whose new
+    version is to show now that it starts, or goes on to serve; only then it is sure that they don't go back."""
 
     programs: dict[str, Program] = field(default_factory=dict)
     listeners: dict[str, Listener] = field(default_factory=dict)
@@ -33,7 +33,8 @@ class Kept:
         programs = [self.programs.get(program.name, program) for program in table.programs]
         programs += [program for name, program in self.programs.items() if name not in known]
         there = {listener.name for listener in table.listeners}
-        needed = {name for program in self.programs.values() for name in program.listen} - there
+        old = (*self.programs.values(), *self.tried.values())
+        needed = {name for program in old for name in program.listen} - there
         listeners = [listener for name, listener in self.listeners.items() if name in needed]
         return replace(table, programs=tuple(programs), listeners=(*table.listeners, *listeners))
 

@@ -382,6 +382,7 @@ class _Parts:
         leaving = change.leaving(left.unfinished) if left.unfinished is not None else frozenset()
         rollouts.prepare(left.rollouts)
         passing = rollout.passing(left.rollouts, [program.name for program in self.config.programs])
+        passing = {name: one._replace(beside=self._kept.tried.get(name)) for name, one in passing.items()}
         lost = any(not name.startswith(rollout.HELD) for name in left.lost)
         supervisor.begin(self.snapshot, document, ending=left.ending, leaving=leaving, lost=lost, rollouts=passing)
         for name in left.lost:

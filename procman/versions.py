@@ -52,14 +52,12 @@ class Versions:
         return ["removed"] if now is None else list(apply.differences(program, now))
 
     def passed(self, name: str, again: Program | None) -> None:
-        """The successor of a process that was kept serves; or it does no more, and the process is `again` what it
-        was."""
-        if again is None:
-            self.let_go([name])
-        elif name not in self.kept.programs:
-            known = {listener.name: listener for listener in self._supervisor.config.listeners}
-            needed = {each: known[each] for each in again.listen if each in known}
-            self._now(Kept(self.kept.programs | {name: again}, self.kept.listeners | needed, self.kept.tried))
+        """The successor of a process that was kept serves; or it does no more, and the process is once more what it
+        was (`again`)."""
+        if again is None and name in self.kept.programs:
+            self.trying([name])
+        elif again is not None and name in self.kept.tried:
+            self._now(self.kept.failed([name]))
 
     def let_go(self, names: Iterable[str]) -> None:
         """These are what the table says from now on."""
@@ -68,7 +66,7 @@ class Versions:
             self._now(self.kept.without(there))
 
     def trying(self, names: Iterable[str]) -> None:
-        """These are stopped, and are to show whether they start as the table says."""
+        """These are to show whether they start, or go on to serve, as the table says."""
         self._now(self.kept.trying(names))
 
     def failed(self, names: Iterable[str], held: str, document: object) -> None:
