@@ -500,4 +500,3 @@ class Change:
             if unfinished.read is not None:
                 os.close(unfinished.read.memory)
             self._over()
-

@@ -118,6 +118,10 @@ class Rollouts:
         by_name = {program.name: program for program in programs}
         proof = wish.of(programs[0])
         todo = units(self._supervisor.config, by_name, together=proof is not None)
+        moves = any(set(one.listen) != set(self._supervisor.processes[one.name].program.listen) for one in programs)
+        if proof is not None and moves:
+            log.warning("%s: no canary: it listens elsewhere from now on", programs[0].program)
+            proof, todo = None, units(self._supervisor.config, by_name)
         if proof is not None and any(self._shares(unit) for unit in todo):
             log.warning("%s: no canary: not all that share its listener are replaced", programs[0].program)
             proof, todo = None, units(self._supervisor.config, by_name)
