@@ -123,6 +123,7 @@ class Desk:
             "state": str(status.state),
             "wanted": "up" if status.wanted else "down",
             "why": status.why,
+            "behind": self._change.versions.behind(process.name),
             "exit": report.exit_info(status.exit),
             "history": history,
             "output": await read(lambda: self._ground.last_output(program, OUTPUT_LINES)),

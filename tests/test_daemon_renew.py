@@ -286,7 +286,8 @@ def test_a_keeper_that_is_killed_after_a_failure(daemon: MakeDaemon, tmp_path: P
     assert sites.running.ctl("apply").returncode == 1
     marked = sites.running.status()["web"]
     assert marked["behind"] == ["environment"]
-    assert "not as the table says: environment" in sites.running.ctl("status").stdout
+    for command in ("status", "why"):
+        assert "not as the table says: environment" in sites.running.ctl(command, "web").stdout
     sites.site.version("one")
     assert b"DEBUG=1" not in variables_of(before)
 
@@ -367,3 +368,15 @@ def test_a_canary_where_the_listener_moves(daemon: MakeDaemon, tmp_path: Path) -
     assert sites.running.json("apply")["replaced"] == ["web"]
     assert "web: no canary: it listens elsewhere from now on" in sites.running.said()
     assert sites.at(sites.other) == "one"
+
+
+def test_a_unix_listener_moves(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """Its old file goes with the process before."""
+    sites = Sites(daemon, tmp_path)
+    folder = sites.running.folder
+    for name in ("a", "b"):
+        table = sites.table(sites.port).replace(f"127.0.0.1:{sites.port}", f"unix:{folder}/{name}.sock")
+        sites.running.write_table(table)
+        assert sites.running.json("apply")["replaced"] == ["web"]
+        assert ask(f"{folder}/{name}.sock") == "one"
+    assert sorted(path.name for path in folder.glob("[ab].sock*")) == ["b.sock"]
