@@ -7,10 +7,10 @@ at once. Where a successor can take over, that is how it gets it; else it restar
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
-from procman import values
+from procman import units, values
 from procman.config import Config, Daemon, Listener, Program
 
 HOT = frozenset(
@@ -119,8 +119,8 @@ COSTS = {
 """What each action costs, in words; what clients notice is added: `_meanwhile`."""
 
 
-def lines(old: Config, new: Config, plan: Plan) -> list[Line]:
-    """`plan` in the order in which it is carried out."""
+def lines(old: Config, new: Config, plan: Plan, running: Collection[str] = ()) -> list[Line]:
+    """`plan` in the order in which it is carried out. `running` are the processes that run now."""
     before = {program.name: program for program in old.programs}
     found = [Line("", "ignore", plan.ignored, COSTS["ignore"])] if plan.ignored else []
     daemon = tuple(f"daemon.{key}" for key in _changed(old.daemon, new.daemon) if key in HOT_DAEMON)
@@ -140,6 +140,8 @@ def lines(old: Config, new: Config, plan: Plan) -> list[Line]:
                 cost = f"it starts when connections wait: scale.min = {program.scale.min}"
             elif action in ("restart", "replace"):
                 cost += "; " + _meanwhile(action, _sockets(old, before[program.name]), _sockets(new, program))
+            if action == "replace" and (problem := _no_canary(old, program, plan, running)):
+                cost += f"; without its canary: {problem}"
             found.append(Line(program.name, action, keys, cost))
     return found
 
@@ -177,6 +179,14 @@ def _regroups(old: Config, before: Program, new: Config, program: Program) -> bo
         for one in _sockets(old, before)
         for other in _sockets(new, program)
     )
+
+
+def _no_canary(old: Config, program: Program, plan: Plan, running: Collection[str]) -> str:
+    """Why `program` can't have the canary that it is to have; "" where it can, or has none."""
+    if not program.canary:
+        return ""
+    together = [each for each in plan.replace if each.program == program.program]
+    return units.no_canary(old, units.units(old, together, running, together=True), running)
 
 
 _KEYS = {

@@ -35,7 +35,7 @@ from procman.operation import Aim, Progress, bring_down, reach
 from procman.process import Process
 from procman.renewal import STOPPING, Renewal
 from procman.report import Info
-from procman.rollout import serves
+from procman.rollout import running, serves
 from procman.rollouts import Rollouts
 from procman.versions import CHANGE, Versions
 
@@ -220,7 +220,8 @@ class Change:
         read = await self._read(previous)
         os.close(read.memory)
         config = self._supervisor.config
-        lines = apply.lines(config, read.config, self._possible(apply.plan(config, read.config)))
+        up = running(self._supervisor.all())
+        lines = apply.lines(config, read.config, self._possible(apply.plan(config, read.config)), up)
         return [self._as_it_is(line) for line in lines]
 
     def _as_it_is(self, line: apply.Line) -> apply.Line:
