@@ -17,7 +17,7 @@ import re
 import signal
 import stat
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -163,8 +163,8 @@ class Ground:
         try:
             self._holdings.control_folder(program)
             self._holdings.open_logs(program)
-            named = ((name, self._listeners[name]) for name in program.listen)
-            listen = {name: self.trials.socket(program.key, program.name, listener) for name, listener in named}
+            asked_for = [self._listeners[name] for name in program.listen]
+            listen = {each.title: self.trials.socket(program.key, program.name, each) for each in asked_for}
             asked = launch.request(program, generation, self._environment(program, from_files), listen)
         except OSError as error:  # of whatever kind: it must not end what else is being done
             raise Failed(f"can't start: {error.strerror}") from error
@@ -314,7 +314,8 @@ class Ground:
         """Open what `program` needs, or find it open. What can't be opened is said, and tried again at each start."""
         self._listeners = {listener.name: listener for listener in config.listeners}
         for name in program.listen:
-            if self._listeners[name].reuse_port:
+            listener, sockets = self._listeners[name], self._holdings.sockets
+            if listener.reuse_port and not self._holdings.holds(sockets.current(listener, program.name)):
                 continue  # a socket of its own, as long as it has a child: else it would take connections to nobody
             self._try(program, functools.partial(self._holdings.sockets.open, self._listeners[name], program.name))
         self._try(program, lambda: self._holdings.open_logs(program))
@@ -390,13 +391,20 @@ class Ground:
             self._holdings.remove_control_folder(process.program)
         self._holdings.remove_files()
 
-    def close_unused(self, config: Config) -> None:
-        """Close the listening sockets that no program of `config` has, or that it has otherwise."""
-        self._listeners = {listener.name: listener for listener in config.listeners}
-        keep = {listener.name: listener for listener in config.listeners}
-        self._holdings.sockets.close_others(
-            {held_name(keep[name], program.name): keep[name] for program in config.programs for name in program.listen}
-        )
+    def open_early(self, config: Config, programs: Iterable[Program]) -> None:
+        """Open what `programs` are to listen on, before anything is stopped for them. Raises Failed when something
+        can't be opened; it may leave others open (`close_unused`)."""
+        known = {listener.name: listener for listener in config.listeners}
+        for name in dict.fromkeys(name for program in programs for name in program.listen):
+            self._holdings.sockets.open_early(known[name])
+
+    def close_unused(self, config: Config, spare: Iterable[Listener] = ()) -> None:
+        """Close the listening sockets that no program of `config` has, or that it has otherwise; but not those of
+        `spare`, which will be needed."""
+        known = self._listeners = {listener.name: listener for listener in config.listeners}
+        keep = {held_name(known[name], one.name): known[name] for one in config.programs for name in one.listen}
+        plain = {held_name(listener, ""): listener for listener in spare if not listener.reuse_port}
+        self._holdings.sockets.close_others(plain | keep)
 
     def tune(self, listeners: Sequence[Listener]) -> None:
         """Make open sockets like these. What can't be done is said."""
@@ -468,13 +476,14 @@ class Ground:
     # --- commands that probes run -----------------------------------------------------------------------------------
 
     async def run_reload(self, process: Process) -> tuple[bool, str]:
-        """Run the command of `reload`, with the pid of the main process in MAINPID."""
+        """Run the command of `reload`, with the pid of the main process in MAINPID. What it prints goes to the log of
+        the program."""
         program = process.program
         variables = {**dict(program.environment), "MAINPID": str(process.status.pid or "")}
         try:
             async with asyncio.timeout(RELOAD_SECONDS):
                 told = replace(program, environment=tuple(variables.items()))
-                status = await self._run(told, program.reload_command)
+                status = await self._run(told, program.reload_command, heard=True)
         except TimeoutError:
             return False, f"its reload command did not end within {RELOAD_SECONDS:g} s"
         except ProcmanError as error:
@@ -483,12 +492,13 @@ class Ground:
             return False, f"its reload command failed with {f'exit status {status}' if status > 0 else -status}"
         return True, "its reload command has run"
 
-    async def _run(self, program: Program, argv: tuple[str, ...]) -> int:
-        """Run a probe's command as the program would run; its exit status, 127 when it can't start."""
+    async def _run(self, program: Program, argv: tuple[str, ...], *, heard: bool = False) -> int:
+        """Run a probe's command as the program would run; its exit status, 127 when it can't start. What it prints goes
+        nowhere, or, when it is to be `heard`, where the program's own output goes."""
         child = f"{program.key}/probe#{next(self._run_numbers)}-{os.getpid()}"
-        quiet = replace(program, argv=argv, log=replace(program.log, mode="discard"))
+        told = replace(program, argv=argv, log=program.log if heard else replace(program.log, mode="discard"))
         environment = self._environment(program, await self._env_files(program))
-        asked = launch.request(quiet, 0, environment, {})
+        asked = launch.request(told, 0, environment, {})
         future: asyncio.Future[int] = self._loop.create_future()
         self._runs[child] = future
         self._link.spawn(asked | {"child": child})

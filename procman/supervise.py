@@ -22,6 +22,7 @@ from typing import Any
 from procman import (
     apply,
     disks,
+    files,
     ground,
     interim,
     kept,
@@ -56,6 +57,7 @@ from procman.rollouts import Rollouts
 from procman.scaling import Scaling
 from procman.server import Access, Server
 from procman.supervisor import Supervisor
+from procman.versions import still_kept
 
 log = logging.getLogger("procman")
 
@@ -145,6 +147,22 @@ class _Parts:
             print(f"procmand: {problem}", file=sys.stderr)
             self.link.release(kept.HELD_NAME)
         return self._kept.of(recalled)
+
+    def _keep_what_ran(self, document: Mapping[str, Any]) -> None:
+        """A daemon before may have had a change that failed, and the table may still say what had failed."""
+        if not self._table_is_new:
+            return
+        path = os.path.join(self.daemon.state_dir, store.STATE_NAME)
+        found = still_kept(self._table, document)
+        if found.programs and (why := files.Machine().trusted(path)):
+            log.error("%s: what it keeps of an earlier table is set aside, as it decides what root runs: %s", path, why)
+            found = Kept()
+        self._kept = found
+        for name in self._kept.programs:
+            log.warning("%s: goes on as it was before the last apply, which failed; procmanctl apply tries again", name)
+        self.config = self._kept.of(self._table)
+        if self._kept.programs:
+            self.link.hand_over(kept.HELD_NAME, self._kept.document())
 
     def read(self) -> Read:
         """See `change.Tables`, as for the next."""
@@ -317,6 +335,7 @@ class _Parts:
     async def supervise(self) -> int:
         """From the first listener to the last goodbye."""
         document = self._state()
+        self._keep_what_ran(document)
         if document.get("keeper", "") != self.snapshot.identity or self.snapshot.starts == 1:
             # Nothing was written in this life of the daemon: the supervisors before have died too soon.
             lock = self.lock if self.lock.house else store.held_lock(self.lock.fd)
@@ -361,7 +380,7 @@ class _Parts:
         self._start_logs(log_thread, compression)
         holdings.close_received()
         await self.server.start()
-        self._ready(len(supervisor.processes))
+        self._ready(len(supervisor.processes), desk)
         status = await supervisor.finished
         if supervisor.deserted:
             return status  # the programs go on, and every file and socket of ours is theirs and the next daemon's
@@ -385,6 +404,7 @@ class _Parts:
         leaving = change.leaving(left.unfinished) if left.unfinished is not None else frozenset()
         rollouts.prepare(left.rollouts)
         passing = rollout.passing(left.rollouts, [program.name for program in self.config.programs])
+        passing = {name: one._replace(beside=self._kept.tried.get(name)) for name, one in passing.items()}
         lost = any(not name.startswith(rollout.HELD) for name in left.lost)
         supervisor.begin(self.snapshot, document, ending=left.ending, leaving=leaving, lost=lost, rollouts=passing)
         for name in left.lost:
@@ -392,6 +412,8 @@ class _Parts:
         rollouts.resume(left.rollouts)
         if left.unfinished is not None:
             change.resume(left.unfinished)
+        else:
+            change.versions.settled()
 
     def _state(self) -> dict[str, Any]:
         """What the state file says, or the keeper where it knows better, as far as it can be believed; nothing where
@@ -423,7 +445,9 @@ class _Parts:
             log.warning("the disk of the logs is stuck: output waits")
             asyncio.get_running_loop().call_later(STUCK_SECONDS, self._start_logs, log_thread, compression)
 
-    def _ready(self, processes: int) -> None:
+    def _ready(self, processes: int, desk: Desk) -> None:
+        for problem in desk.rivals() if self.snapshot.starts == 1 else ():
+            log.error("%s", problem)
         log.info("procmand is ready: %d processes, socket %s", processes, self.daemon.socket)
         if self._own_log >= 0:
             self._says.fd = 2

@@ -230,6 +230,8 @@ class Flow:
             self.go_on(now)
             self.drop(file.error)
             return
+        if self.spool:
+            self.spool.seen = 0  # what was on its way is not there
         if not self.waiting:
             self.waiting = True
             self._waits += 1
