@@ -449,7 +449,7 @@ class Mortal:
 @pytest.mark.parametrize("form", ["times", "json"])
 def test_a_SIGKILL_at_any_moment_loses_and_doubles_no_line_of_a_file(tmp_path: Path, form: str) -> None:
     path = tmp_path / "log"
-    output = Mortal("file", form, path, 1).run(1000)
+    output = Mortal("file", form, path, 1).run(600)
     assert undressed(all_output(path), JSON if form == "json" else TIMES) == output
 
 
