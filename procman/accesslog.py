@@ -1,7 +1,7 @@
 """A line of an access log: who asked for what, what was answered, and how long that took.
 
-Known: the common and the combined format (gunicorn, the built-in server, nginx, Apache, hypercorn, daphne), with a duration
-at the end where there is one; uvicorn, granian, Django's runserver, and uWSGI. Pure.
+Known: the common and the combined format (gunicorn, the built-in server, nginx, Apache, hypercorn, daphne), with a
+duration at the end where there is one; uvicorn, granian, Django's runserver, and uWSGI. Pure.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def parse(line: bytes) -> Answer | None:
         found = _UWSGI.match(head)
         if found is None:
             return None
-        seconds = int(found["took"]) / (1e3 if found["unit"] == b"msecs" else 1e6)
-        return Answer(_text(found["method"]), _text(found["path"]), int(found["status"]), seconds)
+        took = int(found["took"]) / (1e3 if found["unit"] == b"msecs" else 1e6)
+        return Answer(_text(found["method"]), _text(found["path"]), int(found["status"]), took)
     found = _REQUEST.match(head)
     if found is None:
         return None
@@ -59,7 +59,7 @@ def _seconds(rest: bytes, *, granian: bool) -> float | None:
     """The duration at the end of the line: with a unit; with a name (`rt=0.012`) or a point, seconds; else, after the
     quoted fields of the combined format, microseconds (%D of Apache and gunicorn). Granian tells milliseconds."""
     if granian:
-        return _TOOK.match(rest.strip()) and float(rest) / 1e3 if rest.strip().replace(b".", b"").isdigit() else None
+        return float(rest) / 1e3 if re.fullmatch(rb" \d{1,12}(?:\.\d{1,9})?", rest) else None
     last = rest.rpartition(b" ")[2]
     found = _TOOK.match(last)
     if found is None:

@@ -13,14 +13,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
-from procman import __version__, operation, report
+from procman import __version__, launch, operation, report
 from procman.canary import AS_TABLE, Wish
 from procman.change import Change
 from procman.errors import Failed, NoSuchProgram, WrongUse
-from procman.events import rfc3339
 from procman.ground import Ground
 from procman.lifecycle import State
 from procman.link import KeeperLink
+from procman.moments import rfc3339
 from procman.operation import Outcome, carry_out
 from procman.process import Process
 from procman.reading import Read
@@ -378,7 +378,7 @@ class Desk:
         return result
 
     def log_sources(self, names: Sequence[str], stderr: bool) -> list[LogSource]:
-        sources = [s for process in self.select(names) for s in self._ground.log_sources(process.program)]
+        sources = [s for process in self.select(names) for s in launch.log_sources(process.program)]
         return [source for source in sources if not stderr or source.stream == "err"]
 
     def watch_logs(self, keys: Sequence[str], callback: Callable[[], None]) -> Callable[[], None]:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
+
+from procman.moments import rfc3339
 
 KEPT = 1000
 """Events that are remembered."""
 
 Occurrence = dict[str, Any]
-
-
-def rfc3339(at: float) -> str:
-    """Seconds since the epoch as RFC 3339 in UTC with milliseconds."""
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class EventLog:

@@ -34,7 +34,6 @@ from procman.places import Places
 from procman.process import Process
 from procman.reading import Reading
 from procman.resources import OutOfMemory
-from procman.rpc import LogSource
 from procman.sockets import held_name
 from procman.trials import Trials
 
@@ -512,15 +511,6 @@ class Ground:
 
     # --- logs -------------------------------------------------------------------------------------------------------
 
-    def log_sources(self, program: Program) -> list[LogSource]:
-        """The log files of `program`."""
-        if program.log.mode != "file":
-            return []
-        sources = [LogSource(program.name, "out", program.log.path, program.log.keep)]
-        if program.log.stderr == "separate":
-            sources.append(LogSource(program.name, "err", program.log.error_path, program.log.keep))
-        return sources
-
     def problems(self) -> list[str]:
         """What is wrong with the output of processes now."""
         found = [f"a mistake in the log thread: {self._logs.trouble}"] if self._logs.trouble else []
@@ -536,7 +526,7 @@ class Ground:
 
     def log_counters(self, program: Program) -> list[dict[str, Any]]:
         """Bytes read, written and dropped of each output."""
-        paths = {source.key: source.path for source in self.log_sources(program)}
+        paths = {source.key: source.path for source in launch.log_sources(program)}
         found = []
         for name in self._holdings.captured(program):
             stream = name.rpartition("/")[2]
@@ -558,7 +548,7 @@ class Ground:
     def last_output(self, program: Program, lines: int) -> list[str]:
         """The last lines of its output, at most OUTPUT_BYTES of them; standard error's where they are apart. Reads
         the disk: for a thread."""
-        sources = self.log_sources(program)
+        sources = launch.log_sources(program)
         if not sources:
             return []
         source = sources[-1]
@@ -615,7 +605,7 @@ class Ground:
     def _log_path(self, key: str) -> str:
         name, _, stream = key.rpartition("/")
         process = self._places.current.get(name)
-        sources = [] if process is None else self.log_sources(process.program)
+        sources = [] if process is None else launch.log_sources(process.program)
         return next((source.path for source in sources if source.stream == stream), "")
 
 

@@ -1,9 +1,9 @@
 """What one line of a log says of itself: its time, its level, and whether it goes on with the line before.
 
-Known are the formats that Python web sites print: `logging` (the default, the usual ones, and Django's), gunicorn, uWSGI,
-uvicorn, hypercorn, daphne, granian, Django's runserver, access logs in the common and combined format, nginx, syslog,
-celery, loguru, structlog, logfmt, JSON lines; and what procman itself adds: `timestamps` (an RFC 3339 time before each
-line) and `format = "json"`. tests/test_logformat.py has a line of each, as the real programs print them.
+Known are the formats that Python web sites print: `logging` (the default, the usual ones, and Django's), gunicorn,
+uWSGI, uvicorn, hypercorn, daphne, granian, Django's runserver, access logs in the common and combined format, nginx,
+syslog, celery, loguru, structlog, logfmt, JSON lines; and what procman itself adds: `timestamps` (an RFC 3339 time
+before each line) and `format = "json"`. tests/test_logformat.py has a line of each, as the real programs print them.
 
 Pure. Lines are bytes: nothing is decoded before it must be. A line that says nothing is normal, no error.
 """
@@ -36,9 +36,12 @@ _BY_WORD = {
     **dict.fromkeys(("ERROR", "ERR", "SEVERE", "EXCEPTION"), 40),
     **dict.fromkeys(("CRITICAL", "CRIT", "FATAL", "ALERT", "EMERG", "EMERGENCY", "PANIC"), 50),
 }
-_WORDS = rb"TRACE|DEBUG|INFO(?:RMATION)?|NOTICE|SUCCESS|WARN(?:ING)?|ERR(?:OR)?|CRIT(?:ICAL)?|FATAL|ALERT|EMERG(?:ENCY)?"
-_MONTHS = {name: number for number, name in enumerate("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)}
-_MONTH = rb"(?P<month>Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
+_WORDS = (
+    rb"TRACE|DEBUG|INFO(?:RMATION)?|NOTICE|SUCCESS|WARN(?:ING)?|ERR(?:OR)?|CRIT(?:ICAL)?|FATAL|ALERT|EMERG(?:ENCY)?"
+)
+_MONTH_NAMES = "Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec"
+_MONTHS = {name: number for number, name in enumerate(_MONTH_NAMES.split("|"), 1)}
+_MONTH = rb"(?P<month>" + _MONTH_NAMES.encode() + rb")"
 _CLOCK = rb"(?P<clock>\d\d:\d\d):(?P<second>\d\d)"
 _ISO = (
     rb"(?P<year>\d{4})[-/](?P<month>\d\d)[-/](?P<day>\d\d)[T ]" + _CLOCK + rb"(?:[.,](?P<part>\d{1,9}))?"
@@ -189,7 +192,8 @@ def _time(found: re.Match[bytes] | None, clock: Clock) -> float | None:
         return None
     groups = found.groupdict()
     year, month, day, zone = (groups.get(name) or b"" for name in ("year", "month", "day", "zone"))
-    minute = _minute(year or b"%d" % _year(month, int(day), clock.now), month, day, groups["clock"], zone, clock.zone)
+    year = year or b"%d" % _year(month, int(day), clock.now)
+    minute = _minute(b" ".join((year, month, day)), groups["clock"], zone, clock.zone)
     if minute is None:
         return None
     part = groups.get("part")
@@ -197,8 +201,9 @@ def _time(found: re.Match[bytes] | None, clock: Clock) -> float | None:
 
 
 @functools.lru_cache(maxsize=4096)
-def _minute(year: bytes, month: bytes, day: bytes, clock: bytes, zone: bytes, local: tzinfo | None) -> float | None:
+def _minute(date: bytes, clock: bytes, zone: bytes, local: tzinfo | None) -> float | None:
     """Seconds since the epoch at the beginning of a minute; None for a date that is none."""
+    year, month, day = date.split(b" ")
     number = int(month) if month.isdigit() else _MONTHS[month.decode()]
     try:
         at = datetime(int(year), number, int(day), int(clock[:2]), int(clock[3:]), tzinfo=_zone(zone) or local)

@@ -1,8 +1,9 @@
-"""From the bytes of a log to records: a line with those that belong to it, such as a traceback. Which of them are wanted,
-and where in a large file to begin.
+"""From the bytes of a log to records: a line with those that belong to it, such as a traceback. Which of them are
+wanted, and where in a large file to begin.
 
 A record begins with a line that stands for itself. Indented and empty lines belong to the one before, and so does a
-traceback to the line that announces it (a level of warning or worse); one that nothing announces is a record of its own.
+traceback to the line that announces it (a level of warning or worse); one that nothing announces is a record of its
+own.
 
 Pure. Memory is bounded whatever the log holds: a line of more than LINE_MAX bytes, and a record of more than
 RECORD_MAX, comes in parts, and what was decided of the first part holds for the others.
@@ -14,7 +15,7 @@ import re
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from procman import logformat
 from procman.logformat import Clock, Line
@@ -62,15 +63,19 @@ class _Trace(Enum):
 
 
 class Records:
-    """Makes records of bytes that come in pieces. `midway`: the bytes begin somewhere within a log, so what comes before
-    the first line that surely begins a record is left out, but not more than PROBE bytes."""
+    """Makes records of bytes that come in pieces.
 
-    def __init__(self, clock: Clock, *, midway: bool = False) -> None:
+    `begin` says what the first byte begins: a "record"; a "line", which may belong to a record before; or nothing, as
+    it may stand "within" a line. What comes before the first line that surely begins a record is left out then, but
+    not much more than PROBE bytes, and counted: `skipped`.
+    """
+
+    def __init__(self, clock: Clock, begin: Literal["record", "line", "within"] = "record") -> None:
+        self.skipped = 0
         self._clock = clock
         self._rest = b""
-        self._within = midway  # the next bytes go on with a line whose beginning is gone, or was given out
-        self._skipping = PROBE if midway else 0
-        self._skip_line = midway
+        self._within = begin == "within"  # the next bytes go on with a line whose beginning is gone, or was given out
+        self._skipping = begin != "record"
         self._lines: list[bytes] = []
         self._said: list[Line] = []
         self._size = 0
@@ -110,11 +115,11 @@ class Records:
             return
         self._within = raw[-1:] != b"\n"
         said = logformat.parse(raw.rstrip(b"\r\n") if not self._within else raw, self._clock)
-        if self._skipping > 0:
-            self._skipping -= len(raw)
-            if not said.begins and self._skipping > 0:
+        if self._skipping:
+            if not said.begins and self.skipped < PROBE:
+                self.skipped += len(raw)
                 return
-            self._skipping = 0
+            self._skipping = False
         if self._continues(said) and (self._lines or self._part):
             if self._size + len(raw) > RECORD_MAX or len(self._lines) >= RECORD_LINES:
                 yield from self.flush()
@@ -130,8 +135,8 @@ class Records:
 
     def _more_of_a_line(self, raw: bytes) -> Iterator[Record]:
         self._within = raw[-1:] != b"\n"
-        if self._skip_line:
-            self._skip_line = self._within
+        if self._skipping:
+            self.skipped += len(raw)
             return
         yield from self.flush()
         self._lines, self._said, self._size = [raw], [Line(None, 0, b"", continues=True)], len(raw)
@@ -190,7 +195,8 @@ class Filter:
 
     def after(self, record: Record) -> bool:
         """Whether all that follows is later than `until`, too."""
-        return self.until is not None and record.said[0].time is not None and record.said[0].time > self.until + DISORDER
+        told = record.said[0].time
+        return self.until is not None and told is not None and told > self.until + DISORDER
 
     @property
     def chooses(self) -> bool:

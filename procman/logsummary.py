@@ -1,7 +1,7 @@
 """What a log amounts to: lines and bytes a minute, levels, answers and paths of access logs, and errors, grouped.
 
-Pure. Memory is bounded whatever the log holds: of too many paths and errors the least are put together as "others", and of
-a long time each bar stands for more minutes.
+Pure. Memory is bounded whatever the log holds: of too many paths and errors the least are put together as "others", and
+of a long time each bar stands for more minutes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The times that people write for `--since` and `--until`: "10 min ago", "2h", "yesterday", "09:30", "2030-01-31 12:00".
+"""The times that people write for `--since` and `--until`: "10 min ago", "2h", "yesterday", "09:30", "2030-01-31".
 
 Pure: `now` comes in.
 """
@@ -6,7 +6,7 @@ Pure: `now` comes in.
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 
 EXAMPLES = '"10 min ago", "2h", "yesterday", "09:30", "2030-01-31 12:00", "2030-01-31T12:00:00Z", "@1895572800"'
 
@@ -44,7 +44,8 @@ def moment(text: str, now: float, zone: tzinfo | None = None) -> float:
             return _checked(now - sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(ago)))
         if found := _CLOCK.fullmatch(words):
             hour, minute, second = (int(part or 0) for part in found.groups()[:3])
-            at = midnight.replace(hour=hour, minute=minute, second=second, microsecond=int((found[4] or "").ljust(6, "0")))
+            part = int((found[4] or "").ljust(6, "0"))
+            at = midnight.replace(hour=hour, minute=minute, second=second, microsecond=part)
             return (at if at.timestamp() <= now else at - timedelta(days=1)).timestamp()
         at = datetime.fromisoformat(text.strip().replace("/", "-"))
         return _checked((at if at.tzinfo else at.replace(tzinfo=zone)).timestamp())
@@ -56,3 +57,8 @@ def _checked(at: float) -> float:
     if not -1e11 < at < 2.6e11:  # and no NaN
         raise ValueError(at)
     return at
+
+
+def rfc3339(at: float) -> str:
+    """Seconds since the epoch as RFC 3339 in UTC with milliseconds."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

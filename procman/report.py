@@ -13,9 +13,9 @@ from typing import Any
 from procman import canary, shape
 from procman.config import Program
 from procman.errors import SHORTAGES
-from procman.events import rfc3339
 from procman.keeper.wire import Message
 from procman.lifecycle import Exit, State, Status
+from procman.moments import rfc3339
 from procman.process import Process
 from procman.resources import Sample
 

@@ -6,6 +6,7 @@ exception is the last one. An exception group (PEP 654) is one, too. Pure.
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
@@ -30,8 +31,8 @@ _ENDINGS = ("Group", "Error", "Exception", "Warning", "Interrupt", "Exit")  # of
 
 
 class Traceback(NamedTuple):
-    """`exception` is the type as it was printed ("?" where the end is missing), `raised` those of all exceptions of the chain, the first one first.
-    `frames` are "file:line function", the outermost first."""
+    """`exception` is the type as it was printed ("?" where the end is missing), `raised` those of all exceptions of the
+    chain, the first one first. `frames` are "file:line function", the outermost first."""
 
     exception: str
     message: str
@@ -189,7 +190,4 @@ def scan(lines: Iterable[str]) -> Iterator[Traceback]:
 
 def last(lines: Iterable[str]) -> Traceback | None:
     """The last traceback in some lines."""
-    found = None
-    for found in scan(lines):
-        pass
-    return found
+    return next(iter(collections.deque(scan(lines), maxlen=1)), None)
