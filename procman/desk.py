@@ -124,6 +124,7 @@ class Desk:
             "exit": report.exit_info(status.exit),
             "history": history,
             "output": await read(lambda: self._ground.last_output(program, OUTPUT_LINES)),
+            "traceback": await read(lambda: self._ground.traceback_now(program)),
         }
 
     def _one(self, name: str) -> Process:

@@ -17,11 +17,12 @@ import re
 import signal
 import stat
 import sys
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from procman import disks, interim, launch, logread, notify, probes, report, shape
+from procman import disks, interim, launch, logread, logrecords, notify, probes, report, shape
 from procman.config import Config, Listener, Program
 from procman.errors import Failed, ProcmanError
 from procman.holdings import Holdings
@@ -29,6 +30,7 @@ from procman.keeper.wire import Message
 from procman.launch import log_pipes
 from procman.lifecycle import Exit, Ready, State, Status
 from procman.link import KeeperLink
+from procman.logformat import Clock
 from procman.logs import Counters, LogThreads
 from procman.places import Places
 from procman.process import Process
@@ -554,6 +556,22 @@ class Ground:
         source = sources[-1]
         data, _ = logread.tail(source.path, lines, source.keep, OUTPUT_BYTES)
         return data.decode(errors="replace").splitlines()[-lines:]
+
+    async def last_traceback(self, program: Program) -> dict[str, Any] | None:
+        """The last traceback in the end of its output, once that is written; None where there is none."""
+        await self.written([program])
+        path = program.log.error_path if program.log.stderr == "separate" else program.log.path
+        return await self._slow.run(disks.of(path), functools.partial(self.traceback_now, program))
+
+    def traceback_now(self, program: Program) -> dict[str, Any] | None:
+        """The same, as far as it is written. Reads the disk: for a thread."""
+        clock = Clock(time.time())
+        for source in reversed(launch.log_sources(program)):
+            data, _ = logread.tail(source.path, OUTPUT_BYTES, source.keep, OUTPUT_BYTES)
+            found = logrecords.last_traceback(data, clock)
+            if found is not None:
+                return report.traceback(found)
+        return None
 
     def watch_logs(self, keys: Sequence[str], callback: Callable[[], None]) -> Callable[[], None]:
         """See `methods.Operations`."""

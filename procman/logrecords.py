@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal, NamedTuple
 
-from procman import logformat
+from procman import logformat, tracebacks
 from procman.logformat import Clock, Line
+from procman.tracebacks import Traceback
 
 LINE_MAX = 1024 * 1024
 RECORD_MAX = 1024 * 1024
@@ -215,6 +216,18 @@ class Filter:
         if self.grep is None:
             return True
         return any(self.grep.search(line.rstrip(b"\n")) for line in record.lines)
+
+
+def last_traceback(data: bytes, clock: Clock) -> Traceback | None:
+    """The last traceback in the lines of `data`, in whatever format they are."""
+    return tracebacks.last(_bodies(data, clock)) if b"Traceback (most" in data else None
+
+
+def _bodies(data: bytes, clock: Clock) -> Iterator[str]:
+    for line in data.split(b"\n"):
+        said = logformat.parse(line.removesuffix(b"\r"), clock)
+        for text in (said.body, said.trace) if said.trace else (said.body,):
+            yield from text.decode(errors="replace").split("\n")
 
 
 def seek(size: int, since: float) -> Generator[int, float | None, int]:

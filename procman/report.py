@@ -18,6 +18,7 @@ from procman.lifecycle import Exit, State, Status
 from procman.moments import rfc3339
 from procman.process import Process
 from procman.resources import Sample
+from procman.tracebacks import Traceback
 
 Info = dict[str, Any]
 
@@ -151,6 +152,11 @@ def definition(program: Program) -> Info:
     shown["success_exit_codes"] = sorted(program.success_exit_codes)
     shown["stop_signal"] = signal_name(program.stop_signal)
     return shown
+
+
+def traceback(found: Traceback) -> Info:
+    """A traceback that a program has printed."""
+    return {"exception": found.exception, "message": found.message, "text": found.text}
 
 
 def status_document(status: Status) -> Info:

@@ -28,7 +28,8 @@ Looking:
     <-- {"jsonrpc":"2.0","id":3,"result":{"name":"blog","state":"BACKOFF","wanted":"up","why":"exit status 1",
          "exit":{"code":1,"at":"2030-01-31T12:00:00.000Z","reason":"exit status 1"},"history":[
          {"at":"2030-01-31T12:00:00.000Z","state":"BACKOFF","why":"exit status 1"}],
-         "output":["ModuleNotFoundError: No module named 'blog'"]}}
+         "output":["ModuleNotFoundError: No module named 'blog'"],"traceback":{"exception":"ModuleNotFoundError",
+         "message":"No module named 'blog'","text":"Traceback (most recent call last):\n..."}}}
     --> {"jsonrpc":"2.0","id":4,"method":"daemon.status"}
     <-- {"jsonrpc":"2.0","id":4,"result":{"identifier":"procman","version":"0.1.0","keeper_pid":4700,
          "supervisor_pid":4701}}
