@@ -1,4 +1,4 @@
-"""procmanctl logs on a real daemon, and without one: merging, times, levels, compressed files, following, tracebacks."""
+"""procmanctl logs on a real daemon, and without one: merging, times, levels, compressed files, following."""
 
 from __future__ import annotations
 
@@ -36,9 +36,8 @@ def stamped(hour: int, *lines: str) -> str:
 def offline(running: RunningDaemon, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """procmanctl -c TABLE, which needs no daemon."""
     command = [sys.executable, "-c", CTL, "-c", str(running.table), *arguments]
-    return subprocess.run(
-        command, env=running.environment | {"TZ": "UTC"}, capture_output=True, text=True, check=False, timeout=60, **options
-    )
+    options = {"env": running.environment | {"TZ": "UTC"}, "capture_output": True, "text": True, **options}
+    return subprocess.run(command, check=False, timeout=60, **options)
 
 
 @contextmanager

@@ -184,10 +184,11 @@ class LogText:
             begin = self._plus(start, maker.skipped)
             if begin < stop:
                 found += sum(counts)
-                stop = begin
+                stop, span = begin, min(span * 4, SPAN_MAX)
             elif start == first:
                 break
-            span = min(span * 4, SPAN_MAX)
+            else:
+                span *= 4  # all of it lies within one record, or one line
         return stop, max(0, found - count)
 
     def _plus(self, place: Place, size: int) -> Place:
