@@ -42,6 +42,7 @@ from procman.desk import Desk
 from procman.errors import ConfigError, Failed, ProcmanError, is_shortage
 from procman.holdings import Holdings
 from procman.interim import Interim
+from procman.keeper.spawn import trim_heap
 from procman.kept import Kept
 from procman.launch import log_paths
 from procman.link import KeeperLink
@@ -410,6 +411,7 @@ class _Parts:
         self.link.send({"op": "notify", "state": f"READY=1\nSTATUS={processes} processes"})
         gc.collect()
         gc.freeze()  # what start-up made stays: no collection need look at it again
+        trim_heap()
 
 
 def _recalled(path: str, held: Mapping[str, int]) -> Config | None:

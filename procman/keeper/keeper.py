@@ -471,6 +471,7 @@ class Keeper:
         self._tell_pending()
         if not self.was_ready:
             self.was_ready = True
+            spawn.trim_heap()
             self.on_ready()
 
     def _tell_pending(self) -> None:
