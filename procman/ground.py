@@ -22,7 +22,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from procman import disks, interim, launch, logread, logrecords, notify, probes, report, shape
+from procman import disks, interim, launch, logread, notify, probes, report, shape
 from procman.config import Config, Listener, Program
 from procman.errors import Failed, ProcmanError
 from procman.holdings import Holdings
@@ -30,7 +30,6 @@ from procman.keeper.wire import Message
 from procman.launch import log_pipes
 from procman.lifecycle import Exit, Ready, State, Status
 from procman.link import KeeperLink
-from procman.logformat import Clock
 from procman.logs import Counters, LogThreads
 from procman.places import Places
 from procman.process import Process
@@ -565,6 +564,9 @@ class Ground:
 
     def traceback_now(self, program: Program) -> dict[str, Any] | None:
         """The same, as far as it is written. Reads the disk: for a thread."""
+        from procman import logrecords  # for the rare moment when somebody asks: it has many patterns
+        from procman.logformat import Clock
+
         clock = Clock(time.time())
         for source in reversed(launch.log_sources(program)):
             data, _ = logread.tail(source.path, OUTPUT_BYTES, source.keep, OUTPUT_BYTES)

@@ -12,7 +12,7 @@ RECORD_MAX, comes in parts, and what was decided of the first part holds for the
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal, NamedTuple
@@ -34,6 +34,7 @@ began."""
 
 _CHAIN = (b"The above exception was the direct cause of", b"During handling of the above exception, another")
 _RAISED = re.compile(rb"[A-Za-z_][\w.<>]*(?:: |:?\Z)")
+_SEES_MORE = re.compile(rb"\\[AZz]|\(\?<?!|\(\?>|[*+?}]\+")  # ends of the text, "not followed by", no way back
 _ANNOUNCES = logformat.LEVELS["warning"]
 
 
@@ -101,6 +102,16 @@ class Records:
         if self._lines:
             yield self._out()
             self._part = True
+
+    @property
+    def begun(self) -> bool:
+        """Whether nothing more is left out."""
+        return not self._skipping
+
+    def gap(self) -> Iterator[Record]:
+        """Whole lines are not fed here in which nothing is wanted: what there is so far is given out."""
+        yield from self.flush()
+        self._part, self._trace, self._traced = False, _Trace.NONE, False
 
     def end(self) -> Iterator[Record]:
         """There are no more bytes: what is left, an unfinished line too."""
@@ -216,6 +227,14 @@ class Filter:
         if self.grep is None:
             return True
         return any(self.grep.search(line.rstrip(b"\n")) for line in record.lines)
+
+
+def sieve(grep: re.Pattern[bytes] | None) -> Callable[[bytes], object] | None:
+    """A quick look at many lines at once: what it finds nothing in has no line that `grep` matches. None where there
+    is no such thing for this pattern, as it could see that other lines follow."""
+    if grep is None or _SEES_MORE.search(grep.pattern):
+        return None
+    return re.compile(grep.pattern, grep.flags | re.MULTILINE).search
 
 
 def last_traceback(data: bytes, clock: Clock) -> Traceback | None:

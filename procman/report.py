@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from dataclasses import asdict, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from procman import canary, shape
 from procman.config import Program
@@ -18,7 +18,9 @@ from procman.lifecycle import Exit, State, Status
 from procman.moments import rfc3339
 from procman.process import Process
 from procman.resources import Sample
-from procman.tracebacks import Traceback
+
+if TYPE_CHECKING:
+    from procman.tracebacks import Traceback
 
 Info = dict[str, Any]
 

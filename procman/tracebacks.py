@@ -7,7 +7,6 @@ exception is the last one. An exception group (PEP 654) is one, too. Pure.
 from __future__ import annotations
 
 import collections
-import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from enum import Enum
@@ -43,6 +42,8 @@ class Traceback(NamedTuple):
     @property
     def key(self) -> str:
         """The same for two tracebacks of the same error: same types, same frames, whatever the messages."""
+        import hashlib  # which loads OpenSSL: only for who asks
+
         whole = "\n".join((*self.raised, "", *self.frames))
         return hashlib.blake2b(whole.encode(errors="replace"), digest_size=8).hexdigest()
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from procman import logrecords, logsummary, moments, tracebacks
 from procman.ctl import loglines, logtext
+from procman.ctl.library import File, Heard, Places, Source
 from procman.ctl.logtext import LogText, Place
-from procman.ctl.shelf import File, Heard, Places, Source
 from procman.logformat import Clock
 from procman.logrecords import Filter, Record, Records
 from procman.unzip import COPIES_MAX, Unzipped
@@ -35,7 +35,7 @@ def records(data: bytes, cut: int = 1 << 30) -> list[Record]:
 
 
 class Memory:
-    """A shelf of one log whose files are in memory. It counts what is read."""
+    """A library of one log whose files are in memory. It counts what is read."""
 
     def __init__(self, files: Sequence[bytes], *, zipped: int = 0, modified: Sequence[float] = ()) -> None:
         self.content = [gzip.compress(data) if index < zipped else data for index, data in enumerate(files)]
@@ -61,7 +61,7 @@ class Memory:
         raise NotImplementedError
 
     def text(self) -> LogText:
-        return LogText(self, self.source, CLOCK)
+        return LogText(self, self.source, CLOCK.now)
 
 
 # --- records
@@ -133,8 +133,10 @@ def logs(draw: st.DrawFn) -> tuple[list[bytes], int]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(logs(), st.integers(0, 60), st.integers(0, 4))
-def test_the_last_lines_and_records_of_any_log(log: tuple[list[bytes], int], count: int, choice: int) -> None:
+@given(logs(), st.integers(0, 60), st.integers(0, 4), st.integers(100, 2000))
+def test_the_last_lines_and_records_of_any_log(
+    log: tuple[list[bytes], int], count: int, choice: int, piece: int
+) -> None:
     files, zipped = log
     whole = b"".join(files)
     with pytest.MonkeyPatch.context() as patch:
@@ -149,9 +151,9 @@ def test_the_last_lines_and_records_of_any_log(log: tuple[list[bytes], int], cou
         wanted = Filter(level=(0, 40, 20, 0, 40)[choice], grep=grep)
         expected = [record.text for record in records(whole) if wanted.wants(record)]
         start, skip = text.last_records(count, wanted, Place())
-        found = [
-            record.text for record in text.records(text.maker(start, exact=True), start) if wanted.wants(record)
-        ][skip:]
+        maker, sieve = text.maker(start, exact=True), logrecords.sieve(wanted.grep)
+        chosen = text.records(maker, start, piece=piece, sieve=sieve)
+        found = [record.text for record in chosen if wanted.wants(record)][skip:]
         assert found == (expected[len(expected) - count :] if count < len(expected) else expected)
 
 
@@ -164,7 +166,7 @@ def test_since_misses_nothing(steps: list[int], since: int, zipped: int, rng: ra
     for step in steps:
         at += step
         late = at - rng.choice([0, 0, 0, 30])
-        stamp = datetime.fromtimestamp(late, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        stamp = datetime.fromtimestamp(late, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
         files[-1] += f"{stamp} INFO {'x' * rng.randrange(300)}\n".encode() + rng.choice([b"", b"  more\n", b"print\n"])
         modified[-1] = at
         if rng.randrange(60) == 0:
@@ -174,7 +176,6 @@ def test_since_misses_nothing(steps: list[int], since: int, zipped: int, rng: ra
     expected = [record.text for record in records(b"".join(files)) if wanted.wants(record)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logrecords, "PROBE", 2000)
-        patch.setattr(logtext, "PROBE", 2000)
         text = Memory(files, zipped=zipped, modified=modified).text()
         start = text.since(begin + since)
         found = [record.text for record in text.records(text.maker(start), start) if wanted.wants(record)]
@@ -183,14 +184,14 @@ def test_since_misses_nothing(steps: list[int], since: int, zipped: int, rng: ra
 
 def test_since_reads_little_of_a_large_file() -> None:
     lines = b"".join(
-        b"2026-01-%02d %02d:%02d:%02d INFO a line\n" % (1 + n // 86400, n // 3600 % 24, n // 60 % 60, n % 60)
+        b"2026-01-%02d %02d:%02d:%02dZ INFO a line\n" % (1 + n // 86400, n // 3600 % 24, n // 60 % 60, n % 60)
         for n in range(400_000)
     )
-    shelf = Memory([lines])
-    text = shelf.text()
+    library = Memory([lines])
+    text = library.text()
     start = text.since(datetime(2026, 1, 4, tzinfo=UTC).timestamp())
     assert lines[start.offset :].split(b"\n", 1)[1].startswith(b"2026-01-03 23:")
-    assert shelf.bytes_read < 20 * logrecords.PROBE
+    assert library.bytes_read < 20 * logrecords.PROBE
     assert text.since(0.0) == Place()
     assert text.since(CLOCK.now).offset > len(lines) - 2 * logrecords.PROBE
 
@@ -335,3 +336,11 @@ def test_nothing_reaches_a_terminal_but_text_and_colours(line: bytes) -> None:
     assert all(character.isprintable() or character == "\t" for character in plain)
     if plain != shown[:-1]:
         assert shown.endswith("\x1b[0m\n")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "there"),
+    [(b"x", True), (b"^x$", True), (b"[^y]*x", True), (b"\\Ax", False), (b"x(?!y)", False), (b"a*+x", False)],
+)
+def test_a_pattern_that_sees_more_than_its_line_has_no_sieve(pattern: bytes, there: bool) -> None:
+    assert (logrecords.sieve(re.compile(pattern)) is not None) == there

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import BinaryIO
 
-from procman import logformat, moments, rpc
+from procman import rpc
 
 from . import tables
 
@@ -71,6 +71,8 @@ class LinePrinter:
     def line(self, key: tuple[str, str], line: bytes, at: float | None, level: int) -> None:
         """Prints a line, or a part of one that is very long: then without a newline at its end."""
         if self._json:
+            from procman import logformat, moments
+
             stands = {"time": None if at is None else moments.rfc3339(at), "level": logformat.level_name(level) or None}
             document = {**rpc.log_params(*key, line.removesuffix(b"\n")), **stands}
             self._out.write(json.dumps(document).encode() + b"\n")

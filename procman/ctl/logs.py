@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from procman.errors import Failed, WrongUse
 from procman.rpc import NO_SUCH_METHOD, RpcError
 
+from .library import PIECE, Library, Local, Remote, Source, reachable
 from .loglines import LinePrinter
 from .session import NAMES, Help, Session, colours
-from .shelf import PIECE, Local, Remote, Shelf, Source, reachable
 
 if TYPE_CHECKING:
     from procman.logrecords import Filter, Record, Records
@@ -73,12 +73,14 @@ def logs(session: Session) -> int:
     if args.follow and (args.summary or args.until is not None):
         raise WrongUse(f"-f never ends, so there is no {'--summary' if args.summary else '--until'} with it")
     now = time.time()
-    wanted = _filter(args, now)
+    wanted = None
+    if args.summary or any(one is not None for one in (args.since, args.until, args.level, args.grep)):
+        wanted = _filter(args, now)
     with session.client() as client:
         # With -c, and no daemon there, the files of that table.
         local = session.config is not None and not reachable(client)
-        shelf: Shelf = Local(str(session.config)) if local else Remote(session.client, client)
-        reader = Reader(session, shelf, _sources(session, shelf), wanted, now)
+        library: Library = Local(str(session.config)) if local else Remote(session.client, client)
+        reader = Reader(session, library, _sources(session, library), wanted, now)
         if args.summary:
             from .summing import summarise
 
@@ -87,9 +89,9 @@ def logs(session: Session) -> int:
     return 0
 
 
-def _sources(session: Session, shelf: Shelf) -> list[Source]:
+def _sources(session: Session, library: Library) -> list[Source]:
     try:
-        sources = shelf.sources(session.args.names, stderr=session.args.stderr)
+        sources = library.sources(session.args.names, stderr=session.args.stderr)
     except RpcError as error:
         if error.number != NO_SUCH_METHOD:
             raise
@@ -129,18 +131,15 @@ class Reader:
     """What one `procmanctl logs` reads, and how."""
 
     def __init__(
-        self, session: Session, shelf: Shelf, sources: Sequence[Source], wanted: Filter, now: float
+        self, session: Session, library: Library, sources: Sequence[Source], wanted: Filter | None, now: float
     ) -> None:
-        from procman.logformat import Clock
-
         from .logtext import LogText
 
         self.wanted = wanted
         self._args = session.args
-        self._shelf = shelf
+        self._library = library
         self._piece = PIECE if len(sources) < 5 else PIECE // 8
-        self._clock = Clock(now)
-        self.texts: list[LogText] = [LogText(shelf, source, self._clock) for source in sources]
+        self.texts: list[LogText] = [LogText(library, source, now) for source in sources]
         self._makers: dict[Key, Records] = {}
         self._filters: dict[Key, Filter] = {}
         terminal = sys.stdout.isatty()
@@ -154,7 +153,7 @@ class Reader:
 
     def show(self) -> None:
         """Prints it, and with `-f` what comes."""
-        plain = self._printer.as_is and not (self.wanted.chooses or self.wanted.since or self.wanted.until)
+        plain = self._printer.as_is and self.wanted is None
         try:
             if plain:
                 for text in self.texts:
@@ -184,12 +183,13 @@ class Reader:
 
     def records(self, text: LogText) -> Iterator[Record]:
         """Those of one log that are wanted. Its filter and what makes its records stay, for what follows."""
-        from dataclasses import replace
+        from procman import logrecords
 
-        wanted = self._filters[text.source.key] = replace(self.wanted)
+        wanted = self._filters[text.source.key] = self._own_filter()
         start, skip, exact = self._start(text)
         maker = self._makers[text.source.key] = text.maker(start, exact=exact)
-        for record in text.records(maker, start, piece=self._piece, goes_on=self._args.follow):
+        sieve = logrecords.sieve(wanted.grep)
+        for record in text.records(maker, start, piece=self._piece, sieve=sieve, goes_on=self._args.follow):
             if wanted.after(record):
                 return
             if wanted.wants(record):
@@ -199,11 +199,9 @@ class Reader:
 
     def _start(self, text: LogText) -> tuple[Place, int, bool]:
         """Where to begin, how many records to leave out there, and whether a record surely begins there."""
-        from dataclasses import replace
-
         from .logtext import Place
 
-        count, wanted = self._count(), self.wanted
+        count, wanted = self._count(), self._own_filter()
         if count is not None and not wanted.chooses and wanted.since is None and wanted.until is None:
             return text.last_lines(count), 0, True
         first = Place() if wanted.since is None else text.since(wanted.since)
@@ -211,8 +209,16 @@ class Reader:
             return first, 0, False
         if count == 0:
             return text.end(), 0, True
-        start, skip = text.last_records(count, replace(wanted), first)
+        start, skip = text.last_records(count, wanted, first)
         return start, skip, start != first
+
+    def _own_filter(self) -> Filter:
+        """A filter for one log: it remembers what it has seen."""
+        from dataclasses import replace
+
+        from procman.logrecords import Filter
+
+        return Filter() if self.wanted is None else replace(self.wanted)
 
     def _placed(self, text: LogText) -> Iterator[tuple[float, Key, Record]]:
         """The records of a log with the time by which they are merged: their own or that of the one before. What comes
@@ -249,7 +255,7 @@ class Reader:
                         self._print(key, record)
             self._printer.flush()
 
-        self._shelf.follow(places, heard)
+        self._library.follow(places, heard)
 
     def _maker(self, key: Key) -> Records:
         return self._makers[key]

@@ -7,16 +7,15 @@ Nothing here holds more than a few pieces of a file at once.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
-from procman import logrecords
-from procman.logformat import Clock
-from procman.logrecords import DISORDER, PROBE, Filter, Record, Records
-from procman.unzip import Unzipped
+from .library import NOWHERE, PIECE, File, Library, Source
 
-from .shelf import NOWHERE, PIECE, File, Shelf, Source
+if TYPE_CHECKING:  # imported where they are needed: the last lines of one log need no records
+    from procman.logformat import Clock
+    from procman.logrecords import Filter, Record, Records
+    from procman.unzip import Unzipped
 
 BLOCK = 64 * 1024
 """Bytes that are read first when the end of a log is looked for; then more at once."""
@@ -35,12 +34,12 @@ class Place(NamedTuple):
 class LogText:
     """The text of `source` as it was when its files were listed."""
 
-    def __init__(self, shelf: Shelf, source: Source, clock: Clock) -> None:
+    def __init__(self, library: Library, source: Source, now: float) -> None:
         self.source = source
         self.reached = Place()
         """After the last byte that `forward` has given."""
-        self._shelf = shelf
-        self._clock = clock
+        self._library = library
+        self._now = now
         self._files = list(source.files)
         self._unzipped: dict[int, Unzipped] = {}
 
@@ -66,7 +65,7 @@ class LogText:
                 return
 
     def position(self) -> tuple[str, int]:
-        """`reached` for `Shelf.follow`."""
+        """`reached` for `Library.follow`."""
         if not self._files:
             return NOWHERE, 0
         return self._files[self.reached.file].id, self.reached.offset
@@ -85,13 +84,15 @@ class LogText:
         if size <= 0:
             return b""
         if not self._files[index].zipped:
-            data = self._shelf.read(self.source, self._files[index], size, offset)
+            data = self._library.read(self.source, self._files[index], size, offset)
             if data is not None:
                 return data
             if not self._found_again(index):
                 return b""
         unzipped = self._unzipped.get(index)
         if unzipped is None:
+            from procman.unzip import Unzipped
+
             self._unzipped.clear()  # one at a time: each has copies of its state
             unzipped = self._unzipped[index] = Unzipped(lambda size, offset: self._raw(index, size, offset))
         data = unzipped.pread(size, offset)
@@ -101,19 +102,19 @@ class LogText:
         return data
 
     def _raw(self, index: int, size: int, offset: int) -> bytes:
-        return self._shelf.read(self.source, self._files[index], size, offset) or b""
+        return self._library.read(self.source, self._files[index], size, offset) or b""
 
     def _found_again(self, index: int) -> bool:
         """Whether a file that has gone was compressed meanwhile: then that one takes its place."""
         gone = self._files[index]
-        now = self._shelf.sources([self.source.name], stderr=self.source.stream == "err")
+        now = self._library.sources([self.source.name], stderr=self.source.stream == "err")
         files = next((one.files for one in now if one.key == self.source.key), ())
         known = {file.id for file in self._files}
         fresh = [file for file in files if file.zipped and file.id not in known]
         same = next((file for file in fresh if file.modified == gone.modified), None)
         if same is None:
             print(f"procmanctl: {gone.path} was removed while it was read", file=sys.stderr)
-            self._files[index] = replace(gone, size=0)
+            self._files[index] = gone._replace(size=0)
             return False
         self._files[index] = same
         return True
@@ -158,8 +159,10 @@ class LogText:
 
     def since(self, since: float) -> Place:
         """Where to begin so that no line from `since` on is missed: little of what is older is read."""
+        from procman import logrecords
+
         for index, file in enumerate(self._files):
-            if file.modified < since - DISORDER:
+            if file.modified < since - logrecords.DISORDER:
                 continue
             if file.zipped:
                 return Place(index)
@@ -167,8 +170,8 @@ class LogText:
             try:
                 probe = next(search)
                 while True:
-                    window = self._pread(index, PROBE, probe)
-                    probe = search.send(logrecords.first_time(window, self._clock, whole=probe == 0))
+                    window = self._pread(index, logrecords.PROBE, probe)
+                    probe = search.send(logrecords.first_time(window, self._clock(), whole=probe == 0))
             except StopIteration as found:
                 return Place(index, found.value)
         return self.end()
@@ -176,11 +179,15 @@ class LogText:
     def last_records(self, count: int, wanted: Filter, first: Place) -> tuple[Place, int]:
         """Where to begin so that the last `count` records which are wanted come, none from before `first`; and how many
         that are wanted come before them. What begins there is a record, but for `first` itself."""
+        from procman import logrecords
+
+        sieve = logrecords.sieve(wanted.grep)
         found, stop, span = 0, self.end(), BLOCK
         while found < count and stop > first:
             start = max(self._plus(stop, -span), first)
             maker = self.maker(start)
-            counts = [wanted.wants(record) and not record.part for record in self.records(maker, start, stop)]
+            records = self.records(maker, start, stop, sieve=sieve)
+            counts = [wanted.wants(record) and not record.part for record in records]
             begin = self._plus(start, maker.skipped)
             if begin < stop:
                 found += sum(counts)
@@ -204,15 +211,43 @@ class LogText:
         return Place(index, max(0, offset))
 
     def records(
-        self, maker: Records, start: Place, stop: Place | None = None, piece: int = PIECE, *, goes_on: bool = False
+        self,
+        maker: Records,
+        start: Place,
+        stop: Place | None = None,
+        *,
+        piece: int = PIECE,
+        sieve: Callable[[bytes], object] | None = None,
+        goes_on: bool = False,
     ) -> Iterator[Record]:
-        """The records from `start` on, before `stop`. With `goes_on` an unfinished last line stays in the `maker`."""
+        """The records from `start` on, before `stop`; with a `sieve` not all in whose neighbourhood it finds nothing.
+        With `goes_on` an unfinished last line stays in the `maker`."""
+        held = rest = b""
         for data in self.forward(start, stop, piece):
-            yield from maker.feed(data)
+            if sieve is None:
+                yield from maker.feed(data)
+                continue
+            whole, newline, rest = (rest + data).rpartition(b"\n")
+            whole += newline
+            if not maker.begun or sieve(whole) or len(rest) > PIECE:
+                yield from maker.feed(held + whole + rest if len(rest) > PIECE else held + whole)
+                held, rest = b"", rest if len(rest) <= PIECE else b""
+            else:
+                if held:
+                    yield from maker.gap()
+                held = whole  # what a record in the next lines may begin with
+        yield from maker.feed(held + rest)
         yield from maker.flush() if goes_on else maker.end()
 
     def maker(self, start: Place, *, exact: bool = False) -> Records:
         """What makes records of the bytes from `start` on; `exact`: a record begins there."""
+        from procman.logrecords import Records
+
         if exact or start == Place():
-            return Records(self._clock)
-        return Records(self._clock, "within" if start.offset else "line")
+            return Records(self._clock())
+        return Records(self._clock(), "within" if start.offset else "line")
+
+    def _clock(self) -> Clock:
+        from procman.logformat import Clock
+
+        return Clock(self._now)

@@ -10,8 +10,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from procman import rpc
 from procman.client import Client
@@ -34,8 +33,7 @@ POLL_SECONDS = 0.2
 """How often files are looked at without a daemon."""
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(NamedTuple):
     """A file of a log. `size` is that of the file itself, `modified` seconds since the epoch."""
 
     id: str
@@ -45,8 +43,7 @@ class File:
     zipped: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """One log: what stream ("out", "err") of process `name` has printed, in `files`, the oldest first."""
 
     name: str
@@ -64,7 +61,7 @@ Places = dict[tuple[str, str], tuple[str, int]]
 """By log: a file, and an offset in what it holds."""
 
 
-class Shelf(Protocol):
+class Library(Protocol):
     """Logs that can be read."""
 
     def sources(self, names: Sequence[str], *, stderr: bool) -> list[Source]:
@@ -85,7 +82,7 @@ class Remote:
         self._client = client
 
     def sources(self, names: Sequence[str], *, stderr: bool) -> list[Source]:
-        """See `Shelf`, as for the next two."""
+        """See `Library`, as for the next two."""
         answer = self._client.call("logs.files", names=list(names), stderr=stderr)
         return [
             Source(
@@ -155,7 +152,7 @@ class Local:
         self._logs: dict[tuple[str, str], LogSource] = {}
 
     def sources(self, names: Sequence[str], *, stderr: bool) -> list[Source]:
-        """See `Shelf`, as for the next two."""
+        """See `Library`, as for the next two."""
         from procman import logread
 
         found = []
