@@ -142,6 +142,7 @@ def test_the_last_lines_and_records_of_any_log(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logtext, "BLOCK", 200)
         patch.setattr(logtext, "SPAN_MAX", 4000)
+        patch.setattr(logtext, "BEGIN", 50)
         patch.setattr(logrecords, "PROBE", 1 << 20)
         text = Memory(files, zipped=zipped).text()
         start = text.last_lines(count)
@@ -227,10 +228,10 @@ def test_errors_of_all_servers_are_grouped(server: str) -> None:
 
 
 def test_a_summary_stays_small() -> None:
-    """Of a million different paths and errors the frequent and slow ones are still known."""
+    """Of thousands of different paths and errors the frequent and slow ones are still known."""
     found = logsummary.Summary()
     maker = Records(CLOCK)
-    for number in range(20_000):
+    for number in range(5_000):
         day, minute = number // 1440, number % 1440
         line = (
             f"1.1.1.1 - - [{day % 28 + 1:02}/Jan/2026:{minute // 60:02}:{minute % 60:02}:00 +0000]"
@@ -245,10 +246,10 @@ def test_a_summary_stays_small() -> None:
     assert len(found._paths) <= logsummary.PATHS_MAX
     assert len(found._errors) <= logsummary.ERRORS_MAX
     assert len(document["bars"]) <= logsummary.BARS_MAX
-    assert (document["paths"][0]["path"], document["paths"][0]["count"]) == ("/often", 20_000)
-    assert document["other_paths"]["count"] + sum(path.count for path in found._paths.values()) >= 39_990
-    assert (document["errors"][0]["exception"], document["errors"][0]["count"]) == ("KeyError", 19_999)
-    assert document["other_errors"] > 19_000
+    assert (document["paths"][0]["path"], document["paths"][0]["count"]) == ("/often", 5_000)
+    assert document["other_paths"]["count"] + sum(path.count for path in found._paths.values()) >= 9_990
+    assert (document["errors"][0]["exception"], document["errors"][0]["count"]) == ("KeyError", 4_999)
+    assert document["other_errors"] > 4_500
 
 
 # --- compressed files

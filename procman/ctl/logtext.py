@@ -20,6 +20,9 @@ if TYPE_CHECKING:  # imported where they are needed: the last lines of one log n
 BLOCK = 64 * 1024
 """Bytes that are read first when the end of a log is looked for; then more at once."""
 
+BEGIN = 4096
+"""Bytes that are looked at first for the beginning of a record."""
+
 SPAN_MAX = 8 * 1024 * 1024
 """Bytes that are searched for records before those in front of them."""
 
@@ -222,21 +225,12 @@ class LogText:
     ) -> Iterator[Record]:
         """The records from `start` on, before `stop`; with a `sieve` not all in whose neighbourhood it finds nothing.
         With `goes_on` an unfinished last line stays in the `maker`."""
-        held = rest = b""
-        for data in self.forward(start, stop, piece):
-            if sieve is None:
+        pieces = self.forward(start, stop, piece)
+        if sieve is None:
+            for data in pieces:
                 yield from maker.feed(data)
-                continue
-            whole, newline, rest = (rest + data).rpartition(b"\n")
-            whole += newline
-            if not maker.begun or sieve(whole) or len(rest) > PIECE:
-                yield from maker.feed(held + whole + rest if len(rest) > PIECE else held + whole)
-                held, rest = b"", rest if len(rest) <= PIECE else b""
-            else:
-                if held:
-                    yield from maker.gap()
-                held = whole  # what a record in the next lines may begin with
-        yield from maker.feed(held + rest)
+        else:
+            yield from _sifted(maker, pieces, sieve)
         yield from maker.flush() if goes_on else maker.end()
 
     def maker(self, start: Place, *, exact: bool = False) -> Records:
@@ -251,3 +245,33 @@ class LogText:
         from procman.logformat import Clock
 
         return Clock(self._now)
+
+
+def _sifted(maker: Records, pieces: Iterator[bytes], sieve: Callable[[bytes], object]) -> Iterator[Record]:
+    """The records of pieces of a log in which the sieve finds something, with the piece before each: a record may begin
+    there. All of them until the first record has begun."""
+    held = rest = b""  # whole lines that are not fed yet, and the beginning of a line
+    for data in pieces:
+        lines, newline, rest = (rest + data).rpartition(b"\n")
+        lines += newline
+        if len(rest) > PIECE:  # a line without end
+            yield from maker.feed(held + lines + rest)
+            held = rest = b""
+            continue
+        while lines and not maker.begun:
+            cut = lines.find(b"\n", BEGIN) + 1 or len(lines)
+            yield from maker.feed(lines[:cut])
+            lines = lines[cut:]
+        if sieve(lines):
+            yield from maker.feed(held + lines)
+            held = b""
+        elif lines:
+            if held:
+                yield from maker.gap()
+            held = lines
+    if rest and sieve(rest):
+        yield from maker.feed(held + rest)
+    else:
+        if held:
+            yield from maker.gap()
+        yield from maker.feed(rest)
