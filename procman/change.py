@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
-from procman import apply, kept, memo, servers, shape
+from procman import apply, kept, memo, printed, servers, shape
 from procman.config import Config, Program
 from procman.errors import ConfigError, Failed, ProcmanError
 from procman.kept import Kept
@@ -318,7 +318,7 @@ class Change:
             if not good:
                 output: list[str] = []
                 with contextlib.suppress(ProcmanError, OSError, RuntimeError):  # no descriptor or thread is left
-                    output = await asyncio.to_thread(self._ground.last_output, aim.process.program, OUTPUT_LINES)
+                    output = await asyncio.to_thread(printed.last_lines, aim.process.program, OUTPUT_LINES)
                 return {"name": aim.process.name, "why": f"it did not start: {reason}", "output": output}
         by_program: dict[str, list[Program]] = {}
         for program in sorted(self._table.programs, key=lambda program: program.priority):

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
-from procman import __version__, launch, operation, report
+from procman import __version__, launch, operation, printed, report
 from procman.canary import AS_TABLE, Wish
 from procman.change import Change
 from procman.errors import Failed, NoSuchProgram, WrongUse
@@ -123,8 +123,8 @@ class Desk:
             "why": status.why,
             "exit": report.exit_info(status.exit),
             "history": history,
-            "output": await read(lambda: self._ground.last_output(program, OUTPUT_LINES)),
-            "traceback": await read(lambda: self._ground.traceback_now(program)),
+            "output": await read(lambda: printed.last_lines(program, OUTPUT_LINES)),
+            "traceback": await read(lambda: printed.last_traceback(program)),
         }
 
     def _one(self, name: str) -> Process:

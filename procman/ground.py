@@ -17,12 +17,11 @@ import re
 import signal
 import stat
 import sys
-import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from procman import disks, interim, launch, logread, notify, probes, report, shape
+from procman import disks, interim, launch, notify, printed, probes, report, shape
 from procman.config import Config, Listener, Program
 from procman.errors import Failed, ProcmanError
 from procman.holdings import Holdings
@@ -34,6 +33,7 @@ from procman.logs import Counters, LogThreads
 from procman.places import Places
 from procman.process import Process
 from procman.reading import Reading
+from procman.report import Info
 from procman.resources import OutOfMemory
 from procman.sockets import held_name
 from procman.trials import Trials
@@ -63,9 +63,8 @@ RELOAD_SECONDS = 60.0
 PAST = "past/"
 """Begins the names of counters whose pipe is gone, in the state file."""
 
-OUTPUT_BYTES = 64 * 1024
-"""Of the end of a log, for `why`."""
-
+TRACEBACK_SECONDS = 2.0
+"""How long the last traceback may take: for the log to be written, and to be read."""
 
 STUCK_SECONDS = 5.0
 """A disk that has not answered for so long counts as stuck: `daemon status` tells."""
@@ -274,7 +273,7 @@ class Ground:
 
         def keep(chunk: bytes) -> None:
             kept.extend(chunk)
-            del kept[: max(0, len(kept) - OUTPUT_BYTES)]
+            del kept[: max(0, len(kept) - printed.MAX_BYTES)]
 
         end = self._tap(self._holdings.captured(program), keep)
 
@@ -546,34 +545,17 @@ class Ground:
         past = {PAST + key: counted.document() for key, counted in self._past.items()}
         return {name: self._logs.counters(name).document() for name in sorted(names)} | past
 
-    def last_output(self, program: Program, lines: int) -> list[str]:
-        """The last lines of its output, at most OUTPUT_BYTES of them; standard error's where they are apart. Reads
-        the disk: for a thread."""
-        sources = launch.log_sources(program)
-        if not sources:
-            return []
-        source = sources[-1]
-        data, _ = logread.tail(source.path, lines, source.keep, OUTPUT_BYTES)
-        return data.decode(errors="replace").splitlines()[-lines:]
-
-    async def last_traceback(self, program: Program) -> dict[str, Any] | None:
-        """The last traceback in the end of its output, once that is written; None where there is none."""
-        await self.written([program])
+    async def last_traceback(self, program: Program) -> Info | None:
+        """The last traceback that it has printed, once its output is written; None where there is none, or the disk
+        does not tell within TRACEBACK_SECONDS."""
         path = program.log.error_path if program.log.stderr == "separate" else program.log.path
-        return await self._slow.run(disks.of(path), functools.partial(self.traceback_now, program))
-
-    def traceback_now(self, program: Program) -> dict[str, Any] | None:
-        """The same, as far as it is written. Reads the disk: for a thread."""
-        from procman import logrecords  # for the rare moment when somebody asks: it has many patterns
-        from procman.logformat import Clock
-
-        clock = Clock(time.time())
-        for source in reversed(launch.log_sources(program)):
-            data, _ = logread.tail(source.path, OUTPUT_BYTES, source.keep, OUTPUT_BYTES)
-            found = logrecords.last_traceback(data, clock)
-            if found is not None:
-                return report.traceback(found)
-        return None
+        try:
+            async with asyncio.timeout(TRACEBACK_SECONDS):
+                await self.written([program])
+                return await self._slow.run(disks.of(path), functools.partial(printed.last_traceback, program))
+        except (TimeoutError, ProcmanError) as error:
+            log.warning("%s: its last traceback can't be read: %s", program.name, error or "is its disk stuck?")
+            return None
 
     def watch_logs(self, keys: Sequence[str], callback: Callable[[], None]) -> Callable[[], None]:
         """See `methods.Operations`."""

@@ -71,14 +71,16 @@ class LogFile:
 
 def files(path: str, keep: int) -> list[LogFile]:
     """The files of a log, the oldest first. Raises Failed when they can't be read."""
-    found: dict[Identity, LogFile] = {}
+    found: list[LogFile] = []
+    seen = _Seen()
     for name in _names(path, keep):
+        if not _maybe_there(name):
+            continue
         with _opened(name) as file:
-            if file is not None:
+            if file is not None and seen.new(file):
                 status = os.fstat(file.fd)
-                one = LogFile(name, status.st_dev, status.st_ino, status.st_size, status.st_mtime)
-                found.setdefault(_identity(status), one)
-    return list(reversed(found.values()))
+                found.append(LogFile(name, status.st_dev, status.st_ino, status.st_size, status.st_mtime))
+    return found[::-1]
 
 
 def read(path: str, keep: int, wanted: Identity, offset: int, size: int) -> bytes | None:
@@ -106,6 +108,7 @@ class _File:
 
     def __init__(self, fd: int, *, zipped: bool) -> None:
         self.fd = fd
+        self.zipped = zipped
         self._unzipped = Unzipped(lambda size, offset: os.pread(fd, size, offset)) if zipped else None
 
     def pread(self, size: int, offset: int) -> bytes:
@@ -114,6 +117,28 @@ class _File:
     @property
     def size(self) -> int:
         return self._unzipped.size if self._unzipped else os.fstat(self.fd).st_size
+
+
+class _Seen:
+    """The files of a log that were looked at, the newest first: a rotation that overtakes us shows one again, under a
+    higher number, and compression shows it as another file of the same time and size."""
+
+    def __init__(self) -> None:
+        self._identities: set[Identity] = set()
+        self._contents: set[tuple[int, int]] = set()
+
+    def new(self, file: _File) -> bool:
+        """Whether it is another one than all before."""
+        status = os.fstat(file.fd)
+        if _identity(status) in self._identities:
+            return False
+        self._identities.add(_identity(status))
+        size = status.st_size
+        if file.zipped:
+            size = int.from_bytes(os.pread(file.fd, 4, max(0, size - 4)), "little")  # RFC 1952: ISIZE
+            return (status.st_mtime_ns, size) not in self._contents
+        self._contents.add((status.st_mtime_ns, size & 0xFFFFFFFF))
+        return True
 
 
 def tail(path: str, lines: int, keep: int, limit: int = TAIL_LIMIT) -> tuple[bytes, Position]:
@@ -162,18 +187,17 @@ def _start_of_lines(block: bytes, lines: int, last: bool) -> tuple[int, int]:
 
 def _blocks_from_the_end(path: str, keep: int) -> Iterator[tuple[Position, bytes]]:
     """(position after it, block) of a log, the last one first. An empty file at the end gives an empty block."""
-    seen: set[Identity] = set()
+    seen = _Seen()
+    first = True
     for name in _names(path, keep):
         with _opened(name) as file:
-            if file is None:
+            if file is None or not seen.new(file):
                 continue
             identity = _identity(os.fstat(file.fd))
-            if identity in seen:  # a rotation has overtaken us
-                continue
             end = file.size
-            if not end and not seen:
+            if not end and first:
                 yield Position(*identity, 0), b""
-            seen.add(identity)
+            first = False
             while end > 0:
                 start = max(0, end - BLOCK)
                 block = file.pread(end - start, start)
@@ -221,6 +245,15 @@ def _open_file(path: str) -> _File | None:
     """See `_open`."""
     fd = _open(path)
     return None if fd is None else _File(fd, zipped=path.endswith(ZIPPED))
+
+
+def _maybe_there(path: str) -> bool:
+    """False for a name that nothing has: the safe way to a folder takes longer than this look."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return error.errno not in NOT_THERE
+    return True
 
 
 def _status(path: str) -> os.stat_result | None:

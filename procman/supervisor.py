@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from procman import launch, report, servers, shape, takeover
 from procman.config import Config, Program, place
-from procman.errors import Failed, ProcmanError
+from procman.errors import Failed
 from procman.events import EventLog
 from procman.ground import Ground
 from procman.journal import Journal
@@ -48,9 +48,6 @@ STATE = "state"
 """Held by the keeper: a document that the state file may lack (`journal`)."""
 
 CONTINUED = "continued after the supervisor was replaced"
-
-TRACEBACK_SECONDS = 2.0
-"""How long the event of FATAL waits for the last traceback: for the log to be written, and to be read."""
 
 LAST_KILL_SECONDS = 5.0
 """How long a stopping daemon waits for its last SIGKILL to take effect."""
@@ -356,16 +353,12 @@ class Supervisor:
             self.note("rollout", process.name, who=process.role, state=str(status.state), **details)
 
     async def _tell_fatal(self, process: Process, tell: Callable[[Mapping[str, object]], None]) -> None:
-        """Tell of it with the last traceback that it has printed, where the disk gives one in time."""
-        more: Mapping[str, object] = {}
+        found = None
         try:
             if process.status.exit is not None:
-                async with asyncio.timeout(TRACEBACK_SECONDS):
-                    more = {"traceback": await self._ground.last_traceback(process.program)}
-        except (TimeoutError, ProcmanError) as error:
-            log.warning("%s: its last traceback can't be read: %s", process.name, error or "its disk does not answer")
+                found = await self._ground.last_traceback(process.program)
         finally:
-            tell(more)
+            tell({"traceback": found})
 
     def _check_exit_when(self, process: Process) -> None:
         rule = self.config.daemon.exit_when

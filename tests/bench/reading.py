@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from procman.client import Client
 from tests.bench.figures import digits, percentile
@@ -40,11 +40,14 @@ MINUTE_LINES = 60_000
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One way to ask. Milliseconds and MB; an empty tuple where it makes no sense."""
+    """One way to ask: milliseconds by the clock and of CPU time of the command, which others on the machine change
+    less; and MB. An empty tuple where it makes no sense."""
 
     title: str
     by_daemon: tuple[float, ...]
-    by_files: tuple[float, ...]
+    by_files: tuple[float, ...] = ()
+    cpu_by_daemon: tuple[float, ...] = ()
+    cpu_by_files: tuple[float, ...] = ()
     memory_mb: float = 0.0
     daemon_memory_mb: float = 0.0
 
@@ -91,39 +94,54 @@ def _rows(running: RunningDaemon, plan: Plan, last: datetime, say: Callable[[str
         ("logs --grep of what is nowhere, all of it", ["--grep", "no-such-thing"], 1),
         ("all of it, to /dev/null", ["-n", "999999999999"], 1),
     )
-    yield Row("python -c pass (the limit)", _times(python, plan.reading_calls)[0], ())
-    yield Row("importing what logs needs", _times(_importing(), plan.reading_calls)[0], ())
-    yield Row("the answer alone: logs.files and logs.read", tuple(_answers(running, plan.reading_calls)), ())
+    for title, command in (("python -c pass (the limit)", python), ("the same, and what logs imports", _importing())):
+        took = _times(command, plan.reading_calls)
+        yield Row(title, took.clock, cpu_by_daemon=took.cpu)
+    yield Row("the answer alone: logs.files and logs.read", tuple(_answers(running, plan.reading_calls)))
     for title, arguments, calls in asked:
         say(title)
         base = [sys.executable, "-c", CTL]
-        by_daemon, memory = _times([*base, "-s", str(running.socket), "logs", "big", *arguments], calls)
+        asking = _times([*base, "-s", str(running.socket), "logs", "big", *arguments], calls)
         daemon_memory = _peak_mb(running.supervisor_pid)
         table = running.folder / "elsewhere.toml"  # its socket is nobody's
         table.write_text(running.table.read_text().replace(str(running.socket), f"{running.socket}-"))
-        by_files, more = _times([*base, "-c", str(table), "logs", "big", *arguments], calls)
-        yield Row(title, by_daemon, by_files, max(memory, more), daemon_memory)
+        reading = _times([*base, "-c", str(table), "logs", "big", *arguments], calls)
+        peak = max(asking.peak_mb, reading.peak_mb)
+        yield Row(title, asking.clock, reading.clock, asking.cpu, reading.cpu, peak, daemon_memory)
 
 
 def _importing() -> list[str]:
     return [sys.executable, "-c", "import procman.ctl.main, procman.ctl.logs, procman.ctl.logtext"]
 
 
-def _times(command: list[str], calls: int) -> tuple[tuple[float, ...], float]:
-    """Milliseconds of each call of a command, and the largest memory (RSS) of one more in MB."""
-    found, peak = [], 0.0
+class Took(NamedTuple):
+    """Milliseconds of each call of a command, by the clock and of CPU time; the largest memory (RSS) of one, in MB."""
+
+    clock: tuple[float, ...]
+    cpu: tuple[float, ...]
+    peak_mb: float
+
+
+def _times(command: list[str], calls: int) -> Took:
+    found: list[tuple[float, float]] = []
+    peak = 0.0
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     for call in range(calls + 1 if calls > 1 else 1):
         start = time.monotonic()
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
-        while call == 0 and process.poll() is None:  # rusage would tell the memory that this process has
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError, StopIteration):
-                peak = max(peak, _peak_mb(process.pid))
-            time.sleep(0.002)
-        if process.wait():
+        pid = 0
+        while not pid:
+            if call == 0:  # rusage would tell the memory that this process has
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError, StopIteration):
+                    peak = max(peak, _peak_mb(process.pid))
+                time.sleep(0.002)
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG if call == 0 else 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
             raise RuntimeError(f"{command} ended with {process.returncode}")
-        found.append((time.monotonic() - start) * 1000)
-    return tuple(found[1:] or found), peak
+        found.append(((time.monotonic() - start) * 1000, (usage.ru_utime + usage.ru_stime) * 1000))
+    clock, cpu = zip(*(found[1:] or found), strict=True)
+    return Took(clock, cpu, peak)
 
 
 def _answers(running: RunningDaemon, calls: int) -> Iterator[float]:
@@ -144,9 +162,13 @@ def _peak_mb(pid: int) -> float:
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
     """As Markdown."""
-    head = ("", "by the daemon, ms", "by the files, ms", "memory, MB", "daemon's peak, MB")
+    head = ("", "by the daemon, ms", "CPU", "by the files, ms", "CPU", "memory, MB", "daemon's peak, MB")
     lines = [
-        (row.title, _cell(row.by_daemon), _cell(row.by_files), _number(row.memory_mb), _number(row.daemon_memory_mb))
+        (
+            row.title,
+            *map(_cell, (row.by_daemon, row.cpu_by_daemon, row.by_files, row.cpu_by_files)),
+            *map(_number, (row.memory_mb, row.daemon_memory_mb)),
+        )
         for row in rows
     ]
     for line in (head, ("---",) * len(head), *lines):
