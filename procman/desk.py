@@ -14,14 +14,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
-from procman import __version__, operation, report, rivals
+from procman import __version__, launch, operation, printed, report, rivals
 from procman.canary import AS_TABLE, Wish
 from procman.change import Change
 from procman.errors import Failed, NoSuchProgram, ProcmanError, WrongUse
-from procman.events import rfc3339
 from procman.ground import Ground
 from procman.lifecycle import State
 from procman.link import KeeperLink
+from procman.moments import rfc3339
 from procman.operation import Outcome, carry_out
 from procman.process import Process
 from procman.reading import Read
@@ -127,7 +127,8 @@ class Desk:
             "behind": self._change.versions.behind(process.name),
             "exit": report.exit_info(status.exit),
             "history": history,
-            "output": await read(lambda: self._ground.last_output(program, OUTPUT_LINES)),
+            "output": await read(lambda: printed.last_lines(program, OUTPUT_LINES)),
+            "traceback": await read(lambda: printed.last_traceback(program)),
         }
 
     def _one(self, name: str) -> Process:
@@ -323,7 +324,7 @@ class Desk:
             outcomes[process.name] = await self._ground.run_reload(process)
             if not outcomes[process.name][0]:
                 await self._ground.written([process.program])
-                lines = functools.partial(self._ground.last_output, process.program, OUTPUT_LINES)
+                lines = functools.partial(printed.last_lines, process.program, OUTPUT_LINES)
                 with contextlib.suppress(ProcmanError, OSError, RuntimeError):  # no descriptor or thread is left
                     outputs[process.name] = await asyncio.to_thread(lines)
 
@@ -387,7 +388,7 @@ class Desk:
         return result
 
     def log_sources(self, names: Sequence[str], stderr: bool) -> list[LogSource]:
-        sources = [s for process in self.select(names) for s in self._ground.log_sources(process.program)]
+        sources = [s for process in self.select(names) for s in launch.log_sources(process.program)]
         return [source for source in sources if not stderr or source.stream == "err"]
 
     def watch_logs(self, keys: Sequence[str], callback: Callable[[], None]) -> Callable[[], None]:
@@ -430,7 +431,7 @@ class Desk:
 
     def rivals(self) -> list[str]:
         """Which log files another daemon writes, too."""
-        sources = [s for process in self._supervisor.all() for s in self._ground.log_sources(process.program)]
+        sources = [s for process in self._supervisor.all() for s in launch.log_sources(process.program)]
         found = rivals.writers({source.path for source in sources}, self._supervisor.snapshot.keeper_pid)
         return [
             f"{path} is also the log of another procmand (its supervisor is pid {pid}): give one another log_dir"

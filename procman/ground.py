@@ -21,7 +21,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from procman import disks, interim, launch, logread, notify, probes, report, shape
+from procman import disks, interim, launch, notify, printed, probes, report, shape
 from procman.config import Config, Listener, Program
 from procman.errors import Failed, ProcmanError
 from procman.holdings import Holdings
@@ -33,8 +33,8 @@ from procman.logs import Counters, LogThreads
 from procman.places import Places
 from procman.process import Process
 from procman.reading import Reading
+from procman.report import Info
 from procman.resources import OutOfMemory
-from procman.rpc import LogSource
 from procman.sockets import held_name
 from procman.trials import Trials
 
@@ -63,9 +63,8 @@ RELOAD_SECONDS = 60.0
 PAST = "past/"
 """Begins the names of counters whose pipe is gone, in the state file."""
 
-OUTPUT_BYTES = 64 * 1024
-"""Of the end of a log, for `why`."""
-
+TRACEBACK_SECONDS = 2.0
+"""How long the last traceback may take: for the log to be written, and to be read."""
 
 STUCK_SECONDS = 5.0
 """A disk that has not answered for so long counts as stuck: `daemon status` tells."""
@@ -288,7 +287,7 @@ class Ground:
 
         def keep(chunk: bytes) -> None:
             kept.extend(chunk)
-            del kept[: max(0, len(kept) - OUTPUT_BYTES)]
+            del kept[: max(0, len(kept) - printed.MAX_BYTES)]
 
         end = self._tap(self._holdings.captured(program), keep)
 
@@ -533,15 +532,6 @@ class Ground:
 
     # --- logs -------------------------------------------------------------------------------------------------------
 
-    def log_sources(self, program: Program) -> list[LogSource]:
-        """The log files of `program`."""
-        if program.log.mode != "file":
-            return []
-        sources = [LogSource(program.name, "out", program.log.path, program.log.keep)]
-        if program.log.stderr == "separate":
-            sources.append(LogSource(program.name, "err", program.log.error_path, program.log.keep))
-        return sources
-
     def problems(self) -> list[str]:
         """What is wrong with the output of processes now."""
         found = [f"a mistake in the log thread: {self._logs.trouble}"] if self._logs.trouble else []
@@ -573,7 +563,7 @@ class Ground:
 
     def log_counters(self, program: Program) -> list[dict[str, Any]]:
         """Bytes read, written and dropped of each output."""
-        paths = {source.key: source.path for source in self.log_sources(program)}
+        paths = {source.key: source.path for source in launch.log_sources(program)}
         return [
             {"stream": stream, "path": paths.get(f"{program.name}/{stream}"), **asdict(counted)}
             for stream, counted in self._counted(program).items()
@@ -589,15 +579,17 @@ class Ground:
         past = {PAST + key: counted.document() for key, counted in self._past.items()}
         return {name: self._logs.counters(name).document() for name in sorted(names)} | past
 
-    def last_output(self, program: Program, lines: int) -> list[str]:
-        """The last lines of its output, at most OUTPUT_BYTES of them; standard error's where they are apart. Reads
-        the disk: for a thread."""
-        sources = self.log_sources(program)
-        if not sources:
-            return []
-        source = sources[-1]
-        data, _ = logread.tail(source.path, lines, source.keep, OUTPUT_BYTES)
-        return data.decode(errors="replace").splitlines()[-lines:]
+    async def last_traceback(self, program: Program) -> Info | None:
+        """The last traceback that it has printed, once its output is written; None where there is none, or the disk
+        does not tell within TRACEBACK_SECONDS."""
+        path = program.log.error_path if program.log.stderr == "separate" else program.log.path
+        try:
+            async with asyncio.timeout(TRACEBACK_SECONDS):
+                await self.written([program])
+                return await self._slow.run(disks.of(path), functools.partial(printed.last_traceback, program))
+        except (TimeoutError, ProcmanError) as error:
+            log.warning("%s: its last traceback can't be read: %s", program.name, error or "is its disk stuck?")
+            return None
 
     def watch_logs(self, keys: Sequence[str], callback: Callable[[], None]) -> Callable[[], None]:
         """See `methods.Operations`."""
@@ -667,7 +659,7 @@ class Ground:
     def _log_path(self, key: str) -> str:
         name, _, stream = key.rpartition("/")
         process = self._places.current.get(name)
-        sources = [] if process is None else self.log_sources(process.program)
+        sources = [] if process is None else launch.log_sources(process.program)
         return next((source.path for source in sources if source.stream == stream), "")
 
 

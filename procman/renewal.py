@@ -17,7 +17,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from procman import servers
+from procman import printed, servers
 from procman.config import Program
 from procman.errors import ProcmanError
 from procman.lifecycle import Start, State
@@ -104,7 +104,7 @@ class Renewal:
     async def output(self, process: Process) -> list[str]:
         """The last lines of its log."""
         with contextlib.suppress(ProcmanError, OSError, RuntimeError):  # no descriptor or thread is left
-            return await asyncio.to_thread(self._ground.last_output, process.program, OUTPUT_LINES)
+            return await asyncio.to_thread(printed.last_lines, process.program, OUTPUT_LINES)
         return []
 
     async def _stop(self, names: Iterable[str], why: str) -> None:

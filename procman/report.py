@@ -9,16 +9,19 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from procman import canary, shape
 from procman.config import Program
 from procman.errors import SHORTAGES
-from procman.events import rfc3339
 from procman.keeper.wire import Message
 from procman.lifecycle import Exit, State, Status
+from procman.moments import rfc3339
 from procman.process import Process
 from procman.resources import Sample
+
+if TYPE_CHECKING:
+    from procman.tracebacks import Traceback
 
 Info = dict[str, Any]
 
@@ -162,6 +165,11 @@ def definition(program: Program) -> Info:
     shown["success_exit_codes"] = sorted(program.success_exit_codes)
     shown["stop_signal"] = signal_name(program.stop_signal)
     return shown
+
+
+def traceback(found: Traceback) -> Info:
+    """A traceback that a program has printed."""
+    return {"exception": found.exception, "message": found.message, "text": found.text}
 
 
 def status_document(status: Status) -> Info:

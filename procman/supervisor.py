@@ -347,10 +347,22 @@ class Supervisor:
         log.log(level, "%s: %s (%s)", who, status.state, status.why)
         details = {"from": str(before.state), "pid": status.pid, "why": status.why}
         if current:
-            self.note("state", process.name, state=str(status.state), **details)
+            if status.state is State.FATAL:
+                tell = self.events.hold(time.time(), "state", process.name, state=str(status.state), **details)
+                self.background(self._tell_fatal(process, tell))
+            else:
+                self.note("state", process.name, state=str(status.state), **details)
             self._check_exit_when(process)
         else:
             self.note("rollout", process.name, who=process.role, state=str(status.state), **details)
+
+    async def _tell_fatal(self, process: Process, tell: Callable[[Mapping[str, object]], None]) -> None:
+        found = None
+        try:
+            if process.status.exit is not None:
+                found = await self._ground.last_traceback(process.program)
+        finally:
+            tell({"traceback": found})
 
     def _check_exit_when(self, process: Process) -> None:
         rule = self.config.daemon.exit_when

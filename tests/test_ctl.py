@@ -84,7 +84,7 @@ class Ran:
         ("start shop --timeout nan", 2, "'nan' is no number of seconds"),
         ("status --nonsense", 2, "unrecognized arguments: --nonsense"),
         ("signal TREM shop", 2, "unknown signal 'TREM'; did you mean 'TERM'?"),
-        ("logs -n -1", 2, "param 'lines' must be"),
+        ("logs -n -1", 2, "'-1' is no number of lines from 0"),
         ("-s x -c y status", 2, "not allowed with"),
         ("-s x status -c y", 2, "-s and -c both name a daemon"),
         ("daemon", 2, "required: ACTION"),
@@ -617,7 +617,7 @@ def test_several_logs_have_names_before_their_lines(daemon: Daemon, capfdbinary:
 def test_logs_as_json_are_one_object_a_line(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     (daemon.folder / "blog.log").write_bytes(b"a\x1b\n\xff\nc")
     lines = [json.loads(line) for line in Ran(capsys, "logs", "--json", "blog").out.splitlines()]
-    common = {"name": "blog", "stream": "out"}
+    common = {"name": "blog", "stream": "out", "time": None, "level": None}
     assert lines == [{**common, "text": "a\x1b"}, {**common, "data": "/w=="}, {**common, "text": "c"}]
 
 

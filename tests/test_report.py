@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from procman import events, report
+from procman import events, moments, report
 from procman.config import Program, Scale
 from procman.keeper import asked
 from procman.lifecycle import Exit, State, Status
@@ -143,8 +143,8 @@ def test_any_document_is_a_status_or_an_expected_error(document: dict[str, Any])
 
 
 def test_rfc3339() -> None:
-    assert events.rfc3339(0.0) == "1970-01-01T00:00:00.000Z"
-    assert events.rfc3339(1e9 + 0.1239) == "2001-09-09T01:46:40.123Z"
+    assert moments.rfc3339(0.0) == "1970-01-01T00:00:00.000Z"
+    assert moments.rfc3339(1e9 + 0.1239) == "2001-09-09T01:46:40.123Z"
 
 
 def test_events_are_remembered_and_told() -> None:

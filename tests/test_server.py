@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from procman import logread, methods, server
+from procman import logread, logstream, methods, server
 from procman.errors import Failed, NoSuchProgram, NotAllowed, ProcmanError
 from procman.methods import METHODS
 from procman.rpc import MAX_REQUEST, RpcError, log_bytes
@@ -638,7 +638,7 @@ LOOKS = {name for name, method in METHODS.items() if method.role == "look"}
 
 
 def test_roles_of_methods() -> None:
-    assert sorted(LOOKS) == ["daemon.status", "events", "logs", "show", "status", "why"]
+    assert sorted(LOOKS) == ["daemon.status", "events", "logs", "logs.files", "logs.read", "show", "status", "why"]
 
 
 @pytest.mark.parametrize(
@@ -897,7 +897,7 @@ def test_a_piece_of_a_log_ends_with_a_character(daemon: Daemon) -> None:
     ],
 )
 def test_whole_characters(data: bytes, whole: int) -> None:
-    assert methods._whole_characters(data) == whole
+    assert logstream._whole_characters(data) == whole
 
 
 def grow(daemon: Daemon, name: str, data: bytes) -> None:
@@ -912,15 +912,21 @@ def grow(daemon: Daemon, name: str, data: bytes) -> None:
     daemon.do(wake)
 
 
+def said(message: dict[str, Any]) -> tuple[str, str, str]:
+    """Name, stream and text of a `log` notification."""
+    params = message["params"]
+    return params["name"], params["stream"], params["text"]
+
+
 def test_following_logs(daemon: Daemon) -> None:
     (daemon.folder / "shop:1.log").write_bytes(b"old\n1\n")
     with daemon.raw(line("logs", names=["shop"], lines=1, follow=True)) as connection:
         assert log_of(read(connection, 2)) == b"1\n"
         assert ("watch", ["shop:1/out"]) in daemon.stand_in.asked
         grow(daemon, "shop:1.log", b"2\n")
-        assert read(connection)[0]["params"] == {"name": "shop:1", "stream": "out", "text": "2\n"}
+        assert said(read(connection)[0]) == ("shop:1", "out", "2\n")
         grow(daemon, "shop:2.log", b"new file\n")
-        assert read(connection)[0]["params"] == {"name": "shop:2", "stream": "out", "text": "new file\n"}
+        assert said(read(connection)[0]) == ("shop:2", "out", "new file\n")
         grow(daemon, "shop:1.log", "ä".encode()[:1])
         grow(daemon, "shop:1.log", "ä\n".encode()[1:])
         assert read(connection)[0]["params"]["text"] == "ä\n"
@@ -931,7 +937,7 @@ def test_following_logs(daemon: Daemon) -> None:
 
 
 def test_followers_of_many_logs_take_turns(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(methods, "MAX_TURN", 1)
+    monkeypatch.setattr(logstream, "MAX_TURN", 1)
     paths = [daemon.folder / f"{name}.log" for name in ("shop:1", "shop:2", "blog")]
     for path in paths:
         path.write_bytes(b"begin\n")
@@ -940,8 +946,8 @@ def test_followers_of_many_logs_take_turns(daemon: Daemon, monkeypatch: pytest.M
         for path in paths:
             path.write_bytes(b"begin\nmore\n")
         grow(daemon, "blog.log", b"")  # one wake-up for all
-        said = [message["params"] for message in read(connection, 3)]
-        assert sorted((one["name"], one["text"]) for one in said) == [(path.stem, "more\n") for path in sorted(paths)]
+        more = sorted(said(message) for message in read(connection, 3))
+        assert more == [(path.stem, "out", "more\n") for path in sorted(paths)]
 
 
 def test_a_follower_gets_every_byte(daemon: Daemon) -> None:

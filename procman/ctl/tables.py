@@ -180,12 +180,14 @@ def results(found: Sequence[Object], *, colour: bool = False) -> list[str]:
 
 
 def event(one: Object) -> str:
-    """One event on one line: when, what kind, who, then the rest as it comes."""
-    rest = {key: value for key, value in one.items() if key not in ("at", "type", "name", "state", "why")}
+    """One event on one line: when, what kind, who, then the rest as it comes; a traceback below it."""
+    rest = {key: value for key, value in one.items() if key not in ("at", "type", "name", "state", "why", "traceback")}
     words = [one.get("at"), one.get("type"), one.get("name"), one.get("state")]
     words += [f"{key}={_plain(value)}" for key, value in rest.items()]
     words.append(one.get("why") and f"({one['why']})")
-    return " ".join(printable(word) for word in words if word not in (None, "", "()"))
+    line = " ".join(printable(word) for word in words if word not in (None, "", "()"))
+    trace = (one.get("traceback") or {}).get("text", "")
+    return "\n".join([line, *(f"  | {printable(part)}" for part in trace.split("\n") if trace)])
 
 
 _SIGNS = {"add": "+", "remove": "-", "ignore": "!"}
@@ -220,8 +222,13 @@ def why(answer: Object, *, colour: bool = False) -> list[str]:
     if answer.get("history"):
         rows = [[printable(one.get(key, "")) for key in ("at", "state", "why")] for one in answer["history"]]
         lines += ["", "history:", *(f"  {line}" for line in columns(rows))]
-    if answer.get("output"):
-        lines += ["", "last output:", *(f"  {printable(line)}" for line in answer["output"])]
+    output = [str(line) for line in answer.get("output") or ()]
+    trace = str((answer.get("traceback") or {}).get("text", ""))
+    if trace and "\n".join(output) in trace:
+        output = []  # the traceback is all of it, and more
+    for title, text in (("last traceback", trace.split("\n") if trace else []), ("last output", output)):
+        if text:
+            lines += ["", f"{title}:", *(f"  {printable(line)}" for line in text)]
     return lines
 
 

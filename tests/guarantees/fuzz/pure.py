@@ -47,7 +47,6 @@ from procman import (
 from procman.config import Address, Config, Daemon, Listener, Log, Program
 from procman.ctl import tables as drawn_tables
 from procman.errors import ConfigError, Failed, ProcmanError
-from procman.events import rfc3339
 from procman.ground import counters_from
 from procman.keeper import asked, handover
 from procman.keeper.wire import HEADER, MAX_DESCRIPTORS, Wire, WireError
@@ -55,6 +54,7 @@ from procman.kept import Kept
 from procman.lifecycle import State, Status
 from procman.logs import Counters
 from procman.methods import METHODS
+from procman.moments import rfc3339
 from procman.orphans import known_children
 from procman.rpc import Answer, Notification, Request, RpcError
 from tests.guarantees.fuzz.inputs import damaged, dumped, junk, touched
