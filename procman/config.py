@@ -39,16 +39,26 @@ class Account:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listener:
-    """A listening socket that the daemon opens once and holds. A program's own address makes one named by the
-    address."""
+    """A listening socket that the daemon opens once and holds.
+
+    `name` says which socket it is: two listeners with one name can be the same open socket, and two names can be open
+    beside each other. It is made of the address, so a listener that gets another address is another one. `label` is
+    what the table calls it, "" where a program has the address itself.
+    """
 
     name: str
     address: Address
+    label: str = ""
     backlog: int = 2048
     mode: int = 0o660
     uid: int = -1
     gid: int = -1
     reuse_port: bool = False
+
+    @property
+    def title(self) -> str:
+        """What people know it by."""
+        return self.label or self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -83,7 +83,8 @@ class Desk:
     def _info(self, process: Process, numbers: Mapping[str, int]) -> Info:
         beside = self._supervisor.places.beside.get(process.name)
         number = numbers.get(process.program.program)
-        return report.info(process, self._supervisor.measures.latest(process.name), beside, number)
+        sample, behind = self._supervisor.measures.latest(process.name), self._change.versions.behind(process.name)
+        return report.info(process, sample, beside, number, behind)
 
     async def infos_with_workers(self, names: Sequence[str], read: Read) -> list[Info]:
         processes = self.select(names)
@@ -92,7 +93,7 @@ class Desk:
         return [info | {"workers": told[info["name"]]} for info in self.infos([]) if info["name"] in told]
 
     async def _workers(self, processes: Sequence[Process], read: Read) -> dict[str, Info | None]:
-        listeners = {listener.name: listener.address for listener in self._supervisor.config.listeners}
+        listeners = {listener.name: listener for listener in self._supervisor.config.listeners}
         return await self._telemetry.of(processes, listeners, read)
 
     async def show(self, name: str, read: Read) -> Info:
@@ -431,9 +432,18 @@ class Desk:
         self._supervisor.note("operation", "", what="upgrade", uid=peer.uid, pid=peer.pid)
         await self._supervisor.upgrade(f"upgrade by uid {peer.uid}")
 
-    async def reread(self, peer: Peer, *, previous: bool, progress: Callable[[Info], None]) -> Info:
-        verb = "apply --previous" if previous else "apply"
-        return await self._change.reread(f"{verb} by uid {peer.uid}", previous=previous, progress=progress)
+    async def reread(
+        self,
+        peer: Peer,
+        *,
+        previous: bool,
+        progress: Callable[[Info], None],
+        wait: bool,
+        timeout: float | None,
+    ) -> Info:
+        why = f"{'apply --previous' if previous else 'apply'} by uid {peer.uid}"
+        change = self._change
+        return await change.reread(why, previous=previous, progress=progress, wait=wait, timeout=timeout)
 
     async def plan(self, *, previous: bool) -> list[Info]:
         return [asdict(line) for line in await self._change.plan(previous=previous)]

@@ -17,7 +17,7 @@ import re
 import signal
 import stat
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -163,8 +163,8 @@ class Ground:
         try:
             self._holdings.control_folder(program)
             self._holdings.open_logs(program)
-            named = ((name, self._listeners[name]) for name in program.listen)
-            listen = {name: self.trials.socket(program.key, program.name, listener) for name, listener in named}
+            asked_for = [self._listeners[name] for name in program.listen]
+            listen = {each.title: self.trials.socket(program.key, program.name, each) for each in asked_for}
             asked = launch.request(program, generation, self._environment(program, from_files), listen)
         except OSError as error:  # of whatever kind: it must not end what else is being done
             raise Failed(f"can't start: {error.strerror}") from error
@@ -390,13 +390,20 @@ class Ground:
             self._holdings.remove_control_folder(process.program)
         self._holdings.remove_files()
 
-    def close_unused(self, config: Config) -> None:
-        """Close the listening sockets that no program of `config` has, or that it has otherwise."""
-        self._listeners = {listener.name: listener for listener in config.listeners}
-        keep = {listener.name: listener for listener in config.listeners}
-        self._holdings.sockets.close_others(
-            {held_name(keep[name], program.name): keep[name] for program in config.programs for name in program.listen}
-        )
+    def open_early(self, config: Config, programs: Iterable[Program]) -> None:
+        """Open what `programs` are to listen on, before anything is stopped for them. Raises Failed when something
+        can't be opened; it may leave others open (`close_unused`)."""
+        known = {listener.name: listener for listener in config.listeners}
+        for name in dict.fromkeys(name for program in programs for name in program.listen):
+            self._holdings.sockets.open_early(known[name])
+
+    def close_unused(self, config: Config, spare: Iterable[Listener] = ()) -> None:
+        """Close the listening sockets that no program of `config` has, or that it has otherwise; but not those of
+        `spare`, which will be needed."""
+        known = self._listeners = {listener.name: listener for listener in config.listeners}
+        keep = {held_name(known[name], one.name): known[name] for one in config.programs for name in one.listen}
+        plain = {held_name(listener, ""): listener for listener in spare if not listener.reuse_port}
+        self._holdings.sockets.close_others(plain | keep)
 
     def tune(self, listeners: Sequence[Listener]) -> None:
         """Make open sockets like these. What can't be done is said."""

@@ -17,7 +17,8 @@ from procman.keys import Layer, Place, Scope, Section, World
 from procman.values import BadValue
 
 LOG_KEYS = ("mode", "path", "stderr", "max_size", "keep", "mode_bits")
-READY_KEYS = ("http", "tcp", "unix", "command", "log", "notify")
+READY_KINDS = ("http", "tcp", "unix", "command", "log", "notify")
+READY_KEYS = (*READY_KINDS, "host")
 LIMITS_KEYS = ("open_files", "processes", "core", "nice", "oom_score_adj", "cpu_affinity", "no_new_privileges")
 SCALE_KEYS = ("min", "max", "idle_timeout", "backlog")
 COMMAND_KEYS = ("command", "shell", "instances")
@@ -535,9 +536,13 @@ def _listen(section: Section, around: Around) -> list[tuple[Place, Listener]]:
 def _ready(section: Section, listen: Sequence[Listener] | None, log: Log | None) -> Ready | None:
     """The user's own probe. `listen` and `log` are None where nothing can be said about them."""
     table = section.table("ready", READY_KEYS, merge=False)
-    kinds = [key for key in READY_KEYS if table.has(key)]
-    if len(kinds) > 1 or section.raw("ready") == {}:
-        section.problem("ready", f"needs exactly one of {', '.join(READY_KEYS)}")
+    kinds = [key for key in READY_KINDS if table.has(key)]
+    raw = section.raw("ready")
+    if len(kinds) > 1 or (isinstance(raw, dict) and raw.keys() <= {"host"}):
+        section.problem("ready", f"needs exactly one of {', '.join(READY_KINDS)}")
+    host = table.value("host", values.host, "")
+    if host and kinds and kinds != ["http"]:
+        table.problem("host", "is for http")
     if len(kinds) != 1:
         return None
     folder = table.place.source.folder
@@ -572,7 +577,8 @@ def _ready(section: Section, listen: Sequence[Listener] | None, log: Log | None)
         case "command":
             return Ready(kind="command", argv=_argv(table))
         case "http":
-            return table.value("http", lambda raw: _http(raw, listen), None)
+            found = table.value("http", lambda raw: _http(raw, listen), None)
+            return replace(found, host=host) if found and host else found
         case kind:
             return table.value(kind, {"tcp": tcp, "unix": unix, "log": line, "notify": notify}[kind], None)
 

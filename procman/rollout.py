@@ -216,7 +216,9 @@ class Rollout:
         }
         self._keys = [program.key for program in programs.values()]
         self._slots = {name: program.slot for name, program in programs.items()}
-        passing = [listeners[name] for name in unit.listeners]
+        # One that the successor has not stays with the process before, until that has gone.
+        wanted = {name for program in programs.values() for name in program.listen}
+        passing = [listeners[name] for name in unit.listeners if name in wanted]
         self._firsts = self._ground.trials.firsts(passing)
         await self._unless_abandoned(self._ground.trials.alone_there(self._firsts))
         self._tell("trial")
@@ -244,7 +246,7 @@ class Rollout:
     async def _stay_ready(self, seconds: float) -> None:
         """Wait; raises _Failed when a successor does not stay RUNNING."""
         successors = [self._beside(name) for name in self._unit.names]
-        await self._unless_abandoned(_until_failing(successors, seconds))
+        await self._unless_abandoned(until_failing(successors, seconds))
         self._check(successors)
 
     def _check(self, successors: Iterable[Process]) -> None:
@@ -305,7 +307,7 @@ class Rollout:
         except TimeoutError:
             log.warning("%s: connections still wait for the successor", ", ".join(self._unit.names))
         if all(process.status.state is State.RUNNING for process in successors):
-            await _until_failing(successors, GRACE_SECONDS)
+            await until_failing(successors, GRACE_SECONDS)
 
     # --- the successor serves ---------------------------------------------------------------------------------------
 
@@ -362,7 +364,7 @@ class Rollout:
 
     async def _run_dry(self) -> None:
         """Until nothing waits for the one before, and it has read what it accepted."""
-        if not self._firsts:
+        if not self._firsts and not self._unit.listeners:
             return
         try:
             async with asyncio.timeout(QUEUE_SECONDS):
@@ -371,7 +373,7 @@ class Rollout:
         except TimeoutError:
             log.warning("%s: connections still wait for the one before", ", ".join(self._unit.names))
         current = [self._supervisor.processes[name] for name in self._unit.names]
-        await self._unless_abandoned(_until_failing(current, GRACE_SECONDS))
+        await self._unless_abandoned(until_failing(current, GRACE_SECONDS))
 
     async def _finish(self) -> None:
         """The one before stops, and all that was its own goes."""
@@ -464,7 +466,7 @@ class _Failed(Exception):
     """A successor has not proven itself."""
 
 
-async def _until_failing(processes: Sequence[Process], seconds: float) -> None:
+async def until_failing(processes: Sequence[Process], seconds: float) -> None:
     """Wait so long, or until one of them is not RUNNING any more."""
     failed = asyncio.Event()
 

@@ -22,6 +22,7 @@ from typing import Any
 from procman import (
     apply,
     disks,
+    files,
     ground,
     interim,
     kept,
@@ -54,6 +55,7 @@ from procman.rollouts import Rollouts
 from procman.scaling import Scaling
 from procman.server import Access, Server
 from procman.supervisor import Supervisor
+from procman.versions import still_kept
 
 log = logging.getLogger("procman")
 
@@ -143,6 +145,18 @@ class _Parts:
             print(f"procmand: {problem}", file=sys.stderr)
             self.link.release(kept.HELD_NAME)
         return self._kept.of(recalled)
+
+    def _keep_what_ran(self, document: Mapping[str, Any]) -> None:
+        """A daemon before had a change that failed, and the table still says what had failed."""
+        path = os.path.join(self.daemon.state_dir, store.STATE_NAME)
+        found = still_kept(self._table, document)
+        if found.programs and (why := files.Machine().trusted(path)):
+            log.error("%s: what it keeps of an earlier table is set aside, as it decides what root runs: %s", path, why)
+            found = Kept()
+        self._kept = found
+        for name in self._kept.programs:
+            log.warning("%s: goes on as it was before the last apply, which failed; procmanctl apply tries again", name)
+        self.config = self._kept.of(self._table)
 
     def read(self) -> Read:
         """See `change.Tables`, as for the next."""
@@ -301,6 +315,8 @@ class _Parts:
     async def supervise(self) -> int:
         """From the first listener to the last goodbye."""
         document = self._state()
+        if self._table_is_new:
+            self._keep_what_ran(document)
         if document.get("keeper", "") != self.snapshot.identity or self.snapshot.starts == 1:
             # Nothing was written in this life of the daemon: the supervisors before have died too soon.
             lock = self.lock if self.lock.house else store.held_lock(self.lock.fd)
@@ -335,6 +351,8 @@ class _Parts:
         stands.on_reopen = self._reopen_own_log
         if self._table_is_new:
             self._hold_table("table", "first table")
+            if self._kept.programs:
+                self.link.hand_over(kept.HELD_NAME, self._kept.document())
         if self._table_is_new or self.before.problem:
             self._hold_interim(self.config)
         self._go_on(supervisor, change, rollouts, document)

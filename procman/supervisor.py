@@ -85,6 +85,7 @@ class Supervisor:
         self.on_closing: Callable[[], None] = lambda: None
         self.on_places: Callable[[], None] = lambda: None
         self.on_hang_up: Callable[[], Coroutine[Any, Any, None]] | None = None
+        self.versions: Callable[[], dict[str, Any]] = dict
         self.changing = False
         self.damage = ""
         self._link = link
@@ -353,6 +354,8 @@ class Supervisor:
         over = (State.EXITED, State.FATAL)
         if self.closing or self._beginning or rule == "never" or process.status.state not in over:
             return
+        if process.name in self.replacing:
+            return  # it goes back to what it was
         ended = [other for other in self.all() if other.status.state in over]
         if rule == "any-fatal" and process.status.state is State.FATAL:
             self._exit_status = _shell_status(process.status) or 1
@@ -514,7 +517,8 @@ class Supervisor:
         logs = self._ground.counters_document([process.program for process in self.places.everyone()])
         end = {"closing": self.closing, "exit_status": self._exit_status, "keeper": self.snapshot.identity}
         found_again = self._register.document(self.places.everyone(), self.config) | self._ground.held_document()
-        wanted = {"down": sorted(self._down), "replacing": sorted(self.replacing)}
+        wanted: dict[str, Any] = {"down": sorted(self._down), "replacing": sorted(self.replacing)}
+        wanted |= self.versions()
         return {**wanted, **end, "processes": statuses, "logs": logs, **found_again}
 
     def _hold_state(self, document: dict[str, Any]) -> None:

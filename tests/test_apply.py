@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from procman.apply import HOT, HOT_DAEMON, HOT_LOG, Line, Plan, daemon_in_force, lines, plan
+from procman.apply import HOT, HOT_DAEMON, HOT_LOG, Line, Plan, daemon_in_force, lines, plan, turns
 from procman.config import Account, Address, Config, Daemon, Limits, Listener, Log, Program, Ready, Sampling, Scale
 
 DAEMON = Daemon(socket="/run/p.sock", state_dir="/var/lib/p", log_dir="/var/log/p")
@@ -108,10 +108,55 @@ def test_added_and_removed() -> None:
     assert plan(OLD, replace(OLD, programs=(WEB, new))) == replace(NOTHING, added=(new,), removed=(JOB,))
 
 
-@pytest.mark.parametrize("change", [{"address": Address("tcp", "127.0.0.1", 81)}, {"reuse_port": True}])
-def test_a_listener_that_changed_restarts_who_has_it(change: dict[str, object]) -> None:
-    moved = replace(HTTP, **change)  # type: ignore[arg-type]
-    assert plan(OLD, replace(OLD, listeners=(moved,))) == replace(NOTHING, restart=(WEB,))
+MOVED = Listener(name="127.0.0.1:81", label="http", address=Address("tcp", "127.0.0.1", 81))
+WIDE = Listener(name="0.0.0.0:80", label="http", address=Address("tcp", "0.0.0.0", 80))
+REUSED = replace(HTTP, name="127.0.0.1:80 reuse_port", reuse_port=True)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reload", "action", "cost"),
+    [
+        (HTTP, MOVED, "overlap", "replace", "no request is lost, but of who still comes to {} when"),
+        (HTTP, MOVED, "restart", "restart", "it stops, then it starts; connections wait meanwhile, {} closes"),
+        (HTTP, WIDE, "overlap", "replace", "lost, connections to 0.0.0.0:80 wait until it is ready, but of who"),
+        (HTTP, REUSED, "restart", "restart", "connections are refused meanwhile"),
+        (REUSED, HTTP, "overlap", "restart", "connections are refused meanwhile"),
+        (HTTP, HTTP, "restart", "restart", "it stops, then it starts; connections wait meanwhile"),
+        (HTTP, None, "restart", "restart", "nothing listens any more, {} closes"),
+        (None, None, "restart", "restart", "it stops, then it starts; nothing of it runs meanwhile"),
+        (None, None, "overlap", "replace", "for a moment two of it run"),
+    ],
+)
+def test_what_a_new_version_costs(
+    before: Listener | None, after: Listener | None, reload: str, action: str, cost: str
+) -> None:
+    def table(listener: Listener | None, argument: str) -> Config:
+        listen = (listener.name,) if listener else ()
+        web = replace(WEB, argv=("web", argument), listen=listen, reload=reload)  # type: ignore[arg-type]
+        return replace(OLD, listeners=(listener,) if listener else (), programs=(web,))
+
+    old, new = table(before, "1"), table(after, "2")
+    (line,) = lines(old, new, plan(old, new))
+    assert line.action == action
+    assert cost.format(HTTP.address) in line.cost
+
+
+def test_a_listener_that_is_called_otherwise() -> None:
+    """Its socket stays; LISTEN_FDNAMES of a child says what it is called."""
+    other = replace(HTTP, label="web")
+    assert plan(OLD, replace(OLD, listeners=(other,))) == replace(NOTHING, restart=(WEB,), tuned=(other,))
+
+
+def test_who_gets_a_new_version_together() -> None:
+    """The processes of one program, and who passes a socket to another."""
+
+    def program(name: str, *listen: str, of: str = "") -> Program:
+        return Program(name=name, program=of or name, argv=("x",), listen=listen)
+
+    some = (program("a", "1"), program("b", "2"), program("c", "3"), program("d:1", of="d"), program("d:2", of="d"))
+    before = {one.name: one for one in some}
+    after = [program("a", "2"), program("d:1", of="d"), program("b", "4"), program("c", "5"), program("d:2", of="d")]
+    assert [[one.name for one in group] for group in turns(after, before)] == [["a", "b"], ["d:1", "d:2"], ["c"]]
 
 
 def test_a_socket_that_can_be_made_like_it_stays() -> None:
@@ -132,7 +177,7 @@ def test_who_can_pass_on_is_replaced() -> None:
     assert found == replace(NOTHING, replace=(new,))
     keys = ("command", "environment", "priority")
     assert lines(old, with_web(new), found) == [
-        Line("web", "replace", keys, "a successor takes over, no request is lost")
+        Line("web", "replace", keys, "a successor takes over; no request is lost")
     ]
     # The new table decides.
     assert plan(old, with_web(replace(new, reload="restart"))).restart

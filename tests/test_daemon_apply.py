@@ -66,7 +66,7 @@ def test_a_changed_program_is_replaced(shop: Shop) -> None:
     shown = shop.running.ctl("diff")
     assert shown.returncode == 1
     assert "environment" in shown.stdout
-    assert "a successor takes over, no request is lost" in shown.stdout
+    assert "a successor takes over; no request is lost" in shown.stdout
     assert shop.running.ctl("apply", "--dry-run").stdout == shown.stdout
     assert (shop.pid(), shop.pid("job")) == (before, job)
     done = shop.apply()

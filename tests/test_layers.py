@@ -24,7 +24,7 @@ BANDS = {
     "edge": "disks files folders listeners logs logread resources probes notify store salvage routing workers queues",
     "daemon": "memo ownlog events snapshot interim link process report operation journal measures holdings recall"
     " sockets trials proving places ages rollout rollouts orphans ground takeover supervisor change legacy desk"
-    " supervise reading methods server statefile daemon telemetry scaling",
+    " supervise reading methods server statefile daemon telemetry scaling versions renewal",
     "client": "client ctl",
     "program": "wsgi adapter",
 }

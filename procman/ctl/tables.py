@@ -135,8 +135,14 @@ def _status_row(info: Object) -> Row:
         percent(info.get("cpu_percent")),
         size(info.get("memory_bytes")),
         _plain(info.get("restarts")),
-        printable(info.get("why") or ""),
+        reason(info),
     )
+
+
+def reason(info: Object) -> Cell:
+    """Why a process is as it is, and that it is not what the table says, if so."""
+    text, behind = printable(info.get("why") or ""), ", ".join(map(printable, info.get("behind") or ()))
+    return f"{text}; not as the table says: {behind}" if behind else text
 
 
 def _coloured(line: str, at: int, state: str) -> str:
@@ -223,7 +229,7 @@ def show(answer: Object, *, colour: bool = False) -> list[str]:
     groups = ", ".join(answer.get("groups") or ()) or "-"
     facts = [
         ("state", f"{state_text(str(answer.get('state')), colour=colour)}, wanted {answer.get('wanted')}"),
-        ("why", printable(answer.get("why") or "-")),
+        ("why", reason(answer) or "-"),
         ("ready", "yes" if answer.get("ready") else "no"),
         ("program", f"{answer.get('program')}, instance {answer.get('instance')}, groups: {groups}"),
         ("pid", _plain(answer.get("pid"))),

@@ -51,6 +51,7 @@ from procman.events import rfc3339
 from procman.ground import counters_from
 from procman.keeper import asked, handover
 from procman.keeper.wire import HEADER, MAX_DESCRIPTORS, Wire, WireError
+from procman.kept import Kept
 from procman.lifecycle import State, Status
 from procman.logs import Counters
 from procman.methods import METHODS
@@ -334,6 +335,10 @@ STATUSES = {
         "exit": {"code": 1, "signal": None, "at": 1.7e9, "reason": "exit status 1"},
     },
 }
+PROGRAMS_BEFORE = Kept(
+    {"shop": Program(name="shop", program="shop", argv=("shop",), listen=(":80",))},
+    {":80": Listener(name=":80", address=Address("tcp", port=80))},
+)
 STATE: dict[str, Any] = {
     "version": store.VERSION,
     "boot_id": store.boot_id(),
@@ -353,6 +358,8 @@ STATE: dict[str, Any] = {
     "pipes": {"log/shop:1/out": 4242},
     "sockets": {"listener/web": [1, 2], "listener/x": None},
     "seconds": ["listener/web"],
+    "kept": json.loads(json.dumps(PROGRAMS_BEFORE.document())),
+    "refused": json.loads(json.dumps(PROGRAMS_BEFORE.document())),
 }
 
 
