@@ -57,6 +57,9 @@ QUEUE_SECONDS = 10.0
 LOOK_SECONDS = 0.02
 """How often that is looked at: nobody tells that a queue is empty."""
 
+STRANGER_SECONDS = 2.0
+"""A socket of a rollout before that is not closed after so long is held by somebody who was left behind."""
+
 LINES = 20
 """Of the output of a successor that failed, so many lines are shown."""
 
@@ -220,7 +223,7 @@ class Rollout:
         wanted = {name for program in programs.values() for name in program.listen}
         passing = [listeners[name] for name in unit.listeners if name in wanted]
         self._firsts = self._ground.trials.firsts(passing)
-        await self._unless_abandoned(self._ground.trials.alone_there(self._firsts))
+        await self._unless_abandoned(self._alone())
         self._tell("trial")
         self._ground.trials.begin(self._keys, passing)
         self._tell("trial")
@@ -229,6 +232,15 @@ class Rollout:
             await self._start(supervisor.processes[name], program)
         seconds = [program.start_seconds for program in programs.values() if program.ready.kind != "seconds"]
         await self._stay_ready(max(seconds, default=0.0))
+
+    async def _alone(self) -> None:
+        """Wait until no socket is in the groups of ours that should be closed. Raises Failed where one stays."""
+        trials, end = self._ground.trials, time.monotonic() + STRANGER_SECONDS
+        # A child that the keeper has just started has each until it executes its command.
+        while (found := trials.strangers(self._firsts)) and time.monotonic() < end:
+            await asyncio.sleep(LOOK_SECONDS)
+        if found:
+            raise await trials.said(found)
 
     async def _start(self, process: Process, program: Program) -> None:
         if self._supervisor.closing:

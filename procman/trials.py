@@ -20,9 +20,6 @@ from procman.listeners import FileId
 from procman.probes import LetThrough
 from procman.sockets import Sockets, base_name, beside, held_name
 
-STRANGER_LOOKS, STRANGER_SECONDS = 20, 0.1
-"""So often, and so far apart, it is looked whether somebody still has a socket that should be closed."""
-
 ANSWER_SECONDS = 3.0
 """How long a version may take to answer a request of the canary's. Where both take longer, it does not count."""
 
@@ -52,29 +49,23 @@ class Trials:
         """The held names of the sockets that are the first ones, when second ones are opened for `listeners`."""
         return [self._sockets.current(listener, "") for listener in listeners]
 
-    async def alone_there(self, firsts: Iterable[str]) -> None:
-        """Whether no socket is in the groups of `firsts` but these. Raises Failed, and says who has another one: nobody
-        could say any more which of them gets a connection."""
-        names = list(firsts)
-        found = self._strangers(names)
-        for _ in range(STRANGER_LOOKS):  # one that the keeper has just started has it until it executes its command
-            if not found:
-                return
-            await asyncio.sleep(STRANGER_SECONDS)
-            found = self._strangers(names)
-        for first, inode in found.items():
-            address = self._sockets.address(first)
-            who = await asyncio.to_thread(listeners.holder, inode)
-            raise Failed(
-                f"{who} has a socket at {address} that it was given before: no connection can be led past it",
-                hint="end that process, or use procmanctl restart",
-            )
-
-    def _strangers(self, firsts: Iterable[str]) -> dict[str, int]:
+    def strangers(self, firsts: Iterable[str]) -> dict[str, int]:
+        """The inode of a socket that is in the group of each of `firsts`, and is none of ours; nothing where there is
+        none."""
         # In the loop: the kernel goes through sockets that listen, however many connections there are.
         with contextlib.suppress(OSError):  # a kernel that does not tell
             return {first: min(found) for first in firsts if (found := self._sockets.strangers(first))}
         return {}
+
+    async def said(self, strangers: Mapping[str, int]) -> Failed:
+        """What to say about them: nobody could say any more which socket gets a connection."""
+        first, inode = next(iter(strangers.items()))
+        who = await asyncio.to_thread(listeners.holder, inode)
+        return Failed(
+            f"{who} has a socket at {self._sockets.address(first)} that it was given before:"
+            " no connection can be led past it",
+            hint="end that process, or use procmanctl restart",
+        )
 
     def begin(self, keys: Iterable[str], listeners: Iterable[Listener]) -> None:
         """Open second sockets for `listeners`, which the processes at `keys` get. Raises Failed, and leaves none
