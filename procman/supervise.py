@@ -150,10 +150,12 @@ class _Parts:
         """A daemon before had a change that failed, and the table still says what had failed."""
         path = os.path.join(self.daemon.state_dir, store.STATE_NAME)
         found = still_kept(self._table, document)
-        if found.programs and (why := files.Machine().trusted(path)):
+        if found and (why := files.Machine().trusted(path)):
             log.error("%s: what it keeps of an earlier table is set aside, as it decides what root runs: %s", path, why)
             found = Kept()
         self._kept = found
+        for name in self._kept.absent:
+            log.warning("%s: came with the last apply, which failed; procmanctl apply tries again", name)
         for name in self._kept.programs:
             log.warning("%s: goes on as it was before the last apply, which failed; procmanctl apply tries again", name)
         self.config = self._kept.of(self._table)
@@ -351,7 +353,7 @@ class _Parts:
         stands.on_reopen = self._reopen_own_log
         if self._table_is_new:
             self._hold_table("table", "first table")
-            if self._kept.programs:
+            if self._kept:
                 self.link.hand_over(kept.HELD_NAME, self._kept.document())
         if self._table_is_new or self.before.problem:
             self._hold_interim(self.config)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from procman import apply, kept, memo
@@ -40,7 +41,7 @@ class Versions:
 
     def left(self) -> list[str]:
         """The processes that are not what the table says."""
-        return sorted(self.kept.programs)
+        return sorted((*self.kept.programs, *self.kept.absent))
 
     def behind(self, name: str) -> list[str]:
         """The keys in which the process `name` is not what the table says; none if it is."""
@@ -58,7 +59,8 @@ class Versions:
         elif name not in self.kept.programs:
             known = {listener.name: listener for listener in self._supervisor.config.listeners}
             needed = {each: known[each] for each in again.listen if each in known}
-            self._now(Kept(self.kept.programs | {name: again}, self.kept.listeners | needed, self.kept.tried))
+            programs, listeners = self.kept.programs | {name: again}, self.kept.listeners | needed
+            self._now(replace(self.kept, programs=programs, listeners=listeners))
 
     def let_go(self, names: Iterable[str]) -> None:
         """These are what the table says from now on."""
@@ -74,11 +76,16 @@ class Versions:
         """They don't, and are what they were. In the same moment the keeper gets `document` as `held`."""
         self._now(self.kept.failed(names), held, document)
 
+    def left_out(self, names: Iterable[str]) -> None:
+        """These came with a version that has failed, and go."""
+        self._now(replace(self.kept, absent=(*self.kept.absent, *names)))
+
     def document(self) -> dict[str, Any]:
         """Part of the state file: what is kept, and what the table said when it was."""
-        if not self.kept.programs and not self.kept.tried:
+        if not self.kept:
             return {}
         programs = {one.program for one in (*self.kept.programs.values(), *self.kept.tried.values())}
+        programs |= {one.program for one in self.table.programs if one.name in self.kept.absent}
         names = [one.name for one in self.table.programs if one.program in programs]
         refused = kept.keep(self.table, names, {listener.name: listener for listener in self.table.listeners})
         return {"kept": self.kept.document(), "refused": refused.document()}
@@ -97,7 +104,7 @@ class Versions:
                 self._link.hand_over(held, document, {kept.HELD_NAME: memory})
             finally:
                 os.close(memory)
-        elif now.programs or now.tried:
+        elif now:
             self._link.hand_over(kept.HELD_NAME, now.document())
         else:
             self._link.release(kept.HELD_NAME)
