@@ -149,6 +149,7 @@ class Change:
         self._again = False
         self._turn = asyncio.Lock()
         supervisor.on_hang_up = self.hang_up
+        rollouts.passed = self.versions.passed
 
     async def reread(
         self,
@@ -407,6 +408,7 @@ class Change:
         if self._supervisor.closing:
             return failed
         self._ground.close_unused(self._supervisor.config)
+        self.versions.settled()
         await self._supervisor.journal.saved()
         for name in (HELD_NAME, NEXT_TABLE):
             self._link.release(name)
@@ -459,7 +461,10 @@ class Change:
 
     async def _pass_over(self, programs: Sequence[Program], why: str, progress: Progress) -> Info:
         """Successors take over from these. Returns what has failed, if anything."""
+        waiting = {*self.versions.kept.programs, *self.versions.kept.tried}  # others have done it meanwhile
+        programs = [program for program in programs if program.name in waiting]
         outcomes, outputs = await self._rollouts.replace(programs, why, progress, passed=self.versions.passed)
+        self.versions.let_go(name for name, (good, _) in outcomes.items() if good)
         for name, (good, reason) in outcomes.items():
             if not good:
                 return {"name": name, "why": f"{reason}; it stays what it was", "output": outputs.get(name, [])}

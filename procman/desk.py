@@ -7,6 +7,7 @@ It finds the processes that are meant, keeps account of who asked for what, and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
@@ -16,7 +17,7 @@ from dataclasses import asdict
 from procman import __version__, operation, report
 from procman.canary import AS_TABLE, Wish
 from procman.change import Change
-from procman.errors import Failed, NoSuchProgram, WrongUse
+from procman.errors import Failed, NoSuchProgram, ProcmanError, WrongUse
 from procman.events import rfc3339
 from procman.ground import Ground
 from procman.lifecycle import State
@@ -318,6 +319,11 @@ class Desk:
 
         async def command(process: Process) -> None:
             outcomes[process.name] = await self._ground.run_reload(process)
+            if not outcomes[process.name][0]:
+                await self._ground.written([process.program])
+                lines = functools.partial(self._ground.last_output, process.program, OUTPUT_LINES)
+                with contextlib.suppress(ProcmanError, OSError, RuntimeError):  # no descriptor or thread is left
+                    outputs[process.name] = await asyncio.to_thread(lines)
 
         commands = asyncio.gather(*map(command, commanded))
         (replaced, lines), restarted = await asyncio.gather(

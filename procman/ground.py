@@ -476,13 +476,14 @@ class Ground:
     # --- commands that probes run -----------------------------------------------------------------------------------
 
     async def run_reload(self, process: Process) -> tuple[bool, str]:
-        """Run the command of `reload`, with the pid of the main process in MAINPID."""
+        """Run the command of `reload`, with the pid of the main process in MAINPID. What it prints goes to the log of
+        the program."""
         program = process.program
         variables = {**dict(program.environment), "MAINPID": str(process.status.pid or "")}
         try:
             async with asyncio.timeout(RELOAD_SECONDS):
                 told = replace(program, environment=tuple(variables.items()))
-                status = await self._run(told, program.reload_command)
+                status = await self._run(told, program.reload_command, heard=True)
         except TimeoutError:
             return False, f"its reload command did not end within {RELOAD_SECONDS:g} s"
         except ProcmanError as error:
@@ -491,12 +492,13 @@ class Ground:
             return False, f"its reload command failed with {f'exit status {status}' if status > 0 else -status}"
         return True, "its reload command has run"
 
-    async def _run(self, program: Program, argv: tuple[str, ...]) -> int:
-        """Run a probe's command as the program would run; its exit status, 127 when it can't start."""
+    async def _run(self, program: Program, argv: tuple[str, ...], *, heard: bool = False) -> int:
+        """Run a probe's command as the program would run; its exit status, 127 when it can't start. What it prints goes
+        nowhere, or, when it is to be `heard`, where the program's own output goes."""
         child = f"{program.key}/probe#{next(self._run_numbers)}-{os.getpid()}"
-        quiet = replace(program, argv=argv, log=replace(program.log, mode="discard"))
+        told = replace(program, argv=argv, log=program.log if heard else replace(program.log, mode="discard"))
         environment = self._environment(program, await self._env_files(program))
-        asked = launch.request(quiet, 0, environment, {})
+        asked = launch.request(told, 0, environment, {})
         future: asyncio.Future[int] = self._loop.create_future()
         self._runs[child] = future
         self._link.spawn(asked | {"child": child})

@@ -20,9 +20,9 @@ HELD_NAME = "kept"
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The programs by the name of the process, and the listeners that they name. `tried`: what processes were that have
-    been stopped, and show now whether they start as the table says. `absent`: processes that came with a version which
-    has failed, and have gone."""
+    """The programs by the name of the process, and the listeners that they name. `tried`: what processes were whose new
+    version is to show now that it starts, or goes on to serve; only then it is sure that they don't go back. `absent`:
+    processes that came with a version which has failed, and have gone."""
 
     programs: dict[str, Program] = field(default_factory=dict)
     listeners: dict[str, Listener] = field(default_factory=dict)
@@ -39,7 +39,8 @@ class Kept:
         there = (program for program in table.programs if program.name not in self.absent)
         programs = [self.programs.get(program.name, program) for program in there]
         programs += [program for name, program in self.programs.items() if name not in known]
-        needed = {name for program in self.programs.values() for name in program.listen}
+        old = (*self.programs.values(), *self.tried.values())
+        needed = {name for program in old for name in program.listen}
         needed -= {listener.name for listener in table.listeners}
         listeners = [listener for name, listener in self.listeners.items() if name in needed]
         return replace(table, programs=tuple(programs), listeners=(*table.listeners, *listeners))
@@ -111,7 +112,7 @@ def still(before: Kept, refused: Kept, table: Config) -> Kept:
         unchanged = then.keys() == now.keys() and all(apply.same_child(then[each], now[each]) for each in now)
         return bool(now) and unchanged and all(known.get(each) == listener for each, listener in sockets.items())
 
-    kept = {name: program for name, program in (before.programs | before.tried).items() if same(program.program)}
+    kept = {name: program for name, program in before.programs.items() if same(program.program)}
     came = [name for name in before.absent if name in refused.programs and same(refused.programs[name].program)]
     return Kept(kept, before.listeners, absent=tuple(came)).without([])
 

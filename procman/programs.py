@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from procman import canary, servers, values
 from procman.config import Account, Address, Daemon, Limits, Listener, Log, Program, Ready, Scale
@@ -40,6 +40,7 @@ BELOW = {"ready": READY_KEYS, "log": LOG_KEYS, "limits": LIMITS_KEYS, "scale": S
 MAX_PROCESSES = 1000
 
 _ALWAYS = "is the program's own listener, which procman holds: it takes connections whether the program serves or not"
+_STAND_IN = Listener(name="", address=Address("unix", path="/"))
 _RESTARTED = values.Reload("restart")
 _DEFAULT = Program(name="", program="", argv=())
 _LOG = Log()
@@ -307,8 +308,7 @@ def _plan(section: Section, identity: _Identity, listen: Sequence[Listener], aro
         report.add(section.place / "app", 'is required with a "server"')
     if len(report.problems) > before or (section.has("listen") and not listen):
         # What the server would say about those is only an echo; its options are another matter.
-        stand_in = Listener(name="", address=Address("unix", path="/"))
-        sound = replace(request, app="app:app", middleware=(), listen=request.listen or (stand_in,), stop_timeout=None)
+        sound = replace(request, app="app:app", middleware=(), listen=request.listen or (_STAND_IN,), stop_timeout=None)
         _accepted(section, sound, only_options=True)
         return None
     plan = _accepted(section, request)
@@ -322,10 +322,18 @@ def _plan(section: Section, identity: _Identity, listen: Sequence[Listener], aro
 
 
 def _accepted(section: Section, request: servers.Request, *, only_options: bool = False) -> servers.Plan | None:
-    """The plan for the request. A plan refuses the first bad option only: so each is reported and taken out, and the
-    rest is asked about again. `only_options`: nothing else is reported. A count of the defaults is for those servers
-    that have it."""
+    """The plan for the request. A plan refuses the first mistake only: so each is reported and taken out, and the rest
+    is asked about again. `only_options`: nothing else is reported. A count of the defaults is for those servers that
+    have it."""
     options = dict(request.options)
+    sound: dict[str, dict[str, Any]] = {
+        "app": {"app": "app:app"},
+        "listen": {"listen": request.listen[:1] or (_STAND_IN,)},
+        "stop_timeout": {"stop_timeout": None},
+        "reload": {"reload_signal": 0},
+        "workers": {"workers": 0},
+        "threads": {"threads": 0},
+    }
     while True:
         try:
             return servers.plan(replace(request, options=options))
@@ -334,10 +342,9 @@ def _accepted(section: Section, request: servers.Request, *, only_options: bool 
             if (option or not only_options) and not (table in COUNT_KEYS and not section.owns(table)):
                 place = section.at(table) if section.has(table) else section.place / table
                 section.scope.report.add(place / option if option else place, bad.message)
-            if table in COUNT_KEYS:
-                request = replace(request, workers=0) if table == "workers" else replace(request, threads=0)
-                continue
-            if options.pop(option, None) is None:
+            if table in sound:
+                request = replace(request, **sound.pop(table))
+            elif options.pop(option, None) is None:
                 return None
 
 

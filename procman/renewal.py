@@ -95,7 +95,7 @@ class Renewal:
         processes = [supervisor.processes[name] for name in names if not supervisor.is_down(name)]
         for process in processes:
             if process.name in late and not process.status.wanted:
-                process.feed(Start(f"its new version did not start ({why}): it is what it was"))
+                process.feed(Start("its new version did not start: it is what it was"))
         bad = await self._bad(processes, progress)
         if bad is None:
             return "it was started again as it was before"

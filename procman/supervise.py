@@ -385,6 +385,7 @@ class _Parts:
         leaving = change.leaving(left.unfinished) if left.unfinished is not None else frozenset()
         rollouts.prepare(left.rollouts)
         passing = rollout.passing(left.rollouts, [program.name for program in self.config.programs])
+        passing = {name: one._replace(beside=self._kept.tried.get(name)) for name, one in passing.items()}
         lost = any(not name.startswith(rollout.HELD) for name in left.lost)
         supervisor.begin(self.snapshot, document, ending=left.ending, leaving=leaving, lost=lost, rollouts=passing)
         for name in left.lost:
@@ -392,6 +393,8 @@ class _Parts:
         rollouts.resume(left.rollouts)
         if left.unfinished is not None:
             change.resume(left.unfinished)
+        else:
+            change.versions.settled()
 
     def _state(self) -> dict[str, Any]:
         """What the state file says, or the keeper where it knows better, as far as it can be believed; nothing where

@@ -176,7 +176,7 @@ class Supervisor:
             slot = passing.current if passing else takeover.current_slot(program.name, found, known[program.name])
             self.add(servers.in_place(program, slot), known[program.name])
             if passing:
-                self.put_beside(servers.in_place(program, 1 - slot), Status())
+                self.put_beside(servers.in_place(passing.beside or program, 1 - slot), Status())
             else:
                 strangers += [str(record["child"]) for record in found[place(program.name, 1 - slot)].values()]
         return found, strangers

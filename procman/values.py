@@ -398,7 +398,7 @@ def host(raw: object) -> str:
     """A Host header, "shop.example" or "shop.example:8000"."""
     word = text(raw)
     name, _, port = word.partition(":")
-    if not _HOST.fullmatch(name) or (port or word.endswith(":")) and not (port.isascii() and port.isdigit()):
+    if not _HOST.fullmatch(name) or ((port or word.endswith(":")) and not (port.isascii() and port.isdigit())):
         raise BadValue(f'bad host {word!r}: must be like "shop.example" or "shop.example:8000"')
     return word
 

@@ -27,11 +27,13 @@ class Versions:
     def __init__(self, supervisor: Supervisor, link: KeeperLink, table: Config, kept_programs: Kept) -> None:
         self._supervisor, self._link = supervisor, link
         self.table, self.kept = table, kept_programs
+        self._left, self._refused = Kept(), Kept()
         supervisor.versions = self.document
 
     def begin(self, table: Config, kept_programs: Kept) -> None:
         """Another table: all that it changes is kept as it was, for now. The keeper is not told yet."""
         self.table, self.kept = table, kept_programs
+        self._left = replace(self._left, absent=())  # they are to come again
         self._supervisor.take_settings(self.kept.of(self.table))
 
     def of_table(self, names: Iterable[str]) -> list[Program]:
@@ -52,15 +54,12 @@ class Versions:
         return ["removed"] if now is None else list(apply.differences(program, now))
 
     def passed(self, name: str, again: Program | None) -> None:
-        """The successor of a process that was kept serves; or it does no more, and the process is `again` what it
-        was."""
-        if again is None:
-            self.let_go([name])
-        elif name not in self.kept.programs:
-            known = {listener.name: listener for listener in self._supervisor.config.listeners}
-            needed = {each: known[each] for each in again.listen if each in known}
-            programs, listeners = self.kept.programs | {name: again}, self.kept.listeners | needed
-            self._now(replace(self.kept, programs=programs, listeners=listeners))
+        """The successor of a process that was kept serves; or it does no more, and the process is once more what it
+        was (`again`)."""
+        if again is None and name in self.kept.programs:
+            self.trying([name])
+        elif again is not None and name in self.kept.tried:
+            self._now(self.kept.failed([name]))
 
     def let_go(self, names: Iterable[str]) -> None:
         """These are what the table says from now on."""
@@ -69,7 +68,7 @@ class Versions:
             self._now(self.kept.without(there))
 
     def trying(self, names: Iterable[str]) -> None:
-        """These are stopped, and are to show whether they start as the table says."""
+        """These are to show whether they start, or go on to serve, as the table says."""
         self._now(self.kept.trying(names))
 
     def failed(self, names: Iterable[str], held: str, document: object) -> None:
@@ -80,18 +79,24 @@ class Versions:
         """These came with a version that has failed, and go."""
         self._now(replace(self.kept, absent=(*self.kept.absent, *names)))
 
-    def document(self) -> dict[str, Any]:
-        """Part of the state file: what is kept, and what the table said when it was."""
-        if not self.kept:
-            return {}
-        programs = {one.program for one in (*self.kept.programs.values(), *self.kept.tried.values())}
+    def settled(self) -> None:
+        """No change is under way: what is kept now has been left so, and a daemon to come should know it."""
+        programs = {one.program for one in self.kept.programs.values()}
         programs |= {one.program for one in self.table.programs if one.name in self.kept.absent}
         names = [one.name for one in self.table.programs if one.program in programs]
-        refused = kept.keep(self.table, names, {listener.name: listener for listener in self.table.listeners})
-        return {"kept": self.kept.document(), "refused": refused.document()}
+        self._left = self.kept
+        self._refused = kept.keep(self.table, names, {listener.name: listener for listener in self.table.listeners})
+        self._supervisor.journal.dirty()
+
+    def document(self) -> dict[str, Any]:
+        """Part of the state file: what a change has left as it was, and what the table said then."""
+        if not self._left:
+            return {}
+        return {"kept": self._left.document(), "refused": self._refused.document()}
 
     def _now(self, now: Kept, held: str = kept.HELD_NAME, document: object = None) -> None:
-        self.kept = now
+        gone = [name for name in self.kept.programs if name not in now.programs and name not in now.tried]
+        self.kept, self._left = now, self._left.without(gone)
         self._supervisor.take_settings(now.of(self.table))
         self._supervisor.journal.dirty()
         if held != kept.HELD_NAME:

@@ -306,3 +306,24 @@ def test_a_reload_does_not_meet_an_apply(shop: Shop) -> None:
     wait_until(lambda: shop.running.ctl("diff").returncode == 0, 30)
     wait_until(lambda: shop.running.status()["web"]["beside"] is None, 30)
     assert b"DEBUG=1" in Path(f"/proc/{shop.pid()}/environ").read_bytes().split(b"\0")
+
+
+def test_a_successor_dies_with_the_supervisor_when_it_has_just_taken_over(shop: Shop) -> None:
+    """The one before goes on, as what it was: also with its next start."""
+    before = shop.pid()
+    shop.site.version("two")
+    shop.write(variables=', DEBUG = "1"')
+    assert shop.running.ctl("apply", "--no-wait").returncode == 0
+    wait_until(lambda: (shop.running.status()["web"]["beside"] or {}).get("role") == "the one before", 30)
+    successor = shop.pid()
+    os.kill(shop.running.supervisor_pid, signal.SIGKILL)
+    os.kill(successor, signal.SIGKILL)
+    wait_until(lambda: shop.pid() == before and shop.running.status()["web"]["beside"] is None, 30)
+    assert ask(shop.address) == "one"
+    assert "environment" in shop.running.ctl("diff").stdout
+    assert shop.running.status()["web"]["behind"] == ["environment"]
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: shop.running.wait_for("web", timeout=30)["pid"] != before)
+    assert b"DEBUG=1" not in Path(f"/proc/{shop.pid()}/environ").read_bytes().split(b"\0")
+    assert shop.apply()["replaced"] == ["web"]
+    assert b"DEBUG=1" in Path(f"/proc/{shop.pid()}/environ").read_bytes().split(b"\0")
