@@ -80,8 +80,8 @@ def doubtful(config: Config) -> list[str]:
         others = (other for other in config.programs if other.program != program.program and program.canary)
         for other in others:
             if shared := [listener for listener in program.listen if listener in other.listen]:
-                what = f"program.{program.program}.canary: program.{other.program} has the listener {titles[shared[0]]!r}, too"
-                found[f"{what}: there is no canary while that one runs"] = None
+                what = f"program.{other.program} has the listener {titles[shared[0]]!r}, too"
+                found[f"program.{program.program}.canary: {what}: there is no canary while that one runs"] = None
     return list(found)
 
 
