@@ -326,7 +326,7 @@ class Change:
         before = self._supervisor.config
         plan = self._possible(apply.plan(before, new))
         up = [program for program in plan.restart if self._supervisor.processes[program.name].status.wanted]
-        starting = [program for program in plan.added if self._supervisor.starts_by_itself(program)]
+        starting = [program for program in plan.added if program.autostart]
         try:
             self._ground.open_early(new, [*up, *starting, *plan.replace])
         except ProcmanError as error:
@@ -551,4 +551,3 @@ class Change:
             if unfinished.read is not None:
                 os.close(unfinished.read.memory)
             self._over()
-

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
-from procman import __version__, operation, report
+from procman import __version__, operation, report, rivals
 from procman.canary import AS_TABLE, Wish
 from procman.change import Change
 from procman.errors import Failed, NoSuchProgram, ProcmanError, WrongUse
@@ -123,6 +123,7 @@ class Desk:
             "state": str(status.state),
             "wanted": "up" if status.wanted else "down",
             "why": status.why,
+            "behind": self._change.versions.behind(process.name),
             "exit": report.exit_info(status.exit),
             "history": history,
             "output": await read(lambda: self._ground.last_output(program, OUTPUT_LINES)),
@@ -423,8 +424,17 @@ class Desk:
 
     def _problems(self) -> list[str]:
         """What an operator should know of."""
-        more = self._scaling.problems()
+        more = self._scaling.problems() + self.rivals()
         return [*more, *self._supervisor.problems(), *filter(None, [self._change.problem]), *self._ground.problems()]
+
+    def rivals(self) -> list[str]:
+        """Which log files another daemon writes, too."""
+        sources = [s for process in self._supervisor.all() for s in self._ground.log_sources(process.program)]
+        found = rivals.writers({source.path for source in sources}, self._supervisor.snapshot.keeper_pid)
+        return [
+            f"{path} is also the log of another procmand (its supervisor is pid {pid}): give one another log_dir"
+            for path, pid in sorted(found.items())
+        ]
 
     async def shutdown(self, peer: Peer) -> None:
         self._supervisor.shut_down(f"asked by uid {peer.uid}, pid {peer.pid}")

@@ -314,7 +314,8 @@ class Ground:
         """Open what `program` needs, or find it open. What can't be opened is said, and tried again at each start."""
         self._listeners = {listener.name: listener for listener in config.listeners}
         for name in program.listen:
-            if self._listeners[name].reuse_port:
+            listener, sockets = self._listeners[name], self._holdings.sockets
+            if listener.reuse_port and not self._holdings.holds(sockets.current(listener, program.name)):
                 continue  # a socket of its own, as long as it has a child: else it would take connections to nobody
             self._try(program, functools.partial(self._holdings.sockets.open, self._listeners[name], program.name))
         self._try(program, lambda: self._holdings.open_logs(program))

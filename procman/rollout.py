@@ -376,7 +376,7 @@ class Rollout:
 
     async def _run_dry(self) -> None:
         """Until nothing waits for the one before, and it has read what it accepted."""
-        if not self._firsts and not self._unit.listeners:
+        if not self._firsts and not any(program.listen for program in self._programs.values()):
             return
         try:
             async with asyncio.timeout(QUEUE_SECONDS):

@@ -362,6 +362,8 @@ class _Parts:
         self._start_logs(log_thread)
         holdings.close_received()
         await self.server.start()
+        for problem in desk.rivals() if self.snapshot.starts == 1 else ():
+            log.error("%s", problem)
         self._ready(len(supervisor.processes))
         status = await supervisor.finished
         if supervisor.deserted:

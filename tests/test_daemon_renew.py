@@ -286,7 +286,8 @@ def test_a_keeper_that_is_killed_after_a_failure(daemon: MakeDaemon, tmp_path: P
     assert sites.running.ctl("apply").returncode == 1
     marked = sites.running.status()["web"]
     assert marked["behind"] == ["environment"]
-    assert "not as the table says: environment" in sites.running.ctl("status").stdout
+    for command in ("status", "why"):
+        assert "not as the table says: environment" in sites.running.ctl(command, "web").stdout
     sites.site.version("one")
     assert b"DEBUG=1" not in variables_of(before)
 
@@ -343,3 +344,39 @@ def test_nobody_waits_for_an_apply(daemon: MakeDaemon, tmp_path: Path) -> None:
     done = sites.running.ctl("apply", "--no-wait")
     assert (done.returncode, done.stdout) == (0, "the table was read again; the change goes on\n")
     wait_until(lambda: "ERROR stopped at web: the successor failed" in sites.running.said(), 20)
+
+
+def test_sockets_of_their_own_are_known_to_the_next_supervisor(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """One process starts again beside another one that has the port, and is not taken for a stranger."""
+    sites = Sites(daemon, tmp_path)
+    sites.running.write_table(sites.table(sites.port, "workers = 2", listener="reuse_port = true"))
+    assert sites.running.ctl("apply").returncode == 0
+    os.kill(sites.running.supervisor_pid, signal.SIGKILL)
+    wait_until(lambda: sites.running.json("daemon", "status")["supervisor_starts"] == 2, 20)
+    for name in ("web:1", "web:2"):
+        assert sites.running.ctl("restart", name).returncode == 0
+    sites.running.write_table(sites.table(sites.port, "workers = 2"))
+    assert sites.running.ctl("apply").returncode == 0
+    for _ in range(20):
+        assert sites.at(sites.port) == "one"
+
+
+def test_a_canary_where_the_listener_moves(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """Nobody could be led there: the successor takes over without one."""
+    sites = Sites(daemon, tmp_path, 'canary = "10% for 1h"')
+    sites.running.write_table(sites.table(sites.other, 'canary = "10% for 1h"'))
+    assert sites.running.json("apply")["replaced"] == ["web"]
+    assert "web: without its canary: the new version has none of the listeners of the one before" in sites.running.said()
+    assert sites.at(sites.other) == "one"
+
+
+def test_a_unix_listener_moves(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """Its old file goes with the process before."""
+    sites = Sites(daemon, tmp_path)
+    folder = sites.running.folder
+    for name in ("a", "b"):
+        table = sites.table(sites.port).replace(f"127.0.0.1:{sites.port}", f"unix:{folder}/{name}.sock")
+        sites.running.write_table(table)
+        assert sites.running.json("apply")["replaced"] == ["web"]
+        assert ask(f"{folder}/{name}.sock") == "one"
+    assert sorted(path.name for path in folder.glob("[ab].sock*")) == ["b.sock"]

@@ -22,7 +22,7 @@ BANDS = {
     " shape kept workload canary units scale",
     "keeper": "keeper",
     "edge": "disks files folders listeners logs logread resources probes notify store salvage routing workers queues"
-    " offered",
+    " offered rivals",
     "daemon": "memo ownlog events snapshot interim link process report operation journal measures holdings recall"
     " sockets trials proving places ages rollout rollouts orphans ground takeover supervisor change legacy desk"
     " supervise reading methods server statefile daemon telemetry scaling versions renewal",

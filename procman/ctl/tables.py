@@ -207,7 +207,7 @@ def why(answer: Object, *, colour: bool = False) -> list[str]:
     """All of `procmanctl why`: the reason, the last exit, what went before, the last lines of output."""
     state = state_text(str(answer.get("state")), colour=colour)
     lines = [
-        f"{printable(answer.get('name'))} is {state}, wanted {answer.get('wanted')}: {printable(answer.get('why'))}"
+        f"{printable(answer.get('name'))} is {state}, wanted {answer.get('wanted')}: {reason(answer)}"
     ]
     if answer.get("exit"):
         lines.append(f"last exit: {ended(answer['exit'])}")
