@@ -116,7 +116,7 @@ COSTS = {
     "restart": "it stops, then it starts",
     "ignore": "needs a restart of the daemon",
 }
-"""What each action costs, in words; for the last two but one see `_cost`."""
+"""What each action costs, in words; what clients notice is added: `_meanwhile`."""
 
 
 def lines(old: Config, new: Config, plan: Plan, running: Collection[str] = ()) -> list[Line]:

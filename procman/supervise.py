@@ -147,7 +147,9 @@ class _Parts:
         return self._kept.of(recalled)
 
     def _keep_what_ran(self, document: Mapping[str, Any]) -> None:
-        """A daemon before had a change that failed, and the table still says what had failed."""
+        """A daemon before may have had a change that failed, and the table may still say what had failed."""
+        if not self._table_is_new:
+            return
         path = os.path.join(self.daemon.state_dir, store.STATE_NAME)
         found = still_kept(self._table, document)
         if found and (why := files.Machine().trusted(path)):
@@ -159,6 +161,8 @@ class _Parts:
         for name in self._kept.programs:
             log.warning("%s: goes on as it was before the last apply, which failed; procmanctl apply tries again", name)
         self.config = self._kept.of(self._table)
+        if self._kept:
+            self.link.hand_over(kept.HELD_NAME, self._kept.document())
 
     def read(self) -> Read:
         """See `change.Tables`, as for the next."""
@@ -317,8 +321,7 @@ class _Parts:
     async def supervise(self) -> int:
         """From the first listener to the last goodbye."""
         document = self._state()
-        if self._table_is_new:
-            self._keep_what_ran(document)
+        self._keep_what_ran(document)
         if document.get("keeper", "") != self.snapshot.identity or self.snapshot.starts == 1:
             # Nothing was written in this life of the daemon: the supervisors before have died too soon.
             lock = self.lock if self.lock.house else store.held_lock(self.lock.fd)
@@ -353,8 +356,6 @@ class _Parts:
         stands.on_reopen = self._reopen_own_log
         if self._table_is_new:
             self._hold_table("table", "first table")
-            if self._kept:
-                self.link.hand_over(kept.HELD_NAME, self._kept.document())
         if self._table_is_new or self.before.problem:
             self._hold_interim(self.config)
         self._go_on(supervisor, change, rollouts, document)
@@ -362,9 +363,7 @@ class _Parts:
         self._start_logs(log_thread)
         holdings.close_received()
         await self.server.start()
-        for problem in desk.rivals() if self.snapshot.starts == 1 else ():
-            log.error("%s", problem)
-        self._ready(len(supervisor.processes))
+        self._ready(len(supervisor.processes), desk)
         status = await supervisor.finished
         if supervisor.deserted:
             return status  # the programs go on, and every file and socket of ours is theirs and the next daemon's
@@ -427,7 +426,9 @@ class _Parts:
             log.warning("the disk of the logs is stuck: output waits")
             asyncio.get_running_loop().call_later(STUCK_SECONDS, self._start_logs, log_thread)
 
-    def _ready(self, processes: int) -> None:
+    def _ready(self, processes: int, desk: Desk) -> None:
+        for problem in desk.rivals() if self.snapshot.starts == 1 else ():
+            log.error("%s", problem)
         log.info("procmand is ready: %d processes, socket %s", processes, self.daemon.socket)
         if self._own_log >= 0:
             self._says.fd = 2

@@ -310,7 +310,7 @@ def test_all_processes_of_a_program_together(daemon: MakeDaemon, tmp_path: Path)
     before = {info["pid"] for info in site.infos()}
     done = site.daemon.ctl("reload", "web:1", "--canary", "10%")
     assert done.returncode == 2
-    assert "has the same listener is not reloaded with it" in done.stderr
+    assert "web:2, which has the same listener, is not replaced with web:1" in done.stderr
     site.release("two")
     with site.reloading(canary=0.5, canary_seconds=600) as result:
         wait_until(lambda: all((info["beside"] or {}).get("canary") for info in site.infos()), 30)
