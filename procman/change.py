@@ -7,7 +7,8 @@ the one before was:
 
     "next table" and "change" {"half": "stop", "why", "wanted"}     the old table is in force
     "table", "kept" and "change" {"half": "start", "why", "start",  the new one is; each process that is to be started,
-                                  "replace", "restart", "remove"}   or restarted, with the number of its last child
+                                  "replace", "restart", "remove",   or restarted, with the number of its last child;
+                                  "added"}                          what is there for the first time
     "kept" and "change" {"half": "start", "why", "back"}            a restart has failed (`renewal`)
 
 What serves and needs another child is *kept* as it was (`versions`) when the new table comes into force. After all else
