@@ -138,24 +138,16 @@ def lines(old: Config, new: Config, plan: Plan, running: Collection[str] = ()) -
         for program in programs:
             keys = differences(before[program.name], program) if program.name in before and action != "remove" else ()
             cost = COSTS[action]
-            if action == "replace" and (problem := _no_canary(old, program, plan, running)):
-                cost += f"; without its canary: {problem}"
             if action == "add" and not program.autostart:
                 cost = "it does not start: autostart = false"
             elif action == "add" and program.scale is not None and program.instance > program.scale.min:
                 cost = f"it starts when connections wait: scale.min = {program.scale.min}"
             elif action in ("restart", "replace"):
                 cost += "; " + _meanwhile(action, _sockets(old, before[program.name]), _sockets(new, program))
+            if action == "replace" and (problem := _no_canary(old, program, plan, running)):
+                cost += f"; without its canary: {problem}"
             found.append(Line(program.name, action, keys, cost))
     return found
-
-
-def _no_canary(old: Config, program: Program, plan: Plan, running: Collection[str]) -> str:
-    """Why `program` can't have the canary that it is to have; "" where it can, or has none."""
-    if not program.canary:
-        return ""
-    together = [each for each in plan.replace if each.program == program.program]
-    return units.no_canary(old, units.units(old, together, running, together=True), running)
 
 
 def _meanwhile(action: str, before: Sequence[Listener], after: Sequence[Listener]) -> str:
@@ -191,6 +183,14 @@ def _regroups(old: Config, before: Program, new: Config, program: Program) -> bo
         for one in _sockets(old, before)
         for other in _sockets(new, program)
     )
+
+
+def _no_canary(old: Config, program: Program, plan: Plan, running: Collection[str]) -> str:
+    """Why `program` can't have the canary that it is to have; "" where it can, or has none."""
+    if not program.canary:
+        return ""
+    together = [each for each in plan.replace if each.program == program.program]
+    return units.no_canary(old, units.units(old, together, running, together=True), running)
 
 
 _KEYS = {

@@ -219,9 +219,7 @@ class Rollout:
         }
         self._keys = [program.key for program in programs.values()]
         self._slots = {name: program.slot for name, program in programs.items()}
-        # One that the successor has not stays with the process before, until that has gone.
-        wanted = {name for program in programs.values() for name in program.listen}
-        passing = [listeners[name] for name in unit.listeners if name in wanted]
+        passing = [listeners[name] for name in unit.listeners]
         self._firsts = self._ground.trials.firsts(passing)
         await self._unless_abandoned(self._alone())
         self._tell("trial")
