@@ -131,10 +131,14 @@ def lines(old: Config, new: Config, plan: Plan, running: Collection[str] = ()) -
     daemon = tuple(f"daemon.{key}" for key in _changed(old.daemon, new.daemon) if key in HOT_DAEMON)
     found += [Line("", "change", daemon, COSTS["change"])] if daemon else []
     found += [Line(f"listener {listener.title}", "change", (), COSTS["change"]) for listener in plan.tuned]
+    changing = {program.program for program in (*plan.restart, *plan.replace)}
+    late = tuple(program for program in plan.added if program.program in changing)
     parts: tuple[tuple[str, tuple[Program, ...]], ...]
-    parts = (("change", plan.hot), ("remove", plan.removed), ("add", plan.added))
+    early = tuple(program for program in plan.added if program not in late)
+    parts = (("change", plan.hot), ("remove", plan.removed), ("add", early))
     turns_ = (("restart", plan.restart), ("replace", plan.replace))
     parts += tuple((action, tuple(sorted(some, key=lambda one: one.priority))) for action, some in turns_)
+    parts += (("add", late),)
     for action, programs in parts:
         for program in programs:
             keys = differences(before[program.name], program) if program.name in before and action != "remove" else ()

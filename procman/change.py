@@ -7,7 +7,8 @@ the one before was:
 
     "next table" and "change" {"half": "stop", "why", "wanted"}     the old table is in force
     "table", "kept" and "change" {"half": "start", "why", "start",  the new one is; each process that is to be started,
-                                  "replace", "restart", "remove"}   or restarted, with the number of its last child
+                                  "replace", "restart", "remove",   or restarted, with the number of its last child;
+                                  "added"}                          what is there for the first time
     "kept" and "change" {"half": "start", "why", "back"}            a restart has failed (`renewal`)
 
 What serves and needs another child is *kept* as it was (`versions`) when the new table comes into force. After all else
@@ -52,6 +53,7 @@ PARTS: dict[str, Any] = {
     "restart": dict[str, int],
     "back": dict[str, int],
     "remove": list[str],
+    "added": list[str],
 }
 NEEDED = {"stop": ("wanted",), "start": ("start",)}
 """Of the document that the keeper holds: all that is read of it, and what each half can't do without."""
@@ -95,6 +97,7 @@ class Unfinished:
     restart: Mapping[str, int] = field(default_factory=dict)
     back: Mapping[str, int] = field(default_factory=dict)
     remove: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
 
     @staticmethod
     def needs_table(document: Any) -> bool:
@@ -110,7 +113,7 @@ class Unfinished:
         if wrong or missing:
             raise ValueError("; ".join((*wrong, *(f"{key}: is missing" for key in missing)))[:SAID])
         if half == "start":
-            told |= {key: tuple(told.get(key, ())) for key in ("replace", "remove")}
+            told |= {key: tuple(told.get(key, ())) for key in ("replace", "remove", "added")}
             return Unfinished(**told)
         if read is None:
             raise ValueError("the next table is not there")
@@ -119,7 +122,8 @@ class Unfinished:
     def document(self) -> Info:
         """For the keeper, in the second half."""
         told = {"half": self.half, "why": self.why, "start": dict(self.start), "replace": list(self.replace)}
-        return {**told, "restart": dict(self.restart), "back": dict(self.back), "remove": list(self.remove)}
+        told |= {"restart": dict(self.restart), "back": dict(self.back), "remove": list(self.remove)}
+        return {**told, "added": list(self.added)}
 
 
 class _Later(NamedTuple):
@@ -142,6 +146,7 @@ class Change:
         self.versions = Versions(supervisor, self._link, table, kept_programs)
         self._renewal = Renewal(rollouts.world, self.versions)
         self._why = ""
+        self._notes: dict[str, list[str]] = {}  # what is to be told of how successors have taken over: of which
         self._again = False
         self._turn = asyncio.Lock()
         supervisor.on_hang_up = self.hang_up
@@ -271,7 +276,7 @@ class Change:
         self, read: Read, why: str, wanted: Iterable[str] = (), progress: Progress = lambda info: None
     ) -> Info:
         supervisor = self._supervisor
-        self._why = why
+        self._why, self._notes = why, {}
         before = supervisor.config
         plan = self._possible(apply.plan(before, read.config))
         late = self._late(plan, read.config)
@@ -308,12 +313,13 @@ class Change:
         plan = replace(plan, restart=tuple(program for program in plan.restart if program.name in idle))
         failed = await self._replace(read, plan, up, _Later(late, sorted(serving)), progress)
         left = self.versions.left()
-        for part in ("replaced", "restarted", "removed"):
+        for part in ("added", "replaced", "restarted", "removed"):
             names[part] = [name for name in names[part] if name not in left]
         names["left"] = left
         if failed:
             return {**names, "message": f"stopped at {failed['name']}: {failed['why']}", "failed": failed}
-        return {**names, "message": message}
+        notes = "".join(f"; {', '.join(each)}: {note}" for note, each in self._notes.items())
+        return {**names, "message": message + notes}
 
     def _open_early(self, new: Config) -> None:
         """Open the addresses that are new, for all that is to run. Raises Failed when one can't be had: then none of
@@ -370,6 +376,7 @@ class Change:
             replace=tuple(program.name for program in plan.replace),
             restart={name: processes[name].status.generation for name in later.restart},
             remove=tuple(later.remove),
+            added=tuple(program.name for program in plan.added),
         )
         other = plan != apply.Plan(ignored=plan.ignored) or any(later)
         self._into_force(read, rest.document(), other=other)
@@ -385,17 +392,20 @@ class Change:
     async def _start(self, rest: Unfinished, progress: Progress) -> Info:
         """The second half: start what has had no child since, then replace what is kept. When that is on record, the
         change is over: also what has left the table, for one of that name may come back."""
-        start, why = rest.start, f"the table has changed ({rest.why})"
-        found = [self._supervisor.processes[name] for name in start if name in self._supervisor.processes]
-        for process in sorted(found, key=lambda process: process.program.priority):
-            if process.status.generation <= start[process.name] and not process.status.wanted:
-                process.feed(Start(why))
+        found = [self._supervisor.processes[name] for name in rest.start if name in self._supervisor.processes]
+        kept_ = self.versions.kept.programs
+        changing = {kept_[name].program for name in (*rest.replace, *rest.restart) if name in kept_}
+        early = [process for process in found if process.program.program not in changing]
+        later = [process for process in found if process not in early]
+        self._begin(early, rest)
         self._supervisor.replacing = set()
         if rest.back:
             then = await self._renewal.go_back(rest.back, rest.why, progress)
             failed: Info = {"name": next(iter(rest.back)), "why": f"it did not start: {then}"}
         else:
-            failed = await self._pass_on(found, rest, why, progress)
+            failed = await self._up(early, progress) or await self._pass_on(later, rest, progress)
+        if failed and (gone := await self._leave_out(failed["name"], rest)):
+            failed["why"] += f"; {gone}"
         if self._supervisor.closing:
             return failed
         self._ground.close_unused(self._supervisor.config)
@@ -405,22 +415,39 @@ class Change:
             self._link.release(name)
         return failed
 
-    async def _pass_on(self, started: Sequence[Process], rest: Unfinished, why: str, progress: Progress) -> Info:
-        """Replace and remove what is kept, once what was started serves. Ends at the first failure, and returns it."""
-        aims = [Aim("start", process, process.status.generation) for process in started]
-        for aim in aims:
+    @staticmethod
+    def _begin(processes: Iterable[Process], rest: Unfinished) -> None:
+        for process in sorted(processes, key=lambda process: process.program.priority):
+            if process.status.generation <= rest.start[process.name] and not process.status.wanted:
+                process.feed(Start(f"the table has changed ({rest.why})"))
+
+    async def _up(self, started: Iterable[Process], progress: Progress) -> Info:
+        """Wait until all of them serve. Returns what has failed, if anything."""
+        for aim in [Aim("start", process, process.status.generation) for process in started]:
             good, reason = await reach(aim, progress)
             if not good:
                 output = await self._renewal.output(aim.process)
                 return {"name": aim.process.name, "why": f"it did not start: {reason}", "output": output}
+        return {}
+
+    async def _pass_on(self, later: Sequence[Process], rest: Unfinished, progress: Progress) -> Info:
+        """Replace what is kept, and start `later` of the same programs when that has gone well; then remove what
+        leaves. Ends at the first failure, and returns it."""
         versions = self.versions
         before = versions.kept.programs | versions.kept.tried
-        for group in apply.turns(versions.of_table(rest.restart), before):
-            if failed := await self._renewal.renew(group, rest.restart, rest.why, progress):
-                return failed
-            self._ground.close_unused(self._supervisor.config, versions.table.listeners)
-        for group in apply.turns(versions.of_table(rest.replace), before):
-            if failed := await self._pass_over(group, why, progress):
+        turns = [(group, True) for group in apply.turns(versions.of_table(rest.restart), before)]
+        turns += [(group, False) for group in apply.turns(versions.of_table(rest.replace), before)]
+        for group, restarts in turns:
+            if restarts:
+                failed = await self._renewal.renew(group, rest.restart, rest.why, progress)
+            else:
+                failed = await self._pass_over(group, f"the table has changed ({rest.why})", progress)
+            programs = {program.program for program in group}
+            more = [process for process in later if process.program.program in programs]
+            if not failed and not self._supervisor.closing:
+                self._begin(more, rest)
+                failed = await self._up(more, progress)
+            if failed:
                 return failed
             self._ground.close_unused(self._supervisor.config, versions.table.listeners)
         leaving = [self._supervisor.processes[name] for name in rest.remove if name in versions.kept.programs]
@@ -442,7 +469,31 @@ class Change:
         for name, (good, reason) in outcomes.items():
             if not good:
                 return {"name": name, "why": f"{reason}; it stays what it was", "output": outputs.get(name, [])}
+            if more := reason.removeprefix(why).removeprefix("; "):
+                self._notes.setdefault(more, []).append(name)
         return {}
+
+    async def _leave_out(self, failed: str, rest: Unfinished) -> str:
+        """The new version of the process `failed` is no good: what has come to its program with it goes again. A
+        program that is all new stays, and is tried again. Returns in words what has gone."""
+        supervisor = self._supervisor
+        process = supervisor.processes.get(failed)
+        if process is None or supervisor.closing:
+            return ""
+        others = [each for each in supervisor.all() if each.program.program == process.program.program]
+        came = [each for each in others if each.name in rest.added]
+        if not came or len(came) == len(others):
+            return ""
+        await bring_down(came, rest.why)
+        await self._ground.written([each.program for each in came])
+        if supervisor.closing:
+            return ""
+        self.versions.left_out([each.name for each in came])
+        for each in came:
+            supervisor.remove(each.name)
+        gone = f"{', '.join(each.name for each in came)} came with it, and went with it"
+        log.error("%s", gone)
+        return gone
 
     # --- what the keeper is handed ----------------------------------------------------------------------------------
 

@@ -21,20 +21,27 @@ HELD_NAME = "kept"
 @dataclass(frozen=True, slots=True)
 class Kept:
     """The programs by the name of the process, and the listeners that they name. `tried`: what processes were whose new
-    version is to show now that it starts, or goes on to serve; only then it is sure that they don't go back."""
+    version is to show now that it starts, or goes on to serve; only then it is sure that they don't go back. `absent`:
+    processes that came with a version which has failed, and have gone."""
 
     programs: dict[str, Program] = field(default_factory=dict)
     listeners: dict[str, Listener] = field(default_factory=dict)
     tried: dict[str, Program] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether anything is not what the table says."""
+        return bool(self.programs or self.tried or self.absent)
 
     def of(self, table: Config) -> Config:
         """What is in force: `table`, but for what is kept."""
         known = {program.name for program in table.programs}
-        programs = [self.programs.get(program.name, program) for program in table.programs]
+        there = (program for program in table.programs if program.name not in self.absent)
+        programs = [self.programs.get(program.name, program) for program in there]
         programs += [program for name, program in self.programs.items() if name not in known]
-        there = {listener.name for listener in table.listeners}
         old = (*self.programs.values(), *self.tried.values())
-        needed = {name for program in old for name in program.listen} - there
+        needed = {name for program in old for name in program.listen}
+        needed -= {listener.name for listener in table.listeners}
         listeners = [listener for name, listener in self.listeners.items() if name in needed]
         return replace(table, programs=tuple(programs), listeners=(*table.listeners, *listeners))
 
@@ -46,19 +53,21 @@ class Kept:
             for some in (self.programs, self.tried)
         )
         needed = {listener for program in (*left.values(), *tried.values()) for listener in program.listen}
-        return Kept(left, {name: listener for name, listener in self.listeners.items() if name in needed}, tried)
+        listeners = {name: listener for name, listener in self.listeners.items() if name in needed}
+        return replace(self, programs=left, listeners=listeners, tried=tried)
 
     def trying(self, names: Iterable[str]) -> Kept:
         """These are tried as the table says."""
         known = self.programs | self.tried
         tried = self.tried | {name: known[name] for name in names if name in known}
-        return Kept({name: one for name, one in self.programs.items() if name not in tried}, self.listeners, tried)
+        left = {name: one for name, one in self.programs.items() if name not in tried}
+        return replace(self, programs=left, tried=tried)
 
     def failed(self, names: Iterable[str]) -> Kept:
         """These were tried, and are once more what they were."""
         back = {name: self.tried[name] for name in names if name in self.tried}
         left = {name: one for name, one in self.tried.items() if name not in back}
-        return Kept(self.programs | back, self.listeners, left)
+        return replace(self, programs=self.programs | back, tried=left)
 
     def document(self) -> dict[str, Any]:
         """For the keeper, and for the state file."""
@@ -66,7 +75,8 @@ class Kept:
             part: {name: _document(program) for name, program in some.items()}
             for part, some in (("programs", self.programs), ("tried", self.tried))
         }
-        return {**shown, "listeners": {name: asdict(each) for name, each in self.listeners.items()}}
+        listeners = {name: asdict(each) for name, each in self.listeners.items()}
+        return {**shown, "listeners": listeners, "absent": list(self.absent)}
 
     @staticmethod
     def read(document: object) -> Kept:
@@ -92,15 +102,19 @@ def still(before: Kept, refused: Kept, table: Config) -> Kept:
     """What of `before` a new daemon goes on with, which has read `table`: all programs of which that says the same as
     the table that was `refused` for them. Whoever has written something else since wants that."""
     known = {listener.name: listener for listener in table.listeners}
-    kept: dict[str, Program] = {}
-    for name, program in before.programs.items():
-        then = {one.name: one for one in refused.programs.values() if one.program == program.program}
-        now = {one.name: one for one in table.programs if one.program == program.program}
-        same = now and then.keys() == now.keys() and all(apply.same_child(then[each], now[each]) for each in now)
+
+    def same(program: str) -> bool:
+        then, now = (
+            {one.name: one for one in some if one.program == program}
+            for some in (refused.programs.values(), table.programs)
+        )
         sockets = {each: refused.listeners.get(each) for one in then.values() for each in one.listen}
-        if same and all(known.get(each) == listener for each, listener in sockets.items()):
-            kept[name] = program
-    return Kept(kept, before.listeners).without([])
+        unchanged = then.keys() == now.keys() and all(apply.same_child(then[each], now[each]) for each in now)
+        return bool(now) and unchanged and all(known.get(each) == listener for each, listener in sockets.items())
+
+    kept = {name: program for name, program in before.programs.items() if same(program.program)}
+    came = [name for name in before.absent if name in refused.programs and same(refused.programs[name].program)]
+    return Kept(kept, before.listeners, absent=tuple(came)).without([])
 
 
 def _document(program: Program) -> dict[str, Any]:

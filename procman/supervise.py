@@ -154,14 +154,16 @@ class _Parts:
             return
         path = os.path.join(self.daemon.state_dir, store.STATE_NAME)
         found = still_kept(self._table, document)
-        if found.programs and (why := files.Machine().trusted(path)):
+        if found and (why := files.Machine().trusted(path)):
             log.error("%s: what it keeps of an earlier table is set aside, as it decides what root runs: %s", path, why)
             found = Kept()
         self._kept = found
+        for name in self._kept.absent:
+            log.warning("%s: came with the last apply, which failed; procmanctl apply tries again", name)
         for name in self._kept.programs:
             log.warning("%s: goes on as it was before the last apply, which failed; procmanctl apply tries again", name)
         self.config = self._kept.of(self._table)
-        if self._kept.programs:
+        if self._kept:
             self.link.hand_over(kept.HELD_NAME, self._kept.document())
 
     def read(self) -> Read:

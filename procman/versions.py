@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from procman import apply, kept, memo
@@ -32,6 +33,7 @@ class Versions:
     def begin(self, table: Config, kept_programs: Kept) -> None:
         """Another table: all that it changes is kept as it was, for now. The keeper is not told yet."""
         self.table, self.kept = table, kept_programs
+        self._left = replace(self._left, absent=())  # they are to come again
         self._supervisor.take_settings(self.kept.of(self.table))
 
     def of_table(self, names: Iterable[str]) -> list[Program]:
@@ -41,7 +43,7 @@ class Versions:
 
     def left(self) -> list[str]:
         """The processes that are not what the table says."""
-        return sorted(self.kept.programs)
+        return sorted((*self.kept.programs, *self.kept.absent))
 
     def behind(self, name: str) -> list[str]:
         """The keys in which the process `name` is not what the table says; none if it is."""
@@ -73,9 +75,14 @@ class Versions:
         """They don't, and are what they were. In the same moment the keeper gets `document` as `held`."""
         self._now(self.kept.failed(names), held, document)
 
+    def left_out(self, names: Iterable[str]) -> None:
+        """These came with a version that has failed, and go."""
+        self._now(replace(self.kept, absent=(*self.kept.absent, *names)))
+
     def settled(self) -> None:
         """No change is under way: what is kept now has been left so, and a daemon to come should know it."""
         programs = {one.program for one in self.kept.programs.values()}
+        programs |= {one.program for one in self.table.programs if one.name in self.kept.absent}
         names = [one.name for one in self.table.programs if one.program in programs]
         self._left = self.kept
         self._refused = kept.keep(self.table, names, {listener.name: listener for listener in self.table.listeners})
@@ -83,7 +90,7 @@ class Versions:
 
     def document(self) -> dict[str, Any]:
         """Part of the state file: what a change has left as it was, and what the table said then."""
-        if not self._left.programs:
+        if not self._left:
             return {}
         return {"kept": self._left.document(), "refused": self._refused.document()}
 
@@ -102,7 +109,7 @@ class Versions:
                 self._link.hand_over(held, document, {kept.HELD_NAME: memory})
             finally:
                 os.close(memory)
-        elif now.programs or now.tried:
+        elif now:
             self._link.hand_over(kept.HELD_NAME, now.document())
         else:
             self._link.release(kept.HELD_NAME)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
 
 import pytest
@@ -21,6 +22,7 @@ from procman.config import (
     Sampling,
     Scale,
 )
+from procman.kept import Kept, keep, still
 
 DAEMON = Daemon(socket="/run/p.sock", state_dir="/var/lib/p", log_dir="/var/log/p")
 WEB = Program(name="web", program="web", argv=("web",), listen=("http",))
@@ -218,6 +220,39 @@ def test_the_lines_of_a_plan_come_in_its_order() -> None:
         ("job", "remove", ()),
         ("new", "add", ()),
     ]
+
+
+def test_what_comes_to_a_program_that_changes_comes_after_it() -> None:
+    shop = [replace(WEB, name=f"shop:{number}", program="shop", reload="overlap", canary=0.1) for number in (1, 2, 3)]
+    old = replace(OLD, programs=(*shop[:2], JOB))
+    new = replace(OLD, programs=(*(replace(one, argv=("other",)) for one in shop), replace(JOB, name="new")))
+    found = lines(old, new, plan(old, new), {"shop:1", "shop:2"})
+    assert [(line.name, line.action) for line in found] == [
+        ("job", "remove"), ("new", "add"), ("shop:1", "replace"), ("shop:2", "replace"), ("shop:3", "add"),
+    ]  # fmt: skip
+    assert not any("canary" in line.cost for line in found)
+    fewer = replace(old, programs=(replace(shop[0], argv=("other",)), JOB))
+    (line,) = [line for line in lines(old, fewer, plan(old, fewer), {"shop:1", "shop:2"}) if line.action == "replace"]
+    assert "without its canary: shop:2, which has the same listener, is not replaced with shop:1" in line.cost
+
+
+def test_what_came_with_a_version_that_failed_is_not_there() -> None:
+    """Nor for the next daemon, as long as its table says the same."""
+    shop = [replace(WEB, name=f"shop:{number}", program="shop") for number in (1, 2)]
+    before = Kept({"shop": replace(WEB, name="shop", program="shop")}, {"http": HTTP}, absent=("shop:1", "shop:2"))
+    table = replace(OLD, programs=(*shop, JOB))
+    assert {program.name for program in before.of(table).programs} == {"shop", "job"}
+    assert Kept.read(json.loads(json.dumps(before.document()))) == before
+    refused = keep(table, ["shop:1", "shop:2"], {"http": HTTP})
+    assert still(before, refused, table) == before
+    assert still(before, refused, replace(table, programs=(*shop[:1], JOB))) == Kept()
+    assert still(before, refused, replace(table, programs=(shop[0], replace(shop[1], umask=7)))) == Kept()
+    one = Kept(absent=("shop:2",))
+    assert one
+    assert still(one, refused, table) == one
+    assert not Kept()
+    assert before.trying(["shop"]).failed(["shop"]) == before
+    assert before.without(["shop"]).absent == before.absent
 
 
 def test_a_listener_that_is_new_restarts_nobody() -> None:
