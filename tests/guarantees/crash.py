@@ -370,12 +370,16 @@ class Play:
         def proving() -> bool:
             return bool((self.info("proven")["beside"] or {}).get("canary"))
 
+        def promote() -> bool:
+            return bool(self.ctl("promote", "proven"))
+
         for _ in range(1 + len(self.result.deaths)):
             begin = ("reload", "proven", "--canary", "50%", "--for", "10m", "--no-wait")
             self.command(*begin, done=lambda: True, undone=lambda: proving() or self.settled("proven"))
             self.until("the canary is under way, or over", lambda: proving() or self.settled("proven"))
             status, said = self.ctl("promote", "proven")
-            self.until("one of the two is left", lambda: self.settled("proven"))
+            # Asked too early, before the canary has begun, that was refused.
+            self.until("one of the two is left", lambda: self.settled("proven") or (proving() and not promote()))
             now = self.settled("proven")
             if now != before:
                 break
