@@ -309,12 +309,14 @@ class _Parts:
             lock = self.lock if self.lock.house else store.held_lock(self.lock.fd)
             await orphans.adopt(self.link, self.snapshot, lock, document, self.config)
         loop = asyncio.get_running_loop()
-        stdout = self._own_log if self._own_log >= 0 else 1
+        # Not the descriptors of who called procmand: they are open for as long as it runs.
+        stdout, stderr = (self._own_log, self._own_log) if self._own_log >= 0 else (1, 2)
         log_thread = LogThreads(
             lambda path: _call_soon(loop, stands.news, path),
             stdout,
             disks.of,
             lambda: _call_soon(loop, supervisor.journal.dirty),
+            stderr,
         )
         goes_on = self.snapshot.starts > 1 or self.snapshot.children
         counters = ground.counters_from(document.get("logs") if goes_on else None)
