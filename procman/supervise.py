@@ -344,11 +344,14 @@ class _Parts:
             await orphans.adopt(self.link, self.snapshot, lock, document, self.config)
         loop = asyncio.get_running_loop()
         compression = Compression(self.link)
+        # Not the descriptors of who called procmand: they are open for as long as it runs.
+        stdout, stderr = (self._own_log, self._own_log) if self._own_log >= 0 else (1, 2)
         log_thread = self._log_threads = LogThreads(
             lambda path: _call_soon(loop, stands.news, path),
-            self._own_log if self._own_log >= 0 else 1,
+            stdout,
             disks.of,
             lambda: _call_soon(loop, supervisor.journal.dirty),
+            stderr,
             on_wish=lambda path: _call_soon(loop, compression.wish, path),
             on_said=lambda text: _call_soon(loop, log.warning, "%s", text),
         )
