@@ -31,7 +31,8 @@ WARM_SECONDS, END_SECONDS = 2.0, 60.0
 def run(plan: Plan, say: Callable[[str], None]) -> list[Figure]:
     """Measures CPU seconds per second while all print."""
     script, count = str(PROGRAMS / "paced_lines.py"), plan.programs
-    seconds = plan.many_seconds + 2 * WARM_SECONDS
+    warm = min(WARM_SECONDS, plan.many_seconds)
+    seconds = plan.many_seconds + 2 * warm
     command = [sys.executable, "-S", "-E", script, str(RATE), str(seconds)]
     programs = {f"p{number}": command for number in range(count)}
     costs: dict[str, float] = {}
@@ -43,7 +44,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> list[Figure]:
             say(f"{count} programs that print {RATE / MB:g} MB/s each under {contender.title}")
             contender.start()
             contender.wait_running(count)
-            costs[contender.title] = _window(contender, plan.many_seconds)
+            costs[contender.title] = _window(contender, warm, plan.many_seconds)
             if isinstance(contender, Procmand):
                 notes = [_compressor(contender), *_missing(contender, list(programs), seconds)]
     return [
@@ -54,9 +55,9 @@ def run(plan: Plan, say: Callable[[str], None]) -> list[Figure]:
     ]  # fmt: skip
 
 
-def _window(contender: Contender, seconds: float) -> float:
+def _window(contender: Contender, warm: float, seconds: float) -> float:
     own = contender.own_pids()
-    time.sleep(WARM_SECONDS)
+    time.sleep(warm)
     start, used = time.monotonic(), cpu_seconds(own)
     time.sleep(seconds)
     return (cpu_seconds(own) - used) / (time.monotonic() - start)
