@@ -31,7 +31,7 @@ SECONDS = {
         ("bench", "wsgi", "daemon_sites", "daemon_servers", "server", "daemon_operate", "daemon_life", "logs"), 20
     ),
     **dict.fromkeys(("guarantee_resources", "guarantee_kill", "guarantee_soak", "loss"), 12),
-    **dict.fromkeys(("daemon_logs", "daemon_reread"), 12),
+    **dict.fromkeys(("daemon_logs", "daemon_reread", "daemon_reading", "logtext"), 12),
 }
 """What files take, roughly, where that is more than ORDINARY: only for an even share."""
 

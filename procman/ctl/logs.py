@@ -138,7 +138,7 @@ class Reader:
         self.wanted = wanted
         self._args = session.args
         self._library = library
-        self._piece = PIECE if len(sources) < 5 else PIECE // 8
+        self._piece = PIECE if len(sources) < 5 else PIECE // 16
         self.texts: list[LogText] = [LogText(library, source, now) for source in sources]
         self._makers: dict[Key, Records] = {}
         self._filters: dict[Key, Filter] = {}
