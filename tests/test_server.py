@@ -144,7 +144,7 @@ def test_operations_tell_their_progress(daemon: Daemon, verb: str) -> None:
         ("logs.read", {"name": "blog"}, "param 'file' is missing"),
         ("logs.read", {"name": "blog", "file": "../x"}, "param 'file' must be a file as logs.files names it"),
         ("logs.read", {"name": "blog", "file": "1:1", "offset": -1}, "param 'offset' must be a number of bytes"),
-        ("logs.read", {"name": "blog", "file": "1:1", "bytes": 0}, "param 'bytes' must be an integer from 1 to 1048576"),
+        ("logs.read", {"name": "blog", "file": "1:1", "bytes": 0}, "param 'bytes' must be an integer from 1 to"),
         ("logs", {"lines": 10**9}, "param 'lines' must be"),
         ("events", {"follow": None}, "param 'follow' must be"),
         ("daemon.shutdown", {"now": True}, "unknown param 'now'"),
