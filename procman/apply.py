@@ -7,8 +7,10 @@ at once. Where a successor can take over, that is how it gets it; else it restar
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 
+from procman import units
 from procman.config import Config, Daemon, Listener, Program
 
 HOT = frozenset(
@@ -97,8 +99,8 @@ COSTS = {
 """What each action costs, in words."""
 
 
-def lines(old: Config, new: Config, plan: Plan) -> list[Line]:
-    """`plan` in the order in which it is carried out."""
+def lines(old: Config, new: Config, plan: Plan, running: Collection[str] = ()) -> list[Line]:
+    """`plan` in the order in which it is carried out. `running` are the processes that run now."""
     before = {program.name: program for program in old.programs}
     found = [Line("", "ignore", plan.ignored, COSTS["ignore"])] if plan.ignored else []
     daemon = tuple(f"daemon.{key}" for key in _changed(old.daemon, new.daemon) if key in HOT_DAEMON)
@@ -109,12 +111,22 @@ def lines(old: Config, new: Config, plan: Plan) -> list[Line]:
         for program in programs:
             keys = _keys(before[program.name], program) if program.name in before and action != "remove" else ()
             cost = COSTS[action]
+            if action == "replace" and (problem := _no_canary(old, program, plan, running)):
+                cost += f"; without its canary: {problem}"
             if action == "add" and not program.autostart:
                 cost = "it does not start: autostart = false"
             elif action == "add" and program.scale is not None and program.instance > program.scale.min:
                 cost = f"it starts when connections wait: scale.min = {program.scale.min}"
             found.append(Line(program.name, action, keys, cost))
     return found
+
+
+def _no_canary(old: Config, program: Program, plan: Plan, running: Collection[str]) -> str:
+    """Why `program` can't have the canary that it is to have; "" where it can, or has none."""
+    if not program.canary:
+        return ""
+    together = [each for each in plan.replace if each.program == program.program]
+    return units.no_canary(old, units.units(old, together, running, together=True), running)
 
 
 _KEYS = {

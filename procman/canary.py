@@ -30,6 +30,17 @@ SIGMAS = 4.0
 PRIOR_ANSWERS = 20
 """The one before counts as if it had given one bad answer in so many more: nothing is known to be without a fault."""
 
+FAILURES = 3
+"""So many times in a row without an answer are no chance: for a moment all its workers may be busy."""
+
+WAIT_LOOKS = 10
+"""A connection that was seen waiting, and is there after so many looks more, one a second, is accepted by nobody."""
+
+PATH = "/?procman-canary"
+"""What the successor is asked for. Lines of output with its query are those of our own requests: they do not count."""
+
+_OURS = PATH[2:].encode()
+
 LINE_MAX = 16 * 1024
 """Of a longer line only the beginning counts. The access log of the built-in server has none of more than 4 KB."""
 
@@ -127,7 +138,9 @@ class Tally:
 
 
 def count(lines: bytes) -> Counts:
-    """What whole lines of output tell."""
+    """What whole lines of output tell. Our own requests are nobody's visit."""
+    if _OURS in lines:
+        lines = b"\n".join(line for line in lines.split(b"\n") if _OURS not in line)
     statuses = [plain or uwsgi for plain, uwsgi in _ANSWER.findall(lines)]
     tracebacks = deaths = 0
     # Each look at all of it costs: a search for a few words costs little.
@@ -161,6 +174,54 @@ def judge(share: float, successor: Counts, before: Counts) -> str:
     if _more(successor.deaths, before.deaths, ratio):
         return f"{successor.deaths} of its workers died (before: {before.deaths})"
     return ""
+
+
+class Silence:
+    """Whether the successor answers at one of its sockets. It must do so where the one before does: what both do not
+    answer (TLS is spoken there, a database is down) condemns nobody."""
+
+    def __init__(self) -> None:
+        self.of_use = True
+        """Whether it makes sense to ask again."""
+        self.settled = False
+        """Whether nothing is open that another answer would show."""
+        self._failures = 0
+        self._known = False
+        self._tries = FAILURES
+
+    def heard(self, problem: str, before: str = "") -> str:
+        """What became of asking the successor: "" or why it did not answer; then of asking the one before, too. Returns
+        why that is the end of the canary, or ""."""
+        if problem and before:
+            self._tries -= 1
+            self.of_use = self._known or self._tries > 0
+            self.settled = self._known or not self.of_use
+            return ""
+        self._known = True
+        self._failures = self._failures + 1 if problem else 0
+        self.settled = not problem
+        return problem if self._failures >= FAILURES else ""
+
+
+class Waiting:
+    """Whether connections wait at the successor, and nobody accepts them."""
+
+    def __init__(self) -> None:
+        self._clients: frozenset[tuple[bytes, int]] = frozenset()
+        self._looks = 0
+        self._sure = False
+
+    def look(self, clients: frozenset[tuple[bytes, int]], others: int) -> int:
+        """`clients` wait at the address, `others` of them at sockets that are not the successor's. Returns how many of
+        the successor's have waited for WAIT_LOOKS looks. So long may nobody wait there who would not at the one before:
+        as long as some always wait there too, they can't be told apart, and do not count."""
+        if left := self._clients & clients:
+            self._looks += 1
+        else:
+            left, self._looks, self._sure = clients, 0, False
+        self._clients = left
+        self._sure = self._sure or not others  # then all that are left wait at the successor
+        return len(left) if self._sure and self._looks >= WAIT_LOOKS else 0
 
 
 def _more(successor: int, before: int, ratio: float) -> bool:

@@ -33,7 +33,7 @@ from procman.lifecycle import Start, State, Status
 from procman.operation import Aim, Progress, carry_out, reach
 from procman.process import Process
 from procman.report import Info
-from procman.rollout import serves
+from procman.rollout import running, serves
 from procman.rollouts import Rollouts
 
 log = logging.getLogger("procman")
@@ -166,7 +166,8 @@ class Change:
         read = await self._read(previous)
         os.close(read.memory)
         config = self._supervisor.config
-        return apply.lines(config, read.config, self._possible(apply.plan(config, read.config)))
+        up = running(self._supervisor.all())
+        return apply.lines(config, read.config, self._possible(apply.plan(config, read.config)), up)
 
     async def _read(self, previous: bool) -> Read:
         # In a thread: it reads files and looks users up, and either may be on the network.

@@ -71,11 +71,13 @@ STUCK_SECONDS = 5.0
 
 
 @dataclass(slots=True)
-class _EnvFilesRead:
-    """The env files of a child that the keeper will be asked for. `since` is monotonic time."""
+class _NotYet:
+    """A child that the keeper will be asked for. `why` not yet; a `problem` if that lasts, `since` monotonic time."""
 
     task: asyncio.Task[dict[str, str]]
     since: float
+    why: str = ""
+    problem: str = ""
     called_off: bool = False
 
 
@@ -105,7 +107,7 @@ class Ground:
         self._watching: dict[str, list[Callable[[], None]]] = {}
         self._out_of_memory = OutOfMemory()
         self._slow = Reading()
-        self._reading: dict[str, _EnvFilesRead] = {}  # by child
+        self._waiting: dict[str, _NotYet] = {}  # by child
         self._taps: dict[str, tuple[Callable[[bytes], None], ...]] = {}
         self.sockets = holdings.sockets
         self._past = {  # by process and stream: what was counted in the pipes of children before, in the other place
@@ -122,23 +124,35 @@ class Ground:
 
     def spawn(self, process: Process, generation: int) -> None:
         """See `process.Surroundings`, as for the next three."""
-        if not process.program.env_files:
+        if not process.program.env_files and not self.trials.bars(process.program):
             self._ask(process, generation, {})
             return
-        reading = self._loop.create_task(self._env_files(process.program))
-        self._reading[process.child] = _EnvFilesRead(reading, self._loop.time())
-        reading.add_done_callback(lambda reading: self._env_files_read(process, generation, reading))
+        waits = self._loop.create_task(self._before_start(process))
+        self._waiting[process.child] = _NotYet(waits, self._loop.time())
+        waits.add_done_callback(lambda done: self._can_start(process, generation, done))
 
-    def _env_files_read(self, process: Process, generation: int, reading: asyncio.Task[dict[str, str]]) -> None:
-        """The other half of `spawn`, for a program with env files."""
-        called_off = self._reading.pop(launch.child_id(process.key, generation)).called_off
+    async def _before_start(self, process: Process) -> dict[str, str]:
+        """Wait for all that a start has to wait for. Returns the variables of its env files."""
+        program, waiting = process.program, self._waiting[process.child]
+        if other := self.trials.bars(program):
+            waiting.why = f"{other}, which has the same listener, is being replaced"
+            log.info("%s: its start waits: %s", program.name, waiting.why)
+            await self.trials.turn(program)
+        files = ", ".join(program.env_files)
+        waiting.why = f"env_file {files} has not been read: is its disk stuck?"
+        waiting.problem = "its env_file is not read"
+        waiting.since = self._loop.time()
+        return await self._env_files(program)
+
+    def _can_start(self, process: Process, generation: int, waited: asyncio.Task[dict[str, str]]) -> None:
+        """The other half of `spawn`, for one that had to wait."""
+        not_yet = self._waiting.pop(launch.child_id(process.key, generation))
         if not process.status.alive or process.status.generation != generation:
             return
         try:
-            if called_off or reading.cancelled():
-                files = ", ".join(process.program.env_files)
-                raise Failed(f"can't start: env_file {files} has not been read: is its disk stuck?")
-            self._ask(process, generation, reading.result())
+            if not_yet.called_off or waited.cancelled():
+                raise Failed(f"can't start: {not_yet.why}")
+            self._ask(process, generation, waited.result())
         except ProcmanError as error:
             process.spawn_failed(generation, error)
 
@@ -164,7 +178,7 @@ class Ground:
         self._link.note(process.child, report.note_of(process.status))
 
     def signal(self, process: Process, number: int, tree: bool) -> None:
-        pending = self._reading.get(process.child)
+        pending = self._waiting.get(process.child)
         if pending is not None:  # the keeper knows of no such child yet, and will not
             pending.called_off = True
             pending.task.cancel()
@@ -376,14 +390,12 @@ class Ground:
         self._holdings.remove_files()
 
     def close_unused(self, config: Config) -> None:
-        """Close the listening sockets that `config` no longer has, or has otherwise."""
+        """Close the listening sockets that no program of `config` has, or that it has otherwise."""
         self._listeners = {listener.name: listener for listener in config.listeners}
         keep = {listener.name: listener for listener in config.listeners}
-        names = {
-            held_name(keep[name], program.name): keep[name] for program in config.programs for name in program.listen
-        }
-        plain = {held_name(listener, ""): listener for listener in config.listeners if not listener.reuse_port}
-        self._holdings.sockets.close_others(names | plain)
+        self._holdings.sockets.close_others(
+            {held_name(keep[name], program.name): keep[name] for program in config.programs for name in program.listen}
+        )
 
     def tune(self, listeners: Sequence[Listener]) -> None:
         """Make open sockets like these. What can't be done is said."""
@@ -516,9 +528,9 @@ class Ground:
         found = [f"a mistake in the log thread: {self._logs.trouble}"] if self._logs.trouble else []
         now = self._loop.time()
         found += [f"{path} is not written: is its disk stuck?" for path in self._logs.stuck(STUCK_SECONDS)]
-        for child, pending in self._reading.items():
-            if now - pending.since > STUCK_SECONDS:
-                found.append(f"{child}: its env_file is not read after {now - pending.since:.0f} s: is its disk stuck?")
+        for child, pending in self._waiting.items():
+            if pending.problem and now - pending.since > STUCK_SECONDS:
+                found.append(f"{child}: {pending.problem} after {now - pending.since:.0f} s: is its disk stuck?")
         for process in self._places.everyone():
             errors = [self._logs.counters(name).error for name in self._holdings.captured(process.program)]
             found += [f"{process.name}: its output is not written: {error}" for error in errors if error]

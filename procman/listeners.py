@@ -290,6 +290,18 @@ def _look_for_holder(host: str, port: int) -> str:
     return _describe(best[1]) if best else "a process that this user may not see"
 
 
+def holder(inode: int) -> str:
+    """Which process has the socket with this inode open, in words. Looks at every process: for a thread."""
+    link = f"socket:[{inode}]"
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+        with contextlib.suppress(OSError):  # it has gone, or is somebody else's
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(f"/proc/{pid}/fd/{fd}") == link:
+                        return _describe(pid)
+    return "a process that this user may not see"
+
+
 def _describe(pid: int) -> str:
     """Pid and command of a process, on one line and safe for a terminal."""
     try:

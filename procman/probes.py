@@ -16,6 +16,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import NamedTuple
 
 from procman.config import Address, Ready
 from procman.errors import ProcmanError
@@ -35,10 +36,19 @@ Run = Callable[[tuple[str, ...]], Awaitable[int]]
 LetThrough = Callable[[int], None]
 """Has a connection from this local port led where it is wanted."""
 
+
+class Answer(NamedTuple):
+    """Of an HTTP server: its status, or 0 and why there is none."""
+
+    status: int
+    problem: str
+
+
 _LOOPBACK = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 _HEAD_MAX = 65536
 _DRAIN_SECONDS = 0.2
 _REPLY_MAX = 1 << 20
+_NO_HTTP = "the answer is no HTTP"
 
 
 async def wait_ready(
@@ -68,6 +78,22 @@ async def ask(ready: Ready, run: Run, let_through: LetThrough | None = None) -> 
     """Probes once: "" or why it failed. Raises as `wait_ready`."""
     limit = COMMAND_SECONDS if ready.kind == "command" else ATTEMPT_SECONDS
     return await _bounded(_attempt(ready, run, let_through), limit)
+
+
+async def answer(address: Address, path: str, let_through: LetThrough | None, seconds: float) -> Answer:
+    """What an HTTP server answers to a GET of `path`, within so many seconds. `let_through` is as in `wait_ready`."""
+    status = 0
+
+    async def attempt() -> str:
+        nonlocal status
+        try:
+            status = await _status(Ready(kind="http", address=address, path=path), address, let_through)
+        except ValueError:
+            return _NO_HTTP
+        return ""
+
+    problem = await _bounded(attempt, seconds)
+    return Answer(status, problem)
 
 
 def _attempt(ready: Ready, run: Run, let_through: LetThrough | None) -> Callable[[], Awaitable[str]]:
@@ -157,16 +183,22 @@ async def _try_command(argv: tuple[str, ...], run: Run) -> str:
 
 
 async def _try_http(ready: Ready, address: Address, let_through: LetThrough | None) -> str:
-    async with _connection(address, let_through) as (reader, writer):
-        writer.write(_request(ready, address))
-        try:
-            status = await _read_status(reader)
-        except ValueError:
-            return "the answer is no HTTP"
-        await _drain(reader)
+    try:
+        status = await _status(ready, address, let_through)
+    except ValueError:
+        return _NO_HTTP
     if ready.any_status or 200 <= status <= 399:
         return ""
     return f"HTTP {status}"
+
+
+async def _status(ready: Ready, address: Address, let_through: LetThrough | None) -> int:
+    """The status of the answer. Raises ValueError where it is no HTTP."""
+    async with _connection(address, let_through) as (reader, writer):
+        writer.write(_request(ready, address))
+        status = await _read_status(reader)
+        await _drain(reader)
+    return status
 
 
 def _request(ready: Ready, address: Address) -> bytes:

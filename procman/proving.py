@@ -1,21 +1,23 @@
 """A canary under way: what is seen of both versions, and what comes of it.
 
-It watches and decides, by `canary.judge`. Where connections go, and what follows, is for `rollout`.
+It watches, asks, and decides by `canary`. Where connections go, and what follows, is for `rollout`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import NamedTuple
 
-from procman import canary
-from procman.canary import Canary, Counts, Tally
+from procman import canary, servers
+from procman.canary import FAILURES, Canary, Counts, Silence, Tally, Waiting
 from procman.ground import Ground
 from procman.lifecycle import State
 from procman.process import Process
 from procman.report import Info
+from procman.trials import meet
 
 LOOK_SECONDS = 1.0
 """How often it is looked at, and told how it stands. What is bad is looked at when it happens."""
@@ -26,19 +28,19 @@ PROBE_SECONDS = 5.0
 PROBE_AGAIN_SECONDS = 1.0
 """The same, after one that has failed."""
 
-PROBE_FAILURES = 3
-"""So many failed probes in a row are no chance."""
-
 
 class Verdict(NamedTuple):
     """What comes of a canary: whether the successor takes over, and why."""
 
     promoted: bool
     why: str
+    deaf: bool = False
+    """It answers nobody: so it will not answer who waits there."""
 
 
 class Proving:
-    """The canary of `successors`, which are beside those of `before`. `said` gets how it stands, again and again."""
+    """The canary of `successors`, which are beside those of `before`, and have the sockets beside `firsts`. `said` gets
+    how it stands, again and again."""
 
     def __init__(
         self,
@@ -46,6 +48,8 @@ class Proving:
         wish: Canary,
         successors: Sequence[Process],
         before: Sequence[Process],
+        *,
+        firsts: Sequence[str],
         said: Callable[[str], None],
     ) -> None:
         self._ground = ground
@@ -59,8 +63,25 @@ class Proving:
         self._taps: list[Callable[[], None]] = []
         self._tallies = self._listen(successors)
         self._others = self._listen(before)
-        self._probed = [process for process in successors if ground.can_ask(process)]
+        self._probed = [process for process in successors if ground.can_ask(process) and not self._answers(process)]
         self._failures: dict[str, int] = {}
+        self._silences = {first: Silence() for first in firsts if self._is_asked(first)}
+        self._waiting = {first: Waiting() for first in firsts}
+        self._queues_told = True
+        self._own_errors = [0, 0]  # answers of 5xx to our own requests: of the successor, of the one before
+
+    @staticmethod
+    def _answers(process: Process) -> bool:
+        """Whether its readiness is shown by any answer of a server: that is what `_ask` asks for, too."""
+        program = process.program
+        return program.ready.any_status and servers.speaks_http(program.server, program.argv)
+
+    def _is_asked(self, first: str) -> bool:
+        """Whether an answer can be asked for at that socket, and no probe with a rule of its own does it."""
+        address = self._ground.sockets.address(first)
+        rules = (process.program.ready for process in self._probed)
+        ruled = any(rule.kind == "http" and rule.address and meet(address, rule.address) for rule in rules)
+        return not ruled and all(servers.speaks_http(p.program.server, p.program.argv) for p in self._successors)
 
     def _listen(self, processes: Sequence[Process]) -> list[Tally]:
         tallies: list[Tally] = []
@@ -86,16 +107,22 @@ class Proving:
             process.watchers.add(self._watch)
             process.canary = self.document
             self._watch(process)
-        probing = asyncio.ensure_future(self._probe())
+        tasks = [asyncio.ensure_future(work) for work in (self._probe(), self._watch_queues())]
+        for task in tasks:
+            task.add_done_callback(lambda _: self._news.set())
         try:
             while self._verdict is None:
+                for task in tasks:
+                    if task.done():
+                        task.result()  # raises what was a mistake there: nothing would end the canary then
                 self._said(canary.words(self.document()))
                 self._news.clear()
                 self._look()
                 await self._wait()
             return self._verdict
         finally:
-            probing.cancel()
+            for task in tasks:
+                task.cancel()
             for process in self._successors:
                 process.watchers.discard(self._watch)
                 process.canary = None
@@ -109,8 +136,9 @@ class Proving:
         """For news, or for the time of the next look."""
         if self._verdict is not None:
             return
+        left = self._end - self._loop.time()
         try:
-            async with asyncio.timeout(max(0.0, min(LOOK_SECONDS, self._end - self._loop.time()))):
+            async with asyncio.timeout(min(LOOK_SECONDS, left) if left > 0 else LOOK_SECONDS):
                 await self._news.wait()
         except TimeoutError:
             pass
@@ -123,11 +151,17 @@ class Proving:
         worse = canary.judge(self._canary.share, *self._counts())
         if worse:
             self._fail(worse)
-        elif self._loop.time() >= self._end:
+        elif self._loop.time() >= self._end and self._settled():
             self.decide(promoted=True, why=f"promoted: {self._account()}")
 
-    def _fail(self, why: str) -> None:
-        self.decide(promoted=False, why=f"the canary failed: {why}")
+    def _settled(self) -> bool:
+        """Whether all that is asked has shown itself good: a canary may be short."""
+        asked = (silence.settled for silence in self._silences.values())
+        return all(asked) and all(self._failures.get(process.key) == 0 for process in self._probed)
+
+    def _fail(self, why: str, *, deaf: bool = False) -> None:
+        self._verdict = self._verdict or Verdict(False, f"the canary failed: {why}", deaf)
+        self._news.set()
 
     def _account(self) -> str:
         successor, before = self._counts()
@@ -138,28 +172,65 @@ class Proving:
         return text
 
     def _counts(self) -> tuple[Counts, Counts]:
-        mine, others = (
-            sum((tally.counts for tally in tallies), Counts()) for tallies in (self._tallies, self._others)
-        )
-        return mine, others
+        return self._seen(self._tallies, 0), self._seen(self._others, 1)
+
+    def _seen(self, tallies: Sequence[Tally], whose: int) -> Counts:
+        seen = sum((tally.counts for tally in tallies), Counts())
+        # A request of ours that was answered 5xx may have left a traceback; whether it did, nobody can tell.
+        return replace(seen, tracebacks=max(0, seen.tracebacks - self._own_errors[whose]))
 
     async def _probe(self) -> None:
-        """Ask them again and again, one after the other: two can't be told apart on the way."""
-        while self._probed:
-            pause = PROBE_SECONDS
+        """Ask again and again, one after the other: two can't be told apart on the way."""
+        while self._probed or self._silences:
+            good = True
             for process in self._probed:
                 reason = await self._ground.ask(process)
                 self._failures[process.key] = self._failures.get(process.key, 0) + 1 if reason else 0
-                pause = PROBE_AGAIN_SECONDS if reason else pause
-                if self._failures[process.key] >= PROBE_FAILURES:
+                good = good and not reason
+                if self._failures[process.key] >= FAILURES:
                     self._fail(f"its {process.program.ready.kind} probe failed: {reason}")
                     return
-            await asyncio.sleep(pause)
+            for first, silence in list(self._silences.items()):
+                problem = await self._ask(first, silence)
+                good = good and silence.settled
+                if problem:
+                    address = self._ground.sockets.address(first)
+                    self._fail(f"it does not answer at {address}, where the one before does: {problem}", deaf=True)
+                    return
+                if not silence.of_use:
+                    del self._silences[first]
+            self._news.set()
+            await asyncio.sleep(PROBE_SECONDS if good else PROBE_AGAIN_SECONDS)
+
+    async def _ask(self, first: str, silence: Silence) -> str:
+        """Ask the successor for an answer, whatever its status, and where it gives none, the one before. Returns what
+        is wrong with the successor."""
+        answer = await self._answer(first, before=False)
+        return silence.heard(answer, await self._answer(first, before=True) if answer else "")
+
+    async def _answer(self, first: str, *, before: bool) -> str:
+        answer = await self._ground.trials.answer(first, before=before)
+        self._own_errors[before] += answer.status >= 500
+        return answer.problem
+
+    async def _watch_queues(self) -> None:
+        """Look again and again whether somebody waits for the successor, and nobody accepts."""
+        with contextlib.suppress(OSError, RuntimeError):  # a kernel that does not tell; no process left for a thread
+            while True:
+                for first, waiting in self._waiting.items():
+                    clients, others = await self._ground.trials.backlog(first)
+                    if left := waiting.look(clients, others):
+                        what = "a connection waits" if left == 1 else f"{left} connections wait"
+                        self._fail(f"{what} in its queue since {canary.WAIT_LOOKS} s, and nobody accepts", deaf=True)
+                await asyncio.sleep(LOOK_SECONDS)
+        self._queues_told = False
 
     def document(self) -> Info:
         """`canary` of the one beside, in a ProcessInfo."""
         successor, before = self._counts()
         watched = ["exits", *dict.fromkeys(f"{process.program.ready.kind} probe" for process in self._probed)]
+        watched += ["answers"] if self._silences else []
+        watched += ["queue"] if self._queues_told else []
         watched += ["output"] if self._tallies else []
         return {
             "share": self._canary.share,

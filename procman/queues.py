@@ -61,6 +61,32 @@ def queues(addresses: Iterable[Address]) -> dict[Address, Queue]:
     return result
 
 
+class Backlog(NamedTuple):
+    """Who waits to be accepted at a TCP port, at whichever of its sockets: (address in bytes, port) of each client. And
+    the length of the queue of each listening socket there, by inode."""
+
+    clients: frozenset[tuple[bytes, int]]
+    lengths: dict[int, int]
+
+
+def backlog(port: int) -> Backlog:
+    """Who waits at `port`. Raises OSError where the kernel does not tell. For a thread."""
+    clients: set[tuple[bytes, int]] = set()
+    lengths: dict[int, int] = {}
+    for family in (socket.AF_INET, socket.AF_INET6):
+        lengths |= {each.inode: each.queue.waiting for each in _tcp(family, attribute=_local_port(port))}
+        # What was not accepted yet is no file of anybody.
+        clients |= {each.client for each in _tcp(family, _OPEN, _local_port(port)) if not each.inode}
+    return Backlog(frozenset(clients), lengths)
+
+
+def group(family: int, host: str, port: int) -> set[int]:
+    """The inodes of all sockets that listen at exactly this TCP address: those of one SO_REUSEPORT group. Raises
+    OSError where the kernel does not tell."""
+    where = socket.inet_pton(family, host)
+    return {each.inode for each in _tcp(family, attribute=_local_port(port)) if each.where == where}
+
+
 class Load(NamedTuple):
     """Connections that wait in the queue of an address, those that were accepted there and are open, and those that are
     over, as far as TCP remembers them (a minute, if the server closed first): (their address in bytes, their port)."""

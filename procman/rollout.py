@@ -23,15 +23,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 from procman import servers, shape
 from procman.canary import Canary
-from procman.config import Config, Program, place
+from procman.config import Program, place
 from procman.errors import ProcmanError
-from procman.ground import Ground
+from procman.ground import CHILDLESS, Ground
 from procman.lifecycle import State, Status
 from procman.link import KeeperLink
 from procman.listeners import FileId
@@ -41,6 +41,7 @@ from procman.proving import Proving
 from procman.sockets import beside
 from procman.supervisor import Supervisor
 from procman.takeover import Passing
+from procman.units import Unit, company
 
 log = logging.getLogger("procman")
 
@@ -56,6 +57,9 @@ QUEUE_SECONDS = 10.0
 LOOK_SECONDS = 0.02
 """How often that is looked at: nobody tells that a queue is empty."""
 
+STRANGER_SECONDS = 2.0
+"""A socket of a rollout before that is not closed after so long is held by somebody who was left behind."""
+
 LINES = 20
 """Of the output of a successor that failed, so many lines are shown."""
 
@@ -67,41 +71,14 @@ Passed = Callable[[str, Program | None], None]
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """Processes that are replaced together, and the listeners that pass on with them; they share all others."""
-
-    names: tuple[str, ...]
-    listeners: tuple[str, ...]
-
-
-def units(config: Config, names: Collection[str], *, together: bool = False) -> list[Unit]:
-    """How the processes `names`, of one program, are replaced: one unit after the other. `together`: those that share
-    a socket are never mixed, for a canary. Pure.
-
-    Who does not run counts too: it may be started meanwhile, on the socket that would close.
-    """
-    users: dict[str, set[str]] = {}
-    for program in config.programs:
-        for listener in program.listen:
-            users.setdefault(listener, set()).add(program.name)
-    chosen = [program for program in config.programs if program.name in names]
-    everyone = tuple(program.name for program in chosen)
-    shared = {listener for program in chosen for listener in program.listen if len(users[listener]) > 1}
-    mixed = not together and bool(chosen) and _drops_nothing(chosen[0])
-    if shared and all(users[listener] == set(everyone) for listener in shared) and not mixed:
-        return [Unit(everyone, chosen[0].listen)]
-    own = [tuple(listener for listener in program.listen if listener not in shared) for program in chosen]
-    return [Unit((program.name,), listeners) for program, listeners in zip(chosen, own, strict=True)]
-
-
-def _drops_nothing(program: Program) -> bool:
-    return program.server in servers.DROP_NOTHING
-
-
 def serves(process: Process) -> bool:
     """Whether there is somebody who could pass on to a successor."""
     return process.status.state in (State.STARTING, State.RUNNING)
+
+
+def running(processes: Iterable[Process]) -> set[str]:
+    """The names of those that have a child: so long they may have a socket."""
+    return {process.name for process in processes if process.status.state not in CHILDLESS}
 
 
 def overlaps(process: Process) -> bool:
@@ -156,7 +133,7 @@ class Rollout:
         self._canary = wish
         self.proving: Proving | None = None
         """Its canary, while there is one."""
-        self._split = False
+        self._split = self._deaf = False
         self._supervisor, self._link, self._ground = world
         self._unit, self._programs, self._why, self._progress = unit, programs, why, progress
         self.name = unit.names[0]
@@ -201,6 +178,7 @@ class Rollout:
             self.outcome = await self._carry_out()
             return self.outcome
         finally:
+            self._ground.trials.release(self.name)
             self._ended.set()
 
     async def _carry_out(self) -> Outcome:
@@ -226,6 +204,10 @@ class Rollout:
     # --- the trial --------------------------------------------------------------------------------------------------
 
     async def _trial(self) -> None:
+        self._ground.trials.hold(self.name, self._unit.names, self._unit.listeners)
+        up = running(self._supervisor.all())
+        if others := company(self._supervisor.config, self._unit.names, self._unit.listeners, up):
+            raise _Failed(f"{others[0]}, which has the same listener, was started meanwhile")
         # Until the keeper has closed the sockets of a rollout before, one that nobody accepts from is in the group, and
         # the places in it are others (`routing`).
         await self._link.sync()
@@ -239,6 +221,7 @@ class Rollout:
         self._slots = {name: program.slot for name, program in programs.items()}
         passing = [listeners[name] for name in unit.listeners]
         self._firsts = self._ground.trials.firsts(passing)
+        await self._unless_abandoned(self._alone())
         self._tell("trial")
         self._ground.trials.begin(self._keys, passing)
         self._tell("trial")
@@ -247,6 +230,15 @@ class Rollout:
             await self._start(supervisor.processes[name], program)
         seconds = [program.start_seconds for program in programs.values() if program.ready.kind != "seconds"]
         await self._stay_ready(max(seconds, default=0.0))
+
+    async def _alone(self) -> None:
+        """Wait until no socket is in the groups of ours that should be closed. Raises Failed where one stays."""
+        trials, end = self._ground.trials, time.monotonic() + STRANGER_SECONDS
+        # A child that the keeper has just started has each until it executes its command.
+        while (found := trials.strangers(self._firsts)) and time.monotonic() < end:
+            await asyncio.sleep(LOOK_SECONDS)
+        if found:
+            raise await trials.said(found)
 
     async def _start(self, process: Process, program: Program) -> None:
         if self._supervisor.closing:
@@ -287,7 +279,7 @@ class Rollout:
                 self._say(name, f"canary: {text}")
 
         self._tell("canary")
-        self.proving = Proving(self._ground, wish, successors, before, said)
+        self.proving = Proving(self._ground, wish, successors, before, firsts=self._firsts, said=said)
         try:
             self._split = True
             for first in self._firsts:
@@ -296,7 +288,7 @@ class Rollout:
                 what = f"{wish.share * 100:g}% of new connections go to its successor for {wish.seconds:g} s"
                 log.info("%s: canary: %s", name, what)
                 self._supervisor.note("rollout", name, what="canary", share=wish.share, seconds=wish.seconds)
-            promoted, why = await self._unless_abandoned(self.proving.run())
+            promoted, why, self._deaf = await self._unless_abandoned(self.proving.run())
         finally:
             self.proving.close()
             self.proving = None
@@ -315,8 +307,9 @@ class Rollout:
                 self._ground.sockets.take_back(first)
         except ProcmanError as error:
             log.error("%s: %s", ", ".join(self._unit.names), error)
+        hurry = self._deaf or self._abandoned.is_set()
         try:
-            async with asyncio.timeout(GRACE_SECONDS if self._abandoned.is_set() else QUEUE_SECONDS):
+            async with asyncio.timeout(GRACE_SECONDS if hurry else QUEUE_SECONDS):
                 # One that has died may be there again in a moment.
                 seconds = [beside(first) for first in self._firsts]
                 while any(map(serves, successors)) and any(map(self._ground.sockets.waiting, seconds)):
@@ -394,6 +387,7 @@ class Rollout:
 
     async def _finish(self) -> None:
         """The one before stops, and all that was its own goes."""
+        self._ground.trials.release(self.name)
         names = self._unit.names
         before = [self._beside(name) for name in names]
         await carry_out("stop", before, "its successor serves", lambda info: None)
@@ -447,6 +441,7 @@ class Rollout:
             else:
                 self.outcome = False, problem
         finally:
+            self._ground.trials.release(self.name)
             self._ended.set()
 
     # --- around -----------------------------------------------------------------------------------------------------

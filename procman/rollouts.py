@@ -11,15 +11,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from procman import canary
 from procman.ages import Ages
 from procman.canary import AS_TABLE, NO_CANARY, Wish
-from procman.config import Program
+from procman.config import Program, place
 from procman.errors import ProcmanError, WrongUse
 from procman.ground import Ground
 from procman.lifecycle import State
 from procman.link import KeeperLink
 from procman.operation import Outcome, Progress, carry_out
 from procman.process import Process
-from procman.rollout import HELD, Memo, Passed, Rollout, Unit, World, overlaps, serves, units
+from procman.rollout import HELD, Memo, Passed, Rollout, World, overlaps, running, serves
+from procman.sockets import FIRST, base_name
 from procman.supervisor import Supervisor
+from procman.units import Unit, no_canary, units
 
 log = logging.getLogger("procman")
 
@@ -114,11 +116,17 @@ class Rollouts:
         self, programs: Sequence[Program], why: str, progress: Progress, *, at_once: int, passed: Passed, wish: Wish
     ) -> tuple[dict[str, Outcome], dict[str, list[str]]]:
         by_name = {program.name: program for program in programs}
-        proof = wish.of(programs[0])
-        todo = units(self._supervisor.config, by_name, together=proof is not None)
-        if proof is not None and any(self._shares(unit) for unit in todo):
-            log.warning("%s: no canary: not all that share its listener are replaced", programs[0].program)
-            proof, todo = None, units(self._supervisor.config, by_name)
+        proof, up = wish.of(programs[0]), running(self._supervisor.all())
+        todo = units(self._supervisor.config, programs, up, together=proof is not None)
+        if proof is not None and (problem := no_canary(self._supervisor.config, todo, up)):
+            if wish.share is not None:  # an operator has said so, and it could be done a moment ago
+                return dict.fromkeys(by_name, (False, f"no canary: {problem}")), {}
+            why += f"; without its canary: {problem}"
+            log.warning("%s: without its canary: %s", programs[0].program, problem)
+            for name in by_name:
+                state = str(self._supervisor.processes[name].status.state)
+                progress({"name": name, "state": state, "why": f"without its canary: {problem}"})
+            proof, todo = None, units(self._supervisor.config, programs, up)
         outcomes: dict[str, Outcome] = {}
         outputs: dict[str, list[str]] = {}
         serving: dict[str, str] = {}
@@ -176,17 +184,12 @@ class Rollouts:
 
     # --- canaries ---------------------------------------------------------------------------------------------------
 
-    def _shares(self, unit: Unit) -> bool:
-        """Whether others have a listener of `unit` too."""
-        programs = {program.name: program for program in self._supervisor.config.programs}
-        return any(set(programs[name].listen) != set(unit.listeners) for name in unit.names)
-
     def check_canary(self, processes: Sequence[Process], wish: Wish) -> None:
         """Raises WrongUse unless each of `processes` can have the canary that an operator wishes for."""
         if wish in (AS_TABLE, NO_CANARY):
             return
         listeners = {listener.name: listener for listener in self._supervisor.config.listeners}
-        by_program: dict[str, list[str]] = {}
+        by_program: dict[str, list[Program]] = {}
         for process in processes:
             program = process.program
             problem = canary.obstacle(program, [listeners[name] for name in program.listen])
@@ -195,11 +198,12 @@ class Rollouts:
             if problem:
                 raise WrongUse(f"{process.name}: {problem}", hint="reload it without a canary")
             if overlaps(process):
-                by_program.setdefault(program.program, []).append(process.name)
+                by_program.setdefault(program.program, []).append(program)
+        config, up = self._supervisor.config, running(self._supervisor.all())
         for name, serving in by_program.items():
-            if any(self._shares(unit) for unit in units(self._supervisor.config, serving, together=True)):
-                message = f"{name}: no canary: a process that has the same listener is not reloaded with it"
-                raise WrongUse(message, hint="name all of them, and have them run, or reload without a canary")
+            if problem := no_canary(config, units(config, serving, up, together=True), up):
+                hint = "name all that have this listener, or reload without a canary"
+                raise WrongUse(f"{name}: no canary: {problem}", hint=hint)
 
     def canaries(self, names: Iterable[str]) -> dict[str, Rollout]:
         """The rollouts with a canary under way, by process."""
@@ -219,9 +223,17 @@ class Rollouts:
 
     def prepare(self, memos: Mapping[str, Memo]) -> None:
         """Have the sockets as a supervisor before had left them: comes before the processes are taken up."""
-        for memo in memos.values():
+        names = {program.name for program in self._supervisor.config.programs}
+        for rollout, memo in memos.items():
             sockets = self._ground.sockets
-            there = self._ground.trials.resume(memo.firsts, memo.known_files(), self._supervisor.config.listeners)
+            # One whose child has to be asked for again gets what it had; once it serves, that is the current one.
+            on_trial = memo.phase != "passed"
+            keys = [place(name, slot) for name, slot in memo.successors.items() if on_trial and name in names]
+            known = self._supervisor.config.listeners
+            there = self._ground.trials.resume(keys, memo.firsts, memo.known_files(), known)
+            if not names.isdisjoint(memo.successors):
+                listen = [base_name(first).removeprefix(FIRST) for first in there]
+                self._ground.trials.hold(rollout, memo.successors, listen)
             for first in there:
                 try:
                     (sockets.pass_on if memo.phase == "passed" else sockets.take_back)(first)
@@ -230,13 +242,16 @@ class Rollouts:
 
     def resume(self, memos: Mapping[str, Memo]) -> None:
         """Go on with them, now that all processes have been taken up."""
-        self._ground.sockets.close_seconds({first for memo in memos.values() for first in memo.firsts})
+        beside = self._supervisor.places.beside
+        living = [memo for memo in memos.values() if not beside.keys().isdisjoint(memo.successors)]
+        self._ground.sockets.close_seconds({first for memo in living for first in memo.firsts})
         for process in self._supervisor.all():
             self.watch_age(process)
         for name, memo in memos.items():
             unit = Unit(tuple(each for each in memo.successors if each in self._supervisor.places.beside), ())
             if not unit.names:  # they have left the table
                 self._link.release(HELD + name)
+                self._ground.close_unused(self._supervisor.config)
                 continue
             rollout = Rollout(self.world, unit, {}, memo.why)
             rollout.name = name

@@ -251,13 +251,16 @@ class Scaling:
                 found = await asyncio.to_thread(queues.loads, addresses)
                 self._problems.pop("", None)
                 for group in counted:
-                    await self._decide(group, found)
+                    await self._decide(group.name, found)
         except (OSError, RuntimeError) as error:  # a kernel that does not tell; no process left for a thread
             self._troubled("", f"the connections of programs with scale can't be counted: {error}")
         finally:
             self.settle_soon()
 
-    async def _decide(self, group: Group, found: dict[Address, queues.Load]) -> None:
+    async def _decide(self, name: str, found: dict[Address, queues.Load]) -> None:
+        group = self.group(name)
+        if group is None:  # it has left the table while connections were counted
+            return
         loads = [found[each.address] for each in self._listeners(group) if each.address in found]
         waiting, open_ = sum(each.waiting for each in loads), sum(each.open for each in loads)
         idle = loads and waiting + open_ == 0 and group.number > self._bounds(group).low
@@ -266,7 +269,8 @@ class Scaling:
             passed = await self._passed(group, loads)
         else:
             self._traces.pop(group.name, None)
-        if not loads or not self._free(group) or not group.number:
+        group = self.group(name)  # as it is by now: its processes may be others
+        if group is None or not loads or not self._free(group) or not group.number:
             return
         now = self._loop.time()
         memory = self._memories.get(group.name) or Memory(now, now)

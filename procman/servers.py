@@ -63,6 +63,25 @@ def told_at(server: str, argv: Sequence[str]) -> str:
     return f"http:{where}" if where and "--stats-http" in argv else where
 
 
+_NO_HTTP = {
+    "gunicorn": ("--certfile=", "--protocol="),
+    "uvicorn": ("--ssl-",),
+    "hypercorn": ("--certfile=", "--keyfile="),
+    "granian": ("--ssl-", "--http=2"),
+    "daphne": ("--endpoint=ssl:",),
+}
+"""Options, by how they begin, with which a server speaks no plain HTTP/1.1."""
+
+
+def speaks_http(server: str, argv: Sequence[str]) -> bool:
+    """Whether a child with this argv can be asked over plain HTTP/1.1, as far as its options tell. A file of settings
+    that they name may say otherwise."""
+    if server == "uwsgi":
+        return "--protocol=http" in argv
+    others = _NO_HTTP.get(server, ())
+    return server in SERVERS and not any(word.startswith(others) for word in argv if word != "--protocol=http")
+
+
 def in_place(program: Program, slot: int) -> Program:
     """`program` for a child in one of its two places (`Program.slot`): what its server makes itself has a place too."""
     moved = replace(program, slot=slot)

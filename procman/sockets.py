@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from typing import Protocol
 
-from procman import listeners, routing
+from procman import listeners, queues, routing
 from procman.config import Address, Listener
 from procman.errors import Failed, ProcmanError
 
@@ -174,19 +175,37 @@ class Sockets:
         self._keep(beside(first), listener, second)
         return first
 
+    def strangers(self, first: str) -> set[int]:
+        """The inodes of sockets that are in the SO_REUSEPORT group of the TCP socket `first`, and are none of ours: the
+        places in it are not what they seem (`routing`). Raises OSError where the kernel does not tell."""
+        copy = self._copy(first)
+        if copy is None or copy.family == socket.AF_UNIX:
+            return set()
+        host, port = copy.getsockname()[:2]
+        return queues.group(copy.family, host, port) - {self.inode(first), self.inode(beside(first))}
+
     def ask_second(self, first: str, address: Address) -> Address:
         """Where the second socket of `first` is asked whether its server is ready, while clients go to the first; for
         TCP see `let_through`."""
         listener = self._open[first]
         return listeners.beside_address(listener.address) if listener.address.kind == "unix" else address
 
-    def let_through(self, first: str, port: int) -> None:
-        """The next connection from the local port `port` goes to the second socket of `first`, others as before: to the
-        first, or as `split` has it. Raises Failed."""
+    def let_through(self, first: str, port: int, *, place: int = 1) -> None:
+        """The next connection from the local port `port` goes to the second socket of `first` (`place` 0: to the first
+        one), others as before: to the first, or as `split` has it. Raises Failed."""
         copy = self._copy(first)
         if copy is not None:
             with self._failures(self._open[first]):
-                routing.lead_port(copy, port, 1, 0, self._shares.get(first, 0.0))
+                routing.lead_port(copy, port, place, 0, self._shares.get(first, 0.0))
+
+    def address(self, name: str) -> Address:
+        """The address of the open socket `name`."""
+        return self._open[name].address
+
+    def inode(self, name: str) -> int:
+        """By which the kernel knows the socket `name`; 0 where it is not open."""
+        copy = self._copy(name)
+        return 0 if copy is None else os.fstat(copy.fileno()).st_ino
 
     def split(self, first: str, share: float) -> None:
         """From now on `share` of the new connections goes to the second socket of `first`, a TCP one, until `pass_on`

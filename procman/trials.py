@@ -1,19 +1,38 @@
 """The sockets of processes on trial: a successor has second sockets, that nobody but its readiness probe can reach
 until it has proven itself.
 
-It knows which of their two sockets processes get. When that changes, `rollout` decides.
+It knows which of their two sockets processes get, and who gets none now. When that changes, `rollout` decides.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
-from procman.config import Address, Listener, Ready
+from procman import canary, listeners, probes, queues
+from procman.config import Address, Listener, Program, Ready
+from procman.errors import Failed
 from procman.listeners import FileId
 from procman.probes import LetThrough
 from procman.sockets import Sockets, base_name, beside, held_name
+
+ANSWER_SECONDS = 3.0
+"""How long a version may take to answer a request of the canary's. Where both take longer, it does not count."""
+
+
+class _Hold(NamedTuple):
+    """Only `names` may start on `listeners`, until it is `over`."""
+
+    names: frozenset[str]
+    listeners: frozenset[str]
+    over: asyncio.Event
+
+    def bars(self, program: Program) -> bool:
+        return program.name not in self.names and not self.listeners.isdisjoint(program.listen)
 
 
 class Trials:
@@ -23,10 +42,30 @@ class Trials:
         self._sockets = sockets
         self._first: dict[str, dict[str, str]] = {}
         self._addresses: dict[str, Address] = {}
+        self._asking: set[int] = set()  # ports
+        self._holds: dict[str, _Hold] = {}
 
     def firsts(self, listeners: Iterable[Listener]) -> list[str]:
         """The held names of the sockets that are the first ones, when second ones are opened for `listeners`."""
         return [self._sockets.current(listener, "") for listener in listeners]
+
+    def strangers(self, firsts: Iterable[str]) -> dict[str, int]:
+        """The inode of a socket that is in the group of each of `firsts`, and is none of ours; nothing where there is
+        none."""
+        # In the loop: the kernel goes through sockets that listen, however many connections there are.
+        with contextlib.suppress(OSError):  # a kernel that does not tell
+            return {first: min(found) for first in firsts if (found := self._sockets.strangers(first))}
+        return {}
+
+    async def said(self, strangers: Mapping[str, int]) -> Failed:
+        """What to say about them: nobody could say any more which socket gets a connection."""
+        first, inode = next(iter(strangers.items()))
+        who = await asyncio.to_thread(listeners.holder, inode)
+        return Failed(
+            f"{who} has a socket at {self._sockets.address(first)} that it was given before:"
+            " no connection can be led past it",
+            hint="end that process, or use procmanctl restart",
+        )
 
     def begin(self, keys: Iterable[str], listeners: Iterable[Listener]) -> None:
         """Open second sockets for `listeners`, which the processes at `keys` get. Raises Failed, and leaves none
@@ -42,23 +81,55 @@ class Trials:
         for key in keys:
             self._first[key] = firsts
 
-    def resume(self, firsts: Iterable[str], files: Mapping[str, FileId], listeners: Iterable[Listener]) -> list[str]:
-        """A supervisor before has begun it. Returns those of `firsts` whose listener the table still has."""
+    def resume(
+        self, keys: Iterable[str], firsts: Iterable[str], files: Mapping[str, FileId], listeners: Iterable[Listener]
+    ) -> list[str]:
+        """A supervisor before has begun it: the processes at `keys` get the second sockets. Returns those of `firsts`
+        whose listener the table still has."""
         known = {held_name(listener, ""): listener for listener in listeners}
-        there = [first for first in firsts if base_name(first) in known]
-        for first in there:
-            self._sockets.resume(first, known[base_name(first)], files)
-        return there
+        there = {first: known[base_name(first)] for first in firsts if base_name(first) in known}
+        for first, listener in there.items():
+            self._sockets.resume(first, listener, files)
+            self._addresses[listener.name] = listener.address
+        for key in keys:
+            self._first[key] = {listener.name: first for first, listener in there.items()}
+        return list(there)
 
     def over(self, keys: Iterable[str]) -> None:
         """The processes at `keys` are on trial no more: what they get now is the current socket of each listener."""
         for key in keys:
             self._first.pop(key, None)
+        if not self._first:
+            self._asking.clear()
 
     def end(self, firsts: Iterable[str]) -> None:
         """Close the second sockets: the trial has failed."""
         for first in firsts:
             self._sockets.close(beside(first))
+
+    # --- who does not start meanwhile -------------------------------------------------------------------------------
+
+    def hold(self, rollout: str, names: Iterable[str], listeners: Iterable[str]) -> None:
+        """Until `release`, nobody but the processes `names` gets a socket of `listeners`: one of the two closes, and
+        nobody knows yet which."""
+        self._holds[rollout] = _Hold(frozenset(names), frozenset(listeners), asyncio.Event())
+
+    def release(self, rollout: str) -> None:
+        """The reverse; can be done again."""
+        if (hold := self._holds.pop(rollout, None)) is not None:
+            hold.over.set()
+
+    def bars(self, program: Program) -> str:
+        """The rollout for which the start of `program` has to wait; "" where it need not."""
+        found = (rollout for rollout, hold in self._holds.items() if hold.bars(program))
+        return next(found, "")
+
+    async def turn(self, program: Program) -> None:
+        """Wait until it need not wait any more."""
+        while rollout := self.bars(program):
+            await self._holds[rollout].over.wait()
+
+    # --- who gets which ---------------------------------------------------------------------------------------------
 
     def socket(self, key: str, process: str, listener: Listener) -> str:
         """The held name of what a child at `key` gets for `listener`. Raises Failed."""
@@ -69,13 +140,33 @@ class Trials:
         """How the process at `key` is asked for `ready`, and nobody else: whoever connects to its address like a client
         meets the one before."""
         for name, first in self._first.get(key, {}).items():
-            if ready.address is not None and _meet(self._addresses[name], ready.address):
+            if ready.address is not None and meet(self._addresses[name], ready.address):
                 asked = replace(ready, address=self._sockets.ask_second(first, ready.address))
                 return asked, functools.partial(self._sockets.let_through, first)
         return ready, None
 
+    # --- a canary ---------------------------------------------------------------------------------------------------
 
-def _meet(listener: Address, asked: Address) -> bool:
+    async def answer(self, first: str, *, before: bool) -> probes.Answer:
+        """What the successor, on the second socket of `first` (`before`: the one before, on the first), answers to a
+        request of the canary's."""
+        def through(port: int) -> None:
+            self._asking.add(port)
+            self._sockets.let_through(first, port, place=0 if before else 1)
+
+        return await probes.answer(self._sockets.address(first), canary.PATH, through, ANSWER_SECONDS)
+
+    async def backlog(self, first: str) -> tuple[frozenset[tuple[bytes, int]], int]:
+        """The clients that wait to be accepted at the address of `first`, but for who came by `answer`, and how many of
+        them not at its second socket. Raises OSError where the kernel does not tell, RuntimeError where there is no
+        thread."""
+        second = self._sockets.inode(beside(first))
+        found = await asyncio.to_thread(queues.backlog, self._sockets.address(first).port)
+        clients = frozenset(client for client in found.clients if client[1] not in self._asking)
+        return clients, sum(length for inode, length in found.lengths.items() if inode != second)
+
+
+def meet(listener: Address, asked: Address) -> bool:
     """Whether who connects to `asked` comes to a socket at `listener`."""
     # Of two TCP addresses the port decides: a host has many names. Where it is another machine's after all, nothing is
     # lost by it: connections there don't come to our group.

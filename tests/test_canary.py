@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from procman import canary, routing, values
-from procman.canary import AS_TABLE, LINE_MAX, NO_CANARY, Canary, Counts, Tally, Wish, count, judge, obstacle
+from procman.canary import (
+    AS_TABLE,
+    LINE_MAX,
+    NO_CANARY,
+    PATH,
+    WAIT_LOOKS,
+    Canary,
+    Counts,
+    Silence,
+    Tally,
+    Waiting,
+    Wish,
+    count,
+    judge,
+    obstacle,
+)  # fmt: skip
 from procman.config import Address, Config, Daemon, Listener, Program
 from procman.ctl import session
-from procman.rollout import Unit, units
+from procman.units import Unit, no_canary, units
 
 AGENT = r'"-" "\"GET / HTTP/1.1\" 500"'
 
@@ -149,6 +166,72 @@ def test_what_the_judge_says() -> None:
     assert judge(0.1, Counts(deaths=3), Counts()) == "3 of its workers died (before: 0)"
 
 
+@pytest.mark.parametrize(
+    ("told", "ends", "settled", "of_use"),
+    [
+        ([""], False, True, True),
+        (["x"], False, False, True),
+        (["x", "x"], False, False, True),
+        (["x", "x", "x"], True, False, True),
+        (["x", "x", "", "x", "x"], False, False, True),
+        (["x", "xx", "x", "xx", "x"], True, False, True),  # what both do not answer counts for nothing
+        (["xx"], False, False, True),
+        (["xx", "xx", "xx"], False, True, False),  # neither has ever answered: it is no HTTP
+        (["", "xx", "xx", "xx"], False, True, True),
+        (["", "x", "xx"], False, True, True),
+    ],
+)
+def test_silence(told: list[str], ends: bool, settled: bool, of_use: bool) -> None:
+    """"x": the successor did not answer, "xx": nor did the one before."""
+    silence = Silence()
+    said = [silence.heard("late" if each else "", "late" if each == "xx" else "") for each in told]
+    assert (bool(said[-1]), silence.settled, silence.of_use) == (ends, settled, of_use)
+    assert not any(said[:-1])
+
+
+A, B, C = (b"\x7f\0\0\1", 1), (b"\x7f\0\0\1", 2), (b"\x7f\0\0\1", 3)
+
+
+@pytest.mark.parametrize(
+    ("looks", "found"),
+    [
+        ([({A}, 0)] * WAIT_LOOKS, 0),
+        ([({A}, 0)] * (WAIT_LOOKS + 1), 1),
+        ([({A}, 0), *[({A, B}, 0)] * WAIT_LOOKS], 1),
+        ([({A, B}, 0)] * (WAIT_LOOKS + 1), 2),
+        ([({A}, 0)] * 5 + [({B}, 0)] * WAIT_LOOKS, 0),  # somebody accepts
+        ([({A}, 0)] * 5 + [(set[Any](), 0)] + [({A}, 0)] * WAIT_LOOKS, 0),
+        ([({A}, 1)] * 2 * WAIT_LOOKS, 0),  # it may be the one before where it waits
+        ([({A, B, C}, 1), *[({A}, 0)] * WAIT_LOOKS], 1),
+        ([({A}, 1)] * WAIT_LOOKS + [({A}, 0)], 1),
+        ([(set[Any](), 0)] * 50, 0),
+    ],
+)
+def test_waiting(looks: list[tuple[set[Any], int]], found: int) -> None:
+    waiting = Waiting()
+    assert [waiting.look(frozenset(clients), others) for clients, others in looks][-1] == found
+
+
+@given(st.lists(st.tuples(st.sets(st.integers(0, 9)), st.integers(0, 3)), max_size=40))
+def test_nobody_is_said_to_wait_who_came_lately(looks: list[tuple[set[int], int]]) -> None:
+    waiting = Waiting()
+    for number, (ports, others) in enumerate(looks):
+        if waiting.look(frozenset((b"", port) for port in ports), others):
+            last = [seen for seen, _ in looks[number - WAIT_LOOKS : number + 1]]
+            assert len(last) == WAIT_LOOKS + 1
+            assert set.intersection(*last)
+
+
+def test_our_own_requests_do_not_count() -> None:
+    for line in (
+        f'127.0.0.1 - - [26/Nov/2026:23:00:28 +0000] "GET {PATH} HTTP/1.1" 503 2 "-" "procman" 0.2ms',
+        f'INFO:     127.0.0.1:54321 - "GET {PATH} HTTP/1.1" 500 Internal Server Error',
+        next(line for line, _ in LINES if line.startswith("[pid: ")).replace("/a?x=0", PATH),
+    ):
+        assert count(f"{line}\n{LINES[0][0]}".encode()) == Counts(1, 1)
+        assert count(line.replace(PATH, "/").encode()) == Counts(1, 1)
+
+
 SHOP = Program(name="shop", program="shop", argv=("x",), reload="overlap", canary=0.1, canary_seconds=60.0)
 
 
@@ -180,17 +263,62 @@ def test_obstacles() -> None:
     assert 'needs reload = "overlap"' in obstacle(restarted, [Listener(name="web", address=tcp)])
 
 
-def test_units_of_a_canary() -> None:
-    """All that share a socket together, also where they could be replaced one by one."""
-    address = Address("tcp", "127.0.0.1", 80)
+def made(*said: tuple[str, str, tuple[str, ...]]) -> Config:
+    """A table of processes: (name, server, listeners)."""
     programs = [
-        Program(name=f"shop:{i}", program="shop", argv=("x",), server="wsgi", listen=("web",)) for i in (1, 2)
+        Program(name=name, program=name.partition(":")[0], argv=("x",), server=server, listen=listen)
+        for name, server, listen in said
     ]
-    daemon, listeners = Daemon(socket="", state_dir="", log_dir=""), (Listener(name="web", address=address),)
-    config = Config(path="", files=(), daemon=daemon, listeners=listeners, programs=tuple(programs))
-    assert units(config, ["shop:1", "shop:2"]) == [Unit(("shop:1",), ()), Unit(("shop:2",), ())]
-    assert units(config, ["shop:1", "shop:2"], together=True) == [Unit(("shop:1", "shop:2"), ("web",))]
-    assert units(config, ["shop:1"], together=True) == [Unit(("shop:1",), ())]
+    names = dict.fromkeys(each for program in programs for each in program.listen)
+    listeners = tuple(Listener(name=each, address=Address("tcp", "127.0.0.1", 80)) for each in names)
+    daemon = Daemon(socket="", state_dir="", log_dir="")
+    return Config(path="", files=(), daemon=daemon, listeners=listeners, programs=tuple(programs))
+
+
+TWO = [("shop:1", "wsgi", ("web",)), ("shop:2", "wsgi", ("web",))]
+ODD = [(name, "uwsgi", listen) for name, _, listen in TWO]
+OWN = [("shop:1", "uwsgi", ("web", "a1")), ("shop:2", "uwsgi", ("web", "a2"))]
+BLOG = ("blog", "wsgi", ("web",))
+
+
+@pytest.mark.parametrize(
+    ("table", "running", "names", "found", "problem"),
+    [
+        # One by one where they drop nothing, but in a canary.
+        (TWO, "shop:1 shop:2", "shop:1 shop:2", [(["shop:1"], []), (["shop:2"], [])], None),
+        (TWO, "shop:1 shop:2", "shop:1 shop:2", [(["shop:1", "shop:2"], ["web"])], ""),
+        (TWO, "shop:1 shop:2", "shop:1", [(["shop:1"], [])], "shop:2, which has"),
+        (ODD, "shop:1 shop:2", "shop:1 shop:2", [(["shop:1", "shop:2"], ["web"])], None),
+        # Who does not run has no socket.
+        (TWO, "shop:1", "shop:1", [(["shop:1"], ["web"])], ""),
+        (ODD, "shop:2", "shop:2", [(["shop:2"], ["web"])], None),
+        ([*TWO, BLOG], "shop:1 shop:2", "shop:1 shop:2", [(["shop:1", "shop:2"], ["web"])], ""),
+        ([*TWO, BLOG], "shop:1 shop:2 blog", "shop:1 shop:2", [(["shop:1"], []), (["shop:2"], [])], "blog, which"),
+        # Each listener of each of them.
+        (OWN, "shop:1 shop:2", "shop:1 shop:2", [(["shop:1", "shop:2"], ["web", "a1", "a2"])], None),
+        (OWN, "shop:1 shop:2", "shop:1", [(["shop:1"], ["a1"])], None),
+    ],
+)
+def test_units(table: list[Any], running: str, names: str, found: list[Any], problem: str | None) -> None:
+    """`problem`: of a canary; None: there is to be none."""
+    config, up = made(*table), running.split()
+    programs = [program for program in config.programs if program.name in names.split()]
+    got = units(config, programs, up, together=problem is not None)
+    assert got == [Unit(tuple(who), tuple(listen)) for who, listen in found]
+    if problem is not None:
+        said = no_canary(config, got, up)
+        assert said.startswith(problem)
+        assert bool(said) == bool(problem)
+
+
+def test_what_both_versions_listen_on() -> None:
+    """Only that passes on, and without it there is no canary."""
+    config = made(("shop", "wsgi", ("a", "b")))
+    for listen, passes in (("a", ["a"]), ("ac", ["a"]), ("ba", ["a", "b"]), ("c", [])):
+        after = replace(config.programs[0], listen=tuple(listen))
+        got = units(config, [after], ["shop"], together=True)
+        assert got == [Unit(("shop",), tuple(passes))]
+        assert bool(no_canary(config, got, ["shop"])) == (not passes)
 
 
 def test_words() -> None:

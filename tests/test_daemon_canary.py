@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from tests.conftest import MakeDaemon
 from tests.harness import SUPERVISOR, RunningDaemon, command_line, free_port, wait_until
 
 SITE = '''
-import os, sys
+import os, sys, time
 FOLDER = os.environ["SITE_FOLDER"]
 VERSION = open(f"{FOLDER}/version").read().strip()
 count = 0
@@ -33,6 +34,10 @@ def app(environ, start_response):
         ill = VERSION == "ill" and count > 1
         start_response("503 Service Unavailable" if ill else "200 OK", head)
         return [VERSION.encode()]
+    if VERSION == "hangs":
+        time.sleep(1000)
+    if VERSION == "picky" and environ["HTTP_HOST"] != "here":
+        raise RuntimeError("no such host")
     if VERSION == "raises" and count % 3 == 0:
         raise RuntimeError("a third of its requests")
     start_response("500 Internal Server Error" if VERSION == "fails" and count % 3 == 0 else "200 OK", head)
@@ -44,6 +49,9 @@ SERVERS = {
     "gunicorn": 'server = "gunicorn"\nserver_options = { access-logfile = "-" }',
     "uwsgi": 'server = "uwsgi"',
 }
+
+
+COMMAND = 'command = ["${PYTHON}", "-m", "procman.wsgi", "release:app"]\nready = { notify = true }'
 
 
 class Visitors:
@@ -101,8 +109,9 @@ class Site:
         self.port = free_port()
         (folder / "release.py").write_text(SITE)
         self.release("one")
+        app = 'app = "release:app"' if "server" in lines else ""
         self.table = (
-            f'[program.web]\n{lines}\napp = "release:app"\nlisten = "127.0.0.1:{self.port}"\ndirectory = "{folder}"\n'
+            f'[program.web]\n{lines}\n{app}\nlisten = "127.0.0.1:{self.port}"\ndirectory = "{folder}"\n'
             f'environment = {{ SITE_FOLDER = "{folder}" }}\nstart_seconds = 0\n'
         )
         self.daemon: RunningDaemon = make(self.table)
@@ -239,12 +248,69 @@ def test_one_that_dies_or_is_ill(daemon: MakeDaemon, tmp_path: Path, version: st
     assert [visit(site.port) for _ in range(20)] == [(200, "one")] * 20
 
 
+@pytest.mark.parametrize("server", SERVERS)
+def test_one_that_answers_nothing(daemon: MakeDaemon, tmp_path: Path, server: str) -> None:
+    """It is asked: nobody else does, in this time. However short the canary is."""
+    site = Site(daemon, tmp_path, f'{SERVERS[server]}\nstop_timeout = "3s"')
+    before = site.daemon.status()["web"]["pid"]
+    site.release("hangs")
+    with site.reloading(canary=0.01, canary_seconds=1) as result:
+        assert "answers" in site.canary()["watched"]
+    reason = f"does not answer at 127.0.0.1:{site.port}, where the one before does: no answer within 3 s"
+    assert reason in result[0]["why"], result
+    assert site.daemon.status()["web"]["pid"] == before
+    assert [visit(site.port) for _ in range(20)] == [(200, "one")] * 20
+
+
+@pytest.mark.parametrize("lines", ['server = "wsgi"', COMMAND], ids=["wsgi", "command"])
+def test_one_that_accepts_nothing(daemon: MakeDaemon, tmp_path: Path, lines: str) -> None:
+    """Of a command nobody knows whether it speaks HTTP: who waits in its queue tells."""
+    site = Site(daemon, tmp_path, f'{lines}\nstop_timeout = "1s"')
+    before = site.daemon.status()["web"]["pid"]
+    site.release("two")
+    with Visitors(site.port), site.reloading(canary=0.2, canary_seconds=600) as result:
+        assert ("answers" in site.canary()["watched"]) == ("server" in lines)
+        assert "queue" in site.canary()["watched"]
+        os.kill(site.beside()["pid"], signal.SIGSTOP)
+    assert "in its queue since 10 s, and nobody accepts" in result[0]["why"] or "does not answer" in result[0]["why"]
+    assert site.daemon.status()["web"]["pid"] == before
+    assert [visit(site.port) for _ in range(20)] == [(200, "one")] * 20
+
+
+@pytest.mark.parametrize("server", ["wsgi", "gunicorn"])
+def test_what_asks_it_is_no_visitor(daemon: MakeDaemon, tmp_path: Path, server: str) -> None:
+    """A successor that answers it with errors is alive, and they condemn nobody: what visitors get counts."""
+    site = Site(daemon, tmp_path, SERVERS[server])
+    site.release("picky")
+    with site.reloading(canary=0.5, canary_seconds=600) as result:
+        wait_until(lambda: "RuntimeError: no such host" in site.daemon.log("web"), 20)
+        assert visit(site.port)[0] == 200
+        assert site.canary()["tracebacks"] == 0
+        assert site.canary()["errors"] == 0
+        assert site.daemon.ctl("promote", "web").returncode == 0
+    assert result[0]["ok"], result
+
+
+def test_one_that_speaks_no_http(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """A file of settings has it speak TLS: neither version answers, and nobody is condemned for it."""
+    key, settings = tmp_path / "pem", tmp_path / "gunicorn.conf.py"
+    made = f"openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=here -keyout {key} -out {key}"
+    subprocess.run(made.split(), check=True, capture_output=True)
+    settings.write_text(f'certfile = keyfile = "{key}"\n')
+    site = Site(daemon, tmp_path, f'server = "gunicorn"\nserver_options = {{ config = "{settings}" }}')
+    before = site.daemon.status()["web"]["pid"]
+    with site.reloading(canary=0.5, canary_seconds=0.1) as result:
+        pass
+    assert result[0]["ok"], result
+    assert site.daemon.status()["web"]["pid"] != before
+
+
 def test_all_processes_of_a_program_together(daemon: MakeDaemon, tmp_path: Path) -> None:
     site = Site(daemon, tmp_path, f"{SERVERS['wsgi']}\nworkers = 2")
     before = {info["pid"] for info in site.infos()}
     done = site.daemon.ctl("reload", "web:1", "--canary", "10%")
     assert done.returncode == 2
-    assert "has the same listener is not reloaded with it" in done.stderr
+    assert "web:2, which has the same listener, is not replaced with web:1" in done.stderr
     site.release("two")
     with site.reloading(canary=0.5, canary_seconds=600) as result:
         wait_until(lambda: all((info["beside"] or {}).get("canary") for info in site.infos()), 30)
@@ -255,6 +321,90 @@ def test_all_processes_of_a_program_together(daemon: MakeDaemon, tmp_path: Path)
     assert [one["ok"] for one in result] == [True, True]
     assert not before & {info["pid"] for info in site.infos()}
     assert {visit(site.port) for _ in range(20)} == {(200, "two")}
+
+
+@pytest.mark.parametrize("verb", ["promote", "rollback"])
+def test_who_does_not_run_is_not_in_the_way(daemon: MakeDaemon, tmp_path: Path, verb: str) -> None:
+    """And when it is started meanwhile, on a socket that may close, that start waits for the end of it."""
+    site = Site(daemon, tmp_path, f"{SERVERS['wsgi']}\nworkers = 2")
+    assert site.daemon.ctl("stop", "web:2").returncode == 0
+    site.release("two")
+    with site.reloading(canary=0.5, canary_seconds=600):
+        site.canary()
+        with site.daemon.client() as client:
+            client.call("start", names=["web:2"], wait=False)
+        wait_until(lambda: "its start waits: web:1, which has the same listener" in site.daemon.said())
+        assert site.daemon.status()["web:2"]["pid"] is None
+        assert site.daemon.ctl(verb, "web:1").returncode == 0
+    site.daemon.wait_for("web:2", timeout=30)
+    # It serves on the socket that is left: when the other one has stopped, it alone answers.
+    assert site.daemon.ctl("stop", "web:1").returncode == 0
+    assert {visit(site.port) for _ in range(10)} == {(200, "two")}
+
+
+def test_without_its_canary(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """Where there can't be the one of the table, that is said to who asked, and stays on record."""
+    site = Site(daemon, tmp_path, f'{SERVERS["wsgi"]}\nworkers = 2\ncanary = "10%"')
+    said = "without its canary: web:2, which has the same listener, is not replaced with web:1"
+    done = site.daemon.ctl("reload", "web:1")
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+    assert said in site.daemon.ctl("why", "web:1").stdout
+    assert said in site.daemon.ctl("events").stdout
+
+
+def test_a_canary_of_another_listener(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """Where only one of the two versions listens, nothing is shared out; what nobody names any more closes."""
+    site = Site(daemon, tmp_path, f'{SERVERS["wsgi"]}\ncanary = "60% for 10m"')
+    both, one = f'["127.0.0.1:{site.port}", "127.0.0.1:{(other := free_port())}"]', f'"127.0.0.1:{site.port}"'
+
+    def apply(listen: str, version: str) -> None:
+        site.release(version)
+        site.daemon.write_table(site.table.replace(f'listen = {one}', f"listen = {listen}"))
+        with site.daemon.client(60) as client:
+            answer: list[Any] = []
+            applying = threading.Thread(target=lambda: answer.append(client.call("apply")))
+            applying.start()
+            site.canary()
+            wait_until(lambda: visit(site.port) == (200, version), 20)
+            if listen == one:
+                assert {visit(other) for _ in range(20)} == {(200, "two")}
+            assert site.daemon.ctl("promote", "web").returncode == 0
+            applying.join()
+            assert not answer[0].get("failed"), answer
+
+    apply(both, "two")
+    assert {visit(port) for port in (site.port, other) for _ in range(5)} == {(200, "two")}
+    apply(one, "three")
+    assert visit(site.port) == (200, "three")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", other))
+    apply(both, "four")
+    assert {visit(port) for port in (site.port, other) for _ in range(5)} == {(200, "four")}
+
+
+def test_a_change_to_another_listener_has_no_canary(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """It is said before, and then. A release that fails leaves nothing bound."""
+    site = Site(daemon, tmp_path, f'{SERVERS["wsgi"]}\ncanary = "60% for 10m"')
+    other = free_port()
+    said = "without its canary: the new version has none of the listeners of the one before"
+    site.daemon.write_table(site.table.replace(f"127.0.0.1:{site.port}", f"127.0.0.1:{other}"))
+    assert said in site.daemon.ctl("apply", "--dry-run").stdout
+    site.release("broken")
+    (tmp_path / "release.py").write_text("1 / 0")
+    done = site.daemon.ctl("apply")
+    assert done.returncode == 1
+    assert visit(site.port) == (200, "one")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", other))
+    site.release("two")
+    (tmp_path / "release.py").write_text(SITE)
+    done = site.daemon.ctl("apply")
+    assert done.returncode == 0, done.stderr
+    assert said in done.stderr
+    assert visit(other) == (200, "two")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", site.port))
 
 
 @pytest.mark.parametrize("server", ["gunicorn", "uwsgi"])

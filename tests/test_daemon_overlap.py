@@ -337,6 +337,39 @@ def cmdline(pid: int) -> str:
     return ""
 
 
+def test_somebody_has_an_old_socket(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """What `kill = "main"` has left behind may have a socket that nobody accepts from: it would get connections."""
+    listen, address = addresses(tmp_path)[0]
+    left = tmp_path / "left"
+    serve = f"sleep 1000 & echo $! >>{left}; exec ${{PYTHON}} -m procman.wsgi release:app"
+    command = f'command = ["sh", "-c", "{serve}"]\nkill = "main"\nready = {{ notify = true }}\nstart_seconds = 0'
+    running, site = started(daemon, tmp_path, f'{command}\nlisten = "{listen}"')
+    try:
+        site.version("two")
+        done = running.ctl("reload", "web")
+        assert done.returncode == 0, done.stderr
+        pid = running.status()["web"]["pid"]
+        site.version("three")
+        done = running.ctl("reload", "web")
+        assert done.returncode == 1
+        first = left.read_text().split()[0]
+        said = f"pid {first} (sleep 1000) has a socket at {listen} that it was given before"
+        assert said in done.stderr, done.stderr
+        assert settled(running)["pid"] == pid
+        assert {ask(address) for _ in range(20)} == {"two"}
+        os.kill(int(first), signal.SIGKILL)
+        for version in ("three", "four"):
+            site.version(version)
+            done = running.ctl("reload", "web")
+            assert (done.returncode, {ask(address) for _ in range(20)}) == (0, {version}), done.stderr
+            os.kill(int(left.read_text().split()[1 + (version == "four")]), signal.SIGKILL)
+    finally:
+        running.ctl("stop", "web")
+        for word in left.read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(word), signal.SIGKILL)
+
+
 def test_old_processes_are_replaced(daemon: MakeDaemon, tmp_path: Path) -> None:
     """max_age, with a listener: as a reload."""
     listen, address = addresses(tmp_path)[0]

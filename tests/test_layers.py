@@ -19,7 +19,7 @@ PACKAGE = PROJECT / "procman"
 
 BANDS = {
     "pure": "errors config positions values keys programs table preset asgi servers apply lifecycle launch rpc crossing"
-    " shape kept workload canary scale logformat moments accesslog tracebacks logrecords logsummary unzip",
+    " shape kept workload canary units scale logformat moments accesslog tracebacks logrecords logsummary unzip",
     "keeper": "keeper",
     "edge": "disks files folders listeners logs logread resources probes notify store salvage routing workers queues",
     "daemon": "memo ownlog events snapshot interim link process report operation journal measures holdings recall"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from procman import queues
+from procman import queues, routing
 from procman.config import Address
 from procman.queues import Queue
 from tests.harness import wait_until
@@ -95,6 +95,25 @@ def test_accepted_connections(kept: contextlib.ExitStack, kind: str, tmp_path: P
     assert queues.accepted(addresses[:1]) == {inode(taken[0])}  # not the one that waits, nor the other listener's
     assert queues.accepted(addresses) == {inode(each) for each in taken}
     assert queues.accepted([]) == set()
+
+
+def test_who_waits_at_a_port(kept: contextlib.ExitStack) -> None:
+    """At each of its sockets, also one that has given up; not who was accepted."""
+    first = kept.enter_context(socket.create_server(("127.0.0.1", 0), reuse_port=True))
+    port = first.getsockname()[1]
+    assert queues.backlog(port) == queues.Backlog(frozenset(), {inode(first): 0})
+    second = kept.enter_context(socket.create_server(("127.0.0.1", port), reuse_port=True))
+    routing.lead(first, 1)
+    clients = [kept.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(3)]
+    ports = [client.getsockname()[1] for client in clients]
+    clients[1].close()
+    kept.enter_context(second.accept()[0])
+
+    def waits() -> bool:
+        found = queues.backlog(port)
+        return found.lengths == {inode(first): 0, inode(second): 2} and {p for _, p in found.clients} == set(ports[1:])
+
+    wait_until(waits)
 
 
 def test_nobody_listens() -> None:

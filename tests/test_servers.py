@@ -787,5 +787,30 @@ def test_where_a_server_tells_of_its_workers(request_: Request, options: dict[st
     assert sum(word.startswith(("--stats=", "--control-socket=")) for word in planned.argv) == bool(where)
 
 
+@pytest.mark.parametrize(
+    ("request_", "options", "http"),
+    [
+        (WSGI, {}, True),
+        (GUNICORN, {}, True),
+        (GUNICORN, {"certfile": "/pem"}, False),
+        (GUNICORN, {"protocol": "uwsgi"}, False),
+        (GUNICORN, {"protocol": "http"}, True),
+        (UWSGI, {}, True),
+        (UWSGI, {"protocol": "fastcgi"}, False),
+        (UVICORN, {}, True),
+        (UVICORN, {"ssl-certfile": "/pem"}, False),
+        (HYPERCORN, {"certfile": "/pem"}, False),
+        (DAPHNE, {}, True),
+        (GRANIAN, {}, True),
+        (GRANIAN, {"http": "2"}, False),
+        (GRANIAN, {"ssl-certificate": "/pem"}, False),
+    ],
+)
+def test_who_speaks_plain_http(request_: Request, options: dict[str, object], http: bool) -> None:
+    planned = plan(replace(request_, options=options, ready_given=True))
+    assert servers.speaks_http(request_.server, planned.argv) == http
+    assert not servers.speaks_http("", planned.argv)
+
+
 def test_a_command_of_the_users_own_tells_nothing() -> None:
     assert servers.told_at("", ("uwsgi", "--stats=/run/x")) == ""

@@ -1,11 +1,12 @@
 """The supervisor dies at every boundary that it crosses, and each time nothing is lost.
 
-A fixed scenario (start, crash of a program, restart, stop, reload, a successor that takes over, rotation, another
-table, shutdown) is played once for each crossing of it (`procman.crossing`): at that one the supervisor gets SIGKILL.
-Afterwards the operator's commands must have been done or cleanly refused, and what the programs themselves wrote down
-is compared with what the daemon says: no second child, no missing one, of each one the right last exit (status or
-signal, and the reason), also in the state file that is left, the right wanted states, every line of the logs once, a
-listener that nobody was refused at, and no process left.
+A fixed scenario (start, crash of a program, restart, stop, reload, a successor that takes over, a canary that is
+promoted, more processes, rotation, another table by which a program is replaced, shutdown) is played once for each
+crossing of it (`procman.crossing`): at that one the supervisor gets SIGKILL. Afterwards the operator's commands must
+have been done or cleanly refused, and what the programs themselves wrote down is compared with what the daemon says: no
+second child, no missing one, of each one the right last exit (status or signal, and the reason), also in the state file
+that is left, the right wanted states, every line of the logs once, a listener that nobody was refused at, and no
+process left.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,16 @@ STEADY = ("site", "hup")
 ENDS = ("lines", "crasher", "late", "edited")
 """What ends in the scenario, and stays in the table."""
 
+SERVED = ("site", "deployed", "proven", "scaled:1", "scaled:2")
+"""What visitors come to."""
+
 SITE_ENDS = ("killed by SIGTERM", "exit status 0")
 """It may be asked to end before it has its handler."""
 
 
-def table(folder: Path, port: int, deployed: int, *, changed: bool) -> str:
+def table(folder: Path, ports: Sequence[int], *, changed: bool) -> str:
     """The program table, before its change and after it."""
+    port, deployed, proven, scaled = ports
 
     def lives(name: str, rate: str = "", more: str = "") -> str:
         command = f'command = "${{PYTHON}} -S -E ${{PROGRAMS}}/lives.py {name} {folder} {rate}"'
@@ -70,7 +75,19 @@ def table(folder: Path, port: int, deployed: int, *, changed: bool) -> str:
             listen = ["127.0.0.1:{deployed}", "unix:{folder}/deployed.sock"]
             ready = {{ http = "/" }}
             start_seconds = 0""",
-        lives("lines", "300", "log = { max_size = 1000, keep = 1000 }"),
+        f"""[program.proven]
+            command = "${{PYTHON}} -S -E ${{PROGRAMS}}/http_one.py"
+            listen = "127.0.0.1:{proven}"
+            environment = {{ CHANGED = '{int(changed)}' }}
+            ready = {{ http = "/" }}
+            start_seconds = 0""",
+        f"""[program.scaled]
+            command = "${{PYTHON}} -S -E ${{PROGRAMS}}/http_one.py"
+            listen = "127.0.0.1:{scaled}"
+            scale = {{ min = 1, max = 3, idle_timeout = "1h", backlog = 1000 }}
+            ready = {{ http = "/" }}
+            start_seconds = 0""",
+        lives("lines", "150", "log = { max_size = 1000, keep = 1000 }"),
         lives("crasher", more='restart_delay = "50ms"'),
         lives("late", more='autostart = false\nstop_signal = "USR2"'),
         lives("hup", more='reload = "signal:HUP"\nready = { notify = true }'),
@@ -127,17 +144,17 @@ class Play:
         self.result = Result(deaths)
         self.folder = Path(tempfile.mkdtemp(prefix="pmc", dir="/tmp"))
         # Bound while the play lasts, but it does not listen: so the daemon can, and no play beside it gets the same.
-        self.reserved = [socket.socket() for _ in range(2)]
+        self.reserved = [socket.socket() for _ in range(4)]
         for reserved in self.reserved:
             reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             reserved.bind(("127.0.0.1", 0))
         self.ports = [reserved.getsockname()[1] for reserved in self.reserved]
-        self.deployed = 0
+        self.deployed = self.proven = 0
         self.crash = self.folder / "crash"
         self.crash.write_text("\n".join(map(str, deaths)))
         environment = {CRASH_VARIABLE: str(self.crash)}
         environment |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(compiled)}
-        self.running = RunningDaemon(table(self.folder, *self.ports, changed=False), environment=environment)
+        self.running = RunningDaemon(table(self.folder, self.ports, changed=False), environment=environment)
         self.visitors = [Visitor(port) for port in self.ports]
 
     # --- what is seen -----------------------------------------------------------------------------------------------
@@ -253,7 +270,7 @@ class Play:
         return self.result
 
     def _scenario(self) -> None:
-        names = ("site", "deployed", "lines", "crasher", "hup", "edited", "removed")
+        names = ("site", "deployed", "proven", "scaled:1", "lines", "crasher", "hup", "edited", "removed")
         self.until("all run", lambda: all(self.info(name)["state"] == "RUNNING" for name in names))
         for visitor in self.visitors:
             visitor.start()
@@ -277,6 +294,8 @@ class Play:
         if self.hups() > 2:
             self.wrong(f"one reload sent {self.hups()} signals")
         self._deploy()
+        self._prove()
+        self._scale()
         self._change()
         self._judge_running(before)
         for visitor in self.visitors:
@@ -326,22 +345,55 @@ class Play:
             self._reload_deployed()
         self.deployed = self.info("deployed")["pid"]
 
+    def settled(self, name: str) -> int:
+        """Its pid, when it runs and nobody is beside it; else 0."""
+        info = self.info(name)
+        return int(info["pid"] or 0) if info["beside"] is None and info["state"] == "RUNNING" else 0
+
     def _reload_deployed(self) -> None:
         pid = self.info("deployed")["pid"]
-
-        def settled() -> int:
-            info = self.info("deployed")
-            return int(info["pid"] or 0) if info["beside"] is None and info["state"] == "RUNNING" else 0
-
         self.command(
-            "reload", "deployed", done=lambda: settled() not in (0, pid), undone=lambda: settled() == pid
+            "reload",
+            "deployed",
+            done=lambda: self.settled("deployed") not in (0, pid),
+            undone=lambda: self.settled("deployed") == pid,
         )
         left = sorted(path.name for path in self.folder.glob("deployed.sock*"))
         if left != ["deployed.sock"]:
             self.wrong(f"sockets of the reload: {left}")
 
+    def _prove(self) -> None:
+        """A canary that an operator promotes. A supervisor that dies in it leaves the version before, and it has to be
+        begun anew; one that dies after that has promoted it."""
+        before = self.settled("proven")
+
+        def proving() -> bool:
+            return bool((self.info("proven")["beside"] or {}).get("canary"))
+
+        for _ in range(1 + len(self.result.deaths)):
+            begin = ("reload", "proven", "--canary", "50%", "--for", "10m", "--no-wait")
+            self.command(*begin, done=lambda: True, undone=lambda: proving() or self.settled("proven"))
+            self.until("the canary is under way, or over", lambda: proving() or self.settled("proven"))
+            status, said = self.ctl("promote", "proven")
+            self.until("one of the two is left", lambda: self.settled("proven"))
+            now = self.settled("proven")
+            if now != before:
+                break
+            if status == 0:
+                self.wrong(f"promote said that it is done: {said!r}; {self.running.status()}")
+        else:
+            self.wrong(f"the canary was not promoted: {said!r}")
+        self.proven = now
+
+    def _scale(self) -> None:
+        def number() -> int:
+            states = [self.info(f"scaled:{each}")["state"] for each in (1, 2, 3)]
+            return states.count("RUNNING") if set(states) <= {"RUNNING", "STOPPED"} else 0
+
+        self.command("scale", "scaled", "2", done=lambda: number() == 2, undone=lambda: number() == 1)
+
     def _change(self) -> None:
-        self.running.write_table(table(self.folder, *self.ports, changed=True))
+        self.running.write_table(table(self.folder, self.ports, changed=True))
 
         def all_names() -> set[str]:
             return set(self.running.status())
@@ -355,6 +407,7 @@ class Play:
         for name in ("added", "edited"):
             self.until_runs(name)
         self.until("removed has ended", lambda: len(self.lives("removed")) == 2)
+        self.until("proven was replaced", lambda: self.settled("proven") not in (0, self.proven))
 
     def _shut_down(self) -> None:
         status, said = self.ctl("daemon", "shutdown")
@@ -368,8 +421,8 @@ class Play:
     # --- the judgement ----------------------------------------------------------------------------------------------
 
     def _judge_running(self, before: dict[str, int]) -> None:
-        names = ("site", "deployed", "lines", "crasher", "hup", "edited", "added")
-        wanted = dict.fromkeys(names, "up") | {"late": "down"}
+        names = (*SERVED, "lines", "crasher", "hup", "edited", "added")
+        wanted = dict.fromkeys(names, "up") | {"late": "down", "scaled:3": "down"}
         found = self.running.status()
         if {name: info["wanted"] for name, info in found.items()} != wanted:
             self.wrong(f"wanted: {found}")
@@ -386,7 +439,7 @@ class Play:
         for name, info in found.items():
             if info["wanted"] == "up" and (info["state"] != "RUNNING" or info["restarts"] != (name == "crasher")):
                 self.wrong(f"{name}: {info}")
-            if name not in ("site", "deployed", "late"):
+            if name not in (*SERVED, "scaled:3", "late"):
                 self.until_begun(name, info["pid"])
 
     def _judge_sockets(self) -> None:

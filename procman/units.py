@@ -1,0 +1,75 @@
+"""Which processes are replaced together, and the listening sockets that pass on to their successors with them. Pure.
+
+What is left out of it shares its sockets: old and new accept from the same queue for a while.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+
+from procman import servers
+from procman.config import Config, Program
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Processes that are replaced together, and the listeners that pass on with them; they share all others."""
+
+    names: tuple[str, ...]
+    listeners: tuple[str, ...]
+
+
+def units(
+    config: Config, programs: Sequence[Program], running: Container[str], *, together: bool = False
+) -> list[Unit]:
+    """How processes of one program are replaced by what `programs` say: one unit after the other. `together`: those
+    that share a socket are never mixed, for a canary. Pure.
+
+    Who does not run (`running` are the processes that have a child) does not count: should it be started meanwhile, on
+    a socket that would close, that start waits (`Trials.hold`). A listener that only one of two versions has does not
+    pass on: the other one would get connections there, and have nobody to answer them.
+    """
+    after = {program.name: program for program in programs}
+    chosen = [program for program in config.programs if program.name in after]
+    users = _users(config, {program.name for program in chosen}, running)
+    everyone = tuple(program.name for program in chosen)
+    common = {p.name: [each for each in p.listen if each in after[p.name].listen] for p in chosen}
+    every = tuple(dict.fromkeys(listener for each in common.values() for listener in each))
+    shared = {listener for listener in every if len(users[listener]) > 1}
+    mixed = not together and bool(chosen) and _drops_nothing(chosen[0])
+    if shared and all(users[listener] == set(everyone) for listener in shared) and not mixed:
+        return [Unit(everyone, every)]
+    return [Unit((name,), tuple(each for each in listen if each not in shared)) for name, listen in common.items()]
+
+
+def _users(config: Config, names: Container[str], running: Container[str]) -> dict[str, set[str]]:
+    """Which processes have each listener, of those that run, or are among `names`."""
+    users: dict[str, set[str]] = {}
+    for program in config.programs:
+        if program.name in names or program.name in running:
+            for listener in program.listen:
+                users.setdefault(listener, set()).add(program.name)
+    return users
+
+
+def company(config: Config, names: Container[str], listen: Container[str], running: Container[str]) -> list[str]:
+    """Who runs and has one of the listeners `listen`, but for `names`: in the order of the table. Pure."""
+    others = (program for program in config.programs if program.name in running and program.name not in names)
+    return [program.name for program in others if any(listener in listen for listener in program.listen)]
+
+
+def no_canary(config: Config, found: Sequence[Unit], running: Container[str]) -> str:
+    """Why the units that `units` has `found` can't have a canary; "" where they can. Pure."""
+    everyone = tuple(name for unit in found for name in unit.names)
+    for names in (everyone, *(unit.names for unit in found)):
+        listen = {each for program in config.programs if program.name in names for each in program.listen}
+        if others := company(config, names, listen, running):
+            return f"{others[0]}, which has the same listener, is not replaced with {names[0]}"
+    if not all(unit.listeners for unit in found):
+        return "the new version has none of the listeners of the one before"
+    return ""
+
+
+def _drops_nothing(program: Program) -> bool:
+    return program.server in servers.DROP_NOTHING
