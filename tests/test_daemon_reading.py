@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -95,6 +96,23 @@ def test_what_filters_choose(stopped: RunningDaemon, arguments: tuple[str, ...],
     done = offline(stopped, "logs", *arguments)
     assert done.returncode == 0, done.stderr
     assert [line.split()[-1] for line in done.stdout.splitlines()] == found.split()
+
+
+def test_what_has_no_time_is_placed_by_what_is_near(stopped: RunningDaemon) -> None:
+    """Before the first time: there. Without any: where the file was last written. After a time: with it."""
+    for path in stopped.log_dir.iterdir():
+        path.unlink()
+    web, api = stopped.log_dir / "web.log", stopped.log_dir / "api.log"
+    api.write_text("begin\n" + stamped(9, "a") + "after a\n" + stamped(11, "b"))
+    web.write_text("uvicorn has\nno times\n")
+    at = datetime(2026, 1, 31, 10, tzinfo=UTC).timestamp()
+    os.utime(web, (at, at))
+    shown = [line.split(" | ")[1] for line in offline(stopped, "logs").stdout.splitlines()]
+    assert shown == ["begin", stamped(9, "a")[:-1], "after a", "uvicorn has", "no times", stamped(11, "b")[:-1]]
+    since = offline(stopped, "logs", "--since", "2026-01-31 10:30").stdout
+    assert since == "api | " + stamped(11, "b")
+    since = offline(stopped, "logs", "--since", "2026-01-31 09:30").stdout
+    assert since == "web | uvicorn has\nweb | no times\napi | " + stamped(11, "b")
 
 
 def test_the_daemon_tells_the_same_as_the_files(stopped: RunningDaemon) -> None:
