@@ -12,7 +12,7 @@ RECORD_MAX, comes in parts, and what was decided of the first part holds for the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal, NamedTuple
@@ -27,6 +27,9 @@ RECORD_LINES = 4000
 
 PROBE = 64 * 1024
 """Bytes that are read to find the time at one place of a file."""
+
+AHEAD = 1000
+"""Records without a time that are read to find the time of those that follow."""
 
 DISORDER = 60.0
 """Seconds by which a line may stand behind a later one: several workers print, and an access log tells when a request
@@ -227,6 +230,23 @@ class Filter:
         if self.grep is None:
             return True
         return any(self.grep.search(line.rstrip(b"\n")) for line in record.lines)
+
+
+def timed(records: Iterable[Record]) -> Iterator[Record]:
+    """The same records; those before the first time have that time, unless there are very many of them."""
+    waiting: list[Record] = []
+    size, found = 0, False
+    for record in records:
+        if found:
+            yield record
+            continue
+        waiting.append(record)
+        size += sum(map(len, record.lines))
+        found = record.at is not None or len(waiting) >= AHEAD or size > RECORD_MAX
+        if found:
+            yield from (one._replace(at=record.at) for one in waiting)
+            waiting.clear()
+    yield from waiting
 
 
 def sieve(grep: re.Pattern[bytes] | None) -> Callable[[bytes], object] | None:

@@ -21,7 +21,7 @@ from .reading import Read
 from .rpc import LogSource, Object, Peer, RpcError
 
 MAX_LINES = 100_000  # of the end of a log, for one request
-MAX_PIECE = 256 * 1024  # bytes of a log in one answer
+MAX_PIECE = 1024 * 1024  # bytes of a log in one answer
 MAX_COUNT = 1000  # processes of one program
 MAX_NEWS = 10_000  # events that wait for a client that is slow to read them
 

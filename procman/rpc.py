@@ -122,6 +122,8 @@ PROCESS_FIELDS = (
 )  # fmt: skip
 """The keys of every ProcessInfo, in their order: what `status` lists and `show` begins with."""
 
+_ESCAPED = bytes(set(range(32)) - set(b"\t\n\r"))
+
 Object = dict[str, Any]
 Id = str | int | None
 
@@ -280,7 +282,10 @@ def log_params(name: str, stream: str, data: bytes) -> Object:
 
 
 def log_data(data: bytes) -> Object:
-    """Bytes of a log as `text` when they are UTF-8, else as `data` in base64."""
+    """Bytes of a log as `text` when they are UTF-8, else as `data` in base64; so are many control characters, which
+    JSON writes six times as long."""
+    if len(data) > 1024 and len(data) - len(data.translate(None, _ESCAPED)) > len(data) // 8:
+        return {"data": binascii.b2a_base64(data, newline=False).decode()}
     try:
         return {"text": data.decode()}
     except UnicodeDecodeError:

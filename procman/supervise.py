@@ -329,6 +329,14 @@ class _Parts:
         self.link.hold({"rpc": sock.fileno()})
         return sock
 
+    def _counters(self, document: Mapping[str, Any]) -> dict[str, Counters]:
+        """What became of all output so far; of that of the last moments nobody has told but us."""
+        goes_on = self.snapshot.starts > 1 or self.snapshot.children
+        counters = ground.counters_from(document.get("logs") if goes_on else None)
+        for key, counted in self.before.stop().items():
+            counters[key] = interim.add(counters.get(key, Counters()), counted)
+        return counters
+
     def _access(self) -> Access:
         return Access(os.geteuid(), self.daemon.socket_gid, self.daemon.read_only_gid)
 
@@ -355,13 +363,8 @@ class _Parts:
             on_wish=lambda path: _call_soon(loop, compression.wish, path),
             on_said=lambda text: _call_soon(loop, log.warning, "%s", text),
         )
-        goes_on = self.snapshot.starts > 1 or self.snapshot.children
-        counters = ground.counters_from(document.get("logs") if goes_on else None)
-        for key, counted in self.before.stop().items():
-            counters[key] = interim.add(counters.get(key, Counters()), counted)
-        holdings = Holdings(
-            self.link, self.held, log_thread, self.daemon, counters=counters, seconds=document.get("seconds", [])
-        )
+        counters, seconds = self._counters(document), document.get("seconds", [])
+        holdings = Holdings(self.link, self.held, log_thread, self.daemon, counters=counters, seconds=seconds)
         stands = ground.Ground(self.link, holdings, log_thread, os.environ)
         self.link.on_lost = lambda names: self._lost(names, stands)
         rpc_socket = self._rpc_socket()

@@ -628,6 +628,16 @@ def test_no_log_at_all_is_said(daemon: Daemon, capsys: pytest.CaptureFixture[str
     assert "no log file holds this output" in ran.err
 
 
+def test_a_daemon_that_is_older_is_said_to_be(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(METHODS, "logs.files")
+    ran = Ran(capsys, "logs")
+    assert ran.status == 1
+    assert "the daemon is older than this procmanctl" in ran.err
+    assert "hint: procmanctl daemon upgrade" in ran.err
+
+
 def test_lines_option(daemon: Daemon, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     (daemon.folder / "blog.log").write_bytes(b"".join(b"%d\n" % n for n in range(100)))
     main(["logs", "blog"])

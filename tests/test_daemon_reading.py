@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -95,6 +96,23 @@ def test_what_filters_choose(stopped: RunningDaemon, arguments: tuple[str, ...],
     done = offline(stopped, "logs", *arguments)
     assert done.returncode == 0, done.stderr
     assert [line.split()[-1] for line in done.stdout.splitlines()] == found.split()
+
+
+def test_what_has_no_time_is_placed_by_what_is_near(stopped: RunningDaemon) -> None:
+    """Before the first time: there. Without any: where the file was last written. After a time: with it."""
+    for path in stopped.log_dir.iterdir():
+        path.unlink()
+    web, api = stopped.log_dir / "web.log", stopped.log_dir / "api.log"
+    api.write_text("begin\n" + stamped(9, "a") + "after a\n" + stamped(11, "b"))
+    web.write_text("uvicorn has\nno times\n")
+    at = datetime(2026, 1, 31, 10, tzinfo=UTC).timestamp()
+    os.utime(web, (at, at))
+    shown = [line.split(" | ")[1] for line in offline(stopped, "logs").stdout.splitlines()]
+    assert shown == ["begin", stamped(9, "a")[:-1], "after a", "uvicorn has", "no times", stamped(11, "b")[:-1]]
+    since = offline(stopped, "logs", "--since", "2026-01-31 10:30").stdout
+    assert since == "api | " + stamped(11, "b")
+    since = offline(stopped, "logs", "--since", "2026-01-31 09:30").stdout
+    assert since == "web | uvicorn has\nweb | no times\napi | " + stamped(11, "b")
 
 
 def test_the_daemon_tells_the_same_as_the_files(stopped: RunningDaemon) -> None:
@@ -261,3 +279,47 @@ def test_a_table_that_is_bad_is_said_offline(stopped: RunningDaemon) -> None:
     assert done.returncode == 1
     assert "unknown key" in done.stderr
     assert offline(stopped, "logs", "nobody").returncode == 1
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+from procman.ctl.main import main
+status = main()
+peak = next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+print("peak", peak, file=sys.stderr)
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize("running_daemon", [False, True])
+def test_hostile_content_is_read_in_little_memory(stopped: RunningDaemon, running_daemon: bool) -> None:
+    """A line of 30 MB; a hole of 50 MB, which is a line of NULs; what is no UTF-8; no newline at the end."""
+    with (stopped.log_dir / "web.log").open("wb") as file:
+        file.write(stamped(7, "ERROR first").encode())
+        file.write(b"2026-01-31 08:00:00,000 ERROR " + b"x" * 30_000_000 + b"\n")
+        file.seek(50_000_000, os.SEEK_CUR)
+        file.write(b"\n" + stamped(9, "INFO last").encode() + b"\xff\xfe no end")
+    (stopped.log_dir / "web.log.1").unlink()
+    (stopped.log_dir / "web.log.2.gz").unlink()
+    where = ["-s", str(stopped.socket)] if running_daemon else ["-c", str(stopped.table)]
+    if running_daemon:
+        stopped.write_table(TWO.replace("${PYTHON} -S -E ${PROGRAMS}/ready.py", "sleep 1000"))
+        stopped.start()
+    ways = [
+        (["-n", "2"], b"INFO last\n\xff\xfe no end"),
+        (["--grep", "first|last"], b"INFO last\n"),
+        (["--level", "error", "-n", "1", "--until", "2026-01-31 07:30"], b"ERROR first\n"),
+        (["--summary"], b"error 2"),
+    ]
+    for arguments, end in ways[:2] if running_daemon else ways:
+        command = [sys.executable, "-c", MEASURED, *where, "logs", "web", *arguments]
+        environment = stopped.environment | {"TZ": "UTC"}
+        done = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert end in done.stdout[-5000:], (arguments, done.stdout[-300:])
+        assert int(done.stderr.split()[-1]) < 60_000, arguments  # KB
+    if running_daemon:
+        status = Path(f"/proc/{stopped.supervisor_pid}/status").read_text()
+        peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+        assert peak < 60_000

@@ -4,6 +4,7 @@ gives."""
 from __future__ import annotations
 
 import gzip
+import json
 import random
 import re
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from procman.ctl.logtext import LogText, Place
 from procman.logformat import Clock
 from procman.logrecords import Filter, Record, Records
 from procman.unzip import COPIES_MAX, Unzipped
+from tests.guarantees.fuzz.inputs import touched
 
 FORMATS = Path(__file__).parent / "formats"
 CLOCK = Clock(datetime(2026, 11, 27, 12, tzinfo=UTC).timestamp(), UTC)
@@ -174,7 +176,8 @@ def test_since_misses_nothing(steps: list[int], since: int, zipped: int, rng: ra
             files.append(b"")
             modified.append(at)
     wanted = Filter(since=begin + since)
-    expected = [record.text for record in records(b"".join(files)) if wanted.wants(record)]
+    whole = logrecords.timed(records(b"".join(files)))
+    expected = [record.text for record in whole if wanted.wants(record)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logrecords, "PROBE", 2000)
         text = Memory(files, zipped=zipped, modified=modified).text()
@@ -250,6 +253,18 @@ def test_a_summary_stays_small() -> None:
     assert document["other_paths"]["count"] + sum(path.count for path in found._paths.values()) >= 9_990
     assert (document["errors"][0]["exception"], document["errors"][0]["count"]) == ("KeyError", 4_999)
     assert document["other_errors"] > 4_500
+
+
+@settings(max_examples=60, deadline=None)
+@given(touched([data[:3000] for data in REAL.values()], changes=8), st.integers(1, 5000))
+def test_damaged_output_is_counted_like_any_other(data: bytes, cut: int) -> None:
+    found = records(data, cut)
+    assert b"".join(record.text for record in found) == data
+    document = summary(data)
+    assert (document["bytes"], document["lines"]) == (len(data), sum(len(record.lines) for record in found))
+    assert sum(document["levels"].values()) == sum(not record.part for record in found)
+    assert all(error["sample"] and error["count"] > 0 for error in document["errors"])
+    json.dumps(document)
 
 
 # --- compressed files

@@ -196,3 +196,17 @@ def test_a_note_is_never_too_long_for_the_keeper() -> None:
     noted = report.noted({"note": note})
     assert noted is not None
     assert (noted.generation, noted.why) == (status.generation, long[: report.REASON_MAX])
+
+
+def test_an_event_that_is_held_back_keeps_its_place() -> None:
+    log = events.EventLog()
+    told: list[object] = []
+    log.subscribe(lambda event: told.append((event["name"], event.get("traceback"))))
+    tell_one = log.hold(0.0, "state", "one")
+    log.add(0.0, "state", "two")
+    tell_three = log.hold(0.0, "state", "three")
+    tell_three({"traceback": "3"})
+    assert (told, log.recent()) == ([], [])
+    tell_one({"traceback": None})
+    assert told == [("one", None), ("two", None), ("three", "3")]
+    assert [event["name"] for event in log.recent()] == ["one", "two", "three"]

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from procman.logread import Follower
     from procman.rpc import LogSource, Object
 
-PIECE = 256 * 1024
-"""Bytes that are read at once."""
+PIECE = 1024 * 1024
+"""Bytes that are read at once: what the daemon gives in one answer."""
 
 NOWHERE = "0:0"
 """Names the file of a log that has none yet."""

@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 LINES = 10
 """Shown where nothing else says how many."""
 
-AHEAD = 1000
-"""Records without a time that are read to find the time of those that follow."""
-
 Key = tuple[str, str]
 
 
@@ -138,7 +135,7 @@ class Reader:
         self.wanted = wanted
         self._args = session.args
         self._library = library
-        self._piece = PIECE if len(sources) < 5 else PIECE // 8
+        self._piece = PIECE if len(sources) < 5 else PIECE // 16
         self.texts: list[LogText] = [LogText(library, source, now) for source in sources]
         self._makers: dict[Key, Records] = {}
         self._filters: dict[Key, Filter] = {}
@@ -221,21 +218,10 @@ class Reader:
         return Filter() if self.wanted is None else replace(self.wanted)
 
     def _placed(self, text: LogText) -> Iterator[tuple[float, Key, Record]]:
-        """The records of a log with the time by which they are merged: their own or that of the one before. What comes
-        before the first time is placed there; a log without any time, where its file was last written."""
-        records, key = self.records(text), text.source.key
-        ahead: list[Record] = []
-        at: float | None = None
-        for record in records:
-            ahead.append(record)
-            at = record.at
-            if at is not None or len(ahead) >= AHEAD:
-                break
-        place = at
-        for record in itertools.chain(ahead, records):
-            if record.at is not None:
-                place = record.at
-            yield (text.modified(text.reached.file) if place is None else place), key, record
+        """The records of a log with the time by which they are merged; a log without any time is placed where its file
+        was last written."""
+        for record in self.records(text):
+            yield (text.modified(text.reached.file) if record.at is None else record.at), text.source.key, record
 
     # --- what comes -------------------------------------------------------------------------------------------------
 

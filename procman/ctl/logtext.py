@@ -225,13 +225,10 @@ class LogText:
     ) -> Iterator[Record]:
         """The records from `start` on, before `stop`; with a `sieve` not all in whose neighbourhood it finds nothing.
         With `goes_on` an unfinished last line stays in the `maker`."""
+        from procman.logrecords import timed
+
         pieces = self.forward(start, stop, piece)
-        if sieve is None:
-            for data in pieces:
-                yield from maker.feed(data)
-        else:
-            yield from _sifted(maker, pieces, sieve)
-        yield from maker.flush() if goes_on else maker.end()
+        return timed(_made(maker, pieces, sieve, goes_on=goes_on))
 
     def maker(self, start: Place, *, exact: bool = False) -> Records:
         """What makes records of the bytes from `start` on; `exact`: a record begins there."""
@@ -245,6 +242,17 @@ class LogText:
         from procman.logformat import Clock
 
         return Clock(self._now)
+
+
+def _made(
+    maker: Records, pieces: Iterator[bytes], sieve: Callable[[bytes], object] | None, *, goes_on: bool
+) -> Iterator[Record]:
+    if sieve is not None:
+        yield from _sifted(maker, pieces, sieve)
+    else:
+        for data in pieces:
+            yield from maker.feed(data)
+    yield from maker.flush() if goes_on else maker.end()
 
 
 def _sifted(maker: Records, pieces: Iterator[bytes], sieve: Callable[[bytes], object]) -> Iterator[Record]:
