@@ -39,16 +39,26 @@ class Account:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listener:
-    """A listening socket that the daemon opens once and holds. A program's own address makes one named by the
-    address."""
+    """A listening socket that the daemon opens once and holds.
+
+    `name` says which socket it is: two listeners with one name can be the same open socket, and two names can be open
+    beside each other. It is made of the address, so a listener that gets another address is another one. `label` is
+    what the table calls it, "" where a program has the address itself.
+    """
 
     name: str
     address: Address
+    label: str = ""
     backlog: int = 2048
     mode: int = 0o660
     uid: int = -1
     gid: int = -1
     reuse_port: bool = False
+
+    @property
+    def title(self) -> str:
+        """What people know it by."""
+        return self.label or self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +92,7 @@ class Log:
     """Where the output of a process goes. `error_path` is used when `stderr` is "separate". `keep_total` is bytes, for
     all the rotated files of its program; 0: no limit."""
 
-    mode: Literal["file", "inherit", "discard"] = "file"
+    mode: Literal["file", "inherit", "syslog", "journal", "discard"] = "file"
     path: str = ""
     error_path: str = ""
     stderr: Literal["merge", "separate", "discard"] = "merge"
@@ -91,8 +101,15 @@ class Log:
     keep: int = 10
     keep_total: int = 0
     compress: Literal["gzip", "none"] = "gzip"
+    timestamps: bool = False
+    format: Literal["raw", "json"] = "raw"
     on_error: Literal["drop", "block"] = "drop"
     mode_bits: int = 0o640
+
+    @property
+    def by_lines(self) -> bool:
+        """Whether it is read line by line; else bytes go from the pipe to the file as they are."""
+        return self.mode != "file" or self.timestamps or self.format == "json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import posixpath
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from procman import positions, programs, rpc, values
@@ -77,13 +77,24 @@ def parse(path: str, world: World, running: Daemon | None = None) -> Config:
     if report.problems:
         raise ConfigError(list(report.problems))
     sockets = {**named, **{one.name: one for definition in found for _, one in definition.sockets}}
+    identified = {name: _identified(listener) for name, listener in sockets.items()}
     return Config(
         path=main.place.source.path,
         files=tuple(layer.place.source.path for layer in files.layers),
         daemon=daemon,
-        listeners=tuple(sockets.values()),
-        programs=tuple(definition.program for definition in found),
+        listeners=tuple(identified.values()),
+        programs=tuple(
+            replace(program, listen=tuple(identified[name].name for name in program.listen))
+            for program in (definition.program for definition in found)
+        ),
     )
+
+
+def _identified(listener: Listener) -> Listener:
+    """`listener` by the name of its socket. Until now it had that of its table, which all messages use."""
+    name = str(listener.address)
+    own = " reuse_port" if listener.reuse_port else ""  # has no socket in common with one of the other kind
+    return replace(listener, name=name + own, label="" if listener.name == name else listener.name)
 
 
 def socket_path(path: str, world: World) -> str:

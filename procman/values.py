@@ -411,6 +411,15 @@ def overlap(one: Address, other: Address) -> bool:
     return a == b or "" in {a, b} or wild
 
 
+def host(raw: object) -> str:
+    """A Host header, "shop.example" or "shop.example:8000"."""
+    word = text(raw)
+    name, _, port = word.partition(":")
+    if not _HOST.fullmatch(name) or ((port or word.endswith(":")) and not (port.isascii() and port.isdigit())):
+        raise BadValue(f'bad host {word!r}: must be like "shop.example" or "shop.example:8000"')
+    return word
+
+
 def host_header(where: Address) -> str:
     """What a client on this machine sends as Host to a server that listens there."""
     if where.kind == "unix":

@@ -357,3 +357,20 @@ def test_sampling_can_be_switched_off(daemon: MakeDaemon) -> None:
     info = running.wait_for("it")
     assert info["cpu_percent"] is None
     assert info["memory_bytes"] is None
+
+
+def test_two_daemons_that_write_one_log_file(daemon: MakeDaemon) -> None:
+    """Both can tell. Another file in the same folder is nobody's concern."""
+    table = '[program.{}]\ncommand = ["sh", "-c", "echo hello; sleep 1000"]\nstart_seconds = 0\n'
+    first = daemon(table.format("one") + table.format("two"))
+    wait_until(lambda: first.log("one") and first.log("two"))
+    second = daemon(table.format("one") + table.format("three"), start=False)
+    second.table.write_text(second.table.read_text().replace(f"{second.log_dir}", f"{first.log_dir}"))
+    second.start()
+    second.wait_for("three")
+    path = first.log_dir / "one.log"
+    said = f"{path} is also the log of another procmand (its supervisor is pid {first.supervisor_pid})"
+    assert f"ERROR {said}" in second.said()
+    assert [problem for problem in second.json("daemon", "status")["problems"] if said in problem]
+    wait_until(lambda: len(first.json("daemon", "status")["problems"]) == 1)
+    assert f"{path} is also the log" in first.json("daemon", "status")["problems"][0]

@@ -45,6 +45,7 @@ from procman.errors import is_shortage
 from procman.folders import open_folder, others_may_write
 from procman.logs.rotation import due, last_boundary, next_boundary
 from procman.logs.shelf import Job, Shelf
+from procman.logs.spool import Spool
 
 CHUNK = 1 << 20  # most bytes that are moved in one call, so that one program can't starve the others
 RETRY_SECONDS = 1.0  # how soon a failed file is tried again, and how often a foreign hand on the path is looked for
@@ -90,6 +91,7 @@ class LogFile:
         self._retry_at = 0.0
         self._look_at = 0.0
         self._rotate_at = 0.0
+        self._claims: list[Spool] = []
         self.news = self.raw = False
         self.boundary = 0.0
         self._period = 0.0  # when the hour, day or week began that `boundary` ends
@@ -158,16 +160,74 @@ class LogFile:
         """The bytes that `take` has just moved."""
         return os.pread(self._fd, span.length, span.offset)
 
-    def mark(self, text: str) -> None:
+    def mark(self, line: bytes) -> None:
         """Appends a line of our own, whole or not at all. OSError when it can't be written."""
-        line = f"{text}\n".encode()
-        if self.size and os.pread(self._fd, 1, self.size - 1) != b"\n":
+        if self._in_a_line():
             line = b"\n" + line
-        written = os.pwrite(self._fd, line, self.size)
-        if written < len(line):
+        if self._write(line) < len(line):
             os.ftruncate(self._fd, self.size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.size += len(line)
+
+    def fit(self, lines: bytes, now: float) -> int:
+        """How many bytes of whole `lines` are to be appended now: what fits into the file, which is rotated if nothing
+        does. Raises OSError."""
+        self.prepare(now)
+        if self._in_a_line():
+            self.size += self._write(b"\n")
+        while self.log.max_size:
+            room = max(0, self.log.max_size - self.size)
+            end = len(lines) if len(lines) <= room else lines.rfind(b"\n", 0, room) + 1
+            if end:
+                return end
+            if not self.size:
+                return lines.find(b"\n") + 1  # longer than a file may be: it gets one of its own
+            if now < self._rotate_at or not self._rotate(now):
+                break
+        return len(lines)
+
+    def append(self, spool: Spool, lines: bytes, own: int) -> int:
+        """Appends whole lines (see `fit`), which stand for the first `own` bytes that wait in `spool`; returns how many
+        bytes were written: whole lines, fewer where the disk is full. OSError: nothing was written."""
+        spool.intend(self._fd, self.size, len(lines), own)
+        try:
+            written = self._write(lines)
+            crossing("log append")
+            if written < len(lines):
+                written = self._whole(lines, written)
+        except OSError:
+            spool.call_off()
+            raise
         self.size += written
+        return written
+
+    def claim(self, spool: Spool) -> None:
+        """Has `spool` settled with the file as soon as it is open: before anything else is written there."""
+        if spool.intends:
+            self._claims.append(spool)
+
+    def disclaim(self, spool: Spool) -> None:
+        """It will be closed."""
+        if spool in self._claims:
+            self._claims.remove(spool)
+
+    def _whole(self, lines: bytes, written: int) -> int:
+        """Cuts off what is no whole line of the `written` bytes. Raises OSError where nothing is left: why the disk
+        took no more."""
+        whole = lines.rfind(b"\n", 0, written) + 1
+        try:
+            if not whole:
+                os.pwrite(self._fd, lines[written : written + 1], self.size + written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # it takes more by now
+        finally:
+            os.ftruncate(self._fd, self.size + whole)
+        return whole
+
+    def _in_a_line(self) -> bool:
+        return self.size > 0 and os.pread(self._fd, 1, self.size - 1) != b"\n"
+
+    def _write(self, data: bytes) -> int:
+        return os.pwrite(self._fd, data, self.size)
 
     def fail(self, error: OSError, now: float) -> None:
         """Notes that the file can't be written and closes it; `usable` says when to try again."""
@@ -221,6 +281,9 @@ class LogFile:
         self._folder = open_folder(self._place, 0o750)
         self._recover()
         self._fd = open_regular(self._name, self.log.mode_bits, self._folder)
+        for spool in self._claims:
+            spool.settle(self._fd)
+        self._claims.clear()
         self.size = os.fstat(self._fd).st_size
         self._look_at = now + RETRY_SECONDS
         self.error = ""

@@ -23,7 +23,7 @@ THREADS_MAX = 16
 """Log threads at most; more disks share them."""
 
 PRINTED = "\0"
-"""Stands for the daemon's stdout among the disks: no name of one."""
+"""Stands for what is no disk among the disks: the daemon's stdout, syslog, the journal. No name of one."""
 
 
 class LogThreads:
@@ -38,6 +38,7 @@ class LogThreads:
         stdout_fd: int,
         disk_of: Callable[[str], str],
         on_loss: Callable[[], None] = lambda: None,
+        stderr_fd: int = 2,
         *,
         on_wish: Callable[[str], None] = lambda path: None,
         on_said: Callable[[str], None] = lambda text: None,
@@ -51,7 +52,7 @@ class LogThreads:
         self._watched: set[str] = set()
         # Made now: later the descriptor may be another file.
         self._printer = LogThread(
-            on_news, stdout_fd, self._watched, on_loss, on_wish=on_wish, on_said=on_said
+            on_news, stdout_fd, self._watched, on_loss, stderr_fd, on_wish=on_wish, on_said=on_said
         )
         self._by_disk = {PRINTED: self._printer}
         self._started = False
@@ -79,14 +80,14 @@ class LogThreads:
         thread = self._move_in(stream.key, stream.log, stream.path)
         thread.add(stream, counters)
 
-    def change(self, key: str, log: Log, path: str) -> None:
+    def change(self, key: str, log: Log, path: str, spool_fd: int = -1) -> None:
         before = self._homes[key][0]
         self._move_out(key)
         thread = self._move_in(key, log, path)
         if thread is before:
-            thread.change(key, log, path)
+            thread.change(key, log, path, spool_fd)
         else:
-            before.hand_over(key, thread, log, path)
+            before.hand_over(key, thread, log, path, spool_fd)
 
     def remove(self, key: str, done: Done | None = None) -> None:
         thread = self._homes[key][0]
@@ -96,11 +97,13 @@ class LogThreads:
     def flush(self, key: str, done: Done | None = None) -> None:
         self._homes[key][0].flush(key, done)
 
-    def reopen(self, stdout_fd: int | None = None, done: Done = lambda: None) -> None:
+    def reopen(
+        self, stdout_fd: int | None = None, stderr_fd: int | None = None, done: Done = lambda: None
+    ) -> None:
         """`done` is called when all of them have, in one of them."""
 
         def reopen(thread: LogThread, done: Done) -> None:
-            thread.reopen(stdout_fd if thread is self._printer else None, done)
+            thread.reopen(*((stdout_fd, stderr_fd) if thread is self._printer else (None, None)), done)
 
         self._all_of_them(reopen, done)
 
@@ -193,7 +196,7 @@ class LogThreads:
         if thread is None and len(self._by_disk) <= THREADS_MAX:
             try:
                 aside = {"on_wish": self._on_wish, "on_said": self._on_said}
-                thread = LogThread(self._on_news, -1, self._watched, self._on_loss, **aside)
+                thread = LogThread(self._on_news, -1, self._watched, self._on_loss, -1, **aside)
             except OSError:  # no descriptor is free
                 thread = None
         if thread is not None:
