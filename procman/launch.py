@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from procman.config import Program
+from procman.rpc import LogSource
 
 INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ")
 """What a program with `inherit_environment = false` still gets from the daemon's environment."""
@@ -64,6 +65,16 @@ def environment(
     if notify_socket:
         result["NOTIFY_SOCKET"] = notify_socket
     return result
+
+
+def log_sources(program: Program) -> list[LogSource]:
+    """The log files of `program`."""
+    if program.log.mode != "file":
+        return []
+    sources = [LogSource(program.name, "out", program.log.path, program.log.keep)]
+    if program.log.stderr == "separate":
+        sources.append(LogSource(program.name, "err", program.log.error_path, program.log.keep))
+    return sources
 
 
 def log_pipes(program: Program) -> tuple[str | None, str | None]:

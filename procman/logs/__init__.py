@@ -4,6 +4,9 @@
     capture.py      LogThread: its streams, the thread, epoll
     flow.py         Stream, Counters, Flow: one stream, its counts and turns; make_pipe
     logfile.py      LogFile: one file that stays whole however the supervisor dies, and its rotation
+    shelf.py        Shelf: its rotated files, and how they are compressed
+    rotation.py     when a file is rotated by the clock, and which rotated files go first; pure
+    upkeep.py       Upkeep: what a log thread does beside moving bytes: clock, compression, room on the disk
 
 What is read by lines, and not moved as it is:
 
@@ -24,5 +27,6 @@ from procman.logs.capture import LogThread
 from procman.logs.flow import Counters, Stream, make_pipe
 from procman.logs.spool import make as make_spool
 from procman.logs.threads import LogThreads
+from procman.logs.upkeep import Kept, Rules
 
-__all__ = ["Counters", "LogThread", "LogThreads", "Stream", "make_pipe", "make_spool"]
+__all__ = ["Counters", "Kept", "LogThread", "LogThreads", "Rules", "Stream", "make_pipe", "make_spool"]

@@ -29,6 +29,7 @@ from procman.logs.destination import Destinations
 from procman.logs.flow import Counters, Flow, Stream, bytes_waiting
 from procman.logs.logfile import RETRY_SECONDS, LogFile
 from procman.logs.spool import Spool
+from procman.logs.upkeep import Rules, Upkeep
 
 # A program that prints line by line would wake the thread for every line: 11 CPU seconds per GB, against 1.6. After a
 # small round that followed closely on another, the thread lets some more come first. A single line is never delayed.
@@ -40,7 +41,7 @@ Done = Callable[[], None]
 
 
 def _no_news(_path: str) -> None:
-    """What `on_news` is for a caller who watches nothing."""
+    """What `on_news` is for a caller who watches nothing, and `on_wish` and `on_said` likewise."""
 
 
 def _no_matter() -> None:
@@ -53,8 +54,9 @@ class LogThread:
 
     `on_news(path)` is called in the log thread, see `watch`. So is `on_loss()`, once in RETRY_SECONDS, while some log
     does not tell yet what was dropped, and when all do again: whoever keeps an account for a successor brings it up to
-    date. `stdout_fd` and `stderr_fd` are where "inherit" programs' lines go; -1: nowhere.
-    `watched` is for several that share the set of watched paths, one of each path at a time.
+    date. `stdout_fd` and `stderr_fd` are where "inherit" programs' lines go; -1: nowhere. `on_wish(path)` and
+    `on_said(text)`, also there: see `upkeep`. `watched` is for several that share the set of watched paths, one of each
+    path at a time.
     `trouble` is "", or the last mistake inside the log thread that it survived, for the daemon's own log.
     """
 
@@ -65,6 +67,9 @@ class LogThread:
         watched: set[str] | None = None,
         on_loss: Callable[[], None] = _no_matter,
         stderr_fd: int = 2,
+        *,
+        on_wish: Callable[[str], None] = _no_news,
+        on_said: Callable[[str], None] = _no_news,
     ) -> None:
         self.trouble = ""
         self._on_news = on_news
@@ -80,6 +85,8 @@ class LogThread:
         self._busy: tuple[float, str] | None = None  # since when with which path; written by the thread alone
         self._by_fd: dict[int, Flow] = {}
         self._files: dict[str, LogFile] = {}
+        self._upkeep = Upkeep(self._files, on_wish, on_said)
+        self._on_said = on_said
         self._expected: dict[Flow, list[Callable[[], None]]] = {}  # on their way to us: what is asked of them
         self._left: set[Flow] = set()  # with lines that a predecessor has taken and not written
         self._behind: set[Flow] = set()  # whose log does not tell yet what was dropped
@@ -162,11 +169,18 @@ class LogThread:
         busy = self._busy
         return busy[1] if busy is not None and time.monotonic() - busy[0] > seconds else ""
 
-    def reopen(self, stdout_fd: int | None = None, stderr_fd: int | None = None) -> None:
-        """Closes and opens every file again: an external logrotate has moved them. `stdout_fd`, when given, is where
-        "inherit" programs' lines go from now on: the daemon's stdout may be a new file too, and its stderr (if it is
-        not given, the same)."""
-        self._submit(lambda: self._reopen(stdout_fd, stdout_fd if stderr_fd is None else stderr_fd))
+    def reopen(self, stdout_fd: int | None = None, stderr_fd: int | None = None, done: Done = _no_matter) -> None:
+        """Closes and opens every file again: an external logrotate has moved them; then calls `done` in the log thread.
+        `stdout_fd`, when given, is where "inherit" programs' lines go from now on: the daemon's stdout may be a new
+        file too, and its stderr (if it is not given, the same)."""
+
+        def reopen() -> None:
+            try:
+                self._reopen(stdout_fd, stdout_fd if stderr_fd is None else stderr_fd)
+            finally:
+                done()
+
+        self._submit(reopen)
 
     def pause(self, done: Done) -> None:
         """Brings the thread to rest: what it holds is in spools, where others find it. Calls `done` in the log thread,
@@ -178,6 +192,20 @@ class LogThread:
         """Ends a pause. Files are opened again: they may have been rotated by somebody else."""
         self._submit(self._take_up)
         self._may_move.set()
+
+    def govern(self, rules: Rules) -> None:
+        """What is to be kept, and what may have to go, from now on."""
+
+        self._submit(lambda: self._upkeep.govern(rules))
+
+    def begin_compression(self, path: str, then: Callable[[tuple[int, int] | None], None]) -> None:
+        """Calls `then` in the log thread with copies of the two descriptors of the next file of this log to be
+        compressed, source and target; None when there is none. `end_compression` follows."""
+        self._submit(lambda: then(self._upkeep.begin_compression(path)))
+
+    def end_compression(self, path: str, problem: str) -> None:
+        """The compressor is done with it; or could not do it, for the reason `problem`."""
+        self._submit(lambda: self._upkeep.end_compression(path, problem))
 
     def counters(self, key: str) -> Counters:
         """What became of the stream's bytes so far."""
@@ -223,6 +251,8 @@ class LogThread:
                     channel.tick(now)
                 if self._behind and now >= self._catch_up_at:
                     self._catch_up(now)
+                if self._upkeep.due_at is not None and now >= self._upkeep.due_at:
+                    self._tick(now)
                 if 0 < moved < SMALL and now - last_round < CLOSE:
                     time.sleep(PAUSE)
                 last_round = now
@@ -258,6 +288,8 @@ class LogThread:
         due = [at for channel in self._places if (at := channel.due()) is not None]
         if self._behind:
             due.append(self._catch_up_at)
+        if self._upkeep.due_at is not None:
+            due.append(self._upkeep.due_at)
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _command(self, command: Callable[[], None]) -> None:
@@ -272,19 +304,35 @@ class LogThread:
             if flow.file is not None:
                 self._busy = (time.monotonic(), flow.file.path)
                 flow.turn(flow.file, now, time.time())
+                self._upkeep.used(flow.file, now)
             elif flow.channel is not None:
                 flow.channel.turn(flow, now, time.time())
         except Exception as error:  # noqa: BLE001  as above
             self._note(error)
         self._busy = None
-        if flow.unreported:
+        if flow.file is not None and flow.listening is flow.waiting:
+            self._listen(flow)
+        if flow.unreported or flow.waiting:
             self._is_behind(flow, now)
+        if flow.file is not None and (news := flow.news(now)):
+            self._on_said(news)
         if flow.trouble:
             self.trouble, flow.trouble = flow.trouble, ""
         flow.publish()
         if flow.file is not None and flow.file.path in self._watched:
             self._watched.discard(flow.file.path)
             self._on_news(flow.file.path)
+
+    def _tick(self, now: float) -> None:
+        """Files are rotated by the clock, whether their programs print or not."""
+        try:
+            self._upkeep.tick(now)
+        except Exception as error:  # noqa: BLE001  as above
+            self._note(error)
+        for flow in self._by_fd.values():
+            if flow.file is not None:
+                flow.count_rotations(flow.file)
+                flow.publish()
 
     def _is_behind(self, flow: Flow, now: float) -> None:
         if not self._behind:
@@ -295,19 +343,26 @@ class LogThread:
         """A log tells what was dropped as soon as it can be written, also when its program prints no more."""
         self._catch_up_at = now + RETRY_SECONDS
         for flow in list(self._behind):
-            try:
-                if flow.unreported and flow.file is not None:
-                    self._busy = (time.monotonic(), flow.file.path)
-                    flow.catch_up(flow.file, now, time.time())
-                elif flow.unreported and flow.channel is not None:
-                    flow.channel.catch_up(flow, now, time.time())
-            except Exception as error:  # noqa: BLE001  as above
-                self._note(error)
-            flow.publish()
-            if not flow.unreported:
+            if flow.file is not None and flow.waiting:
+                self._turn(flow, now)
+            elif flow.unreported:
+                self._tell_loss(flow, now)
+            if not (flow.unreported or flow.waiting):
                 self._behind.discard(flow)
         self._busy = None
         self._on_loss()
+
+    def _tell_loss(self, flow: Flow, now: float) -> None:
+        try:
+            if flow.file is not None:
+                self._busy = (time.monotonic(), flow.file.path)
+                flow.catch_up(flow.file, now, time.time())
+                self._upkeep.used(flow.file, now)
+            elif flow.channel is not None:
+                flow.channel.catch_up(flow, now, time.time())
+        except Exception as error:  # noqa: BLE001  as above
+            self._note(error)
+        flow.publish()
 
     def _note(self, error: Exception) -> None:
         self.trouble = f"{type(error).__name__}: {error}"
@@ -319,6 +374,7 @@ class LogThread:
         for fd in (*self._by_fd, self._null):
             os.close(fd)
         for file in self._files.values():
+            file.abandon()
             file.close()
         for flow in self._by_fd.values():
             flow.close_spool()
@@ -359,9 +415,14 @@ class LogThread:
             if flow.spool:
                 file.claim(flow.spool)
         flow.file, flow.log = file, log
+        flow.go_on(time.monotonic())
         self._release(old)
         self._places.aim(flow, log)
         self._listen(flow)
+        if file is not None:
+            self._upkeep.aimed(file, time.monotonic())
+            flow.count_rotations(file)
+            flow.publish()
         if flow.held:
             self._left.add(flow)  # not now: all that write to a file must have claimed it (`LogFile.claim`)
         if flow.unreported:  # also what a predecessor could not write
@@ -386,8 +447,12 @@ class LogThread:
                 self._is_behind(flow, time.monotonic())
 
     def _listen(self, flow: Flow) -> None:
-        """Has epoll tell of the flow's bytes, but not while they would go to a channel that takes none."""
-        wanted = flow.file is not None or (flow.channel is not None and flow.channel.debtor is None)
+        """Has epoll tell of the flow's bytes, but not while they would go to a channel that takes none, or wait for a
+        file."""
+        if flow.file is not None:
+            wanted = not flow.waiting
+        else:
+            wanted = flow.channel is not None and flow.channel.debtor is None
         if wanted and not flow.listening:
             self._epoll.register(flow.fd, select.EPOLLIN)
         elif flow.listening and not wanted:
@@ -398,11 +463,14 @@ class LogThread:
         if file is not None:
             file.users -= 1
             if not file.users:
+                file.abandon()
                 file.close()
                 del self._files[file.path]
 
     def _remove(self, flow: Flow, done: Done | None) -> None:
         self._flush(flow, None)
+        if flow.waiting and self._by_fd.get(flow.fd) is flow:
+            flow.drop_all("its pipe was closed")
         self._forget(flow)
         if done:
             done()
@@ -454,6 +522,8 @@ class LogThread:
 
     def _flush(self, flow: Flow, done: Done | None) -> None:
         if self._by_fd.get(flow.fd) is flow:
+            if flow.waiting:
+                self._turn(flow, time.monotonic())
             end = flow.read + bytes_waiting(flow.fd)  # not "until empty": another process may be writing without end
             before = -1
             while before < flow.read < end and flow.listening:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from procman.logs.channel import Channel
 
 PIPE_SIZE = 256 * 1024  # large enough for most; 256 of them fit under an ordinary user's limit (pipe(7)), not 64
+SAID_SECONDS = 60.0  # a disk that is full, and then not, and then again, is told of once in so many
 BUSY_PIPE_SIZE = 1024 * 1024  # for a stream that was seen to fill its pipe: half as fast again
 TURN = 256 * 1024  # most bytes of one turn of a file that is written by lines
 
@@ -78,8 +79,9 @@ class Stream:
 class Counters:
     """What became of a stream's bytes. read = written + dropped + held; only what is read by lines is held.
 
-    `unreported` are dropped bytes that the log does not tell of yet. `error` is "" or why output is dropped, or why a
-    file is not rotated, now.
+    `unreported` are dropped bytes that the log does not tell of yet. `waits` is how often the program had to wait for a
+    file that could not be written (`on_error` "block"), `waited` how many seconds. `error` is "" or why output is
+    dropped or waits, or why a file is not rotated, now.
     """
 
     read: int = 0
@@ -89,9 +91,11 @@ class Counters:
     unreported: int = 0
     rotations: int = 0
     lines_split: int = 0
+    waits: int = 0
+    waited: float = 0.0
     error: str = ""
 
-    def document(self) -> dict[str, int | str]:
+    def document(self) -> dict[str, int | float | str]:
         """For the state file: `Counters(**document)` is this again. (dataclasses.asdict takes ten times as long.)"""
         return {name: getattr(self, name) for name in self.__slots__}
 
@@ -112,7 +116,9 @@ class Flow:
         self.tap: Callable[[bytes], None] | None = None
         self.listening = False
         self.on_its_way = False
+        self.waiting = False  # its bytes stay where they are: the file can't be written, and `on_error` is "block"
         self.trouble = ""
+        self.process = stream.process
         self._capacity = fcntl.fcntl(self.fd, fcntl.F_GETPIPE_SZ)
         self.written = counters.written
         # A predecessor held it in memory that is gone.
@@ -125,6 +131,11 @@ class Flow:
         self._rotations = counters.rotations
         self._lines_split = counters.lines_split
         self._reason = counters.error or "procman was restarted"
+        self._waits = counters.waits
+        self._waited = counters.waited
+        self._waits_since = 0.0
+        self._said = ""
+        self._said_at = -SAID_SECONDS
         self.publish()
 
     @property
@@ -136,7 +147,7 @@ class Flow:
         """Makes the running counts visible to the other thread, all at once: one assignment."""
         numbers = (
             *(self.read, self.written, self.dropped, self.held, self.unreported),
-            *(self._rotations, self._lines_split),
+            *(self._rotations, self._lines_split, self._waits, round(self._waited, 3)),
         )
         self.published = (numbers, self.error)
 
@@ -154,14 +165,16 @@ class Flow:
     # --- to a file ----------------------------------------------------------------------------------------------------
 
     def turn(self, file: LogFile, now: float, wall: float) -> None:
-        """One turn of a stream with a file: what waits goes there, or is dropped where that can't be done."""
+        """One turn of a stream with a file: what waits goes there. Where that can't be done it is dropped, or goes on
+        waiting."""
         if not file.usable(now):
-            self.drop(file.error)
+            self._refuse(file, now)
             return
         try:
             with self._counting(file):
                 if self.dress:
-                    self.take(TURN)
+                    if not self.waiting:  # else as much as may be is held already
+                        self.take(TURN)
                     self._append_lines(file, now, wall)
                 else:
                     if self.held:  # from a time when it was read by lines
@@ -171,8 +184,9 @@ class Flow:
             return
         except OSError as error:
             file.fail(error, now)
-            self.drop(file.error)
+            self._refuse(file, now)
             return
+        self.go_on(now)
         self.error = file.error
 
     def _append(self, file: LogFile, now: float, wall: float) -> None:
@@ -208,7 +222,53 @@ class Flow:
                 self._append_lines(file, now, wall, last=True)
         except OSError as error:
             file.fail(error, now)
+            self._refuse(file, now)
+
+    def _refuse(self, file: LogFile, now: float) -> None:
+        """`file` can't be written."""
+        if file.log.on_error == "drop":
+            self.go_on(now)
             self.drop(file.error)
+            return
+        if self.spool:
+            self.spool.seen = 0  # what was on its way is not there
+        if not self.waiting:
+            self.waiting = True
+            self._waits += 1
+            self._waits_since = now
+        self._count_waited(now)
+        self.error = f"{file.error}; the program waits as soon as its pipe is full"
+
+    def go_on(self, now: float) -> None:
+        """Its bytes need not wait any more."""
+        if self.waiting:
+            self._count_waited(now)
+            self.waiting = False
+
+    def _count_waited(self, now: float) -> None:
+        self._waited += now - self._waits_since
+        self._waits_since = now
+
+    def drop_all(self, reason: str) -> None:
+        """Drops what waits in the pipe, which nobody will read again."""
+        self.waiting = False
+        end = self.read + bytes_waiting(self.fd)
+        before = -1
+        while before < self.read < end:
+            before = self.read
+            self.drop(reason)
+        self.publish()
+
+    def news(self, now: float) -> str:
+        """What the daemon's own log should tell of this stream: that its file can't be written, and that it can again.
+        "" when there is nothing new. Not more often than once in SAID_SECONDS."""
+        if self.error == self._said or (self.error and now - self._said_at < SAID_SECONDS):
+            return ""
+        before, self._said = self._said, self.error
+        if self.error:
+            self._said_at = now
+            return f"the log of {self.process} is not written as it should be: {self.error}"
+        return f"the log of {self.process} is written again (it was not: {before})"
 
     def catch_up(self, file: LogFile, now: float, wall: float) -> None:
         """Tells in the log of what was dropped before, if it can be written by now: the program may print no more."""
@@ -229,12 +289,16 @@ class Flow:
 
     @contextmanager
     def _counting(self, file: LogFile) -> Iterator[None]:
-        rotations, lines_split = file.rotations, file.lines_split
         try:
             yield
         finally:
-            self._rotations += file.rotations - rotations
-            self._lines_split += file.lines_split - lines_split
+            self.count_rotations(file)
+
+    def count_rotations(self, file: LogFile) -> None:
+        """Those that nobody has counted yet. Of several streams with one file, the one that asks first counts them."""
+        rotations, lines_split = file.uncounted()
+        self._rotations += rotations
+        self._lines_split += lines_split
 
     # --- by lines -----------------------------------------------------------------------------------------------------
 

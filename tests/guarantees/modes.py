@@ -100,9 +100,9 @@ class Result:
 def table(options: Options, modes: dict[str, Mode]) -> str:
     """A program for each mode."""
     logs = {
-        "times": "timestamps = true, max_size = '1MB', keep = 10000",
-        "json": "format = 'json', max_size = '1MB', keep = 10000",
-        "raw": "max_size = '1MB', keep = 10000",
+        "times": "timestamps = true, max_size = '1MB', keep = 10000, compress = 'none'",
+        "json": "format = 'json', max_size = '1MB', keep = 10000, compress = 'none'",
+        "raw": "max_size = '1MB', keep = 10000, compress = 'none'",
         "inherit": "mode = 'inherit'",
         "syslog": "mode = 'syslog'",
         "journal": "mode = 'journal'",
