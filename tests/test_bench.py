@@ -55,6 +55,18 @@ def test_one_name_measures_its_rows_only(tmp_path: Path) -> None:
     assert [row["name"] for row in json.loads((tmp_path / "figures.json").read_text())["figures"]] == ["status"]
 
 
+def test_the_modes_of_the_log_are_measured(tmp_path: Path) -> None:
+    pytest.importorskip("supervisor", reason="Supervisor is not installed")
+    done = bench("modes", "--tiny", "--json", str(tmp_path / "figures.json"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "figures.json").read_text())["modes"]
+    assert {"raw", "timestamps", "json", "inherit", "inherit, json"} <= {cost["mode"] for cost in found["costs"]}
+    assert all(len(cost["rates"]) == 1 and not cost["dropped"] for cost in found["costs"])
+    assert [delay["load"] for delay in found["delays"]] == ["nothing", "raw", "json"]
+    assert all(delay["restarts"] and delay["requests"] for delay in found["delays"])
+    assert "| timestamps |" in done.stdout
+
+
 def test_an_unknown_name_is_named() -> None:
     done = bench("speed")
     assert done.returncode == 2
