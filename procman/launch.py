@@ -96,7 +96,7 @@ def notify_name(program: Program) -> str:
 
 
 def log_paths(program: Program) -> dict[str, str]:
-    """Where the bytes of each of `log_pipes` go, in "file" mode."""
+    """The files to which the bytes of each of `log_pipes` go; "" where they go to none."""
     out, err = log_pipes(program)
     paths = {out: program.log.path, err: program.log.path if err == out else program.log.error_path}
     return {name: path for name, path in paths.items() if name is not None}

@@ -105,12 +105,21 @@ class Operations(Protocol):
     async def shutdown(self, peer: Peer) -> None:
         """Begins to stop all programs and then the daemon; returns when that is on disk and outlives a crash."""
 
-    def reopen_logs(self, peer: Peer) -> None:
-        """Closes and opens every log file, for a rotation by others."""
+    async def reopen_logs(self, peer: Peer) -> None:
+        """Closes and opens every log file, for a rotation by others; from then on nothing is written to the old ones.
+        Raises Failed when a disk is stuck."""
 
-    async def reread(self, peer: Peer, *, previous: bool, progress: Callable[[Object], None]) -> Object:
+    async def reread(
+        self,
+        peer: Peer,
+        *,
+        previous: bool,
+        progress: Callable[[Object], None],
+        wait: bool,
+        timeout: float | None,
+    ) -> Object:
         """Reads the table again and applies it, or goes back to the `previous` one; what changed, what must be
-        restarted to change, and what has `failed`."""
+        restarted to change, and what has `failed`. When it does not wait to the end, `goes_on` and `message`."""
 
     async def plan(self, *, previous: bool) -> list[Object]:
         """What `reread` would do: one {name, action, keys, cost} for each line."""
@@ -395,7 +404,7 @@ async def _shutdown(operations: Operations, call: Call) -> object:
 
 
 async def _reopen_logs(operations: Operations, call: Call) -> object:
-    operations.reopen_logs(call.peer)
+    await operations.reopen_logs(call.peer)
     return {}
 
 
@@ -404,7 +413,10 @@ async def _reread(operations: Operations, call: Call) -> object:
     if call.params.get("dry_run"):
         return await call.outlive(operations.plan(previous=previous))
     progress = functools.partial(call.mention, "progress")
-    return await call.outlive(operations.reread(call.peer, previous=previous, progress=progress))
+    wait, timeout = call.params.get("wait", True), call.params.get("timeout")
+    return await call.outlive(
+        operations.reread(call.peer, previous=previous, progress=progress, wait=wait, timeout=timeout)
+    )
 
 
 async def _upgrade(operations: Operations, call: Call) -> object:
@@ -467,7 +479,16 @@ METHODS: dict[str, Method] = {
         },
     ),
     "events": Method(_events, "look", {"follow": ("flag", False)}),
-    "apply": Method(_reread, "operate", {"dry_run": ("flag", False), "previous": ("flag", False)}),
+    "apply": Method(
+        _reread,
+        "operate",
+        {
+            "dry_run": ("flag", False),
+            "previous": ("flag", False),
+            "wait": ("flag", True),
+            "timeout": ("seconds", None),
+        },
+    ),
     "daemon.status": Method(_daemon_status, "look"),
     "daemon.shutdown": Method(_shutdown, "operate"),
     "daemon.reopen_logs": Method(_reopen_logs, "operate"),

@@ -13,7 +13,8 @@ Looking:
     <-- {"jsonrpc":"2.0","id":1,"result":[{"name":"shop:1","program":"shop","instance":1,"groups":["web"],
          "state":"RUNNING","wanted":"up","ready":true,"health":null,"pid":4711,"started_at":"2030-01-31T12:00:00.000Z",
          "uptime_seconds":62.5,"restarts":0,"cpu_percent":1.5,"memory_bytes":41943040,"exit":null,"why":"autostart",
-         "beside":null,"scale":{"number":1,"min":0,"max":4}}]}
+         "beside":null,"scale":{"number":1,"min":0,"max":4},"behind":[],
+         "output":{"read":1024,"written":1024,"dropped":0,"error":""}}]}
     --> {"jsonrpc":"2.0","id":18,"method":"status","params":{"names":["shop:1"],"workers":true}}
     <-- {"jsonrpc":"2.0","id":18,"result":[{"name":"shop:1","state":"RUNNING","workers":{"problem":null,
          "list":[{"pid":4711,"busy":true,"requests":1234,"in_flight":1,"queue":0,"threads":4,"average_seconds":0.012,
@@ -56,9 +57,9 @@ Operating. The result has one object for each process, when the effect is reache
     --> {"jsonrpc":"2.0","id":10,"method":"daemon.reread"}
     <-- {"jsonrpc":"2.0","id":10,"result":{"added":["new"],"removed":[],"changed":[],"restarted":[],"replaced":[],
          "message":"the table was read again"}}
-    --> {"jsonrpc":"2.0","id":17,"method":"apply","params":{"dry_run":true,"previous":false}}
+    --> {"jsonrpc":"2.0","id":17,"method":"apply","params":{"dry_run":true,"previous":false,"wait":true,"timeout":null}}
     <-- {"jsonrpc":"2.0","id":17,"result":[{"name":"web","action":"replace","keys":["environment"],
-         "cost":"a successor takes over, no request is lost"}]}
+         "cost":"a successor takes over; no request is lost"}]}
     --> {"jsonrpc":"2.0","id":11,"method":"daemon.reopen_logs"}
     --> {"jsonrpc":"2.0","id":15,"method":"daemon.upgrade"}
     --> {"jsonrpc":"2.0","id":12,"method":"daemon.shutdown"}
@@ -116,7 +117,8 @@ OURS = -32000
 
 PROCESS_FIELDS = (
     "name", "program", "instance", "groups", "state", "wanted", "ready", "health", "pid", "started_at",
-    "uptime_seconds", "restarts", "cpu_percent", "memory_bytes", "exit", "why", "beside", "scale",
+    "uptime_seconds", "restarts", "cpu_percent", "memory_bytes", "exit", "why", "beside", "scale", "behind",
+    "output",
 )  # fmt: skip
 """The keys of every ProcessInfo, in their order: what `status` lists and `show` begins with."""
 

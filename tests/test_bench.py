@@ -22,7 +22,8 @@ ROWS = {
     "memory": "memory memory-dirty",
     "status": "status",
     "stop": "stop stop-command",
-    "logs": "logs logs-cpu",
+    "logs": "logs logs-cpu logs-gzip logs-gzip-cpu",
+    "many": "many",
 }
 """The figures of each NAME of the command line."""
 

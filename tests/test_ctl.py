@@ -393,6 +393,15 @@ def test_daemon_reread(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> No
     assert (ran.status, ran.err) == (1, "procmanctl: the table has problems\n  hint: procmanctl check\n")
 
 
+def test_apply_need_not_wait(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = Ran(capsys, "apply", "--no-wait")
+    assert (ran.status, ran.out) == (0, "it goes on\n")
+    ran = Ran(capsys, "apply", "--timeout", "3")
+    assert (ran.status, ran.out, ran.err) == (1, "", "procmanctl: apply: it goes on\n")
+    assert Ran(capsys, "apply", "--no-wait", "--json").json["goes_on"]
+    assert daemon.stand_in.asked == [("apply", False, None), ("apply", True, 3.0), ("apply", False, None)]
+
+
 def test_daemon_shutdown_waits_until_it_has_gone(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     ran = Ran(capsys, "daemon", "shutdown")
     assert (ran.status, ran.out, ran.err) == (0, "", "")

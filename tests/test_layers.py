@@ -21,12 +21,14 @@ BANDS = {
     "pure": "errors config positions values keys programs table preset asgi servers apply lifecycle launch rpc crossing"
     " shape kept workload canary units scale logformat moments accesslog tracebacks logrecords logsummary unzip",
     "keeper": "keeper",
-    "edge": "disks files folders listeners logs logread resources probes notify store salvage routing workers queues",
+    "edge": "disks files folders listeners logs logread resources probes notify store salvage routing workers queues"
+    " offered rivals",
     "daemon": "memo ownlog events snapshot interim link process report operation journal measures holdings recall"
     " sockets trials proving places ages rollout rollouts orphans ground takeover supervisor change legacy desk"
-    " supervise reading methods server statefile daemon telemetry scaling logstream printed",
+    " supervise reading methods server statefile daemon telemetry scaling versions renewal compression logstream"
+    " printed",
     "client": "client ctl",
-    "program": "wsgi adapter",
+    "program": "wsgi adapter compressor",
 }
 """Every module of procman by its band. A new one is written down here, and in docs/architecture.md."""
 
@@ -65,11 +67,11 @@ IMPORT_ONLY_IN: dict[str, set[str]] = {
     "threading": {"logs", "wsgi"},
     "concurrent": {"journal", "reading"},
     "multiprocessing": set(),
-    "subprocess": {"ctl", "daemon"},
+    "subprocess": {"ctl", "daemon", "offered"},
 }
 """House rule 5: one thread, but for those that use a disk, which may be stuck: the logs', the state file's, and those
 that read for clients.
-Children come from the keeper; the client may run `procmand`."""
+Children come from the keeper; the client may run `procmand`, and `--check` a server that is to tell its options."""
 
 DEPENDENCIES: dict[str, set[str]] = {
     "psutil": {"edge", "daemon"},

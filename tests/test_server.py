@@ -379,7 +379,10 @@ def test_the_loop_turns_between_two_requests(daemon: Daemon, monkeypatch: pytest
         if len(seen) < 1000:
             daemon.loop.call_soon(turn)
 
-    monkeypatch.setattr(daemon.stand_in, "reopen_logs", lambda _peer: seen.append(turns))
+    async def reopen_logs(_peer: object) -> None:
+        seen.append(turns)
+
+    monkeypatch.setattr(daemon.stand_in, "reopen_logs", reopen_logs)
     daemon.do(turn)
     with daemon.raw(b'{"jsonrpc":"2.0","method":"daemon.reopen_logs"}\n' * 1000):
         wait_until(lambda: len(seen) == 1000)

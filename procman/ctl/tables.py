@@ -135,8 +135,20 @@ def _status_row(info: Object) -> Row:
         percent(info.get("cpu_percent")),
         size(info.get("memory_bytes")),
         _plain(info.get("restarts")),
-        printable(info.get("why") or ""),
+        reason(info) + _log_problem(info),
     )
+
+
+def _log_problem(info: Object) -> str:
+    """What is wrong with its output, for whoever only looks at the status."""
+    error = (info.get("output") or {}).get("error")
+    return f"; its log: {printable(error)}" if error else ""
+
+
+def reason(info: Object) -> str:
+    """Why a process is as it is, and that it is not what the table says, if so."""
+    text, behind = printable(info.get("why") or ""), ", ".join(map(printable, info.get("behind") or ()))
+    return f"{text}; not as the table says: {behind}" if behind else text
 
 
 def _coloured(line: str, at: int, state: str) -> str:
@@ -203,7 +215,7 @@ def why(answer: Object, *, colour: bool = False) -> list[str]:
     """All of `procmanctl why`: the reason, the last exit, what went before, the last lines of output."""
     state = state_text(str(answer.get("state")), colour=colour)
     lines = [
-        f"{printable(answer.get('name'))} is {state}, wanted {answer.get('wanted')}: {printable(answer.get('why'))}"
+        f"{printable(answer.get('name'))} is {state}, wanted {answer.get('wanted')}: {reason(answer)}"
     ]
     if answer.get("exit"):
         lines.append(f"last exit: {ended(answer['exit'])}")
@@ -230,7 +242,7 @@ def show(answer: Object, *, colour: bool = False) -> list[str]:
     groups = ", ".join(answer.get("groups") or ()) or "-"
     facts = [
         ("state", f"{state_text(str(answer.get('state')), colour=colour)}, wanted {answer.get('wanted')}"),
-        ("why", printable(answer.get("why") or "-")),
+        ("why", reason(answer) or "-"),
         ("ready", "yes" if answer.get("ready") else "no"),
         ("program", f"{answer.get('program')}, instance {answer.get('instance')}, groups: {groups}"),
         ("pid", _plain(answer.get("pid"))),
@@ -264,7 +276,8 @@ def _last_hour(answer: Object, key: str, column: int, unit: Any) -> str:
 def _log_facts(log: Object) -> Iterator[tuple[str, str]]:
     for key, value in log.items():
         if key != "stream" and value not in ("", None):
-            yield key, size(value) if key in ("read", "written", "dropped") else _plain(value)
+            draw = size if key in ("read", "written", "dropped") else duration if key == "waited" else _plain
+            yield key, draw(value)
 
 
 def _processes(processes: Sequence[Object]) -> list[str]:

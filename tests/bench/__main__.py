@@ -16,14 +16,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tests.bench import fleet, logs, losses, reading, restart, wsgi
+from tests.bench import fleet, logs, losses, many, modes, reading, restart, wsgi
 from tests.bench.figures import Figure, table
 from tests.bench.plan import FULL, QUICK, TINY, Plan
 from tests.loss.servers import SERVERS
 
-NAMES = (*restart.NAMES, *fleet.NAMES, *logs.NAMES)
-LONG = (*losses.NAMES, *wsgi.NAMES, *reading.NAMES)
-"""Measured only when they are named: losses takes half an hour, and all have a table of their own."""
+NAMES = (*restart.NAMES, *fleet.NAMES, *logs.NAMES, *many.NAMES)
+LONG = (*losses.NAMES, *wsgi.NAMES, *modes.NAMES, *reading.NAMES)
+"""Measured only when they are named: losses takes half an hour, and each has a table of its own."""
 
 PLANS = {"full": FULL, "quick": QUICK, "tiny": TINY}
 
@@ -44,9 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     figures = measure(plan, options.name or NAMES)
     lost = losses.run(plan, options.server, _say) if "losses" in options.name else []
     rates = wsgi.run(plan, _say) if "wsgi" in options.name else []
+    costs = modes.run(plan, _say) if "modes" in options.name else modes.Measured()
     read = reading.run(plan, _say) if "reading" in options.name else []
     seconds = time.monotonic() - start
-    if figures or not (lost or rates or read):
+    if figures or not (lost or rates or costs.costs or read):
         print(f"{_machine()}\nmedian (smallest–largest); ratio: how many times procman is better\n")
         print("\n".join(table(figures)))
     if lost:
@@ -55,11 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rates:
         print(f"{_machine()}\nmedian (smallest–largest) of {plan.wsgi_rounds} rounds\n")
         print("\n".join(wsgi.table(rates)))
+    if costs.costs:
+        print(f"{_machine()}\nmedian (smallest–largest) of {plan.log_rounds} rounds\n")
+        print("\n".join(modes.table(costs)))
     if read:
         print(f"{_machine()}\na log of {plan.reading_gb:g} GB; median (smallest–largest)\n")
         print("\n".join(reading.table(read)))
     if options.json:
-        more = {"losses": [row.document() for row in lost], "wsgi": [row.document() for row in rates]}
+        more: dict[str, Any] = {"losses": [row.document() for row in lost], "wsgi": [row.document() for row in rates]}
+        more["modes"] = costs.document()
         more["reading"] = [row.document() for row in read]
         document = {**_document(figures, seconds, plan), **more}
         Path(options.json).write_text(json.dumps(document, indent=1) + "\n")
@@ -89,6 +94,8 @@ def measure(plan: Plan, names: Sequence[str]) -> list[Figure]:
         figures += fleet.run(plan, names, _say)
     if "logs" in names:
         figures += logs.run(plan, _say)
+    if "many" in names:
+        figures += many.run(plan, _say)
     return figures
 
 

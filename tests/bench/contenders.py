@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.bench.machine import kill_all, run_timed, wait_end
-from tests.harness import CTL, PROJECT, RunningDaemon, descendants, wait_until
+from tests.harness import CTL, PROJECT, RunningDaemon, command_line, descendants, wait_until
 
 Programs = Mapping[str, Sequence[str]]
 """Commands by name."""
@@ -79,11 +79,14 @@ class Procmand(Contender):
 
     title = "procman"
 
-    def __init__(self, programs: Programs, *, sampling: int = 5, keep_logs: int = 10) -> None:
+    def __init__(
+        self, programs: Programs, *, sampling: int = 5, keep_logs: int = 10, log_mb: int = 50, compress: str = "gzip"
+    ) -> None:
         parts = [f"[daemon.sampling]\ninterval = {sampling}"]
         for name, command in programs.items():
             argv = ", ".join(f'"{word}"' for word in command)
-            parts.append(f'[program.{name}]\ncommand = [{argv}]\nlog = {{ max_size = "50MB", keep = {keep_logs} }}')
+            log = f'max_size = "{log_mb}MB", keep = {keep_logs}, compress = "{compress}"'
+            parts.append(f"[program.{name}]\ncommand = [{argv}]\nlog = {{ {log} }}")
         self._daemon = RunningDaemon("\n".join(parts))
 
     def start(self) -> float:
@@ -98,11 +101,24 @@ class Procmand(Contender):
         argv = [sys.executable, "-c", CTL, "-s", str(self._daemon.socket), *arguments]
         return run_timed(argv, {**os.environ, "PYTHONPATH": str(PROJECT)})
 
+    @property
+    def log_dir(self) -> Path:
+        """Where the logs of programs are."""
+        return self._daemon.log_dir
+
+    def compressor_pids(self) -> list[int]:
+        """The process that compresses rotated files; none while there is nothing to do."""
+        return [seen.pid for seen in descendants(self._daemon.keeper_pid) if "compressor.py" in command_line(seen.pid)]
+
+    def counters(self, name: str) -> dict[str, int]:
+        """What became of the output of a program."""
+        with self._daemon.client() as client:
+            counters: dict[str, int] = client.call("show", name=name)["log"][0]
+        return counters
+
     def lost_bytes(self, name: str) -> int:
         """Output of a program that did not reach its log."""
-        with self._daemon.client() as client:
-            counters = client.call("show", name=name)["log"]
-        return sum(int(stream["dropped"]) for stream in counters)
+        return self.counters(name)["dropped"]
 
     def stop(self) -> float:
         process = self._daemon.process
@@ -122,14 +138,14 @@ class Supervisord(Contender):
 
     title = "Supervisor"
 
-    def __init__(self, programs: Programs, *, keep_logs: int = 10) -> None:
+    def __init__(self, programs: Programs, *, keep_logs: int = 10, log_mb: int = 50) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="pmb", dir="/tmp"))
         self._conf = self.folder / "supervisord.conf"
         self._process: subprocess.Popen[bytes] | None = None
         (self.folder / "log").mkdir()
-        self._conf.write_text(self._configuration(programs, keep_logs))
+        self._conf.write_text(self._configuration(programs, keep_logs, log_mb))
 
-    def _configuration(self, programs: Programs, keep_logs: int) -> str:
+    def _configuration(self, programs: Programs, keep_logs: int, log_mb: int) -> str:
         folder = self.folder
         parts = [
             f"[unix_http_server]\nfile={folder}/s.sock",
@@ -138,7 +154,7 @@ class Supervisord(Contender):
             f"[supervisorctl]\nserverurl=unix://{folder}/s.sock",
         ]
         for name, command in programs.items():
-            rotation = f"stdout_logfile_maxbytes=50MB\nstdout_logfile_backups={keep_logs}"
+            rotation = f"stdout_logfile_maxbytes={log_mb}MB\nstdout_logfile_backups={keep_logs}"
             log = f"stdout_logfile={folder}/log/{name}.log\n{rotation}\nredirect_stderr=true"
             parts.append(f"[program:{name}]\ncommand={' '.join(command)}\nautorestart=true\n{log}")
         return "\n\n".join(parts) + "\n"

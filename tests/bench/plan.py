@@ -35,6 +35,11 @@ class Plan:
     log_seconds: float = 1.5
     """Length of one window of writing."""
 
+    many_seconds: float = 10.0
+    """Length of the window in which many programs write slowly."""
+
+    requests: int = 200
+    """`status` requests in each round of `modes`."""
     reading_gb: float = 10.0
     """Size of the log that is read."""
 
@@ -57,11 +62,13 @@ class Plan:
 FULL = Plan()
 QUICK = Plan(
     programs=20, rounds=1, idle_seconds=2.0, status_calls=5, sigterm_rounds=0,
-    kills=8, kills_a_step=4, log_rounds=2, log_seconds=0.5, reloads=3, reload_requests=3000,
-    reading_gb=1.0, reading_calls=5, wsgi_rounds=3, wsgi_seconds=1.0,
+    kills=8, kills_a_step=4, log_rounds=2, log_seconds=0.5, many_seconds=4.0, requests=50, reloads=3,
+    reload_requests=3000, reading_gb=1.0, reading_calls=5,
+    wsgi_rounds=3, wsgi_seconds=1.0,
 )  # fmt: skip
 TINY = Plan(
     programs=2, rounds=1, idle_seconds=0.2, status_calls=2,
-    kills=2, kills_a_step=1, log_rounds=1, log_seconds=0.1, reloads=1, reload_requests=200,
-    reading_gb=0.01, reading_calls=2, wsgi_rounds=1, wsgi_seconds=0.1,
+    kills=2, kills_a_step=1, log_rounds=1, log_seconds=0.1, many_seconds=0.2, requests=2, reloads=1,
+    reload_requests=200, reading_gb=0.01, reading_calls=2,
+    wsgi_rounds=1, wsgi_seconds=0.1,
 )  # fmt: skip
