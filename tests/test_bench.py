@@ -55,6 +55,18 @@ def test_one_name_measures_its_rows_only(tmp_path: Path) -> None:
     assert [row["name"] for row in json.loads((tmp_path / "figures.json").read_text())["figures"]] == ["status"]
 
 
+def test_the_modes_of_the_log_are_measured(tmp_path: Path) -> None:
+    pytest.importorskip("supervisor", reason="Supervisor is not installed")
+    done = bench("modes", "--tiny", "--json", str(tmp_path / "figures.json"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "figures.json").read_text())["modes"]
+    assert {"raw", "timestamps", "json", "inherit", "inherit, json"} <= {cost["mode"] for cost in found["costs"]}
+    assert all(len(cost["rates"]) == 1 and not cost["dropped"] for cost in found["costs"])
+    assert [delay["load"] for delay in found["delays"]] == ["nothing", "raw", "json"]
+    assert all(delay["restarts"] and delay["requests"] for delay in found["delays"])
+    assert "| timestamps |" in done.stdout
+
+
 def test_an_unknown_name_is_named() -> None:
     done = bench("speed")
     assert done.returncode == 2
@@ -127,3 +139,13 @@ def test_the_table_shows_what_there_is() -> None:
     assert note == "boot: 2 MB were lost"
     *_, row = table([Figure("a", "boot", "ms", (4.0,), ())])
     assert [cell.strip() for cell in row.strip("|").split("|")][2:] == ["–", "–", "–"]
+
+
+def test_reading_is_measured(tmp_path: Path) -> None:
+    pytest.importorskip("supervisor", reason="Supervisor is not installed")
+    done = bench("reading", "--tiny", "--json", str(tmp_path / "figures.json"))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "figures.json").read_text())["reading"]
+    assert [row["title"] for row in rows if row["title"] not in done.stdout] == []
+    assert all(row["by_daemon"] for row in rows)
+    assert all(row["by_files"] and row["memory_mb"] and row["daemon_memory_mb"] for row in rows[4:])
