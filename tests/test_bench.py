@@ -139,3 +139,13 @@ def test_the_table_shows_what_there_is() -> None:
     assert note == "boot: 2 MB were lost"
     *_, row = table([Figure("a", "boot", "ms", (4.0,), ())])
     assert [cell.strip() for cell in row.strip("|").split("|")][2:] == ["–", "–", "–"]
+
+
+def test_reading_is_measured(tmp_path: Path) -> None:
+    pytest.importorskip("supervisor", reason="Supervisor is not installed")
+    done = bench("reading", "--tiny", "--json", str(tmp_path / "figures.json"))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "figures.json").read_text())["reading"]
+    assert [row["title"] for row in rows if row["title"] not in done.stdout] == []
+    assert all(row["by_daemon"] for row in rows)
+    assert all(row["by_files"] and row["memory_mb"] and row["daemon_memory_mb"] for row in rows[4:])
