@@ -86,6 +86,7 @@ def test_the_table_shows_what_there_is() -> None:
         "1.0, 0.33 ×: bare",
     ]  # fmt: skip
     assert note == "boot, 1,000 programs, ms: odd"
+    assert cells(next(table([figure(s6=(4.0,))], lineup.ORDER)))[1:3] == ["procman", "s6"]
     *_, row = table([figure(procman=(4.0,))], lineup.ORDER)
     assert cells(row) == ["boot, ms", "4.0", "–", "–"]
 

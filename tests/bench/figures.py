@@ -138,10 +138,10 @@ def _number(value: float) -> float | None:
 def table(figures: Sequence[Figure], order: Sequence[str]) -> Iterator[str]:
     """The figures as a Markdown table, which docs/performance.md takes as it is; notes below it.
 
-    A column for each contender of `order` that is in it: the median, smallest and largest, and how many times procman
-    is better. The last two columns are that ratio to the best peer and to the limit.
+    A column for procman and each other one of `order` that is in it: the median, smallest and largest, and how many
+    times procman is better. The last two columns are that ratio to the best peer and to the limit.
     """
-    sides = [side for side in order if any(figure.sides.get(side) for figure in figures)]
+    sides = [side for side in order if side == OURS or any(figure.sides.get(side) for figure in figures)]
     yield from markdown(("", *sides, "best peer", "limit"), (_row(figure, sides) for figure in figures))
     for figure in figures:
         for note in figure.notes:

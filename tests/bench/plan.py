@@ -43,7 +43,7 @@ class Plan:
         Fleet(10),
         Fleet(100, rounds=3),
         Fleet(1000, status_calls=3, stop_command=False, end_seconds=30.0),
-        Fleet(3000, status_calls=2, stop_command=False, end_seconds=30.0),
+        Fleet(3000, start_seconds=120.0, status_calls=2, stop_command=False, end_seconds=30.0),
     )
 
     peers: tuple[str, ...] = ()
