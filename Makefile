@@ -51,6 +51,7 @@ crash: $(VENV)/installed-dev
 
 soak: crash
 	$(bin)/python -m tests.guarantees kill
+	$(bin)/python -m tests.guarantees modes
 	$(bin)/python -m tests.guarantees loops
 	$(bin)/python -m tests.guarantees soak $(SOAK_ARGS)
 

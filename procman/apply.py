@@ -7,11 +7,11 @@ at once. Where a successor can take over, that is how it gets it; else it restar
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
-from procman import units
-from procman.config import Config, Daemon, Listener, Program
+from procman import units, values
+from procman.config import Config, Daemon, Listener, Log, Program
 
 HOT = frozenset(
     {
@@ -22,10 +22,15 @@ HOT = frozenset(
 )  # fmt: skip
 """Keys of a Program that a running child never notices."""
 
-HOT_LOG = frozenset({"path", "error_path", "max_size", "keep", "mode_bits"})
-"""Keys of its log that can change between two bytes."""
+HOT_LOG = frozenset(
+    {
+        "mode", "path", "error_path", "max_size", "rotate_every", "keep", "keep_total", "compress", "timestamps",
+        "format", "on_error", "mode_bits",
+    }
+)  # fmt: skip
+"""Keys of its log that can change between two bytes; `mode` as long as there is a pipe, see `_has_pipe`."""
 
-HOT_DAEMON = frozenset({"log_level", "shutdown_timeout", "exit_when", "sampling"})
+HOT_DAEMON = frozenset({"log_level", "log_min_free", "shutdown_timeout", "exit_when", "sampling"})
 """Keys of [daemon] that take effect without a restart of the daemon."""
 
 
@@ -51,19 +56,18 @@ def plan(old: Config, new: Config) -> Plan:
     before = {program.name: program for program in old.programs}
     after = {program.name: program for program in new.programs}
     listeners = {listener.name: listener for listener in old.listeners}
-    changed = [listener for listener in new.listeners if listeners.get(listener.name, listener) != listener]
-    tuned = [listener for listener in changed if _is_tuned(listeners[listener.name], listener)]
-    moved = {listener.name for listener in changed} - {listener.name for listener in tuned}
+    # Its name says where a socket is bound: what else is said of it can be changed while it is open.
+    tuned = [listener for listener in new.listeners if listeners.get(listener.name, listener) != listener]
+    renamed = {listener.name for listener in tuned if listeners[listener.name].label != listener.label}
     hot: list[Program] = []
     restart: list[Program] = []
     overlap: list[Program] = []
     for name, program in after.items():
         if name not in before:
             continue
-        if moved & set(program.listen):
-            restart.append(program)
-        elif not _is_hot(before[name], program):
-            (overlap if program.reload == "overlap" else restart).append(program)
+        if not same_child(before[name], program) or renamed & set(program.listen):
+            beside = program.reload == "overlap" and not _regroups(old, before[name], new, program)
+            (overlap if beside else restart).append(program)
         elif before[name] != program:
             hot.append(program)
     return Plan(
@@ -75,6 +79,27 @@ def plan(old: Config, new: Config) -> Plan:
         tuned=tuple(tuned),
         ignored=tuple(f"daemon.{key}" for key in _changed(old.daemon, new.daemon) if key not in HOT_DAEMON),
     )
+
+
+def turns(programs: Sequence[Program], before: Mapping[str, Program]) -> list[list[Program]]:
+    """Which of `programs` get their new version together, one group after the other: the processes of one program, and
+    programs of which one gets the socket of another, which can't both have it. `before` has what they were, by name."""
+    groups: list[list[Program]] = []
+    for program in programs:
+        linked = [group for group in groups if any(_belong(one, program, before) for one in group)]
+        place = groups.index(linked[0]) if linked else len(groups)
+        merged = [one for group in linked for one in group]
+        groups = [group for group in groups if group not in linked]
+        groups.insert(place, [*merged, program])
+    return groups
+
+
+def _belong(one: Program, other: Program, before: Mapping[str, Program]) -> bool:
+    def hands(giver: Program, taker: Program) -> bool:
+        given = set(before[giver.name].listen).difference(giver.listen)
+        return bool(given.intersection(taker.listen).difference(before[taker.name].listen))
+
+    return one.program == other.program or hands(one, other) or hands(other, one)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +117,11 @@ COSTS = {
     "add": "it starts",
     "remove": "it stops",
     "change": "takes effect at once",
-    "replace": "a successor takes over, no request is lost",
-    "restart": "it stops, then it starts; connections wait meanwhile",
+    "replace": "a successor takes over",
+    "restart": "it stops, then it starts",
     "ignore": "needs a restart of the daemon",
 }
-"""What each action costs, in words."""
+"""What each action costs, in words; what clients notice is added: `_meanwhile`."""
 
 
 def lines(old: Config, new: Config, plan: Plan, running: Collection[str] = ()) -> list[Line]:
@@ -105,20 +130,64 @@ def lines(old: Config, new: Config, plan: Plan, running: Collection[str] = ()) -
     found = [Line("", "ignore", plan.ignored, COSTS["ignore"])] if plan.ignored else []
     daemon = tuple(f"daemon.{key}" for key in _changed(old.daemon, new.daemon) if key in HOT_DAEMON)
     found += [Line("", "change", daemon, COSTS["change"])] if daemon else []
-    found += [Line(f"listener {listener.name}", "change", (), COSTS["change"]) for listener in plan.tuned]
-    parts = (("change", plan.hot), ("remove", plan.removed), ("restart", plan.restart), ("add", plan.added))
-    for action, programs in (*parts, ("replace", plan.replace)):
+    found += [Line(f"listener {listener.title}", "change", (), COSTS["change"]) for listener in plan.tuned]
+    changing = {program.program for program in (*plan.restart, *plan.replace)}
+    late = tuple(program for program in plan.added if program.program in changing)
+    parts: tuple[tuple[str, tuple[Program, ...]], ...]
+    early = tuple(program for program in plan.added if program not in late)
+    parts = (("change", plan.hot), ("remove", plan.removed), ("add", early))
+    turns_ = (("restart", plan.restart), ("replace", plan.replace))
+    parts += tuple((action, tuple(sorted(some, key=lambda one: one.priority))) for action, some in turns_)
+    parts += (("add", late),)
+    for action, programs in parts:
         for program in programs:
-            keys = _keys(before[program.name], program) if program.name in before and action != "remove" else ()
+            keys = differences(before[program.name], program) if program.name in before and action != "remove" else ()
             cost = COSTS[action]
-            if action == "replace" and (problem := _no_canary(old, program, plan, running)):
-                cost += f"; without its canary: {problem}"
             if action == "add" and not program.autostart:
                 cost = "it does not start: autostart = false"
             elif action == "add" and program.scale is not None and program.instance > program.scale.min:
                 cost = f"it starts when connections wait: scale.min = {program.scale.min}"
+            elif action in ("restart", "replace"):
+                cost += "; " + _meanwhile(action, _sockets(old, before[program.name]), _sockets(new, program))
+            if action == "replace" and (problem := _no_canary(old, program, plan, running)):
+                cost += f"; without its canary: {problem}"
             found.append(Line(program.name, action, keys, cost))
     return found
+
+
+def _meanwhile(action: str, before: Sequence[Listener], after: Sequence[Listener]) -> str:
+    """What clients notice of a restart, or of a replacement."""
+    gone = [one for one in before if all(one.address != listener.address for listener in after)]
+    new = [listener for listener in after if not _stays(listener, before)]
+    closes = "".join(f", {listener.address} closes" for listener in gone)
+    if not before and not after:
+        return "nothing of it runs meanwhile" if action == "restart" else "for a moment two of it run"
+    if action == "replace":
+        early = [listener for listener in new if any(values.overlap(listener.address, one.address) for one in before)]
+        waits = "".join(f", connections to {listener.address} wait until it is ready" for listener in early)
+        late = ", ".join(str(listener.address) for listener in gone)
+        return f"no request is lost{waits}" + (late and f", but of who still comes to {late} when that closes")
+    if any(listener.reuse_port for listener in (*before, *after)):
+        return f"connections are refused meanwhile{closes}"
+    return f"connections wait meanwhile{closes}" if after else f"nothing listens any more{closes}"
+
+
+def _stays(listener: Listener, others: Iterable[Listener]) -> bool:
+    return any(listener.name == other.name for other in others)
+
+
+def _sockets(config: Config, program: Program) -> list[Listener]:
+    return [listener for listener in config.listeners if listener.name in program.listen]
+
+
+def _regroups(old: Config, before: Program, new: Config, program: Program) -> bool:
+    """Whether it would have a socket of its own at an address where it shares one, or the other way round: beside each
+    other they would take connections from each other."""
+    return any(
+        one.reuse_port != other.reuse_port and values.overlap(one.address, other.address)
+        for one in _sockets(old, before)
+        for other in _sockets(new, program)
+    )
 
 
 def _no_canary(old: Config, program: Program, plan: Plan, running: Collection[str]) -> str:
@@ -142,8 +211,8 @@ _KEYS = {
 """What the table calls a field that has another name."""
 
 
-def _keys(old: Program, new: Program) -> tuple[str, ...]:
-    """The keys of the table that make the difference; a listener that has moved is one."""
+def differences(old: Program, new: Program) -> tuple[str, ...]:
+    """The keys of the table that make the difference; the name of a listener is one."""
     fields_ = [key for key in _changed(old, new) if key not in ("log", "limits")]
     found = [_KEYS.get(key, key) for key in fields_]
     if "command" in found and new.server:
@@ -159,6 +228,7 @@ def fingerprint(config: Config, program: Program) -> str:
     listeners = [listener for listener in config.listeners if listener.name in program.listen]
     values = [getattr(program, field.name) for field in fields(program) if field.name not in HOT | {"log"}]
     values += [getattr(program.log, field.name) for field in fields(program.log) if field.name not in HOT_LOG]
+    values.append(_has_pipe(program.log))
     return hashlib.sha256(repr((values, listeners)).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
@@ -167,14 +237,17 @@ def daemon_in_force(old: Daemon, new: Daemon) -> Daemon:
     return replace(old, **{key: getattr(new, key) for key in HOT_DAEMON})
 
 
-def _is_hot(old: Program, new: Program) -> bool:
+def same_child(old: Program, new: Program) -> bool:
+    """Whether a child that was started for `old` can go on for `new`."""
+    if _has_pipe(old.log) != _has_pipe(new.log):
+        return False
     log_changes = set(_changed(old.log, new.log))
     return set(_changed(old, new)) <= HOT | ({"log"} if log_changes <= HOT_LOG else set())
 
 
-def _is_tuned(old: Listener, new: Listener) -> bool:
-    """Whether an open socket can be made like `new`."""
-    return replace(old, backlog=new.backlog, mode=new.mode, uid=new.uid, gid=new.gid) == new
+def _has_pipe(log: Log) -> bool:
+    """Whether its program prints to a pipe of ours, and not to /dev/null."""
+    return log.mode != "discard"
 
 
 def _changed(old: object, new: object) -> list[str]:

@@ -22,7 +22,6 @@ from procman.preset import BadOption, Plan, Request
 FIRST_FD = 3
 """Of the sockets that a program inherits (sd_listen_fds(3))."""
 
-_RELOADER = "its reloader ends the old server before it knows whether the new code can be imported: use procmanctl"
 _AT_ONCE = "the server would exit at once"
 _FACTORY = 'write "MODULE:FACTORY()" as the app'
 _LISTENER_FILE = "procman holds the sockets: use mode and owner of the [listener] table"
@@ -34,7 +33,7 @@ UVICORN_OWNED = preset.owned(
     {
         preset.LISTEN: "host port uds fd",
         preset.BACKLOG: "backlog",
-        _RELOADER: "reload reload-dir reload-include reload-exclude reload-delay",
+        preset.RELOADER: "reload reload-dir reload-include reload-exclude reload-delay",
         _FACTORY: "factory",
         _AT_ONCE: "version help",
         "use the key workers": "workers",
@@ -75,7 +74,7 @@ HYPERCORN_OWNED = preset.owned(
         preset.BACKLOG: "backlog",
         preset.PARENT: "daemon",
         preset.PID_FILE: "pid",
-        _RELOADER: "reload",
+        preset.RELOADER: "reload",
         _AT_ONCE: "help",
         _LISTENER_FILE: "umask user group",
         "use the key workers": "workers",
@@ -143,8 +142,8 @@ GRANIAN_OWNED = preset.owned(
         _LISTENER_FILE: "uds-permissions",
         preset.BACKLOG: "backlog",
         preset.PID_FILE: "pid-file",
-        _RELOADER: """reload reload-paths reload-ignore-dirs reload-ignore-patterns reload-ignore-paths reload-tick
-            reload-ignore-worker-failure""",
+        preset.RELOADER: """reload reload-paths reload-ignore-dirs reload-ignore-patterns reload-ignore-paths
+            reload-tick reload-ignore-worker-failure""",
         _FACTORY: "factory",
         _AT_ONCE: "version help",
         "use the key workers": "workers",

@@ -77,7 +77,7 @@ def obstacle(program: Program, listeners: Sequence[Listener]) -> str:
         if listener.address.kind == "unix":
             return f"connections to the Unix socket {listener.address.path} can't be shared out: a canary needs TCP"
         if listener.reuse_port:
-            return f"a canary can't share the listener {listener.name}, which has reuse_port"
+            return f"a canary can't share the listener {listener.title}, which has reuse_port"
     return "" if program.reload == "overlap" else 'a canary needs reload = "overlap"'
 
 

@@ -1,16 +1,19 @@
 """Another table while everything runs: read, compared, and carried out, whoever dies on the way.
 
-A change has two halves. First all that is removed or must restart is stopped; then, at one moment, the new table comes
-into force, and what is wanted is started. Before each half the keeper is handed what is about to be done, so a
-supervisor that comes up in the midst of it goes on where the one before was:
+Before all else every new address is opened: when one can't be had, nothing changes. A change has two halves. First all
+that is removed is stopped; then, at one moment, the new table comes into force, and what is wanted is started. Before
+each half the keeper is handed what is about to be done, so a supervisor that comes up in the midst of it goes on where
+the one before was:
 
     "next table" and "change" {"half": "stop", "why", "wanted"}     the old table is in force
     "table", "kept" and "change" {"half": "start", "why", "start",  the new one is; each process that is to be started,
-                                  "replace", "remove"}              with the number of the last child that it had
+                                  "replace", "restart", "remove",   or restarted, with the number of its last child;
+                                  "added"}                          what is there for the first time
+    "kept" and "change" {"half": "start", "why", "back"}            a restart has failed (`renewal`)
 
-What can be replaced by a successor is not stopped: it is *kept* as it was (`kept`) when the new table comes into force,
-and passes on after all else is done, one program after the other, until one fails. So is a process that leaves because
-its program has another number of them: it stops when the others run.
+What serves and needs another child is *kept* as it was (`versions`) when the new table comes into force. After all else
+is done it is replaced by a successor (`rollouts`) or restarted (`renewal`), one program after the other, until one
+fails. So is a process that leaves because its program has another number of them: it stops when the others run.
 
 What differs is decided by `apply.plan`.
 """
@@ -18,7 +21,6 @@ What differs is decided by `apply.plan`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,16 +31,18 @@ from procman import apply, kept, memo, servers, shape
 from procman.config import Config, Program
 from procman.errors import ConfigError, Failed, ProcmanError
 from procman.kept import Kept
-from procman.lifecycle import Start, State, Status
-from procman.operation import Aim, Progress, carry_out, reach
+from procman.lifecycle import Start, Status
+from procman.operation import Aim, Progress, bring_down, reach
 from procman.process import Process
+from procman.renewal import STOPPING, Renewal
 from procman.report import Info
 from procman.rollout import running, serves
 from procman.rollouts import Rollouts
+from procman.versions import CHANGE, Versions
 
 log = logging.getLogger("procman")
 
-HELD_NAME, NEXT_TABLE = "change", "next table"
+HELD_NAME, NEXT_TABLE = CHANGE, "next table"
 
 PARTS: dict[str, Any] = {
     "half": Literal["stop", "start"],
@@ -46,16 +50,13 @@ PARTS: dict[str, Any] = {
     "wanted": list[str],
     "start": dict[str, int],
     "replace": list[str],
+    "restart": dict[str, int],
+    "back": dict[str, int],
     "remove": list[str],
+    "added": list[str],
 }
 NEEDED = {"stop": ("wanted",), "start": ("start",)}
 """Of the document that the keeper holds: all that is read of it, and what each half can't do without."""
-
-STOPPING: Info = {"name": "the daemon", "why": "it is stopping", "output": []}
-"""What has failed, when a shutdown has cut a change off."""
-
-OUTPUT_LINES = 20
-"""Of the end of the log of a program that did not start, so many are shown."""
 
 SAID = 1000
 """Characters about what is wrong with it."""
@@ -93,7 +94,10 @@ class Unfinished:
     start: Mapping[str, int] = field(default_factory=dict)
     read: Read | None = None
     replace: tuple[str, ...] = ()
+    restart: Mapping[str, int] = field(default_factory=dict)
+    back: Mapping[str, int] = field(default_factory=dict)
     remove: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
 
     @staticmethod
     def needs_table(document: Any) -> bool:
@@ -109,15 +113,29 @@ class Unfinished:
         if wrong or missing:
             raise ValueError("; ".join((*wrong, *(f"{key}: is missing" for key in missing)))[:SAID])
         if half == "start":
-            replace_, remove = (tuple(told.get(key, ())) for key in ("replace", "remove"))
-            return Unfinished("start", told["why"], start=told["start"], replace=replace_, remove=remove)
+            told |= {key: tuple(told.get(key, ())) for key in ("replace", "remove", "added")}
+            return Unfinished(**told)
         if read is None:
             raise ValueError("the next table is not there")
         return Unfinished("stop", told["why"], frozenset(told["wanted"]), read=read)
 
+    def document(self) -> Info:
+        """For the keeper, in the second half."""
+        told = {"half": self.half, "why": self.why, "start": dict(self.start), "replace": list(self.replace)}
+        told |= {"restart": dict(self.restart), "back": dict(self.back), "remove": list(self.remove)}
+        return {**told, "added": list(self.added)}
+
+
+class _Later(NamedTuple):
+    """Processes that stop when the others run: for good, or to start anew."""
+
+    remove: list[str]
+    restart: list[str]
+
 
 class Change:
-    """Changes the table of `supervisor`. `problem` is "", or why the last one was refused."""
+    """Changes the table of `supervisor`. `problem` is "", or why the last one was refused; `versions` says what of the
+    one before is in force."""
 
     def __init__(self, rollouts: Rollouts, tables: Tables, table: Config, kept_programs: Kept) -> None:
         self._rollouts = rollouts
@@ -125,26 +143,65 @@ class Change:
         supervisor, self._link, self._ground = rollouts.world
         self._supervisor = supervisor
         self._tables = tables
-        self._table = table
-        self._kept = kept_programs
+        self.versions = Versions(supervisor, self._link, table, kept_programs)
+        self._renewal = Renewal(rollouts.world, self.versions)
         self._why = ""
+        self._notes: dict[str, list[str]] = {}  # what is to be told of how successors have taken over: of which
         self._again = False
         self._turn = asyncio.Lock()
         supervisor.on_hang_up = self.hang_up
+        rollouts.passed = self.versions.passed
 
-    async def reread(self, why: str, *, previous: bool = False, progress: Progress = lambda info: None) -> Info:
+    async def reread(
+        self,
+        why: str,
+        *,
+        previous: bool = False,
+        progress: Progress = lambda info: None,
+        wait: bool = True,
+        timeout: float | None = None,
+    ) -> Info:
         """Read the table again and apply it; or go back to the one before (`previous`). Raises ConfigError, and changes
-        nothing, when it has a problem.
+        nothing, when it has a problem; and Failed when an address can't be had.
 
         Returns when all is done: which processes, and what it can't change. `failed` is there when something did not
-        start, or a successor has failed: then the rest was left as it was.
+        start, or a successor has failed: then the rest was left as it was. `goes_on` is there when that takes more than
+        `timeout` seconds, or nobody wants to wait: then the table was taken, and the log tells what comes of it.
         """
+        begun = asyncio.Event()
+        task = self._supervisor.background(self._in_turn(why, previous, progress, begun))
+        if wait:
+            try:
+                async with asyncio.timeout(timeout):
+                    return await asyncio.shield(task)
+            except TimeoutError:
+                message = f"not done within {timeout:g} s; it goes on"
+        else:
+            beginning = asyncio.ensure_future(begun.wait())
+            await asyncio.wait({task, beginning}, return_when=asyncio.FIRST_COMPLETED)
+            beginning.cancel()
+            message = "the table was read again; the change goes on"
+            if task.done():
+                return task.result()
+        task.add_done_callback(self._unattended)
+        return {"message": message, "goes_on": True}
+
+    async def _in_turn(self, why: str, previous: bool, progress: Progress, begun: asyncio.Event) -> Info:
         async with self._turn:  # one after the other: whoever asked for the one that goes on may be asking again
             await self._rollouts.ended()
             self._supervisor.check_free()
-            return await self._apply(why, previous, progress)
+            return await self._apply(why, previous, progress, begun)
 
-    async def _apply(self, why: str, previous: bool, progress: Progress) -> Info:
+    @staticmethod
+    def _unattended(task: asyncio.Task[Info]) -> None:
+        """A change is over that nobody waits for."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            log.error("the table was not taken, everything stays as it is:\n%s", error)
+        elif not task.cancelled() and "failed" in task.result():
+            log.error("%s", task.result()["message"])
+
+    async def _apply(self, why: str, previous: bool, progress: Progress, begun: asyncio.Event) -> Info:
         self._supervisor.changing = True
         self._supervisor.on_moved()
         try:
@@ -152,6 +209,8 @@ class Change:
             await self._rollouts.ended()  # none begins from now on
             self.problem = ""
             try:
+                self._open_early(read.config)
+                begun.set()
                 return await self._carry_out(read, why, progress=progress)
             finally:
                 os.close(read.memory)
@@ -167,7 +226,16 @@ class Change:
         os.close(read.memory)
         config = self._supervisor.config
         up = running(self._supervisor.all())
-        return apply.lines(config, read.config, self._possible(apply.plan(config, read.config)), up)
+        lines = apply.lines(config, read.config, self._possible(apply.plan(config, read.config)), up)
+        return [self._as_it_is(line) for line in lines]
+
+    def _as_it_is(self, line: apply.Line) -> apply.Line:
+        """`line`, for a process that may not serve now."""
+        process = self._supervisor.processes.get(line.name)
+        if process is None or line.action != "restart" or serves(process):
+            return line
+        cost = "it does not serve now, and starts anew" if process.status.wanted else "takes effect when it is started"
+        return replace(line, cost=cost)
 
     async def _read(self, previous: bool) -> Read:
         # In a thread: it reads files and looks users up, and either may be on the network.
@@ -208,23 +276,23 @@ class Change:
         self, read: Read, why: str, wanted: Iterable[str] = (), progress: Progress = lambda info: None
     ) -> Info:
         supervisor = self._supervisor
-        self._why = why
+        self._why, self._notes = why, {}
         before = supervisor.config
         plan = self._possible(apply.plan(before, read.config))
         late = self._late(plan, read.config)
         plan = replace(plan, removed=tuple(program for program in plan.removed if program.name not in late))
-        restart = {program.name for program in plan.restart}
-        up = set(wanted) | {name for name in restart if supervisor.processes[name].status.wanted}
+        serving = {program.name for program in plan.restart if serves(supervisor.processes[program.name])}
+        idle = {program.name for program in plan.restart} - serving
+        up = set(wanted) | {name for name in idle if supervisor.processes[name].status.wanted}
         up |= self._unscaled(before, plan)
-        supervisor.replacing = up & restart
-        if plan.removed or restart:
-            document = {"half": "stop", "why": why, "wanted": sorted(up & restart)}
+        supervisor.replacing = up & idle
+        if plan.removed or idle:
+            document = {"half": "stop", "why": why, "wanted": sorted(up & idle)}
             self._link.hand_over(HELD_NAME, document, {NEXT_TABLE: read.memory})
         daemon = apply.daemon_in_force(before.daemon, read.config.daemon)
-        self._table = replace(read.config, daemon=daemon)
         listeners = {listener.name: listener for listener in before.listeners}
-        self._kept = kept.keep(before, {*late, *(program.name for program in plan.replace)}, listeners)
-        supervisor.take_settings(self._kept.of(self._table))
+        later = {*late, *serving, *(program.name for program in plan.replace)}
+        self.versions.begin(replace(read.config, daemon=daemon), kept.keep(before, later, listeners))
         self._ground.tune(plan.tuned)
         for program in plan.hot:
             process = supervisor.processes[program.name]
@@ -242,13 +310,29 @@ class Change:
         needs_restart = f"; restart the daemon for {', '.join(plan.ignored)}" if plan.ignored else ""
         message = f"the table was read again{needs_restart}"
         log.info("%s (%s): %s", message, why, names)
-        failed = await self._replace(read, plan, up, late, progress)
-        for part in ("replaced", "removed"):
-            names[part] = [name for name in names[part] if name not in self._kept.programs]
-        names["left"] = sorted(self._kept.programs)
+        plan = replace(plan, restart=tuple(program for program in plan.restart if program.name in idle))
+        failed = await self._replace(read, plan, up, _Later(late, sorted(serving)), progress)
+        left = self.versions.left()
+        for part in ("added", "replaced", "restarted", "removed"):
+            names[part] = [name for name in names[part] if name not in left]
+        names["left"] = left
         if failed:
             return {**names, "message": f"stopped at {failed['name']}: {failed['why']}", "failed": failed}
-        return {**names, "message": message}
+        notes = "".join(f"; {', '.join(each)}: {note}" for note, each in self._notes.items())
+        return {**names, "message": message + notes}
+
+    def _open_early(self, new: Config) -> None:
+        """Open the addresses that are new, for all that is to run. Raises Failed when one can't be had: then none of
+        them is left open."""
+        before = self._supervisor.config
+        plan = self._possible(apply.plan(before, new))
+        up = [program for program in plan.restart if self._supervisor.processes[program.name].status.wanted]
+        starting = [program for program in plan.added if program.autostart]
+        try:
+            self._ground.open_early(new, [*up, *starting, *plan.replace])
+        except ProcmanError as error:
+            self._ground.close_unused(before)
+            raise Failed(f"nothing was changed: {error}", hint=error.hint) from error
 
     def _late(self, plan: apply.Plan, new: Config) -> list[str]:
         """Those that leave because their program has another number of processes: the others start before that."""
@@ -263,12 +347,13 @@ class Change:
         return {p.name for p in fixed if p.name in scaled and self._supervisor.starts_by_itself(p)}
 
     async def _replace(
-        self, read: Read, plan: apply.Plan, wanted: set[str], late: Sequence[str], progress: Progress
+        self, read: Read, plan: apply.Plan, wanted: set[str], later: _Later, progress: Progress
     ) -> Info:
-        """The part of a change that takes time: what must stop is stopped first. Returns what has failed, if any."""
+        """The part of a change that takes time: what leaves is stopped first, and what is to be another program and
+        does not serve. Returns what has failed, if any."""
         supervisor, why = self._supervisor, self._why
         processes, config = supervisor.processes, supervisor.config
-        wanted |= await self._bring_down([processes[program.name] for program in (*plan.removed, *plan.restart)], why)
+        wanted |= await bring_down([processes[program.name] for program in (*plan.removed, *plan.restart)], why)
         if supervisor.closing:
             return STOPPING  # nothing may start any more
         await self._ground.written([processes[program.name].program for program in (*plan.removed, *plan.restart)])
@@ -276,17 +361,25 @@ class Change:
             supervisor.remove(program.name)
         for program in plan.restart:
             self._ground.unprepare(processes[program.name].program)
-        self._ground.close_unused(config)
+        self._ground.close_unused(config, self.versions.table.listeners)
         await self._link.sync()  # until then the keeper still holds the addresses
-        wanted |= await self._bring_down([processes[program.name] for program in plan.restart], why)
+        wanted |= await bring_down([processes[program.name] for program in plan.restart], why)
         if supervisor.closing:
             return STOPPING
         again = [program.name for program in (*plan.restart, *plan.hot) if program.name in wanted]
         start = {name: processes[name].status.generation for name in again if not supervisor.is_down(name)}
         start |= {program.name: 0 for program in plan.added if supervisor.starts_by_itself(program)}
-        passing = [program.name for program in plan.replace]
-        document = {"half": "start", "why": why, "start": start, "replace": passing, "remove": late}
-        self._into_force(read, document, other=plan != apply.Plan(ignored=plan.ignored) or bool(late))
+        rest = Unfinished(
+            "start",
+            why,
+            start=start,
+            replace=tuple(program.name for program in plan.replace),
+            restart={name: processes[name].status.generation for name in later.restart},
+            remove=tuple(later.remove),
+            added=tuple(program.name for program in plan.added),
+        )
+        other = plan != apply.Plan(ignored=plan.ignored) or any(later)
+        self._into_force(read, rest.document(), other=other)
         for program in plan.restart:
             process = processes[program.name]
             process.program = servers.in_place(program, process.program.slot)
@@ -294,84 +387,113 @@ class Change:
         for program in plan.added:
             supervisor.add(program, Status())
         supervisor.put_in_order()
-        return await self._start(Unfinished("start", why, start=start, replace=(*passing,), remove=(*late,)), progress)
+        return await self._start(rest, progress)
 
     async def _start(self, rest: Unfinished, progress: Progress) -> Info:
         """The second half: start what has had no child since, then replace what is kept. When that is on record, the
         change is over: also what has left the table, for one of that name may come back."""
-        start, why = rest.start, f"the table has changed ({rest.why})"
-        found = [self._supervisor.processes[name] for name in start if name in self._supervisor.processes]
-        for process in sorted(found, key=lambda process: process.program.priority):
-            if process.status.generation <= start[process.name] and not process.status.wanted:
-                process.feed(Start(why))
+        found = [self._supervisor.processes[name] for name in rest.start if name in self._supervisor.processes]
+        kept_ = self.versions.kept.programs
+        changing = {kept_[name].program for name in (*rest.replace, *rest.restart) if name in kept_}
+        early = [process for process in found if process.program.program not in changing]
+        later = [process for process in found if process not in early]
+        self._begin(early, rest)
         self._supervisor.replacing = set()
-        failed = await self._pass_on(found, rest, why, progress)
+        if rest.back:
+            then = await self._renewal.go_back(rest.back, rest.why, progress)
+            failed: Info = {"name": next(iter(rest.back)), "why": f"it did not start: {then}"}
+        else:
+            failed = await self._up(early, progress) or await self._pass_on(later, rest, progress)
+        if failed and (gone := await self._leave_out(failed["name"], rest)):
+            failed["why"] += f"; {gone}"
+        if self._supervisor.closing:
+            return failed
+        self._ground.close_unused(self._supervisor.config)
+        self.versions.settled()
         await self._supervisor.journal.saved()
         for name in (HELD_NAME, NEXT_TABLE):
             self._link.release(name)
         return failed
 
-    async def _pass_on(self, started: Sequence[Process], rest: Unfinished, why: str, progress: Progress) -> Info:
-        """Replace and remove what is kept, once what was started serves. Ends at the first failure, and returns it."""
-        aims = [Aim("start", process, process.status.generation) for process in started]
-        for aim in aims:
+    @staticmethod
+    def _begin(processes: Iterable[Process], rest: Unfinished) -> None:
+        for process in sorted(processes, key=lambda process: process.program.priority):
+            if process.status.generation <= rest.start[process.name] and not process.status.wanted:
+                process.feed(Start(f"the table has changed ({rest.why})"))
+
+    async def _up(self, started: Iterable[Process], progress: Progress) -> Info:
+        """Wait until all of them serve. Returns what has failed, if anything."""
+        for aim in [Aim("start", process, process.status.generation) for process in started]:
             good, reason = await reach(aim, progress)
             if not good:
-                output: list[str] = []
-                with contextlib.suppress(ProcmanError, OSError, RuntimeError):  # no descriptor or thread is left
-                    output = await asyncio.to_thread(self._ground.last_output, aim.process.program, OUTPUT_LINES)
+                output = await self._renewal.output(aim.process)
                 return {"name": aim.process.name, "why": f"it did not start: {reason}", "output": output}
-        by_program: dict[str, list[Program]] = {}
-        for program in sorted(self._table.programs, key=lambda program: program.priority):
-            if program.name in rest.replace and program.name in self._kept.programs:
-                by_program.setdefault(program.program, []).append(program)
-        for programs in by_program.values():
-            outcomes, outputs = await self._rollouts.replace(programs, why, progress, passed=self._passed)
-            for name, (good, reason) in outcomes.items():
-                if not good:
-                    self._ground.close_unused(self._supervisor.config)
-                    text = f"{reason}; it stays what it was"
-                    return {"name": name, "why": text, "output": outputs.get(name, [])}
-        leaving = [self._supervisor.processes[name] for name in rest.remove if name in self._kept.programs]
-        await self._bring_down(leaving, rest.why)
+        return {}
+
+    async def _pass_on(self, later: Sequence[Process], rest: Unfinished, progress: Progress) -> Info:
+        """Replace what is kept, and start `later` of the same programs when that has gone well; then remove what
+        leaves. Ends at the first failure, and returns it."""
+        versions = self.versions
+        before = versions.kept.programs | versions.kept.tried
+        turns = [(group, True) for group in apply.turns(versions.of_table(rest.restart), before)]
+        turns += [(group, False) for group in apply.turns(versions.of_table(rest.replace), before)]
+        for group, restarts in turns:
+            if restarts:
+                failed = await self._renewal.renew(group, rest.restart, rest.why, progress)
+            else:
+                failed = await self._pass_over(group, f"the table has changed ({rest.why})", progress)
+            programs = {program.program for program in group}
+            more = [process for process in later if process.program.program in programs]
+            if not failed and not self._supervisor.closing:
+                self._begin(more, rest)
+                failed = await self._up(more, progress)
+            if failed:
+                return failed
+            self._ground.close_unused(self._supervisor.config, versions.table.listeners)
+        leaving = [self._supervisor.processes[name] for name in rest.remove if name in versions.kept.programs]
+        await bring_down(leaving, rest.why)
         await self._ground.written([process.program for process in leaving])
         for process in leaving:
             if self._supervisor.closing:
                 return STOPPING
             self._supervisor.remove(process.name)
-            self._let_go(process.name)
-        self._ground.close_unused(self._supervisor.config)
+            versions.let_go([process.name])
         return {}
 
-    def _passed(self, name: str, again: Program | None) -> None:
-        """The successor of a process that was kept serves; or it does no more, and the process is `again` what it
-        was."""
-        if again is None:
-            self._let_go(name)
-        elif name not in self._kept.programs:
-            known = {listener.name: listener for listener in self._supervisor.config.listeners}
-            needed = {each: known[each] for each in again.listen if each in known}
-            self._keep(kept.Kept(self._kept.programs | {name: again}, self._kept.listeners | needed))
+    async def _pass_over(self, programs: Sequence[Program], why: str, progress: Progress) -> Info:
+        """Successors take over from these. Returns what has failed, if anything."""
+        waiting = {*self.versions.kept.programs, *self.versions.kept.tried}  # others have done it meanwhile
+        programs = [program for program in programs if program.name in waiting]
+        outcomes, outputs = await self._rollouts.replace(programs, why, progress, passed=self.versions.passed)
+        self.versions.let_go(name for name, (good, _) in outcomes.items() if good)
+        for name, (good, reason) in outcomes.items():
+            if not good:
+                return {"name": name, "why": f"{reason}; it stays what it was", "output": outputs.get(name, [])}
+            if more := reason.removeprefix(why).removeprefix("; "):
+                self._notes.setdefault(more, []).append(name)
+        return {}
 
-    def _let_go(self, name: str) -> None:
-        if name in self._kept.programs:
-            self._keep(self._kept.without([name]))
-
-    def _keep(self, now: kept.Kept) -> None:
-        self._kept = now
-        self._supervisor.take_settings(now.of(self._table))
-        if now.programs:
-            self._link.hand_over(kept.HELD_NAME, now.document())
-        else:
-            self._link.release(kept.HELD_NAME)
-
-    async def _bring_down(self, processes: Sequence[Process], why: str) -> set[str]:
-        """Stop them, also one that an operator starts meanwhile. Returns the names of those that were wanted up."""
-        wanted: set[str] = set()
-        while up := [process for process in processes if process.status.state is not State.STOPPED]:
-            wanted |= {process.name for process in up if process.status.wanted}
-            await carry_out("stop", up, f"the table has changed ({why})", lambda info: None)
-        return wanted
+    async def _leave_out(self, failed: str, rest: Unfinished) -> str:
+        """The new version of the process `failed` is no good: what has come to its program with it goes again. A
+        program that is all new stays, and is tried again. Returns in words what has gone."""
+        supervisor = self._supervisor
+        process = supervisor.processes.get(failed)
+        if process is None or supervisor.closing:
+            return ""
+        others = [each for each in supervisor.all() if each.program.program == process.program.program]
+        came = [each for each in others if each.name in rest.added]
+        if not came or len(came) == len(others):
+            return ""
+        await bring_down(came, rest.why)
+        await self._ground.written([each.program for each in came])
+        if supervisor.closing:
+            return ""
+        self.versions.left_out([each.name for each in came])
+        for each in came:
+            supervisor.remove(each.name)
+        gone = f"{', '.join(each.name for each in came)} came with it, and went with it"
+        log.error("%s", gone)
+        return gone
 
     # --- what the keeper is handed ----------------------------------------------------------------------------------
 
@@ -379,7 +501,7 @@ class Change:
         together: dict[str, int] = {}
         try:
             together[HELD_NAME] = memo.write(HELD_NAME, document)
-            together[kept.HELD_NAME] = memo.write(kept.HELD_NAME, self._kept.document())
+            together[kept.HELD_NAME] = memo.write(kept.HELD_NAME, self.versions.kept.document())
         except OSError as error:
             log.error("a supervisor that replaces this one now would not know of the change: %s", error)
         try:
@@ -392,11 +514,12 @@ class Change:
     # --- a change that a supervisor before has begun ----------------------------------------------------------------
 
     def leaving(self, unfinished: Unfinished) -> frozenset[str]:
-        """The processes that it stops, or has stopped: none of them may be started for anything else."""
+        """The processes that it stops for good, or has stopped: none of them may be started for anything else."""
         if unfinished.read is None:
             return frozenset()
         plan = apply.plan(self._supervisor.config, unfinished.read.config)
-        return frozenset(program.name for program in (*plan.removed, *plan.restart))
+        there = {program.program for program in unfinished.read.config.programs}
+        return frozenset(program.name for program in plan.removed if program.program not in there)
 
     def resume(self, unfinished: Unfinished) -> None:
         """Go on with it. All processes have been taken up."""

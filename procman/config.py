@@ -39,16 +39,26 @@ class Account:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listener:
-    """A listening socket that the daemon opens once and holds. A program's own address makes one named by the
-    address."""
+    """A listening socket that the daemon opens once and holds.
+
+    `name` says which socket it is: two listeners with one name can be the same open socket, and two names can be open
+    beside each other. It is made of the address, so a listener that gets another address is another one. `label` is
+    what the table calls it, "" where a program has the address itself.
+    """
 
     name: str
     address: Address
+    label: str = ""
     backlog: int = 2048
     mode: int = 0o660
     uid: int = -1
     gid: int = -1
     reuse_port: bool = False
+
+    @property
+    def title(self) -> str:
+        """What people know it by."""
+        return self.label or self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,17 +84,32 @@ class Ready:
     pattern: str = ""
 
 
+Every = Literal["", "hourly", "daily", "weekly"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
-    """Where the output of a process goes. `error_path` is used when `stderr` is "separate"."""
+    """Where the output of a process goes. `error_path` is used when `stderr` is "separate". `keep_total` is bytes, for
+    all the rotated files of its program; 0: no limit."""
 
-    mode: Literal["file", "inherit", "discard"] = "file"
+    mode: Literal["file", "inherit", "syslog", "journal", "discard"] = "file"
     path: str = ""
     error_path: str = ""
     stderr: Literal["merge", "separate", "discard"] = "merge"
     max_size: int = 50 * 1024 * 1024
+    rotate_every: Every = ""
     keep: int = 10
+    keep_total: int = 0
+    compress: Literal["gzip", "none"] = "gzip"
+    timestamps: bool = False
+    format: Literal["raw", "json"] = "raw"
+    on_error: Literal["drop", "block"] = "drop"
     mode_bits: int = 0o640
+
+    @property
+    def by_lines(self) -> bool:
+        """Whether it is read line by line; else bytes go from the pipe to the file as they are."""
+        return self.mode != "file" or self.timestamps or self.format == "json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +212,21 @@ class Sampling:
     memory: Literal["rss", "pss"] = "rss"
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What is to stay free on a disk: bytes, or a share of it (0 to 1), whichever is given. Nothing: no matter."""
+
+    bytes: int = 0
+    share: float = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self.bytes or self.share)
+
+    def of(self, total: int) -> int:
+        """In bytes, on a disk of `total` bytes."""
+        return max(self.bytes, int(total * self.share))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Daemon:
     """The daemon's own settings. `socket_gid` and `read_only_gid` are -1 where no group is named."""
@@ -199,6 +239,7 @@ class Daemon:
     state_dir: str
     log_dir: str
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_min_free: Room = field(default_factory=Room)
     umask: int = 0o022
     open_files: int = 65536
     shutdown_timeout: float = 60.0

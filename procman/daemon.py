@@ -79,7 +79,7 @@ def _table_path(given: str | None) -> str:
 
 def _look(options: argparse.Namespace) -> int:
     """--check and --socket: read the table, start nothing."""
-    from procman import files, table
+    from procman import files, offered, table, units
 
     path = options.config
     try:
@@ -87,6 +87,8 @@ def _look(options: argparse.Namespace) -> int:
             print(table.socket_path(path, files.Machine()))
         else:
             config = table.parse(path, files.Machine())
+            for warning in (*units.doubtful(config), *offered.warnings(config)):
+                print(f"{path}: warning: {warning}", file=sys.stderr)
             print(f"{path}: good: {len(config.programs)} processes, {len(config.listeners)} listeners")
     except ConfigError as error:
         print(error, file=sys.stderr)

@@ -7,20 +7,21 @@ It finds the processes that are meant, keeps account of who asked for what, and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
-from procman import __version__, operation, report
+from procman import __version__, launch, operation, printed, report, rivals
 from procman.canary import AS_TABLE, Wish
 from procman.change import Change
-from procman.errors import Failed, NoSuchProgram, WrongUse
-from procman.events import rfc3339
+from procman.errors import Failed, NoSuchProgram, ProcmanError, WrongUse
 from procman.ground import Ground
 from procman.lifecycle import State
 from procman.link import KeeperLink
+from procman.moments import rfc3339
 from procman.operation import Outcome, carry_out
 from procman.process import Process
 from procman.reading import Read
@@ -83,7 +84,9 @@ class Desk:
     def _info(self, process: Process, numbers: Mapping[str, int]) -> Info:
         beside = self._supervisor.places.beside.get(process.name)
         number = numbers.get(process.program.program)
-        return report.info(process, self._supervisor.measures.latest(process.name), beside, number)
+        sample, behind = self._supervisor.measures.latest(process.name), self._change.versions.behind(process.name)
+        output = self._ground.output(process.program)
+        return report.info(process, sample, beside, number, behind, output=output)
 
     async def infos_with_workers(self, names: Sequence[str], read: Read) -> list[Info]:
         processes = self.select(names)
@@ -92,7 +95,7 @@ class Desk:
         return [info | {"workers": told[info["name"]]} for info in self.infos([]) if info["name"] in told]
 
     async def _workers(self, processes: Sequence[Process], read: Read) -> dict[str, Info | None]:
-        listeners = {listener.name: listener.address for listener in self._supervisor.config.listeners}
+        listeners = {listener.name: listener for listener in self._supervisor.config.listeners}
         return await self._telemetry.of(processes, listeners, read)
 
     async def show(self, name: str, read: Read) -> Info:
@@ -121,9 +124,11 @@ class Desk:
             "state": str(status.state),
             "wanted": "up" if status.wanted else "down",
             "why": status.why,
+            "behind": self._change.versions.behind(process.name),
             "exit": report.exit_info(status.exit),
             "history": history,
-            "output": await read(lambda: self._ground.last_output(program, OUTPUT_LINES)),
+            "output": await read(lambda: printed.last_lines(program, OUTPUT_LINES)),
+            "traceback": await read(lambda: printed.last_traceback(program)),
         }
 
     def _one(self, name: str) -> Process:
@@ -317,6 +322,11 @@ class Desk:
 
         async def command(process: Process) -> None:
             outcomes[process.name] = await self._ground.run_reload(process)
+            if not outcomes[process.name][0]:
+                await self._ground.written([process.program])
+                lines = functools.partial(printed.last_lines, process.program, OUTPUT_LINES)
+                with contextlib.suppress(ProcmanError, OSError, RuntimeError):  # no descriptor or thread is left
+                    outputs[process.name] = await asyncio.to_thread(lines)
 
         commands = asyncio.gather(*map(command, commanded))
         (replaced, lines), restarted = await asyncio.gather(
@@ -378,7 +388,7 @@ class Desk:
         return result
 
     def log_sources(self, names: Sequence[str], stderr: bool) -> list[LogSource]:
-        sources = [s for process in self.select(names) for s in self._ground.log_sources(process.program)]
+        sources = [s for process in self.select(names) for s in launch.log_sources(process.program)]
         return [source for source in sources if not stderr or source.stream == "err"]
 
     def watch_logs(self, keys: Sequence[str], callback: Callable[[], None]) -> Callable[[], None]:
@@ -416,24 +426,42 @@ class Desk:
 
     def _problems(self) -> list[str]:
         """What an operator should know of."""
-        more = self._scaling.problems()
+        more = self._scaling.problems() + self.rivals()
         return [*more, *self._supervisor.problems(), *filter(None, [self._change.problem]), *self._ground.problems()]
+
+    def rivals(self) -> list[str]:
+        """Which log files another daemon writes, too."""
+        sources = [s for process in self._supervisor.all() for s in launch.log_sources(process.program)]
+        found = rivals.writers({source.path for source in sources}, self._supervisor.snapshot.keeper_pid)
+        return [
+            f"{path} is also the log of another procmand (its supervisor is pid {pid}): give one another log_dir"
+            for path, pid in sorted(found.items())
+        ]
 
     async def shutdown(self, peer: Peer) -> None:
         self._supervisor.shut_down(f"asked by uid {peer.uid}, pid {peer.pid}")
         await self._supervisor.journal.saved()
 
-    def reopen_logs(self, peer: Peer) -> None:
+    async def reopen_logs(self, peer: Peer) -> None:
         self._supervisor.note("operation", "", what="reopen-logs", uid=peer.uid, pid=peer.pid)
-        self._ground.reopen_logs()
+        await self._ground.logs_reopened()
 
     async def upgrade(self, peer: Peer) -> None:
         self._supervisor.note("operation", "", what="upgrade", uid=peer.uid, pid=peer.pid)
         await self._supervisor.upgrade(f"upgrade by uid {peer.uid}")
 
-    async def reread(self, peer: Peer, *, previous: bool, progress: Callable[[Info], None]) -> Info:
-        verb = "apply --previous" if previous else "apply"
-        return await self._change.reread(f"{verb} by uid {peer.uid}", previous=previous, progress=progress)
+    async def reread(
+        self,
+        peer: Peer,
+        *,
+        previous: bool,
+        progress: Callable[[Info], None],
+        wait: bool,
+        timeout: float | None,
+    ) -> Info:
+        why = f"{'apply --previous' if previous else 'apply'} by uid {peer.uid}"
+        change = self._change
+        return await change.reread(why, previous=previous, progress=progress, wait=wait, timeout=timeout)
 
     async def plan(self, *, previous: bool) -> list[Info]:
         return [asdict(line) for line in await self._change.plan(previous=previous)]

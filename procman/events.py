@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
+
+from procman.moments import rfc3339
 
 KEPT = 1000
 """Events that are remembered."""
@@ -13,9 +15,12 @@ KEPT = 1000
 Occurrence = dict[str, Any]
 
 
-def rfc3339(at: float) -> str:
-    """Seconds since the epoch as RFC 3339 in UTC with milliseconds."""
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+@dataclass(slots=True)
+class _Held:
+    """An event that is told when it is `ready`, and not before those in front of it."""
+
+    event: Occurrence
+    ready: bool = False
 
 
 class EventLog:
@@ -23,11 +28,28 @@ class EventLog:
 
     def __init__(self) -> None:
         self._recent: collections.deque[Occurrence] = collections.deque(maxlen=KEPT)
+        self._held: collections.deque[_Held] = collections.deque()
         self._subscribers: list[Callable[[Occurrence], None]] = []
 
     def add(self, at: float, kind: str, name: str, **details: object) -> None:
         """`kind` is "state", "operation" or "daemon"; `at` is seconds since the epoch."""
-        event: Occurrence = {"at": rfc3339(at), "type": kind, "name": name, **details}
+        self.hold(at, kind, name, **details)({})
+
+    def hold(self, at: float, kind: str, name: str, **details: object) -> Callable[[Mapping[str, object]], None]:
+        """As `add`, but the event is told when what is returned is called, with more details. Events that come later
+        wait for it, so it must be called soon, whatever happens."""
+        held = _Held({"at": rfc3339(at), "type": kind, "name": name, **details})
+        self._held.append(held)
+
+        def tell(more: Mapping[str, object]) -> None:
+            held.event.update(more)
+            held.ready = True
+            while self._held and self._held[0].ready:
+                self._tell(self._held.popleft().event)
+
+        return tell
+
+    def _tell(self, event: Occurrence) -> None:
         self._recent.append(event)
         for subscriber in list(self._subscribers):
             subscriber(event)

@@ -17,24 +17,24 @@ import re
 import signal
 import stat
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from procman import disks, interim, launch, logread, notify, probes, report, shape
+from procman import disks, interim, launch, notify, printed, probes, report, shape
 from procman.config import Config, Listener, Program
 from procman.errors import Failed, ProcmanError
 from procman.holdings import Holdings
 from procman.keeper.wire import Message
-from procman.launch import log_pipes
+from procman.launch import log_paths
 from procman.lifecycle import Exit, Ready, State, Status
 from procman.link import KeeperLink
 from procman.logs import Counters, LogThreads
 from procman.places import Places
 from procman.process import Process
 from procman.reading import Reading
+from procman.report import Info
 from procman.resources import OutOfMemory
-from procman.rpc import LogSource
 from procman.sockets import held_name
 from procman.trials import Trials
 
@@ -63,9 +63,8 @@ RELOAD_SECONDS = 60.0
 PAST = "past/"
 """Begins the names of counters whose pipe is gone, in the state file."""
 
-OUTPUT_BYTES = 64 * 1024
-"""Of the end of a log, for `why`."""
-
+TRACEBACK_SECONDS = 2.0
+"""How long the last traceback may take: for the log to be written, and to be read."""
 
 STUCK_SECONDS = 5.0
 """A disk that has not answered for so long counts as stuck: `daemon status` tells."""
@@ -163,8 +162,8 @@ class Ground:
         try:
             self._holdings.control_folder(program)
             self._holdings.open_logs(program)
-            named = ((name, self._listeners[name]) for name in program.listen)
-            listen = {name: self.trials.socket(program.key, program.name, listener) for name, listener in named}
+            asked_for = [self._listeners[name] for name in program.listen]
+            listen = {each.title: self.trials.socket(program.key, program.name, each) for each in asked_for}
             asked = launch.request(program, generation, self._environment(program, from_files), listen)
         except OSError as error:  # of whatever kind: it must not end what else is being done
             raise Failed(f"can't start: {error.strerror}") from error
@@ -288,7 +287,7 @@ class Ground:
 
         def keep(chunk: bytes) -> None:
             kept.extend(chunk)
-            del kept[: max(0, len(kept) - OUTPUT_BYTES)]
+            del kept[: max(0, len(kept) - printed.MAX_BYTES)]
 
         end = self._tap(self._holdings.captured(program), keep)
 
@@ -314,7 +313,8 @@ class Ground:
         """Open what `program` needs, or find it open. What can't be opened is said, and tried again at each start."""
         self._listeners = {listener.name: listener for listener in config.listeners}
         for name in program.listen:
-            if self._listeners[name].reuse_port:
+            listener, sockets = self._listeners[name], self._holdings.sockets
+            if listener.reuse_port and not self._holdings.holds(sockets.current(listener, program.name)):
                 continue  # a socket of its own, as long as it has a child: else it would take connections to nobody
             self._try(program, functools.partial(self._holdings.sockets.open, self._listeners[name], program.name))
         self._try(program, lambda: self._holdings.open_logs(program))
@@ -390,13 +390,20 @@ class Ground:
             self._holdings.remove_control_folder(process.program)
         self._holdings.remove_files()
 
-    def close_unused(self, config: Config) -> None:
-        """Close the listening sockets that no program of `config` has, or that it has otherwise."""
-        self._listeners = {listener.name: listener for listener in config.listeners}
-        keep = {listener.name: listener for listener in config.listeners}
-        self._holdings.sockets.close_others(
-            {held_name(keep[name], program.name): keep[name] for program in config.programs for name in program.listen}
-        )
+    def open_early(self, config: Config, programs: Iterable[Program]) -> None:
+        """Open what `programs` are to listen on, before anything is stopped for them. Raises Failed when something
+        can't be opened; it may leave others open (`close_unused`)."""
+        known = {listener.name: listener for listener in config.listeners}
+        for name in dict.fromkeys(name for program in programs for name in program.listen):
+            self._holdings.sockets.open_early(known[name])
+
+    def close_unused(self, config: Config, spare: Iterable[Listener] = ()) -> None:
+        """Close the listening sockets that no program of `config` has, or that it has otherwise; but not those of
+        `spare`, which will be needed."""
+        known = self._listeners = {listener.name: listener for listener in config.listeners}
+        keep = {held_name(known[name], one.name): known[name] for one in config.programs for name in one.listen}
+        plain = {held_name(listener, ""): listener for listener in spare if not listener.reuse_port}
+        self._holdings.sockets.close_others(plain | keep)
 
     def tune(self, listeners: Sequence[Listener]) -> None:
         """Make open sockets like these. What can't be done is said."""
@@ -408,10 +415,9 @@ class Ground:
 
     def change_logs(self, program: Program) -> None:
         """The output of `program` goes where its table says now."""
-        out, err = log_pipes(program)
-        for key, path in ((out, program.log.path), (err, program.log.error_path if err != out else program.log.path)):
+        for key, path in log_paths(program).items():
             if key in self._holdings.captured(program):
-                self._logs.change(key, program.log, path)
+                self._holdings.change_log(key, program.log, path)
 
     async def _env_files(self, program: Program) -> dict[str, str]:
         """The variables of its env files. In a thread: their disk may be dead, and then this ends by being cancelled.
@@ -469,13 +475,14 @@ class Ground:
     # --- commands that probes run -----------------------------------------------------------------------------------
 
     async def run_reload(self, process: Process) -> tuple[bool, str]:
-        """Run the command of `reload`, with the pid of the main process in MAINPID."""
+        """Run the command of `reload`, with the pid of the main process in MAINPID. What it prints goes to the log of
+        the program."""
         program = process.program
         variables = {**dict(program.environment), "MAINPID": str(process.status.pid or "")}
         try:
             async with asyncio.timeout(RELOAD_SECONDS):
                 told = replace(program, environment=tuple(variables.items()))
-                status = await self._run(told, program.reload_command)
+                status = await self._run(told, program.reload_command, heard=True)
         except TimeoutError:
             return False, f"its reload command did not end within {RELOAD_SECONDS:g} s"
         except ProcmanError as error:
@@ -484,12 +491,13 @@ class Ground:
             return False, f"its reload command failed with {f'exit status {status}' if status > 0 else -status}"
         return True, "its reload command has run"
 
-    async def _run(self, program: Program, argv: tuple[str, ...]) -> int:
-        """Run a probe's command as the program would run; its exit status, 127 when it can't start."""
+    async def _run(self, program: Program, argv: tuple[str, ...], *, heard: bool = False) -> int:
+        """Run a probe's command as the program would run; its exit status, 127 when it can't start. What it prints goes
+        nowhere, or, when it is to be `heard`, where the program's own output goes."""
         child = f"{program.key}/probe#{next(self._run_numbers)}-{os.getpid()}"
-        quiet = replace(program, argv=argv, log=replace(program.log, mode="discard"))
+        told = replace(program, argv=argv, log=program.log if heard else replace(program.log, mode="discard"))
         environment = self._environment(program, await self._env_files(program))
-        asked = launch.request(quiet, 0, environment, {})
+        asked = launch.request(told, 0, environment, {})
         future: asyncio.Future[int] = self._loop.create_future()
         self._runs[child] = future
         self._link.spawn(asked | {"child": child})
@@ -524,15 +532,6 @@ class Ground:
 
     # --- logs -------------------------------------------------------------------------------------------------------
 
-    def log_sources(self, program: Program) -> list[LogSource]:
-        """The log files of `program`."""
-        if program.log.mode != "file":
-            return []
-        sources = [LogSource(program.name, "out", program.log.path, program.log.keep)]
-        if program.log.stderr == "separate":
-            sources.append(LogSource(program.name, "err", program.log.error_path, program.log.keep))
-        return sources
-
     def problems(self) -> list[str]:
         """What is wrong with the output of processes now."""
         found = [f"a mistake in the log thread: {self._logs.trouble}"] if self._logs.trouble else []
@@ -546,16 +545,29 @@ class Ground:
             found += [f"{process.name}: its output is not written: {error}" for error in errors if error]
         return found
 
+    def output(self, program: Program) -> dict[str, Any] | None:
+        """Bytes read, written and dropped of all its output, and what is wrong with it now."""
+        streams = list(self._counted(program).values())
+        if not streams:
+            return None
+        sums = {key: sum(getattr(each, key) for each in streams) for key in ("read", "written", "dropped")}
+        return sums | {"error": next((each.error for each in streams if each.error), "")}
+
+    def _counted(self, program: Program) -> dict[str, Counters]:
+        """By stream, also what came through pipes that are gone."""
+        return {
+            stream: interim.add(self._past.get(f"{program.name}/{stream}", Counters()), self._logs.counters(name))
+            for name in self._holdings.captured(program)
+            for stream in (name.rpartition("/")[2],)
+        }
+
     def log_counters(self, program: Program) -> list[dict[str, Any]]:
         """Bytes read, written and dropped of each output."""
-        paths = {source.key: source.path for source in self.log_sources(program)}
-        found = []
-        for name in self._holdings.captured(program):
-            stream = name.rpartition("/")[2]
-            path = paths.get(f"{program.name}/{stream}")
-            counted = interim.add(self._past.get(f"{program.name}/{stream}", Counters()), self._logs.counters(name))
-            found.append({"stream": stream, "path": path, **asdict(counted)})
-        return found
+        paths = {source.key: source.path for source in launch.log_sources(program)}
+        return [
+            {"stream": stream, "path": paths.get(f"{program.name}/{stream}"), **asdict(counted)}
+            for stream, counted in self._counted(program).items()
+        ]
 
     def held_document(self) -> dict[str, Any]:
         """What is held, for the state file."""
@@ -567,15 +579,17 @@ class Ground:
         past = {PAST + key: counted.document() for key, counted in self._past.items()}
         return {name: self._logs.counters(name).document() for name in sorted(names)} | past
 
-    def last_output(self, program: Program, lines: int) -> list[str]:
-        """The last lines of its output, at most OUTPUT_BYTES of them; standard error's where they are apart. Reads
-        the disk: for a thread."""
-        sources = self.log_sources(program)
-        if not sources:
-            return []
-        source = sources[-1]
-        data, _ = logread.tail(source.path, lines, source.keep, OUTPUT_BYTES)
-        return data.decode(errors="replace").splitlines()[-lines:]
+    async def last_traceback(self, program: Program) -> Info | None:
+        """The last traceback that it has printed, once its output is written; None where there is none, or the disk
+        does not tell within TRACEBACK_SECONDS."""
+        path = program.log.error_path if program.log.stderr == "separate" else program.log.path
+        try:
+            async with asyncio.timeout(TRACEBACK_SECONDS):
+                await self.written([program])
+                return await self._slow.run(disks.of(path), functools.partial(printed.last_traceback, program))
+        except (TimeoutError, ProcmanError) as error:
+            log.warning("%s: its last traceback can't be read: %s", program.name, error or "is its disk stuck?")
+            return None
 
     def watch_logs(self, keys: Sequence[str], callback: Callable[[], None]) -> Callable[[], None]:
         """See `methods.Operations`."""
@@ -598,10 +612,28 @@ class Ground:
             for callback in list(callbacks):
                 callback()
 
-    def reopen_logs(self) -> None:
-        """Close and open every log file, the daemon's own too."""
+    def reopen_logs(self) -> asyncio.Event:
+        """Close and open every log file, the daemon's own too. What is returned is set when nothing is written to the
+        old ones any more."""
         self.on_reopen()
-        self._logs.reopen(stdout_fd=1)  # after it: stdout is where the daemon's own log is now
+        reopened = asyncio.Event()
+
+        def done() -> None:  # in a log thread
+            self._loop.call_soon_threadsafe(reopened.set)
+
+        # After it: stdout is where the daemon's own log is now.
+        self._logs.reopen(stdout_fd=1, stderr_fd=2, done=done)
+        return reopened
+
+    async def logs_reopened(self) -> None:
+        """`reopen_logs`, and wait for it. Raises Failed when a disk keeps it for longer than PAUSE_SECONDS."""
+        reopened = self.reopen_logs()
+        try:
+            async with asyncio.timeout(PAUSE_SECONDS):
+                await reopened.wait()
+        except TimeoutError:
+            stuck = ", ".join(self._logs.stuck(0)) or "a log"
+            raise Failed(f"{stuck} is not opened again yet: is its disk stuck?") from None
 
     async def pause_logs(self) -> bool:
         """Let the output of programs wait in its pipes until `resume_logs`. False if the log thread does not come to
@@ -627,7 +659,7 @@ class Ground:
     def _log_path(self, key: str) -> str:
         name, _, stream = key.rpartition("/")
         process = self._places.current.get(name)
-        sources = [] if process is None else self.log_sources(process.program)
+        sources = [] if process is None else launch.log_sources(process.program)
         return next((source.path for source in sources if source.stream == stream), "")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from procman import listeners, logs, servers
-from procman.config import Daemon, Program
+from procman.config import Daemon, Log, Program
 from procman.errors import Failed, ProcmanError
 from procman.folders import open_folder
 from procman.launch import log_pipes, notify_name
@@ -33,7 +33,8 @@ def make_notify_folder(path: str) -> None:
 
 
 class Holdings:
-    """The held descriptors by name: `log/PLACE/out/r` and so on, `notify/PLACE`, and those of `sockets`.
+    """The held descriptors by name: `log/PLACE/out/r` and so on (r, w: a pipe; s: its spool), `notify/PLACE`, and those
+    of `sockets`.
 
     `held` are the descriptors that the snapshot brought; this object owns them. `counters` are what the log thread of
     the supervisor before had counted, `seconds` what `document` has told of listeners.
@@ -80,8 +81,8 @@ class Holdings:
         for name in names:
             self._names.discard(name)
             self.sockets.lost(name)
-            stream = name.rpartition("/")[0]
-            if stream in self._captured:
+            stream, _, part = name.rpartition("/")
+            if stream in self._captured and part != "s":  # without a held spool it works, but for a crash
                 self._captured.discard(stream)
                 self._log_thread.remove(stream)
             if name.startswith("notify/"):
@@ -117,11 +118,44 @@ class Holdings:
         for name, path in paths.items():
             if name is None or name in self._captured:
                 continue
-            read_end = self._log_pipe(name)
+            spool = self._log_spool(name, program.log)
+            try:
+                read_end = self._log_pipe(name)
+            except ProcmanError:
+                if spool >= 0:
+                    os.close(spool)
+                raise
             self._pipes[name] = os.fstat(read_end).st_ino
-            stream = logs.Stream(name, program.name, program.log, path, read_end)
+            stream = logs.Stream(name, program.name, program.log, path, read_end, spool)
             self._log_thread.add(stream, self.counters.get(name))
             self._captured.add(name)
+
+    def change_log(self, name: str, log: Log, path: str) -> None:
+        """The output that comes through the pipe `name`, which is being emptied, goes elsewhere, or otherwise."""
+        try:
+            spool = self._log_spool(name, log)
+        except ProcmanError:
+            spool = -1  # then it has one that does not outlive this supervisor
+        self._log_thread.change(name, log, path, spool)
+
+    def _log_spool(self, name: str, log: Log) -> int:
+        """The held spool of the pipe `name`, which is made if its output is read by lines; -1 where there is none, or
+        the log thread has it. Raises Failed."""
+        spool = self.take(f"{name}/s")
+        if spool is not None:
+            return spool
+        if not log.by_lines or self.holds(f"{name}/s"):
+            return -1
+        try:
+            spool = logs.make_spool()
+        except OSError as error:
+            raise Failed(f"can't make the memory for its output: {error.strerror}") from error
+        try:
+            self.hold({f"{name}/s": spool})
+        except ProcmanError:
+            os.close(spool)
+            raise
+        return spool
 
     def _log_pipe(self, name: str) -> int:
         """The read end of the held pipe `name`, which is made if need be."""
@@ -163,6 +197,7 @@ class Holdings:
             self.release(f"{name}/w")
             self._log_thread.remove(name)
             self.release(f"{name}/r")
+            self.release(f"{name}/s")
 
     # --- notification sockets ---------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 A supervisor that replaces another one takes some 300 ms to come up, more on a busy machine, and may be killed before
 that, again and again. Meanwhile the pipes fill, and programs that print much wait in write(2). So the supervisor before
-leaves a plan with the keeper, which output goes to which file, and the new one follows it as soon as it has the
+leaves a plan with the keeper, which output goes where, and the new one follows it as soon as it has the
 snapshot. That takes a fifth of the time, for little has to be imported: neither asyncio nor anything that reads tables.
 
 Not in the plan: programs whose readiness is a line of their output (whoever waits for it must see all of it), and
@@ -84,7 +84,9 @@ class Interim:
             pipe = self.snapshot.held.get(f"{key}/r")
             if pipe is not None:
                 self._thread = self._thread or LogThread()
-                self._thread.add(Stream(key, process, log, path, os.dup(pipe)))
+                spool = self.snapshot.held.get(f"{key}/s")
+                copy = -1 if spool is None else os.dup(spool)
+                self._thread.add(Stream(key, process, log, path, os.dup(pipe), copy))
                 self._keys.append(key)
         if self._thread is not None:
             self._thread.start()

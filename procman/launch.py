@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from procman.config import Program
+from procman.rpc import LogSource
 
 INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ")
 """What a program with `inherit_environment = false` still gets from the daemon's environment."""
@@ -66,6 +67,16 @@ def environment(
     return result
 
 
+def log_sources(program: Program) -> list[LogSource]:
+    """The log files of `program`."""
+    if program.log.mode != "file":
+        return []
+    sources = [LogSource(program.name, "out", program.log.path, program.log.keep)]
+    if program.log.stderr == "separate":
+        sources.append(LogSource(program.name, "err", program.log.error_path, program.log.keep))
+    return sources
+
+
 def log_pipes(program: Program) -> tuple[str | None, str | None]:
     """Names under which the keeper holds the pipes for stdout and stderr; None is /dev/null.
 
@@ -85,7 +96,7 @@ def notify_name(program: Program) -> str:
 
 
 def log_paths(program: Program) -> dict[str, str]:
-    """Where the bytes of each of `log_pipes` go, in "file" mode."""
+    """The files to which the bytes of each of `log_pipes` go; "" where they go to none."""
     out, err = log_pipes(program)
     paths = {out: program.log.path, err: program.log.path if err == out else program.log.error_path}
     return {name: path for name, path in paths.items() if name is not None}

@@ -59,7 +59,7 @@ def take(held: dict[str, int], read_table: ReadTable) -> Legacy:
 
 def kept_of(held: dict[str, int]) -> tuple[Kept, str]:
     """What of the table before is still in force, and what is wrong with it. Whose successor serves already, as the
-    rollouts tell, is kept no more."""
+    rollouts tell, is only tried."""
     memory = held.pop(kept.HELD_NAME, None)
     try:
         found = Kept() if memory is None else Kept.read(memo.read(memory))
@@ -71,7 +71,7 @@ def kept_of(held: dict[str, int]) -> tuple[Kept, str]:
             with contextlib.suppress(OSError, ValueError):  # said by `take`
                 told = rollout.memo_of(memo.read(os.dup(descriptor)))
                 passed |= told.successors.keys() if told.phase == "passed" else set()
-    return found.without(passed), ""
+    return found.trying(passed), ""
 
 
 def state(held: dict[str, int]) -> tuple[dict[str, Any] | None, str]:

@@ -359,7 +359,7 @@ def _deadline(program: Program, status: Status, reason: str, now: float) -> Resu
             stopping = replace(status, state=State.STOPPING, ending="failed", deadline=deadline, why=why)
             return stopping, [Signal(program.stop_signal)]
         case State.BACKOFF:
-            return _spawn(program, replace(status, restarts=status.restarts + 1), status.why, now)
+            return _spawn(program, replace(status, restarts=status.restarts + 1), f"started again: {status.why}", now)
         case _:
             return replace(status, deadline=now + KILL_AGAIN_SECONDS), [Signal(signals.SIGKILL, tree=True)]
 

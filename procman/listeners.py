@@ -59,7 +59,7 @@ def open_listener(listener: Listener) -> socket.socket:
     Raises `Failed` with the holder of an address that is in use, as far as this user may see it.
     """
     if listener.address.kind == "unix":
-        hint = f"give listener {listener.name!r} another path"
+        hint = f"give listener {listener.title!r} another path"
         return _open_unix(listener.address.path, listener.backlog, listener.mode, (listener.uid, listener.gid), hint)
     return _open_tcp(listener, found=True)
 
@@ -118,7 +118,7 @@ def tune(sock: socket.socket, listener: Listener) -> None:
 def open_beside(listener: Listener) -> socket.socket:
     """One more socket for a Unix listener, at a path beside its own, with the same mode and owner. `take_over` gives it
     the listener's own path. Raises `Failed`."""
-    hint = f"give listener {listener.name!r} another path"
+    hint = f"give listener {listener.title!r} another path"
     path = beside_address(listener.address).path
     return _open_unix(path, listener.backlog, listener.mode, (listener.uid, listener.gid), hint)
 
@@ -214,7 +214,7 @@ def _tcp_candidates(listener: Listener) -> list[tuple[socket.AddressFamily, tupl
         reason = error.strerror if isinstance(error, socket.gaierror) else "it is no host name"
         raise Failed(
             f"can't listen on {address}: {address.host!r} is not known ({reason})",
-            hint=f"give listener {listener.name!r} a numeric address",
+            hint=f"give listener {listener.title!r} a numeric address",
         ) from error
     # A name that has both kinds ("localhost") means IPv4, as in every Python server; "[::1]" is there for the other.
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)
@@ -245,7 +245,7 @@ def _bind_tcp(family: socket.AddressFamily, where: tuple[str, int], listener: Li
 
 def _tcp_failure(listener: Listener, host: str, error: OSError) -> Failed:
     address = listener.address
-    another = f"give listener {listener.name!r} another address"
+    another = f"give listener {listener.title!r} another address"
     match error.errno:
         case errno.EADDRINUSE:
             holder = _tcp_holder(host, address.port)

@@ -1,13 +1,15 @@
 """Reading what the log thread has written: the last lines of a log, and following it, across its rotated files.
 
-A log is the bytes of path.N ... path.2, path.1, path, in this order. Nothing is locked: every step of a rotation (see
-`procman.logs.logfile`) may happen between any two calls here. What makes that safe:
+A log is the bytes of path.N ... path.2, path.1, path, in this order; each but the last may be compressed, path.2.gz,
+and then counts as what it holds. Nothing is locked: every step of a rotation (see `procman.logs.logfile`) may happen
+between any two calls here. What makes that safe:
 
   * Rotated files only move up (path.1 -> path.2), the highest first. So whoever looks at path, path.1, path.2, ... in
     this order may see a file twice, but misses none that was there when he began, and sees them in their order of age.
   * A file is known by its inode, not by its name. A Follower has it open, so its inode is not given to another.
   * A rotation cuts the partial line off the old file and puts it at the start of the new one. A reader who had read it
     already finds the old file shorter than his offset, and skips as much of the new one.
+  * A compressed file keeps the time of its last change: so whoever has read path.1 knows it again in path.1.gz.
 
 Knows files only: no pipes, no thread, no programs. Memory is bounded, whatever the size of the files.
 """
@@ -24,11 +26,14 @@ from dataclasses import dataclass
 
 from procman.errors import Failed
 from procman.folders import open_folder, others_may_write
+from procman.unzip import Unzipped
 
 BLOCK = 64 * 1024
 TAIL_LIMIT = 16 * 1024 * 1024
 NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})  # ELOOP: a symlink, which the log thread refuses too
 OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+
+ZIPPED = ".gz"
 
 ATTEMPTS = 10  # to find the next file while rotations go on
 
@@ -45,6 +50,95 @@ class Position:
     device: int = 0
     inode: int = 0
     offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LogFile:
+    """A file of a log as it is now. `size` is of the file itself, compressed or not; `modified` in seconds since the
+    epoch."""
+
+    path: str
+    device: int
+    inode: int
+    size: int
+    modified: float
+
+    @property
+    def zipped(self) -> bool:
+        """Whether it is compressed."""
+        return self.path.endswith(ZIPPED)
+
+
+def files(path: str, keep: int) -> list[LogFile]:
+    """The files of a log, the oldest first. Raises Failed when they can't be read."""
+    found: list[LogFile] = []
+    seen = _Seen()
+    for name in _names(path, keep):
+        if not _maybe_there(name):
+            continue
+        with _opened(name) as file:
+            if file is not None and seen.new(file):
+                status = os.fstat(file.fd)
+                found.append(LogFile(name, status.st_dev, status.st_ino, status.st_size, status.st_mtime))
+    return found[::-1]
+
+
+def read(path: str, keep: int, wanted: Identity, offset: int, size: int) -> bytes | None:
+    """Bytes of one file of a log as they are on disk, at most `size`; None when it has gone. Raises Failed."""
+    for name in _names(path, keep):
+        status = _status(name)
+        if status is None or _identity(status) != wanted:
+            continue
+        with _opened(name) as file:
+            if file is not None and _identity(os.fstat(file.fd)) == wanted:
+                return os.pread(file.fd, size, offset)
+    return None
+
+
+def _names(path: str, keep: int) -> Iterator[str]:
+    """The names that files of a log may have, the newest first."""
+    yield path
+    for number in range(1, keep + 1):
+        yield f"{path}.{number}"
+        yield f"{path}.{number}{ZIPPED}"
+
+
+class _File:
+    """An open file of a log: `pread` and `size` are of what it holds."""
+
+    def __init__(self, fd: int, *, zipped: bool) -> None:
+        self.fd = fd
+        self.zipped = zipped
+        self._unzipped = Unzipped(lambda size, offset: os.pread(fd, size, offset)) if zipped else None
+
+    def pread(self, size: int, offset: int) -> bytes:
+        return self._unzipped.pread(size, offset) if self._unzipped else os.pread(self.fd, size, offset)
+
+    @property
+    def size(self) -> int:
+        return self._unzipped.size if self._unzipped else os.fstat(self.fd).st_size
+
+
+class _Seen:
+    """The files of a log that were looked at, the newest first: a rotation that overtakes us shows one again, under a
+    higher number, and compression shows it as another file of the same time and size."""
+
+    def __init__(self) -> None:
+        self._identities: set[Identity] = set()
+        self._contents: set[tuple[int, int]] = set()
+
+    def new(self, file: _File) -> bool:
+        """Whether it is another one than all before."""
+        status = os.fstat(file.fd)
+        if _identity(status) in self._identities:
+            return False
+        self._identities.add(_identity(status))
+        size = status.st_size
+        if file.zipped:
+            size = int.from_bytes(os.pread(file.fd, 4, max(0, size - 4)), "little")  # RFC 1952: ISIZE
+            return (status.st_mtime_ns, size) not in self._contents
+        self._contents.add((status.st_mtime_ns, size & 0xFFFFFFFF))
+        return True
 
 
 def tail(path: str, lines: int, keep: int, limit: int = TAIL_LIMIT) -> tuple[bytes, Position]:
@@ -93,24 +187,22 @@ def _start_of_lines(block: bytes, lines: int, last: bool) -> tuple[int, int]:
 
 def _blocks_from_the_end(path: str, keep: int) -> Iterator[tuple[Position, bytes]]:
     """(position after it, block) of a log, the last one first. An empty file at the end gives an empty block."""
-    seen: set[Identity] = set()
-    for name in (path, *(f"{path}.{number}" for number in range(1, keep + 1))):
-        with _opened(name) as fd:
-            if fd is None:
+    seen = _Seen()
+    first = True
+    for name in _names(path, keep):
+        with _opened(name) as file:
+            if file is None or not seen.new(file):
                 continue
-            status = os.fstat(fd)
-            identity = (status.st_dev, status.st_ino)
-            if identity in seen:  # a rotation has overtaken us
-                continue
-            if not status.st_size and not seen:
+            identity = _identity(os.fstat(file.fd))
+            end = file.size
+            if not end and first:
                 yield Position(*identity, 0), b""
-            seen.add(identity)
-            end = status.st_size
+            first = False
             while end > 0:
                 start = max(0, end - BLOCK)
-                block = os.pread(fd, end - start, start)
+                block = file.pread(end - start, start)
                 if len(block) < end - start:  # a rotation has just cut off the partial line
-                    end = min(start + len(block), os.fstat(fd).st_size)
+                    end = min(start + len(block), file.size)
                     if not block:
                         continue
                 yield Position(*identity, start + len(block)), block
@@ -118,13 +210,13 @@ def _blocks_from_the_end(path: str, keep: int) -> Iterator[tuple[Position, bytes
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[int | None]:
-    fd = _open(path)
+def _opened(path: str) -> Iterator[_File | None]:
+    file = _open_file(path)
     try:
-        yield fd
+        yield file
     finally:
-        if fd is not None:
-            os.close(fd)
+        if file is not None:
+            os.close(file.fd)
 
 
 def _open(path: str) -> int | None:
@@ -149,6 +241,21 @@ def _open(path: str) -> int | None:
     return fd
 
 
+def _open_file(path: str) -> _File | None:
+    """See `_open`."""
+    fd = _open(path)
+    return None if fd is None else _File(fd, zipped=path.endswith(ZIPPED))
+
+
+def _maybe_there(path: str) -> bool:
+    """False for a name that nothing has: the safe way to a folder takes longer than this look."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return error.errno not in NOT_THERE
+    return True
+
+
 def _status(path: str) -> os.stat_result | None:
     try:
         return os.lstat(path)
@@ -168,24 +275,23 @@ class Follower:
         self._path = path
         self._offset = 0
         self._older: tuple[int, ...] | None = None
-        self._fd = -1
+        self._file: _File | None = None
         if start is None:
-            self._fd = _open(path) or -1
+            self._file = _open_file(path)
         else:
-            self._fd, self._offset = self._find((start.device, start.inode)), start.offset
-        if self._fd >= 0:
-            self._remember_older()
+            self._file, self._offset = self._find((start.device, start.inode)), start.offset
+        if self._file is not None:
+            self._remember_older(self._file)
 
     def read(self, max_bytes: int = BLOCK) -> bytes:
         """The next bytes, at most so many; b"" when there are no more now. Raises Failed when the log can't be read."""
-        if self._fd < 0:
-            oldest = self._open_next(None)
-            if oldest is None:
+        if self._file is None:
+            self._file, self._offset = self._open_next(None), 0
+            if self._file is None:
                 return b""
-            self._fd, self._offset = oldest, 0
-            self._remember_older()
+            self._remember_older(self._file)
         while True:
-            data = os.pread(self._fd, max_bytes, self._offset)
+            data = self._file.pread(max_bytes, self._offset)
             if data or not self._advance():
                 self._offset += len(data)
                 return data
@@ -193,104 +299,110 @@ class Follower:
     @property
     def position(self) -> Position:
         """After the last byte that was read."""
-        if self._fd < 0:
+        if self._file is None:
             return Position()
-        status = os.fstat(self._fd)
-        return Position(status.st_dev, status.st_ino, self._offset)
+        return Position(*_identity(os.fstat(self._file.fd)), self._offset)
 
     def close(self) -> None:
         """Closes its file."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self._file is not None:
+            os.close(self._file.fd)
+            self._file = None
 
     # --- which file comes next --------------------------------------------------------------------------------------
 
-    def _find(self, wanted: Identity) -> int:
-        """A descriptor for the file, whatever its name is now; -1 when it is gone."""
+    def _find(self, wanted: Identity) -> _File | None:
+        """The file, whatever its name is now; None when it is gone."""
         for _attempt in range(ATTEMPTS):
             found = [(self._path, _status(self._path))]
             found += [(name, status) for _, name, status in self._rotated()]
             name = next((name for name, status in found if status and _identity(status) == wanted), "")
-            fd = _open(name) if name else None
-            if fd is not None:
-                if _identity(os.fstat(fd)) == wanted:
-                    return fd
-                os.close(fd)
+            file = _open_file(name) if name else None
+            if file is not None:
+                if _identity(os.fstat(file.fd)) == wanted:
+                    return file
+                os.close(file.fd)
             elif not name:
                 break
-        return -1
+        return None
 
     def _advance(self) -> bool:
         """At the end of the open file: True when there is more to read after all, here or in a next file."""
-        mine = os.fstat(self._fd)
-        if self._offset > mine.st_size and os.path.lexists(f"{self._path}.next"):
+        file = self._file
+        assert file is not None
+        mine, end = os.fstat(file.fd), file.size
+        if self._offset > end and os.path.lexists(f"{self._path}.next"):
             return False  # in the middle of a rotation; looked at before the path, which changes later
         current = _status(self._path)
         if current is not None and _identity(current) == _identity(mine):
-            if self._offset > mine.st_size:
+            if self._offset > end:
                 self._offset = 0
                 return True
-            self._remember_older()
+            self._remember_older(file)
             return False
-        newer = self._open_next(_identity(mine))
+        newer = self._open_next(file)
         if newer is None:
             return False
-        final = os.fstat(self._fd)
-        if final.st_size > self._offset:  # written after our last look, before the rotation
-            os.close(newer)
+        end = file.size
+        if end > self._offset:  # written after our last look, before the rotation
+            os.close(newer.fd)
             return True
-        os.close(self._fd)
-        self._fd = newer
-        self._offset -= final.st_size  # what we have read of a partial line that moved along
-        self._older = _signature(final)
+        self._older = _signature(os.fstat(file.fd))
+        os.close(file.fd)
+        self._file = newer
+        self._offset -= end  # what we have read of a partial line that moved along
         return True
 
-    def _open_next(self, mine: Identity | None) -> int | None:
+    def _open_next(self, mine: _File | None) -> _File | None:
         """The file that follows ours; None when there is none yet."""
         for _attempt in range(ATTEMPTS):
             entry = self._next_rotated(mine)
-            fd = _open(entry[1] if entry else self._path)
-            if fd is None and entry is None:
+            file = _open_file(entry[1] if entry else self._path)
+            if file is None and entry is None:
                 break
-            if fd is not None:
+            if file is not None:
                 again = self._next_rotated(mine)  # what was rotated before we opened it is seen now
-                if (_identity(again[2]) if again else None) == (_identity(os.fstat(fd)) if entry else None):
-                    return fd
-                os.close(fd)
+                if (_identity(again[2]) if again else None) == (_identity(os.fstat(file.fd)) if entry else None):
+                    return file
+                os.close(file.fd)
         return None
 
-    def _next_rotated(self, mine: Identity | None) -> Entry | None:
+    def _next_rotated(self, mine: _File | None) -> Entry | None:
         """The rotated file that follows ours; None when that is the newest file. The oldest one when we have none."""
         rotated = list(self._rotated())
-        place = next((number for number, _, status in rotated if _identity(status) == mine), None)
-        if place is None:  # dropped by `keep`, or deleted: then the file just older than ours shows the place
-            place = next((number for number, _, status in rotated if _signature(status) == self._older), None)
+        place = None
+        if mine is not None:
+            signature = _signature(os.fstat(mine.fd))
+            place = next((entry[0] for entry in rotated if _is(entry, signature, changed=True)), None)
+        if place is None and self._older:  # dropped by `keep`, or deleted: the one just older than ours shows the place
+            place = next((entry[0] for entry in rotated if _is(entry, self._older)), None)
         newer = [entry for entry in rotated if place is None or entry[0] < place]
         return newer[-1] if newer else None
 
-    def _remember_older(self) -> None:
+    def _remember_older(self, mine: _File) -> None:
         """Notes the file just older than ours, to know our place should ours be deleted."""
         first = _status(f"{self._path}.1")
         if first is not None and _signature(first) == self._older:
             return
-        mine = _identity(os.fstat(self._fd))
+        identity = _identity(os.fstat(mine.fd))
         rotated = [status for _, _, status in self._rotated()]
-        place = next((index for index, status in enumerate(rotated) if _identity(status) == mine), -1)
+        place = next((index for index, status in enumerate(rotated) if _identity(status) == identity), -1)
         self._older = next((_signature(status) for status in rotated[place + 1 :]), None)
 
     def _rotated(self) -> Iterator[Entry]:
         """The rotated files, the newest first. Each number is asked for in turn: a list of names is no snapshot."""
         folder, name = os.path.split(self._path)
-        pattern = re.compile(re.escape(name) + r"\.([1-9][0-9]{0,3})")
+        pattern = re.compile(re.escape(name) + r"\.([1-9][0-9]{0,3})(?:\.gz)?")
         try:
             numbers = [int(match[1]) for entry in os.listdir(folder or ".") if (match := pattern.fullmatch(entry))]
         except OSError:
             return
         for number in range(1, max(numbers, default=0) + 3):  # two more rotations may come meanwhile
-            status = _status(f"{self._path}.{number}")
-            if status is not None:
-                yield number, f"{self._path}.{number}", status
+            for path in (f"{self._path}.{number}", f"{self._path}.{number}{ZIPPED}"):
+                status = _status(path)
+                if status is not None:
+                    yield number, path, status
+                    break
 
 
 def _identity(status: os.stat_result) -> Identity:
@@ -300,3 +412,12 @@ def _identity(status: os.stat_result) -> Identity:
 def _signature(status: os.stat_result) -> tuple[int, ...]:
     """Tells a rotated file from a later one that got its inode: it never changes again."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _is(entry: Entry, signature: tuple[int, ...], *, changed: bool = False) -> bool:
+    """Whether a rotated file is the one of this signature, or what it was compressed to. `changed`: it may have grown
+    or shrunk since."""
+    found = _signature(entry[2])
+    if found == signature or (changed and found[:2] == signature[:2]):
+        return True
+    return entry[1].endswith(ZIPPED) and found[3] == signature[3]

@@ -8,26 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol
 
-from . import logread, rpc, values
+from . import logstream, rpc, values
 from .canary import AS_TABLE, Wish
 from .errors import Failed
+from .logstream import LogReader, ReadingThread
 from .reading import Read
 from .rpc import LogSource, Object, Peer, RpcError
 
 MAX_LINES = 100_000  # of the end of a log, for one request
-CHUNK = 64 * 1024  # bytes of a log in one notification
+MAX_PIECE = 1024 * 1024  # bytes of a log in one answer
 MAX_COUNT = 1000  # processes of one program
 MAX_NEWS = 10_000  # events that wait for a client that is slow to read them
 
-MAX_TURN = 1024 * 1024  # bytes that a follower reads before it sends them
-
-T = TypeVar("T")
 Role = Literal["look", "operate"]
 
 
@@ -108,12 +105,21 @@ class Operations(Protocol):
     async def shutdown(self, peer: Peer) -> None:
         """Begins to stop all programs and then the daemon; returns when that is on disk and outlives a crash."""
 
-    def reopen_logs(self, peer: Peer) -> None:
-        """Closes and opens every log file, for a rotation by others."""
+    async def reopen_logs(self, peer: Peer) -> None:
+        """Closes and opens every log file, for a rotation by others; from then on nothing is written to the old ones.
+        Raises Failed when a disk is stuck."""
 
-    async def reread(self, peer: Peer, *, previous: bool, progress: Callable[[Object], None]) -> Object:
+    async def reread(
+        self,
+        peer: Peer,
+        *,
+        previous: bool,
+        progress: Callable[[Object], None],
+        wait: bool,
+        timeout: float | None,
+    ) -> Object:
         """Reads the table again and applies it, or goes back to the `previous` one; what changed, what must be
-        restarted to change, and what has `failed`."""
+        restarted to change, and what has `failed`. When it does not wait to the end, `goes_on` and `message`."""
 
     async def plan(self, *, previous: bool) -> list[Object]:
         """What `reread` would do: one {name, action, keys, cost} for each line."""
@@ -140,8 +146,9 @@ class Call:
 
 
 Kind = Literal[
-    "names", "some names", "name", "flag", "lines", "count", "number", "seconds", "time", "share", "signal"
-]
+    "names", "some names", "name", "flag", "lines", "count", "number", "seconds", "time", "share", "signal",
+    "file", "offset", "bytes", "positions",
+]  # fmt: skip
 REQUIRED: Final = "required"
 
 
@@ -187,6 +194,28 @@ def _is_share(value: object) -> bool:
     return value is None or (number and 0 <= value < 1)  # type: ignore[operator]
 
 
+def _is_file(value: object) -> bool:
+    return isinstance(value, str) and rpc.is_file_id(value)
+
+
+def _is_offset(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _is_bytes(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_PIECE
+
+
+def _is_positions(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, dict)
+        and one.keys() == {"name", "stream", "file", "offset"}
+        and _is_file(one["file"])
+        and _is_offset(one["offset"])
+        for one in value
+    )
+
+
 def _is_signal(value: object) -> bool:
     return isinstance(value, str | int) and not isinstance(value, bool)
 
@@ -203,6 +232,10 @@ _KINDS: dict[Kind, tuple[Callable[[object], bool], str]] = {
     "time": (_is_time, "a number of seconds that is more than 0, or null"),
     "share": (_is_share, "a share, a number from 0 up to but not 1, or null"),
     "signal": (_is_signal, "the name or number of a signal"),
+    "file": (_is_file, "a file as logs.files names it"),
+    "offset": (_is_offset, "a number of bytes from 0"),
+    "bytes": (_is_bytes, f"an integer from 1 to {MAX_PIECE}"),
+    "positions": (_is_positions, "a list of objects of name, stream, file and offset"),
 }
 
 
@@ -321,8 +354,10 @@ async def _events(operations: Operations, call: Call) -> object:
 async def _logs(operations: Operations, call: Call) -> object:
     sources = operations.log_sources(call.params["names"], call.params["stderr"])
     await call.tell("sources", {"sources": [{"name": source.name, "stream": source.stream} for source in sources]})
-    readers = [_LogReader(source, call.params["lines"]) for source in sources]
-    thread = _ReadingThread(readers, call.read)
+    starts = logstream.starts(call.params["after"])
+    lines = call.params["lines"]
+    readers = [LogReader(source, lines, starts.get((source.name, source.stream))) for source in sources]
+    thread = ReadingThread(readers, call.read)
     unwatch: list[Callable[[], None]] = []
     try:
         if call.params["follow"]:
@@ -345,116 +380,18 @@ async def _logs(operations: Operations, call: Call) -> object:
     return {}
 
 
-class _LogReader:
-    """Reads one log, in a thread, from its last lines on. Ends no piece in the midst of a character."""
-
-    def __init__(self, source: LogSource, lines: int) -> None:
-        self.source = source
-        self._lines = lines
-        self._follower: logread.Follower | None = None
-        self._rest = b""  # the beginning of a character
-
-    def params(self, data: bytes) -> Object:
-        """Those of the notification with these bytes."""
-        return rpc.log_params(self.source.name, self.source.stream, data)
-
-    def open(self) -> None:
-        """Finds where the last lines begin."""
-        start = logread.last_lines(self.source.path, self._lines, self.source.keep)
-        self._follower = logread.Follower(self.source.path, start)
-
-    def news(self) -> bytes:
-        """The next bytes, b"" when there are no more now."""
-        assert self._follower is not None
-        data = self._rest + self._follower.read(CHUNK)
-        whole = _whole_characters(data)
-        self._rest = data[whole:]
-        return data[:whole]
-
-    def last(self) -> bytes:
-        """As `news`, but b"" after so many lines: a program that writes faster than we read must not keep us."""
-        data = self.news() if self._lines > 0 else b""
-        if not data:
-            data, self._rest, self._lines = self._rest, b"", 0
-            return data
-        for match in re.finditer(b"\n", data):
-            self._lines -= 1
-            if not self._lines:
-                self._rest = b""
-                return data[: match.end()]
-        return data
-
-    def close(self) -> None:
-        """Closes the file."""
-        if self._follower is not None:
-            self._follower.close()
+async def _log_files(operations: Operations, call: Call) -> object:
+    sources = operations.log_sources(call.params["names"], call.params["stderr"])
+    return {"sources": await call.read(functools.partial(logstream.files, sources))}
 
 
-def _whole_characters(data: bytes) -> int:
-    """How many of the bytes come before the beginning of a character in UTF-8 whose rest is still to come."""
-    for back in range(1, min(4, len(data) + 1)):
-        byte = data[-back]
-        if byte >= 0xC0:  # the first byte of a character of 2, 3 or 4
-            return len(data) - back if back < 2 + (byte >= 0xE0) + (byte >= 0xF0) else len(data)
-        if byte < 0x80:
-            break
-    return len(data)
-
-
-def _read_turn(readers: Sequence[_LogReader]) -> list[tuple[_LogReader, bytes]]:
-    """What each reader reads, as far as it fits into one turn."""
-    found, room = [], MAX_TURN
-    for reader in readers:
-        found.append((reader, reader.news()))
-        room -= len(found[-1][1])
-        if room <= 0:
-            break
-    return found
-
-
-class _ReadingThread:
-    """Lets readers work in a thread, one at a time, since a disk may be slow; knows which logs have grown meanwhile."""
-
-    def __init__(self, readers: Sequence[_LogReader], read: Read) -> None:
-        self._readers = readers
-        self._read = read
-        self._grown = dict.fromkeys(readers)  # a set that keeps its order
-        self._arrived = asyncio.Event()
-        self._work: asyncio.Task[Any] | None = None
-
-    def grown(self, reader: _LogReader) -> None:
-        """There is something to read."""
-        self._grown[reader] = None
-        self._arrived.set()
-
-    async def run(self, work: Callable[[], T]) -> T:
-        """Calls `work` in the thread."""
-        task = asyncio.get_running_loop().create_task(self._read(work))
-        self._work = task
-        return await asyncio.shield(task)
-
-    async def news(self) -> list[tuple[_LogReader, bytes]]:
-        """What has come; waits for it. Little more than MAX_TURN bytes at once."""
-        while not self._grown:
-            self._arrived.clear()
-            await self._arrived.wait()
-        readers = list(self._grown)
-        self._grown.clear()
-        found = await self.run(functools.partial(_read_turn, readers))
-        for reader in [*(reader for reader, data in found if data), *readers[len(found) :]]:
-            self._grown[reader] = None
-        return [(reader, data) for reader, data in found if data]
-
-    def close(self) -> None:
-        """Closes the files: at once, or when the disk has answered."""
-        if self._work is None or self._work.done():
-            self._close_files()
-        else:
-            self._work.add_done_callback(self._close_files)
-
-    def _close_files(self, _work: object = None) -> None:
-        for reader in self._readers:
-            reader.close()
+async def _log_read(operations: Operations, call: Call) -> object:
+    name, stream, file, offset, size = (call.params[key] for key in ("name", "stream", "file", "offset", "bytes"))
+    sources = operations.log_sources([name], stderr=False)
+    source = next((one for one in sources if (one.name, one.stream) == (name, stream)), None)
+    if source is None:
+        raise Failed(f"no log file holds the output {stream!r:.20} of {name!r:.80}")
+    return await call.read(functools.partial(logstream.piece, source, file, offset, size))
 
 
 async def _daemon_status(operations: Operations, _call: Call) -> object:
@@ -467,7 +404,7 @@ async def _shutdown(operations: Operations, call: Call) -> object:
 
 
 async def _reopen_logs(operations: Operations, call: Call) -> object:
-    operations.reopen_logs(call.peer)
+    await operations.reopen_logs(call.peer)
     return {}
 
 
@@ -476,7 +413,10 @@ async def _reread(operations: Operations, call: Call) -> object:
     if call.params.get("dry_run"):
         return await call.outlive(operations.plan(previous=previous))
     progress = functools.partial(call.mention, "progress")
-    return await call.outlive(operations.reread(call.peer, previous=previous, progress=progress))
+    wait, timeout = call.params.get("wait", True), call.params.get("timeout")
+    return await call.outlive(
+        operations.reread(call.peer, previous=previous, progress=progress, wait=wait, timeout=timeout)
+    )
 
 
 async def _upgrade(operations: Operations, call: Call) -> object:
@@ -523,10 +463,32 @@ METHODS: dict[str, Method] = {
             "lines": ("lines", 10),
             "follow": ("flag", False),
             "stderr": ("flag", False),
+            "after": ("positions", []),
+        },
+    ),
+    "logs.files": Method(_log_files, "look", {"names": ("names", []), "stderr": ("flag", False)}),
+    "logs.read": Method(
+        _log_read,
+        "look",
+        {
+            "name": ("name", REQUIRED),
+            "stream": ("name", "out"),
+            "file": ("file", REQUIRED),
+            "offset": ("offset", 0),
+            "bytes": ("bytes", MAX_PIECE),
         },
     ),
     "events": Method(_events, "look", {"follow": ("flag", False)}),
-    "apply": Method(_reread, "operate", {"dry_run": ("flag", False), "previous": ("flag", False)}),
+    "apply": Method(
+        _reread,
+        "operate",
+        {
+            "dry_run": ("flag", False),
+            "previous": ("flag", False),
+            "wait": ("flag", True),
+            "timeout": ("seconds", None),
+        },
+    ),
     "daemon.status": Method(_daemon_status, "look"),
     "daemon.shutdown": Method(_shutdown, "operate"),
     "daemon.reopen_logs": Method(_reopen_logs, "operate"),

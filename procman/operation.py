@@ -93,3 +93,13 @@ async def carry_out(verb: str, processes: Sequence[Process], why: str, progress:
         results = await asyncio.gather(*(reach(aim, progress) for aim in aims))
         outcomes |= {aim.process.name: result for aim, result in zip(aims, results, strict=True)}
     return outcomes
+
+
+async def bring_down(processes: Sequence[Process], why: str) -> set[str]:
+    """Stop them for a change of the table, also one that an operator starts meanwhile. Returns the names of those that
+    were wanted up."""
+    wanted: set[str] = set()
+    while up := [process for process in processes if process.status.state is not State.STOPPED]:
+        wanted |= {process.name for process in up if process.status.wanted}
+        await carry_out("stop", up, f"the table has changed ({why})", lambda info: None)
+    return wanted

@@ -106,10 +106,11 @@ def known_children(document: Mapping[str, Any]) -> dict[str, Known]:
 
 
 def of_this_boot(document: Mapping[str, Any] | None, boot_id: str) -> dict[str, Any]:
-    """What of a state file still counts: a pid of another boot names nobody, what operators have stopped stays so."""
-    if document is None:
-        return {}
-    return dict(document) if document.get("boot_id") == boot_id else {"down": document.get("down", [])}
+    """What of a state file still counts: a pid of another boot names nobody; what operators have stopped stays so, and
+    what is kept of an earlier table."""
+    if document is None or document.get("boot_id") == boot_id:
+        return dict(document or {})
+    return {"down": document.get("down", [])} | {key: document[key] for key in ("kept", "refused") if key in document}
 
 
 def claim(process: tree.Process, tag: int, house: int, mains: Container[tuple[int, int]]) -> int | None:
@@ -315,7 +316,7 @@ class Rescue:
             wanted |= self._wanted(program)
             for slot in (0, 1):
                 names = launch.log_pipes(servers.in_place(program, slot))
-                pipes |= {f"{name}/{end}" for name in names if name is not None for end in "rw"}
+                pipes |= {f"{name}/{end}" for name in names if name is not None for end in "rws"}
         for name, fd in list(self._held.items()):
             base = base_name(name)
             fits = base in wanted and _fits(fd, wanted[base])
@@ -337,7 +338,7 @@ class Rescue:
         }
         denied = self._get_sockets(missing, pids) if missing else ""
         until = f"can't be held until it is started again ({denied})"
-        return lost + [f"its listener {listener.name} {until}" for listener in missing.values()]
+        return lost + [f"its listener {listener.title} {until}" for listener in missing.values()]
 
     def _wanted(self, program: Program) -> dict[str, Listener]:
         return {held_name(self._listeners[name], program.name): self._listeners[name] for name in program.listen}

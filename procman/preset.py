@@ -88,6 +88,7 @@ BACKLOG = "procman holds the sockets: use backlog of the [listener] table"
 REUSE_PORT = "procman holds the sockets: use reuse_port of the [listener] table"
 PARENT = "procman must be the parent of the server"
 PID_FILE = "procman knows the process without a pid file"
+RELOADER = "its reloader ends the old server before it knows whether the new code can be imported: use procmanctl"
 
 _NAME = r"[^\W\d]\w*"
 _APP = re.compile(rf"{_NAME}(\.{_NAME})*:(?P<attribute>{_NAME}(\.{_NAME})*)(\(\))?")

@@ -9,15 +9,17 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from procman import canary, servers, values
-from procman.config import Account, Address, Daemon, Limits, Listener, Log, Program, Ready, Scale
+from procman.config import Account, Address, Daemon, Every, Limits, Listener, Log, Program, Ready, Scale
 from procman.keys import Layer, Place, Scope, Section, World
 from procman.values import BadValue
 
-LOG_KEYS = ("mode", "path", "stderr", "max_size", "keep", "mode_bits")
-READY_KEYS = ("http", "tcp", "unix", "command", "log", "notify")
+LOG_FILE_KEYS = ("path", "max_size", "rotate_every", "keep", "keep_total", "compress", "on_error", "mode_bits")
+LOG_KEYS = ("mode", "stderr", *LOG_FILE_KEYS, "timestamps", "format")
+READY_KINDS = ("http", "tcp", "unix", "command", "log", "notify")
+READY_KEYS = (*READY_KINDS, "host")
 LIMITS_KEYS = ("open_files", "processes", "core", "nice", "oom_score_adj", "cpu_affinity", "no_new_privileges")
 SCALE_KEYS = ("min", "max", "idle_timeout", "backlog")
 COMMAND_KEYS = ("command", "shell", "instances")
@@ -39,13 +41,25 @@ BELOW = {"ready": READY_KEYS, "log": LOG_KEYS, "limits": LIMITS_KEYS, "scale": S
 MAX_PROCESSES = 1000
 
 _ALWAYS = "is the program's own listener, which procman holds: it takes connections whether the program serves or not"
+_STAND_IN = Listener(name="", address=Address("unix", path="/"))
 _RESTARTED = values.Reload("restart")
 _DEFAULT = Program(name="", program="", argv=())
 _LOG = Log()
 _RESTART: tuple[Literal["always", "on-failure", "never"], ...] = ("always", "on-failure", "never")
 _KILL: tuple[Literal["tree", "main"], ...] = ("tree", "main")
-_LOG_MODE: tuple[Literal["file", "inherit", "discard"], ...] = ("file", "inherit", "discard")
+_LOG_MODE: tuple[Literal["file", "inherit", "syslog", "journal", "discard"], ...] = (
+    *("file", "inherit", "syslog", "journal", "discard"),
+)
+_LOG_FORMAT: tuple[Literal["raw", "json"], ...] = ("raw", "json")
+_LOG_ONLY = (
+    (LOG_FILE_KEYS, ("file",)),
+    (("timestamps", "format"), ("file", "inherit")),  # the others have a form of their own, with the time in it
+)
+"""Keys of a log, and the modes that they are for."""
 _STDERR: tuple[Literal["merge", "separate", "discard"], ...] = ("merge", "separate", "discard")
+_EVERY: tuple[Every, ...] = ("", "hourly", "daily", "weekly")
+_COMPRESS: tuple[Literal["gzip", "none"], ...] = ("gzip", "none")
+_ON_ERROR: tuple[Literal["drop", "block"], ...] = ("drop", "block")
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,8 +320,7 @@ def _plan(section: Section, identity: _Identity, listen: Sequence[Listener], aro
         report.add(section.place / "app", 'is required with a "server"')
     if len(report.problems) > before or (section.has("listen") and not listen):
         # What the server would say about those is only an echo; its options are another matter.
-        stand_in = Listener(name="", address=Address("unix", path="/"))
-        sound = replace(request, app="app:app", middleware=(), listen=request.listen or (stand_in,), stop_timeout=None)
+        sound = replace(request, app="app:app", middleware=(), listen=request.listen or (_STAND_IN,), stop_timeout=None)
         _accepted(section, sound, only_options=True)
         return None
     plan = _accepted(section, request)
@@ -321,10 +334,18 @@ def _plan(section: Section, identity: _Identity, listen: Sequence[Listener], aro
 
 
 def _accepted(section: Section, request: servers.Request, *, only_options: bool = False) -> servers.Plan | None:
-    """The plan for the request. A plan refuses the first bad option only: so each is reported and taken out, and the
-    rest is asked about again. `only_options`: nothing else is reported. A count of the defaults is for those servers
-    that have it."""
+    """The plan for the request. A plan refuses the first mistake only: so each is reported and taken out, and the rest
+    is asked about again. `only_options`: nothing else is reported. A count of the defaults is for those servers that
+    have it."""
     options = dict(request.options)
+    sound: dict[str, dict[str, Any]] = {
+        "app": {"app": "app:app"},
+        "listen": {"listen": request.listen[:1] or (_STAND_IN,)},
+        "stop_timeout": {"stop_timeout": None},
+        "reload": {"reload_signal": 0},
+        "workers": {"workers": 0},
+        "threads": {"threads": 0},
+    }
     while True:
         try:
             return servers.plan(replace(request, options=options))
@@ -333,10 +354,9 @@ def _accepted(section: Section, request: servers.Request, *, only_options: bool 
             if (option or not only_options) and not (table in COUNT_KEYS and not section.owns(table)):
                 place = section.at(table) if section.has(table) else section.place / table
                 section.scope.report.add(place / option if option else place, bad.message)
-            if table in COUNT_KEYS:
-                request = replace(request, workers=0) if table == "workers" else replace(request, threads=0)
-                continue
-            if options.pop(option, None) is None:
+            if table in sound:
+                request = replace(request, **sound.pop(table))
+            elif options.pop(option, None) is None:
                 return None
 
 
@@ -466,12 +486,15 @@ def _virtualenv(section: Section, world: World) -> str:
 def _log(section: Section, identity: _Identity, log_dir: str) -> Log:
     table = section.table("log", LOG_KEYS)
     mode = table.value("mode", values.choice(_LOG_MODE), _LOG.mode)
-    chooser = table.find("mode")
-    for key in ("path", "max_size", "keep", "mode_bits"):
-        # A key of the defaults may be useless here, where the program itself chose the mode.
-        layer = table.find(key)
-        if mode != "file" and layer and chooser and table.layers.index(layer) <= table.layers.index(chooser):
-            table.problem(key, f'is for mode = "file", not "{mode}"')
+    useless = [(key, modes) for keys, modes in _LOG_ONLY for key in keys if mode not in modes]
+    for key, modes in useless:
+        if _overrides(table, key, "mode"):
+            listed = " or ".join(f'"{one}"' for one in modes)
+            table.problem(key, f'is for mode = {listed}, not "{mode}"')
+    format_ = table.value("format", values.choice(_LOG_FORMAT), _LOG.format)
+    timestamps = table.value("timestamps", values.boolean, _LOG.timestamps)
+    if timestamps and format_ == "json" and mode in ("file", "inherit") and _overrides(table, "timestamps", "format"):
+        table.problem("timestamps", 'is for format = "raw": each JSON object has its time')
     usual = f"{identity.program}-{identity.instance}.log" if identity.several else f"{identity.program}.log"
     path = table.path("path", f"{log_dir}/{usual}")
     stderr = table.value("stderr", values.choice(_STDERR), _LOG.stderr)
@@ -482,9 +505,22 @@ def _log(section: Section, identity: _Identity, log_dir: str) -> Log:
         error_path=f"{path.removesuffix('.log')}.err.log" if is_file and stderr == "separate" else "",
         stderr=stderr,
         max_size=table.value("max_size", values.size, _LOG.max_size),
+        rotate_every=table.value("rotate_every", values.choice(_EVERY), _LOG.rotate_every),
         keep=table.value("keep", values.integer(0, 10000), _LOG.keep),
+        keep_total=table.value("keep_total", values.size, _LOG.keep_total),
+        compress=table.value("compress", values.choice(_COMPRESS), _LOG.compress),
+        timestamps=timestamps and format_ == "raw" and mode in ("file", "inherit"),
+        format=format_ if mode in ("file", "inherit") else _LOG.format,
+        on_error=table.value("on_error", values.choice(_ON_ERROR), _LOG.on_error),
         mode_bits=table.value("mode_bits", values.mode, _LOG.mode_bits),
     )
+
+
+def _overrides(table: Section, key: str, chooser: str) -> bool:
+    """Whether `key` was written by whoever wrote `chooser`, or nearer to the program. One of the defaults may be
+    useless here, where the program itself chose otherwise."""
+    layer, choice = table.find(key), table.find(chooser)
+    return bool(layer and choice) and table.layers.index(layer) <= table.layers.index(choice)
 
 
 def _limits(section: Section) -> Limits:
@@ -535,9 +571,13 @@ def _listen(section: Section, around: Around) -> list[tuple[Place, Listener]]:
 def _ready(section: Section, listen: Sequence[Listener] | None, log: Log | None) -> Ready | None:
     """The user's own probe. `listen` and `log` are None where nothing can be said about them."""
     table = section.table("ready", READY_KEYS, merge=False)
-    kinds = [key for key in READY_KEYS if table.has(key)]
-    if len(kinds) > 1 or section.raw("ready") == {}:
-        section.problem("ready", f"needs exactly one of {', '.join(READY_KEYS)}")
+    kinds = [key for key in READY_KINDS if table.has(key)]
+    raw = section.raw("ready")
+    if len(kinds) > 1 or (isinstance(raw, dict) and raw.keys() <= {"host"}):
+        section.problem("ready", f"needs exactly one of {', '.join(READY_KINDS)}")
+    host = table.value("host", values.host, "")
+    if host and kinds and kinds != ["http"]:
+        table.problem("host", "is for http")
     if len(kinds) != 1:
         return None
     folder = table.place.source.folder
@@ -572,7 +612,8 @@ def _ready(section: Section, listen: Sequence[Listener] | None, log: Log | None)
         case "command":
             return Ready(kind="command", argv=_argv(table))
         case "http":
-            return table.value("http", lambda raw: _http(raw, listen), None)
+            found = table.value("http", lambda raw: _http(raw, listen), None)
+            return replace(found, host=host) if found and host else found
         case kind:
             return table.value(kind, {"tcp": tcp, "unix": unix, "log": line, "notify": notify}[kind], None)
 

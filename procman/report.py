@@ -7,17 +7,21 @@ import json
 import os
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from procman import canary, shape
 from procman.config import Program
 from procman.errors import SHORTAGES
-from procman.events import rfc3339
 from procman.keeper.wire import Message
 from procman.lifecycle import Exit, State, Status
+from procman.moments import rfc3339
 from procman.process import Process
 from procman.resources import Sample
+
+if TYPE_CHECKING:
+    from procman.tracebacks import Traceback
 
 Info = dict[str, Any]
 
@@ -86,10 +90,18 @@ def exit_info(exit: Exit | None) -> Info | None:
 
 
 def info(
-    process: Process, sample: Sample | None, other: Process | None = None, number: int | None = None
+    process: Process,
+    sample: Sample | None,
+    other: Process | None = None,
+    number: int | None = None,
+    behind: Sequence[str] = (),
+    *,
+    output: Info | None = None,
 ) -> Info:
     """The ProcessInfo of `process` (architecture, "Procmanctl"). `sample` is None while nothing was measured, `other`
-    is the one beside it while it is being replaced. `number` of its program are wanted, where that goes by load."""
+    is the one beside it while it is being replaced. `number` of its program are wanted, where that goes by load.
+    `behind` are the keys in which it is not what the table says. `output` is what became of its output, None while
+    nobody takes it."""
     program, status = process.program, process.status
     running = status.pid is not None
     return {
@@ -111,6 +123,8 @@ def info(
         "why": status.why + next_start(status),
         "beside": None if other is None else beside(other),
         "scale": None if number is None else scale(program, number),
+        "behind": list(behind),
+        "output": output,
     }
 
 
@@ -151,6 +165,11 @@ def definition(program: Program) -> Info:
     shown["success_exit_codes"] = sorted(program.success_exit_codes)
     shown["stop_signal"] = signal_name(program.stop_signal)
     return shown
+
+
+def traceback(found: Traceback) -> Info:
+    """A traceback that a program has printed."""
+    return {"exception": found.exception, "message": found.message, "text": found.text}
 
 
 def status_document(status: Status) -> Info:

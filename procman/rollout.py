@@ -256,7 +256,7 @@ class Rollout:
     async def _stay_ready(self, seconds: float) -> None:
         """Wait; raises _Failed when a successor does not stay RUNNING."""
         successors = [self._beside(name) for name in self._unit.names]
-        await self._unless_abandoned(_until_failing(successors, seconds))
+        await self._unless_abandoned(until_failing(successors, seconds))
         self._check(successors)
 
     def _check(self, successors: Iterable[Process]) -> None:
@@ -317,7 +317,7 @@ class Rollout:
         except TimeoutError:
             log.warning("%s: connections still wait for the successor", ", ".join(self._unit.names))
         if all(process.status.state is State.RUNNING for process in successors):
-            await _until_failing(successors, GRACE_SECONDS)
+            await until_failing(successors, GRACE_SECONDS)
 
     # --- the successor serves ---------------------------------------------------------------------------------------
 
@@ -374,7 +374,7 @@ class Rollout:
 
     async def _run_dry(self) -> None:
         """Until nothing waits for the one before, and it has read what it accepted."""
-        if not self._firsts:
+        if not self._firsts and not any(program.listen for program in self._programs.values()):
             return
         try:
             async with asyncio.timeout(QUEUE_SECONDS):
@@ -383,7 +383,7 @@ class Rollout:
         except TimeoutError:
             log.warning("%s: connections still wait for the one before", ", ".join(self._unit.names))
         current = [self._supervisor.processes[name] for name in self._unit.names]
-        await self._unless_abandoned(_until_failing(current, GRACE_SECONDS))
+        await self._unless_abandoned(until_failing(current, GRACE_SECONDS))
 
     async def _finish(self) -> None:
         """The one before stops, and all that was its own goes."""
@@ -476,7 +476,7 @@ class _Failed(Exception):
     """A successor has not proven itself."""
 
 
-async def _until_failing(processes: Sequence[Process], seconds: float) -> None:
+async def until_failing(processes: Sequence[Process], seconds: float) -> None:
     """Wait so long, or until one of them is not RUNNING any more."""
     failed = asyncio.Event()
 

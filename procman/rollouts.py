@@ -34,6 +34,8 @@ class Rollouts:
         self._supervisor, self._link, self._ground = self.world
         self._running: dict[str, Rollout] = {}
         self._resumed: set[Rollout] = set()
+        self.passed: Passed = lambda name, again: None
+        """Is told of rollouts that a supervisor before had begun, as `replace` tells its caller."""
         self._ages = Ages(self._too_old)
         supervisor.on_change = self.watch_age
         supervisor.on_closing = self._give_way
@@ -139,13 +141,13 @@ class Rollouts:
                     told = (False, f"not tried: {fallen}, which was replaced before, does not run any more")
                     outcomes.update(dict.fromkeys(unit.names, told))
                     return
-                gone = [name for name in unit.names if not self._may(name)]
-                if gone:
-                    outcomes.update(dict.fromkeys(unit.names, (False, f"{gone[0]} does not run any more")))
-                    continue
                 outcome = await self._went_on(unit)
                 if outcome is not None:
                     outcomes.update(dict.fromkeys(unit.names, outcome))
+                    continue
+                gone = [name for name in unit.names if not self._may(name)]
+                if gone:
+                    outcomes.update(dict.fromkeys(unit.names, (False, f"{gone[0]} does not run any more")))
                     continue
                 busy = [name for name in unit.names if name in self._running]
                 if busy:
@@ -253,7 +255,7 @@ class Rollouts:
                 self._link.release(HELD + name)
                 self._ground.close_unused(self._supervisor.config)
                 continue
-            rollout = Rollout(self.world, unit, {}, memo.why)
+            rollout = Rollout(self.world, unit, {}, memo.why, passed=self.passed)
             rollout.name = name
             self._resumed.add(rollout)
             self._running |= dict.fromkeys(unit.names, rollout)

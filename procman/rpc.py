@@ -13,7 +13,8 @@ Looking:
     <-- {"jsonrpc":"2.0","id":1,"result":[{"name":"shop:1","program":"shop","instance":1,"groups":["web"],
          "state":"RUNNING","wanted":"up","ready":true,"health":null,"pid":4711,"started_at":"2030-01-31T12:00:00.000Z",
          "uptime_seconds":62.5,"restarts":0,"cpu_percent":1.5,"memory_bytes":41943040,"exit":null,"why":"autostart",
-         "beside":null,"scale":{"number":1,"min":0,"max":4}}]}
+         "beside":null,"scale":{"number":1,"min":0,"max":4},"behind":[],
+         "output":{"read":1024,"written":1024,"dropped":0,"error":""}}]}
     --> {"jsonrpc":"2.0","id":18,"method":"status","params":{"names":["shop:1"],"workers":true}}
     <-- {"jsonrpc":"2.0","id":18,"result":[{"name":"shop:1","state":"RUNNING","workers":{"problem":null,
          "list":[{"pid":4711,"busy":true,"requests":1234,"in_flight":1,"queue":0,"threads":4,"average_seconds":0.012,
@@ -28,7 +29,8 @@ Looking:
     <-- {"jsonrpc":"2.0","id":3,"result":{"name":"blog","state":"BACKOFF","wanted":"up","why":"exit status 1",
          "exit":{"code":1,"at":"2030-01-31T12:00:00.000Z","reason":"exit status 1"},"history":[
          {"at":"2030-01-31T12:00:00.000Z","state":"BACKOFF","why":"exit status 1"}],
-         "output":["ModuleNotFoundError: No module named 'blog'"]}}
+         "output":["ModuleNotFoundError: No module named 'blog'"],"traceback":{"exception":"ModuleNotFoundError",
+         "message":"No module named 'blog'","text":"Traceback (most recent call last):\n..."}}}
     --> {"jsonrpc":"2.0","id":4,"method":"daemon.status"}
     <-- {"jsonrpc":"2.0","id":4,"result":{"identifier":"procman","version":"0.1.0","keeper_pid":4700,
          "supervisor_pid":4701}}
@@ -55,9 +57,9 @@ Operating. The result has one object for each process, when the effect is reache
     --> {"jsonrpc":"2.0","id":10,"method":"daemon.reread"}
     <-- {"jsonrpc":"2.0","id":10,"result":{"added":["new"],"removed":[],"changed":[],"restarted":[],"replaced":[],
          "message":"the table was read again"}}
-    --> {"jsonrpc":"2.0","id":17,"method":"apply","params":{"dry_run":true,"previous":false}}
+    --> {"jsonrpc":"2.0","id":17,"method":"apply","params":{"dry_run":true,"previous":false,"wait":true,"timeout":null}}
     <-- {"jsonrpc":"2.0","id":17,"result":[{"name":"web","action":"replace","keys":["environment"],
-         "cost":"a successor takes over, no request is lost"}]}
+         "cost":"a successor takes over; no request is lost"}]}
     --> {"jsonrpc":"2.0","id":11,"method":"daemon.reopen_logs"}
     --> {"jsonrpc":"2.0","id":15,"method":"daemon.upgrade"}
     --> {"jsonrpc":"2.0","id":12,"method":"daemon.shutdown"}
@@ -68,9 +70,20 @@ that are no UTF-8 come as `data`, in base64. `sources` comes first and says whos
 
     --> {"jsonrpc":"2.0","id":13,"method":"logs","params":{"names":["shop"],"lines":10,"follow":false,"stderr":false}}
     <-- {"jsonrpc":"2.0","method":"sources","params":{"sources":[{"name":"shop:1","stream":"out"}]}}
-    <-- {"jsonrpc":"2.0","method":"log","params":{"name":"shop:1","stream":"out","text":"GET / 200\n"}}
-    <-- {"jsonrpc":"2.0","method":"log","params":{"name":"shop:1","stream":"out","data":"//4K"}}
+    <-- {"jsonrpc":"2.0","method":"log","params":{"name":"shop:1","stream":"out","text":"GET / 200\n",
+         "file":"2049:137","offset":1024}}
+    <-- {"jsonrpc":"2.0","method":"log","params":{"name":"shop:1","stream":"out","data":"//4K",
+         "file":"2049:137","offset":1027}}
     <-- {"jsonrpc":"2.0","id":13,"result":{}}
+    --> {"jsonrpc":"2.0","id":23,"method":"logs.files","params":{"names":["shop"]}}
+    <-- {"jsonrpc":"2.0","id":23,"result":{"sources":[{"name":"shop:1","stream":"out",
+         "path":"/var/log/procman/shop.log","files":[{"file":"2049:131","path":"/var/log/procman/shop.log.1.gz",
+         "bytes":5012,"modified":1895572800.0,"zipped":true},{"file":"2049:137","path":"/var/log/procman/shop.log",
+         "bytes":1024,"modified":1895572860.5,"zipped":false}]}]}}
+    --> {"jsonrpc":"2.0","id":24,"method":"logs.read","params":{"name":"shop:1","file":"2049:137","offset":1000}}
+    <-- {"jsonrpc":"2.0","id":24,"result":{"gone":false,"text":"GET /x 200\n"}}
+    --> {"jsonrpc":"2.0","id":25,"method":"logs","params":{"names":["shop"],"follow":true,
+         "after":[{"name":"shop:1","stream":"out","file":"2049:137","offset":1012}]}}
     --> {"jsonrpc":"2.0","id":14,"method":"events","params":{"follow":true}}
     <-- {"jsonrpc":"2.0","method":"event","params":{"at":"2030-01-31T12:00:00.000Z","type":"state","name":"blog",
          "state":"BACKOFF","why":"exit status 1"}}
@@ -104,9 +117,12 @@ OURS = -32000
 
 PROCESS_FIELDS = (
     "name", "program", "instance", "groups", "state", "wanted", "ready", "health", "pid", "started_at",
-    "uptime_seconds", "restarts", "cpu_percent", "memory_bytes", "exit", "why", "beside", "scale",
+    "uptime_seconds", "restarts", "cpu_percent", "memory_bytes", "exit", "why", "beside", "scale", "behind",
+    "output",
 )  # fmt: skip
 """The keys of every ProcessInfo, in their order: what `status` lists and `show` begins with."""
+
+_ESCAPED = bytes(set(range(32)) - set(b"\t\n\r"))
 
 Object = dict[str, Any]
 Id = str | int | None
@@ -262,14 +278,22 @@ def encode_error(request_id: Id, error: ProcmanError) -> bytes:
 
 def log_params(name: str, stream: str, data: bytes) -> Object:
     """The params of a `log` notification: `data` as text when it is UTF-8, else in base64."""
+    return {"name": name, "stream": stream, **log_data(data)}
+
+
+def log_data(data: bytes) -> Object:
+    """Bytes of a log as `text` when they are UTF-8, else as `data` in base64; so are many control characters, which
+    JSON writes six times as long."""
+    if len(data) > 1024 and len(data) - len(data.translate(None, _ESCAPED)) > len(data) // 8:
+        return {"data": binascii.b2a_base64(data, newline=False).decode()}
     try:
-        return {"name": name, "stream": stream, "text": data.decode()}
+        return {"text": data.decode()}
     except UnicodeDecodeError:
-        return {"name": name, "stream": stream, "data": binascii.b2a_base64(data, newline=False).decode()}
+        return {"data": binascii.b2a_base64(data, newline=False).decode()}
 
 
 def log_bytes(params: Object) -> bytes:
-    """The bytes that a `log` notification carries. Raises RpcError when it carries none."""
+    """The bytes that a `log` notification, or the answer of `logs.read`, carries. Raises RpcError when it has none."""
     text, data = params.get("text"), params.get("data")
     try:
         if isinstance(text, str):
@@ -279,6 +303,22 @@ def log_bytes(params: Object) -> bytes:
     except (binascii.Error, ValueError):
         pass
     raise RpcError(INVALID_REQUEST, "a log notification carries neither text nor data")
+
+
+def file_id(device: int, inode: int) -> str:
+    """How a file of a log is named: whatever its name is later, it is the same file."""
+    return f"{device}:{inode}"
+
+
+def is_file_id(text: str) -> bool:
+    """Whether `file_of` understands it."""
+    return re.fullmatch(r"[0-9]{1,20}:[0-9]{1,20}", text) is not None
+
+
+def file_of(text: str) -> tuple[int, int]:
+    """The reverse of `file_id`: device and inode. Raises ValueError."""
+    device, _, inode = text.partition(":")
+    return int(device), int(inode)
 
 
 def _error(error: object) -> ProcmanError:

@@ -117,6 +117,7 @@ _GUNICORN_OWNED = preset.owned(
         preset.REUSE_PORT: "reuse-port",
         preset.PARENT: "daemon",
         preset.PID_FILE: "pid",
+        preset.RELOADER: "reload reload-engine reload-extra-file",
         "use the key workers": "workers",
         "use the key threads": "threads",
         "use the key directory": "chdir",
@@ -174,6 +175,8 @@ _UWSGI_OWNED = preset.owned(
         preset.REUSE_PORT: "reuse-port",
         preset.PARENT: "daemonize daemonize2",
         preset.PID_FILE: "pidfile pidfile2 safe-pidfile safe-pidfile2",
+        preset.RELOADER: """py-auto-reload py-autoreload python-auto-reload python-autoreload py-auto-reload-ignore
+            touch-reload fs-reload""",
         "use the key app": "module wsgi wsgi-file file callable",
         "use the key workers": "processes workers",
         "use the key threads": "threads",

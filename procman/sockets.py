@@ -16,7 +16,7 @@ import socket
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from typing import Protocol
 
-from procman import listeners, queues, routing
+from procman import listeners, queues, routing, values
 from procman.config import Address, Listener
 from procman.errors import Failed, ProcmanError
 
@@ -93,13 +93,28 @@ class Sockets:
         """As `current`; the socket is opened if need be. Raises Failed when it can't be bound."""
         name = self.current(listener, process)
         if not self._holder.holds(name):
-            group = listener.reuse_port and any(one.startswith(held_name(listener, "")) for one in self._holder.held())
-            self._keep(name, listener, listeners.join(listener) if group else listeners.open_listener(listener))
+            ours = listener.address.kind == "tcp" and self._is_ours(listener)
+            self._keep(name, listener, listeners.join(listener) if ours else listeners.open_listener(listener))
         self._copy(name)
         self._open[name] = listener
         if listener.address.kind == "unix" and name not in self._files:
             self._files[name] = listeners.socket_file(listener.address.path)
         return name
+
+    def open_early(self, listener: Listener) -> None:
+        """Open `listener` before anybody is there who accepts, if it is new; where each process has a socket of its own
+        that would take connections from others, so it is only tried. Raises Failed when it can't be bound."""
+        if self._is_ours(listener):
+            return  # nobody else can have the port
+        if listener.reuse_port:
+            listeners.open_listener(listener).close()
+        else:
+            self.open(listener, "")
+
+    def _is_ours(self, listener: Listener) -> bool:
+        """Whether one of these sockets is bound where `listener` is to be, under this name or another one."""
+        there = (self._open[name] for name in self._holder.held() if name in self._open)
+        return any(values.overlap(one.address, listener.address) for one in there)
 
     def tune(self, listener: Listener) -> None:
         """Give open sockets of `listener` its backlog, mode and owner. Raises Failed."""
@@ -163,7 +178,7 @@ class Sockets:
         first = self.current(listener, "")
         copy = self._copy(first)
         if copy is None:
-            raise Failed(f"the listener {listener.name} is not open")
+            raise Failed(f"the listener {listener.title} is not open")
         if self._holder.holds(beside(first)):  # of a try before
             self.close(beside(first))
         if listener.address.kind == "unix":

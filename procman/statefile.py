@@ -11,6 +11,7 @@ from typing import Any
 
 from procman import report, shape
 from procman.keeper import asked, tree
+from procman.kept import Kept
 from procman.logs import Counters
 from procman.orphans import Known
 
@@ -33,6 +34,8 @@ PARTS: dict[str, Any] = {
     "pipes": dict[str, int],
     "sockets": dict[str, list[int] | None],
     "seconds": list[str],
+    "kept": dict[str, Any],  # what is kept of an earlier table: see `kept.Kept.read`
+    "refused": dict[str, Any],
 }
 """All that is written, by its key."""
 
@@ -99,5 +102,13 @@ def _known(value: Known) -> str:
     return "" if 0 < value.tag < 1 << tree.TAG_BITS else f"no tag of a child: {value.tag}"
 
 
-CHECKS = {"exit_status": _exit_status, "last": _last}
+def _kept(value: object) -> str:
+    try:
+        Kept.read(value)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+CHECKS: dict[str, Any] = {"exit_status": _exit_status, "last": _last, "kept": _kept, "refused": _kept}
 ENTRIES: dict[str, Any] = {"processes": _status, "logs": _counters, "children": _known}

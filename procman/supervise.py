@@ -22,6 +22,7 @@ from typing import Any
 from procman import (
     apply,
     disks,
+    files,
     ground,
     interim,
     kept,
@@ -37,7 +38,8 @@ from procman import (
     takeover,
 )
 from procman.change import Change, Read
-from procman.config import Config, Daemon, place
+from procman.compression import Compression
+from procman.config import Config, Daemon, Program, place
 from procman.desk import Desk
 from procman.errors import ConfigError, Failed, ProcmanError, is_shortage
 from procman.holdings import Holdings
@@ -46,7 +48,8 @@ from procman.keeper.spawn import trim_heap
 from procman.kept import Kept
 from procman.launch import log_paths
 from procman.link import KeeperLink
-from procman.logs import Counters, LogThreads
+from procman.logs import Counters, LogThreads, Rules
+from procman.logs import Kept as KeptLog
 from procman.ownlog import OwnLog
 from procman.places import Places
 from procman.recall import Recording, recall
@@ -54,6 +57,7 @@ from procman.rollouts import Rollouts
 from procman.scaling import Scaling
 from procman.server import Access, Server
 from procman.supervisor import Supervisor
+from procman.versions import still_kept
 
 log = logging.getLogger("procman")
 
@@ -144,6 +148,24 @@ class _Parts:
             self.link.release(kept.HELD_NAME)
         return self._kept.of(recalled)
 
+    def _keep_what_ran(self, document: Mapping[str, Any]) -> None:
+        """A daemon before may have had a change that failed, and the table may still say what had failed."""
+        if not self._table_is_new:
+            return
+        path = os.path.join(self.daemon.state_dir, store.STATE_NAME)
+        found = still_kept(self._table, document)
+        if found and (why := files.Machine().trusted(path)):
+            log.error("%s: what it keeps of an earlier table is set aside, as it decides what root runs: %s", path, why)
+            found = Kept()
+        self._kept = found
+        for name in self._kept.absent:
+            log.warning("%s: came with the last apply, which failed; procmanctl apply tries again", name)
+        for name in self._kept.programs:
+            log.warning("%s: goes on as it was before the last apply, which failed; procmanctl apply tries again", name)
+        self.config = self._kept.of(self._table)
+        if self._kept:
+            self.link.hand_over(kept.HELD_NAME, self._kept.document())
+
     def read(self) -> Read:
         """See `change.Tables`, as for the next."""
         recording = Recording()
@@ -169,7 +191,18 @@ class _Parts:
         self.daemon = config.daemon
         self._hold_table("table", together=together)
         self._hold_interim(config)
+        self._govern(config)
         logging.getLogger().setLevel(config.daemon.log_level.upper())
+
+    def _govern(self, config: Config) -> None:
+        """Which log files there are, and how much room is to be kept on their disk."""
+        files = [
+            KeptLog(program.program, path, program.log)
+            for program in config.programs
+            for path in (program.log.path, program.log.error_path)
+            if path
+        ]
+        self._log_threads.govern(Rules(config.daemon.log_dir, config.daemon.log_min_free, tuple(files)))
 
     def _keep_previous(self) -> dict[str, int]:
         """What is in force becomes the table before; for the keeper too."""
@@ -216,11 +249,14 @@ class _Parts:
             for slot in takeover.SLOTS
             for key in (place(program.name, slot),)
         ]
+        # Who writes to the file of one that has to wait has to wait, too: that one may have to finish a line first.
+        late = {path for program in programs if _waits(program) for path in log_paths(program).values() if path}
         outputs = [
             interim.Output(key, program.name, program.log, path)
             for program in programs
-            if program.log.mode == "file" and program.ready.kind != "log"
+            if not _waits(program)
             for key, path in log_paths(program).items()
+            if path not in late
         ]
         try:
             memory = interim.plan(outputs)
@@ -293,6 +329,14 @@ class _Parts:
         self.link.hold({"rpc": sock.fileno()})
         return sock
 
+    def _counters(self, document: Mapping[str, Any]) -> dict[str, Counters]:
+        """What became of all output so far; of that of the last moments nobody has told but us."""
+        goes_on = self.snapshot.starts > 1 or self.snapshot.children
+        counters = ground.counters_from(document.get("logs") if goes_on else None)
+        for key, counted in self.before.stop().items():
+            counters[key] = interim.add(counters.get(key, Counters()), counted)
+        return counters
+
     def _access(self) -> Access:
         return Access(os.geteuid(), self.daemon.socket_gid, self.daemon.read_only_gid)
 
@@ -301,25 +345,26 @@ class _Parts:
     async def supervise(self) -> int:
         """From the first listener to the last goodbye."""
         document = self._state()
+        self._keep_what_ran(document)
         if document.get("keeper", "") != self.snapshot.identity or self.snapshot.starts == 1:
             # Nothing was written in this life of the daemon: the supervisors before have died too soon.
             lock = self.lock if self.lock.house else store.held_lock(self.lock.fd)
             await orphans.adopt(self.link, self.snapshot, lock, document, self.config)
         loop = asyncio.get_running_loop()
-        stdout = self._own_log if self._own_log >= 0 else 1
-        log_thread = LogThreads(
+        compression = Compression(self.link)
+        # Not the descriptors of who called procmand: they are open for as long as it runs.
+        stdout, stderr = (self._own_log, self._own_log) if self._own_log >= 0 else (1, 2)
+        log_thread = self._log_threads = LogThreads(
             lambda path: _call_soon(loop, stands.news, path),
             stdout,
             disks.of,
             lambda: _call_soon(loop, supervisor.journal.dirty),
+            stderr,
+            on_wish=lambda path: _call_soon(loop, compression.wish, path),
+            on_said=lambda text: _call_soon(loop, log.warning, "%s", text),
         )
-        goes_on = self.snapshot.starts > 1 or self.snapshot.children
-        counters = ground.counters_from(document.get("logs") if goes_on else None)
-        for key, counted in self.before.stop().items():
-            counters[key] = interim.add(counters.get(key, Counters()), counted)
-        holdings = Holdings(
-            self.link, self.held, log_thread, self.daemon, counters=counters, seconds=document.get("seconds", [])
-        )
+        counters, seconds = self._counters(document), document.get("seconds", [])
+        holdings = Holdings(self.link, self.held, log_thread, self.daemon, counters=counters, seconds=seconds)
         stands = ground.Ground(self.link, holdings, log_thread, os.environ)
         self.link.on_lost = lambda names: self._lost(names, stands)
         rpc_socket = self._rpc_socket()
@@ -333,20 +378,22 @@ class _Parts:
         desk = Desk(supervisor, self.link, stands, change, rollouts, scaling=Scaling(supervisor, stands))
         self.server = Server(rpc_socket, desk, self._access())
         stands.on_reopen = self._reopen_own_log
+        self._govern(self.config)
         if self._table_is_new:
             self._hold_table("table", "first table")
         if self._table_is_new or self.before.problem:
             self._hold_interim(self.config)
         self._go_on(supervisor, change, rollouts, document)
         # Not sooner: whoever waits for a line of a child that runs already must see what comes now.
-        self._start_logs(log_thread)
+        self._start_logs(log_thread, compression)
         holdings.close_received()
         await self.server.start()
-        self._ready(len(supervisor.processes))
+        self._ready(len(supervisor.processes), desk)
         status = await supervisor.finished
         if supervisor.deserted:
             return status  # the programs go on, and every file and socket of ours is theirs and the next daemon's
         await self.server.close()
+        compression.close()
         supervisor.measures.stop()
         log_thread.stop()
         stands.close()
@@ -365,6 +412,7 @@ class _Parts:
         leaving = change.leaving(left.unfinished) if left.unfinished is not None else frozenset()
         rollouts.prepare(left.rollouts)
         passing = rollout.passing(left.rollouts, [program.name for program in self.config.programs])
+        passing = {name: one._replace(beside=self._kept.tried.get(name)) for name, one in passing.items()}
         lost = any(not name.startswith(rollout.HELD) for name in left.lost)
         supervisor.begin(self.snapshot, document, ending=left.ending, leaving=leaving, lost=lost, rollouts=passing)
         for name in left.lost:
@@ -372,6 +420,8 @@ class _Parts:
         rollouts.resume(left.rollouts)
         if left.unfinished is not None:
             change.resume(left.unfinished)
+        else:
+            change.versions.settled()
 
     def _state(self) -> dict[str, Any]:
         """What the state file says, or the keeper where it knows better, as far as it can be believed; nothing where
@@ -395,14 +445,17 @@ class _Parts:
             log.error("%s", each)
         return orphans.of_this_boot(document, store.boot_id())
 
-    def _start_logs(self, log_thread: LogThreads) -> None:
+    def _start_logs(self, log_thread: LogThreads, compression: Compression) -> None:
         if self.before.ended():
             log_thread.start()
+            compression.begin(log_thread)
         else:
             log.warning("the disk of the logs is stuck: output waits")
-            asyncio.get_running_loop().call_later(STUCK_SECONDS, self._start_logs, log_thread)
+            asyncio.get_running_loop().call_later(STUCK_SECONDS, self._start_logs, log_thread, compression)
 
-    def _ready(self, processes: int) -> None:
+    def _ready(self, processes: int, desk: Desk) -> None:
+        for problem in desk.rivals() if self.snapshot.starts == 1 else ():
+            log.error("%s", problem)
         log.info("procmand is ready: %d processes, socket %s", processes, self.daemon.socket)
         if self._own_log >= 0:
             self._says.fd = 2
@@ -412,6 +465,11 @@ class _Parts:
         gc.collect()
         gc.freeze()  # what start-up made stays: no collection need look at it again
         trim_heap()
+
+
+def _waits(program: Program) -> bool:
+    """Whether its output waits for a new supervisor until all of that is up: see `interim`."""
+    return program.log.mode == "inherit" or program.ready.kind == "log"
 
 
 def _recalled(path: str, held: Mapping[str, int]) -> Config | None:

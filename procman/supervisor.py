@@ -85,6 +85,7 @@ class Supervisor:
         self.on_closing: Callable[[], None] = lambda: None
         self.on_places: Callable[[], None] = lambda: None
         self.on_hang_up: Callable[[], Coroutine[Any, Any, None]] | None = None
+        self.versions: Callable[[], dict[str, Any]] = dict
         self.changing = False
         self.damage = ""
         self._link = link
@@ -175,7 +176,7 @@ class Supervisor:
             slot = passing.current if passing else takeover.current_slot(program.name, found, known[program.name])
             self.add(servers.in_place(program, slot), known[program.name])
             if passing:
-                self.put_beside(servers.in_place(program, 1 - slot), Status())
+                self.put_beside(servers.in_place(passing.beside or program, 1 - slot), Status())
             else:
                 strangers += [str(record["child"]) for record in found[place(program.name, 1 - slot)].values()]
         return found, strangers
@@ -212,7 +213,8 @@ class Supervisor:
     ) -> None:
         """Bring what the state file said and what the keeper holds together. The keeper is right about children."""
         for child in strangers:
-            log.warning("%s belongs to no process of the table; it is ended", child)
+            if "/" not in child:  # else a helper of the supervisor before, which is begun again
+                log.warning("%s belongs to no process of the table; it is ended", child)
             self._link.signal(child, signal.SIGKILL, tree=True)
             self._link.forget(child)
         now = asyncio.get_running_loop().time()
@@ -272,6 +274,8 @@ class Supervisor:
             self._take_over(process, generation, message)
             return
         if process is None or process.status.generation != generation:
+            if process is None and message["op"] == "failed":
+                log.warning("%s: %s", child, report.failure_of(message))
             if message["op"] in ("exited", "failed", "gone"):
                 self._link.forget(child)
             return
@@ -343,16 +347,30 @@ class Supervisor:
         log.log(level, "%s: %s (%s)", who, status.state, status.why)
         details = {"from": str(before.state), "pid": status.pid, "why": status.why}
         if current:
-            self.note("state", process.name, state=str(status.state), **details)
+            if status.state is State.FATAL:
+                tell = self.events.hold(time.time(), "state", process.name, state=str(status.state), **details)
+                self.background(self._tell_fatal(process, tell))
+            else:
+                self.note("state", process.name, state=str(status.state), **details)
             self._check_exit_when(process)
         else:
             self.note("rollout", process.name, who=process.role, state=str(status.state), **details)
+
+    async def _tell_fatal(self, process: Process, tell: Callable[[Mapping[str, object]], None]) -> None:
+        found = None
+        try:
+            if process.status.exit is not None:
+                found = await self._ground.last_traceback(process.program)
+        finally:
+            tell({"traceback": found})
 
     def _check_exit_when(self, process: Process) -> None:
         rule = self.config.daemon.exit_when
         over = (State.EXITED, State.FATAL)
         if self.closing or self._beginning or rule == "never" or process.status.state not in over:
             return
+        if process.name in self.replacing:
+            return  # it goes back to what it was
         ended = [other for other in self.all() if other.status.state in over]
         if rule == "any-fatal" and process.status.state is State.FATAL:
             self._exit_status = _shell_status(process.status) or 1
@@ -514,7 +532,8 @@ class Supervisor:
         logs = self._ground.counters_document([process.program for process in self.places.everyone()])
         end = {"closing": self.closing, "exit_status": self._exit_status, "keeper": self.snapshot.identity}
         found_again = self._register.document(self.places.everyone(), self.config) | self._ground.held_document()
-        wanted = {"down": sorted(self._down), "replacing": sorted(self.replacing)}
+        wanted: dict[str, Any] = {"down": sorted(self._down), "replacing": sorted(self.replacing)}
+        wanted |= self.versions()
         return {**wanted, **end, "processes": statuses, "logs": logs, **found_again}
 
     def _hold_state(self, document: dict[str, Any]) -> None:

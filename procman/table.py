@@ -11,7 +11,7 @@ import posixpath
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from procman import positions, programs, rpc, values
@@ -26,7 +26,7 @@ __all__ = ["KEYS", "World", "parse", "socket_path"]
 SAMPLING_KEYS = ("interval", "memory")
 DAEMON_KEYS = (
     *("identifier", "socket", "socket_mode", "socket_group", "read_only_group", "state_dir", "log_dir", "log_level"),
-    *("umask", "open_files", "shutdown_timeout", "exit_when", "sampling"),
+    *("log_min_free", "umask", "open_files", "shutdown_timeout", "exit_when", "sampling"),
 )
 LISTENER_KEYS = ("bind", "backlog", "mode", "owner", "reuse_port")
 SHORTEST_INTERVAL = 0.1
@@ -77,13 +77,24 @@ def parse(path: str, world: World, running: Daemon | None = None) -> Config:
     if report.problems:
         raise ConfigError(list(report.problems))
     sockets = {**named, **{one.name: one for definition in found for _, one in definition.sockets}}
+    identified = {name: _identified(listener) for name, listener in sockets.items()}
     return Config(
         path=main.place.source.path,
         files=tuple(layer.place.source.path for layer in files.layers),
         daemon=daemon,
-        listeners=tuple(sockets.values()),
-        programs=tuple(definition.program for definition in found),
+        listeners=tuple(identified.values()),
+        programs=tuple(
+            replace(program, listen=tuple(identified[name].name for name in program.listen))
+            for program in (definition.program for definition in found)
+        ),
     )
+
+
+def _identified(listener: Listener) -> Listener:
+    """`listener` by the name of its socket. Until now it had that of its table, which all messages use."""
+    name = str(listener.address)
+    own = " reuse_port" if listener.reuse_port else ""  # has no socket in common with one of the other kind
+    return replace(listener, name=name + own, label="" if listener.name == name else listener.name)
 
 
 def socket_path(path: str, world: World) -> str:
@@ -253,6 +264,7 @@ def _daemon(main: Layer, scope: Scope, world: World) -> tuple[Daemon, Scope]:
         state_dir=own_state,
         log_dir=own_log,
         log_level=section.value("log_level", values.choice(_LOG_LEVEL), default.log_level),
+        log_min_free=section.value("log_min_free", values.room, default.log_min_free),
         umask=section.value("umask", values.mode, default.umask),
         open_files=section.value("open_files", values.integer(64), default.open_files),
         shutdown_timeout=section.value("shutdown_timeout", values.duration, default.shutdown_timeout),

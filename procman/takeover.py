@@ -20,9 +20,11 @@ log = logging.getLogger("procman")
 
 
 class Passing(NamedTuple):
-    """A process that passes on to a successor: which of its places is the current one now."""
+    """A process that passes on to a successor: which of its places is the current one now, and what the one beside is,
+    None where the table says that, too."""
 
     current: int
+    beside: Program | None = None
 
 
 SLOTS = (0, 1)

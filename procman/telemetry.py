@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from procman import servers, workers, workload
-from procman.config import Address
+from procman.config import Address, Listener
 from procman.errors import Failed
 from procman.process import Process
 from procman.queues import Queue, accepted, queues
@@ -57,7 +57,7 @@ class Telemetry:
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def of(
-        self, processes: Sequence[Process], listeners: Mapping[str, Address], read: Read
+        self, processes: Sequence[Process], listeners: Mapping[str, Listener], read: Read
     ) -> dict[str, Info | None]:
         """By name: `workers` of its ProcessInfo (docs/procmanctl.md); None for one that has no child, or neither a
         server that tells nor a listener."""
@@ -69,7 +69,11 @@ class Telemetry:
                 process.name,
                 pid,
                 process.program.server,
-                tuple((name, listeners[name]) for name in process.program.listen if name in listeners),
+                tuple(
+                    (listeners[name].title, listeners[name].address)
+                    for name in process.program.listen
+                    if name in listeners
+                ),
                 answer,
             )
             for (process, pid), answer in zip(about, answers, strict=True)

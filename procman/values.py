@@ -17,7 +17,7 @@ import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeVar
 
-from procman.config import Address
+from procman.config import Address, Room
 
 T = TypeVar("T")
 Converter = Callable[[object], T]
@@ -180,6 +180,23 @@ def size(raw: object) -> int:
     if raw > _MAX_SIZE:
         raise BadValue("is too large")
     return raw
+
+
+def room(raw: object) -> Room:
+    """What is to stay free on a disk: a size, or a share of the disk like "5%"; "" or 0: no matter."""
+    if raw == "":
+        return Room()
+    if isinstance(raw, str) and (match := _SHARE.fullmatch(raw)):
+        share = round(float(match[1]) / 100, 6)
+        if share >= 1:
+            raise BadValue(f"a disk that is {raw} free is empty: must be less than 100%")
+        return Room(share=share)
+    try:
+        return Room(bytes=size(raw))
+    except BadValue as error:
+        if isinstance(raw, str):
+            raise BadValue(f'bad room {raw!r}: must be a share like "5%", or a size like "2GB", or ""') from error
+        raise
 
 
 def mode(raw: object) -> int:
@@ -392,6 +409,15 @@ def overlap(one: Address, other: Address) -> bool:
     a, b = ("127.0.0.1" if where.host == "localhost" else where.host for where in (one, other))
     wild = (a in _ALL_HOSTS or b in _ALL_HOSTS) and (":" in a) == (":" in b)
     return a == b or "" in {a, b} or wild
+
+
+def host(raw: object) -> str:
+    """A Host header, "shop.example" or "shop.example:8000"."""
+    word = text(raw)
+    name, _, port = word.partition(":")
+    if not _HOST.fullmatch(name) or ((port or word.endswith(":")) and not (port.isascii() and port.isdigit())):
+        raise BadValue(f'bad host {word!r}: must be like "shop.example" or "shop.example:8000"')
+    return word
 
 
 def host_header(where: Address) -> str:

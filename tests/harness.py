@@ -9,6 +9,7 @@ It knows nothing of procman's insides but the command lines of its two processes
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
 import shutil
@@ -61,6 +62,21 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
     return port
+
+
+def log_files(path: Path) -> list[Path]:
+    """A log and its rotated files, oldest first. Number N is `path.N` or `path.N.gz`; for a moment both, and the
+    same."""
+    found: dict[int, Path] = {}
+    for file in sorted(path.parent.glob(f"{path.name}.[0-9]*"), reverse=True):  # N.gz, then N
+        found[int(file.name[len(path.name) + 1 :].removesuffix(".gz"))] = file
+    return [*(found[number] for number in sorted(found, reverse=True)), *([path] if path.exists() else [])]
+
+
+def log_content(file: Path) -> bytes:
+    """What is in one of `log_files`."""
+    data = file.read_bytes()
+    return gzip.decompress(data) if file.suffix == ".gz" else data
 
 
 @dataclass(frozen=True, slots=True)

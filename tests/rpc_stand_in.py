@@ -46,6 +46,8 @@ def info(name: str, state: str = "RUNNING", **more: Any) -> Object:
         "why": "autostart" if running else "exit status 1",
         "beside": None,
         "scale": None,
+        "behind": [],
+        "output": {"read": 2048, "written": 1024, "dropped": 1024, "error": ""},
         **more,
     }
 
@@ -224,13 +226,24 @@ class StandIn:
     async def upgrade(self, peer: Peer) -> None:
         self.asked.append(("upgrade", peer.uid))
 
-    def reopen_logs(self, peer: Peer) -> None:
+    async def reopen_logs(self, peer: Peer) -> None:
         self.asked.append(("reopen_logs", peer.uid))
 
     async def plan(self, *, previous: bool) -> list[Object]:
         return [{"name": "blog", "action": "replace", "keys": ["environment"], "cost": f"{previous}"}]
 
-    async def reread(self, peer: Peer, *, previous: bool, progress: Callable[[Object], None]) -> Object:
+    async def reread(
+        self,
+        peer: Peer,
+        *,
+        previous: bool,
+        progress: Callable[[Object], None],
+        wait: bool,
+        timeout: float | None,
+    ) -> Object:
+        if not wait or timeout is not None:
+            self.asked.append(("apply", wait, timeout))
+            return {"message": "it goes on", "goes_on": True}
         progress({"name": "blog", "state": "STARTING", "why": f"asked, {previous}"})
         if self.asked and self.asked[-1][0] == "reread":
             raise Failed("the table has problems", hint="procmanctl check")

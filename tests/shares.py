@@ -25,14 +25,17 @@ SECONDS = {
     **dict.fromkeys(("real_servers", "daemon_scale"), 120),
     **dict.fromkeys(("daemon_overlap", "daemon_loss", "bench"), 80),
     "guarantee_crash": 60,
-    **dict.fromkeys(("daemon_recovery", "daemon_adoption", "fuzz"), 40),
+    **dict.fromkeys(("daemon_recovery", "daemon_adoption", "daemon_rotation", "fuzz"), 40),
     **dict.fromkeys(("daemon_upgrade", "guarantee_disks", "guarantee_processes", "keeper", "daemon_apply"), 30),
+    "daemon_renew": 30,
     "guarantee_disks_killed": 30,
     **dict.fromkeys(
         ("wsgi", "daemon_sites", "daemon_servers", "server", "daemon_operate", "daemon_life", "logs"), 20
     ),
+    "spool": 20,
     **dict.fromkeys(("guarantee_resources", "guarantee_kill", "guarantee_soak", "loss"), 12),
-    **dict.fromkeys(("daemon_logs", "daemon_reread"), 12),
+    **dict.fromkeys(("daemon_logs", "daemon_modes", "daemon_reread", "guarantee_modes", "offered"), 12),
+    **dict.fromkeys(("daemon_reading", "logtext"), 12),
 }
 """What files take, roughly, where that is more than ORDINARY: only for an even share."""
 

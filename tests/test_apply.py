@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
 
 import pytest
 
-from procman.apply import HOT, HOT_DAEMON, HOT_LOG, Line, Plan, daemon_in_force, lines, plan
-from procman.config import Account, Address, Config, Daemon, Limits, Listener, Log, Program, Ready, Sampling, Scale
+from procman.apply import HOT, HOT_DAEMON, HOT_LOG, Line, Plan, daemon_in_force, lines, plan, turns
+from procman.config import (
+    Account,
+    Address,
+    Config,
+    Daemon,
+    Limits,
+    Listener,
+    Log,
+    Program,
+    Ready,
+    Room,
+    Sampling,
+    Scale,
+)
+from procman.kept import Kept, keep, still
 
 DAEMON = Daemon(socket="/run/p.sock", state_dir="/var/lib/p", log_dir="/var/log/p")
 WEB = Program(name="web", program="web", argv=("web",), listen=("http",))
@@ -29,11 +44,14 @@ RESTART_CHANGES: dict[str, object] = {
     "notify": True, "limits": Limits(open_files=10),
 }  # fmt: skip
 HOT_LOG_CHANGES: dict[str, object] = {
-    "path": "/l", "error_path": "/e", "max_size": 1, "keep": 1, "mode_bits": 0o600,
+    "path": "/l", "error_path": "/e", "max_size": 1, "keep": 1, "mode_bits": 0o600, "mode": "journal",
+    "rotate_every": "daily", "keep_total": 1, "compress": "none", "on_error": "block",
+    "timestamps": True, "format": "json",
 }  # fmt: skip
-RESTART_LOG_CHANGES: dict[str, object] = {"mode": "discard", "stderr": "separate"}
+RESTART_LOG_CHANGES: dict[str, object] = {"stderr": "separate"}
 HOT_DAEMON_CHANGES: dict[str, object] = {
     "log_level": "debug", "shutdown_timeout": 1.0, "exit_when": "any-fatal", "sampling": Sampling(1.0),
+    "log_min_free": Room(1),
 }  # fmt: skip
 IGNORED_DAEMON_CHANGES: dict[str, object] = {
     "identifier": "x", "socket": "/x", "socket_mode": 0o666, "state_dir": "/x", "log_dir": "/x", "umask": 0,
@@ -84,6 +102,12 @@ def test_restart_log(key: str, value: object) -> None:
     assert plan(OLD, with_web(new)) == replace(NOTHING, restart=(new,))
 
 
+def test_from_a_pipe_to_dev_null_and_back_takes_a_restart() -> None:
+    silent = replace(WEB, log=replace(WEB.log, mode="discard"))
+    assert plan(OLD, with_web(silent)) == replace(NOTHING, restart=(silent,))
+    assert plan(with_web(silent), OLD) == replace(NOTHING, restart=(WEB,))
+
+
 @pytest.mark.parametrize(("key", "value"), HOT_DAEMON_CHANGES.items())
 def test_hot_daemon(key: str, value: object) -> None:
     new = replace(DAEMON, **{key: value})  # type: ignore[arg-type]
@@ -108,10 +132,55 @@ def test_added_and_removed() -> None:
     assert plan(OLD, replace(OLD, programs=(WEB, new))) == replace(NOTHING, added=(new,), removed=(JOB,))
 
 
-@pytest.mark.parametrize("change", [{"address": Address("tcp", "127.0.0.1", 81)}, {"reuse_port": True}])
-def test_a_listener_that_changed_restarts_who_has_it(change: dict[str, object]) -> None:
-    moved = replace(HTTP, **change)  # type: ignore[arg-type]
-    assert plan(OLD, replace(OLD, listeners=(moved,))) == replace(NOTHING, restart=(WEB,))
+MOVED = Listener(name="127.0.0.1:81", label="http", address=Address("tcp", "127.0.0.1", 81))
+WIDE = Listener(name="0.0.0.0:80", label="http", address=Address("tcp", "0.0.0.0", 80))
+REUSED = replace(HTTP, name="127.0.0.1:80 reuse_port", reuse_port=True)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reload", "action", "cost"),
+    [
+        (HTTP, MOVED, "overlap", "replace", "no request is lost, but of who still comes to {} when"),
+        (HTTP, MOVED, "restart", "restart", "it stops, then it starts; connections wait meanwhile, {} closes"),
+        (HTTP, WIDE, "overlap", "replace", "lost, connections to 0.0.0.0:80 wait until it is ready, but of who"),
+        (HTTP, REUSED, "restart", "restart", "connections are refused meanwhile"),
+        (REUSED, HTTP, "overlap", "restart", "connections are refused meanwhile"),
+        (HTTP, HTTP, "restart", "restart", "it stops, then it starts; connections wait meanwhile"),
+        (HTTP, None, "restart", "restart", "nothing listens any more, {} closes"),
+        (None, None, "restart", "restart", "it stops, then it starts; nothing of it runs meanwhile"),
+        (None, None, "overlap", "replace", "for a moment two of it run"),
+    ],
+)
+def test_what_a_new_version_costs(
+    before: Listener | None, after: Listener | None, reload: str, action: str, cost: str
+) -> None:
+    def table(listener: Listener | None, argument: str) -> Config:
+        listen = (listener.name,) if listener else ()
+        web = replace(WEB, argv=("web", argument), listen=listen, reload=reload)  # type: ignore[arg-type]
+        return replace(OLD, listeners=(listener,) if listener else (), programs=(web,))
+
+    old, new = table(before, "1"), table(after, "2")
+    (line,) = lines(old, new, plan(old, new))
+    assert line.action == action
+    assert cost.format(HTTP.address) in line.cost
+
+
+def test_a_listener_that_is_called_otherwise() -> None:
+    """Its socket stays; LISTEN_FDNAMES of a child says what it is called."""
+    other = replace(HTTP, label="web")
+    assert plan(OLD, replace(OLD, listeners=(other,))) == replace(NOTHING, restart=(WEB,), tuned=(other,))
+
+
+def test_who_gets_a_new_version_together() -> None:
+    """The processes of one program, and who passes a socket to another."""
+
+    def program(name: str, *listen: str, of: str = "") -> Program:
+        return Program(name=name, program=of or name, argv=("x",), listen=listen)
+
+    some = (program("a", "1"), program("b", "2"), program("c", "3"), program("d:1", of="d"), program("d:2", of="d"))
+    before = {one.name: one for one in some}
+    after = [program("a", "2"), program("d:1", of="d"), program("b", "4"), program("c", "5"), program("d:2", of="d")]
+    assert [[one.name for one in group] for group in turns(after, before)] == [["a", "b"], ["d:1", "d:2"], ["c"]]
 
 
 def test_a_socket_that_can_be_made_like_it_stays() -> None:
@@ -132,7 +201,7 @@ def test_who_can_pass_on_is_replaced() -> None:
     assert found == replace(NOTHING, replace=(new,))
     keys = ("command", "environment", "priority")
     assert lines(old, with_web(new), found) == [
-        Line("web", "replace", keys, "a successor takes over, no request is lost")
+        Line("web", "replace", keys, "a successor takes over; no request is lost")
     ]
     # The new table decides.
     assert plan(old, with_web(replace(new, reload="restart"))).restart
@@ -151,6 +220,39 @@ def test_the_lines_of_a_plan_come_in_its_order() -> None:
         ("job", "remove", ()),
         ("new", "add", ()),
     ]
+
+
+def test_what_comes_to_a_program_that_changes_comes_after_it() -> None:
+    shop = [replace(WEB, name=f"shop:{number}", program="shop", reload="overlap", canary=0.1) for number in (1, 2, 3)]
+    old = replace(OLD, programs=(*shop[:2], JOB))
+    new = replace(OLD, programs=(*(replace(one, argv=("other",)) for one in shop), replace(JOB, name="new")))
+    found = lines(old, new, plan(old, new), {"shop:1", "shop:2"})
+    assert [(line.name, line.action) for line in found] == [
+        ("job", "remove"), ("new", "add"), ("shop:1", "replace"), ("shop:2", "replace"), ("shop:3", "add"),
+    ]  # fmt: skip
+    assert not any("canary" in line.cost for line in found)
+    fewer = replace(old, programs=(replace(shop[0], argv=("other",)), JOB))
+    (line,) = [line for line in lines(old, fewer, plan(old, fewer), {"shop:1", "shop:2"}) if line.action == "replace"]
+    assert "without its canary: shop:2, which has the same listener, is not replaced with shop:1" in line.cost
+
+
+def test_what_came_with_a_version_that_failed_is_not_there() -> None:
+    """Nor for the next daemon, as long as its table says the same."""
+    shop = [replace(WEB, name=f"shop:{number}", program="shop") for number in (1, 2)]
+    before = Kept({"shop": replace(WEB, name="shop", program="shop")}, {"http": HTTP}, absent=("shop:1", "shop:2"))
+    table = replace(OLD, programs=(*shop, JOB))
+    assert {program.name for program in before.of(table).programs} == {"shop", "job"}
+    assert Kept.read(json.loads(json.dumps(before.document()))) == before
+    refused = keep(table, ["shop:1", "shop:2"], {"http": HTTP})
+    assert still(before, refused, table) == before
+    assert still(before, refused, replace(table, programs=(*shop[:1], JOB))) == Kept()
+    assert still(before, refused, replace(table, programs=(shop[0], replace(shop[1], umask=7)))) == Kept()
+    one = Kept(absent=("shop:2",))
+    assert one
+    assert still(one, refused, table) == one
+    assert not Kept()
+    assert before.trying(["shop"]).failed(["shop"]) == before
+    assert before.without(["shop"]).absent == before.absent
 
 
 def test_a_listener_that_is_new_restarts_nobody() -> None:

@@ -30,7 +30,7 @@ from procman.canary import (
 )  # fmt: skip
 from procman.config import Address, Config, Daemon, Listener, Program
 from procman.ctl import session
-from procman.units import Unit, no_canary, units
+from procman.units import Unit, doubtful, no_canary, units
 
 AGENT = r'"-" "\"GET / HTTP/1.1\" 500"'
 
@@ -309,6 +309,16 @@ def test_units(table: list[Any], running: str, names: str, found: list[Any], pro
         said = no_canary(config, got, up)
         assert said.startswith(problem)
         assert bool(said) == bool(problem)
+
+
+def test_what_a_table_tells_of_it_beforehand() -> None:
+    config = made(*TWO, BLOG)
+    assert doubtful(config) == []
+    config = replace(config, programs=tuple(replace(p, canary=0.1) for p in config.programs[:2]) + config.programs[2:])
+    assert doubtful(config) == [
+        "program.shop.canary: program.blog has the listener 'web', too: there is no canary while that one runs"
+    ]
+    assert doubtful(replace(config, programs=config.programs[:2])) == []
 
 
 def test_what_both_versions_listen_on() -> None:

@@ -84,7 +84,7 @@ class Ran:
         ("start shop --timeout nan", 2, "'nan' is no number of seconds"),
         ("status --nonsense", 2, "unrecognized arguments: --nonsense"),
         ("signal TREM shop", 2, "unknown signal 'TREM'; did you mean 'TERM'?"),
-        ("logs -n -1", 2, "param 'lines' must be"),
+        ("logs -n -1", 2, "'-1' is no number of lines from 0"),
         ("-s x -c y status", 2, "not allowed with"),
         ("-s x status -c y", 2, "-s and -c both name a daemon"),
         ("daemon", 2, "required: ACTION"),
@@ -393,6 +393,15 @@ def test_daemon_reread(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> No
     assert (ran.status, ran.err) == (1, "procmanctl: the table has problems\n  hint: procmanctl check\n")
 
 
+def test_apply_need_not_wait(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = Ran(capsys, "apply", "--no-wait")
+    assert (ran.status, ran.out) == (0, "it goes on\n")
+    ran = Ran(capsys, "apply", "--timeout", "3")
+    assert (ran.status, ran.out, ran.err) == (1, "", "procmanctl: apply: it goes on\n")
+    assert Ran(capsys, "apply", "--no-wait", "--json").json["goes_on"]
+    assert daemon.stand_in.asked == [("apply", False, None), ("apply", True, 3.0), ("apply", False, None)]
+
+
 def test_daemon_shutdown_waits_until_it_has_gone(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     ran = Ran(capsys, "daemon", "shutdown")
     assert (ran.status, ran.out, ran.err) == (0, "", "")
@@ -608,7 +617,7 @@ def test_several_logs_have_names_before_their_lines(daemon: Daemon, capfdbinary:
 def test_logs_as_json_are_one_object_a_line(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     (daemon.folder / "blog.log").write_bytes(b"a\x1b\n\xff\nc")
     lines = [json.loads(line) for line in Ran(capsys, "logs", "--json", "blog").out.splitlines()]
-    common = {"name": "blog", "stream": "out"}
+    common = {"name": "blog", "stream": "out", "time": None, "level": None}
     assert lines == [{**common, "text": "a\x1b"}, {**common, "data": "/w=="}, {**common, "text": "c"}]
 
 
@@ -617,6 +626,16 @@ def test_no_log_at_all_is_said(daemon: Daemon, capsys: pytest.CaptureFixture[str
     ran = Ran(capsys, "logs")
     assert (ran.status, ran.out) == (0, "")
     assert "no log file holds this output" in ran.err
+
+
+def test_a_daemon_that_is_older_is_said_to_be(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(METHODS, "logs.files")
+    ran = Ran(capsys, "logs")
+    assert ran.status == 1
+    assert "the daemon is older than this procmanctl" in ran.err
+    assert "hint: procmanctl daemon upgrade" in ran.err
 
 
 def test_lines_option(daemon: Daemon, capfdbinary: pytest.CaptureFixture[bytes]) -> None:

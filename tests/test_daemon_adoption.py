@@ -346,8 +346,8 @@ SLOW_STOP = """
 
 @pytest.mark.parametrize("half", ["stop", "start"])
 def test_what_a_change_of_the_table_was_replacing_is_started(daemon: MakeDaemon, half: str) -> None:
-    """The keeper is killed while a change has stopped some programs and waits for another one, or when it has just come
-    into force. Whoever was up is up again, once, as the new table says; whoever was down stays down."""
+    """The keeper is killed while a change has restarted some programs and stops another one, or when that starts.
+    Whoever was up is up again, once, as the new table says; whoever was down stays down."""
     ups = ["plain", "by_hand"]
 
     def table(turn: int) -> str:
@@ -365,11 +365,11 @@ def test_what_a_change_of_the_table_was_replacing_is_started(daemon: MakeDaemon,
         written_down(running, name)
     running.write_table(table(1))
     os.kill(running.keeper_pid, signal.SIGHUP)
-    for name in (*ups, "removed"):
-        wait_until(lambda name=name: f'"{name}":{{"state":"STOPPED"' in state_file(running))  # type: ignore[misc]
+    running.wait_for("slow", "STOPPING")
+    wait_until(lambda: '"replacing":["slow"]' in state_file(running))
     if half == "start":
         os.kill(before["slow"], signal.SIGKILL)
-        wait_until(lambda: "by_hand: STARTING" in running.output.read_text().partition("read again")[2])
+        wait_until(lambda: "slow: STARTING" in running.output.read_text().partition("read again")[2])
     replace_daemon(running)
     after = {name: running.wait_for(name, timeout=30)["pid"] for name in ups}
     if half == "stop":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def test_a_changed_program_is_replaced(shop: Shop) -> None:
     shown = shop.running.ctl("diff")
     assert shown.returncode == 1
     assert "environment" in shown.stdout
-    assert "a successor takes over, no request is lost" in shown.stdout
+    assert "a successor takes over; no request is lost" in shown.stdout
     assert shop.running.ctl("apply", "--dry-run").stdout == shown.stdout
     assert (shop.pid(), shop.pid("job")) == (before, job)
     done = shop.apply()
@@ -166,6 +167,74 @@ def test_another_number_of_processes(shop: Shop) -> None:
     assert ask(shop.address) == "one"
 
 
+def test_more_processes_of_a_bad_release(shop: Shop) -> None:
+    """They go again, and the program is what it was: for who comes up then, too. It can be tried again."""
+    before = shop.pid()
+    shop.site.version("bad 1")
+    shop.write(more="workers = 2")
+    done = shop.running.ctl("apply")
+    assert done.returncode == 1
+    assert "apply failed: web:1: it did not start" in done.stderr
+    assert "web:1, web:2 came with it, and went with it" in done.stderr
+    assert "release bad 1 is bad" in done.stderr
+    for _ in range(2):
+        assert set(shop.running.status()) == {"web", "job"}
+        assert shop.pid() == before
+        assert ask(shop.address) == "one"
+        left = shop.running.ctl("diff").stdout
+        assert "web:1" in left
+        assert "web:2" in left
+        os.kill(shop.running.supervisor_pid, signal.SIGKILL)
+        wait_until(lambda: shop.running.ctl("diff").stdout == left, 20)  # noqa: B023
+    shop.site.version("two")
+    done = shop.running.ctl("apply")
+    assert done.returncode == 0, done.stderr
+    assert set(shop.running.status()) == {"web:1", "web:2", "job"}
+    assert ask(shop.address) == "two"
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_one_more_process_of_a_bad_release(shop: Shop, changed: bool) -> None:
+    """It is not even started, where the others are to be replaced: the first of them fails."""
+    shop.write(more="workers = 2")
+    shop.apply()
+    before = {name: shop.pid(name) for name in ("web:1", "web:2")}
+    shop.site.version("bad 1")
+    shop.write(more="workers = 3", variables=', DEBUG = "1"' if changed else "")
+    done = shop.running.ctl("apply")
+    assert done.returncode == 1
+    assert f"apply failed: {'web:1: the successor failed' if changed else 'web:3: it did not start'}" in done.stderr
+    assert set(shop.running.status()) == {"web:1", "web:2", "job"}
+    assert {name: shop.pid(name) for name in before} == before
+    said = shop.running.ctl("events").stdout
+    assert ("state web:3 STARTING" in said) == (not changed), said
+    shop.site.version("two")
+    done = shop.running.ctl("apply")
+    assert done.returncode == 0, done.stderr
+    assert set(shop.running.status()) == {"web:1", "web:2", "web:3", "job"}
+
+
+def test_more_processes_after_a_canary(shop: Shop) -> None:
+    """Those that run are alone on their listener in its time: who is added starts when it has gone well."""
+    shop.site.version("two")
+    shop.write(more='workers = 2\ncanary = "50% for 10m"')
+    shop.apply()
+    shop.write(more='workers = 3\ncanary = "50% for 10m"', variables=', DEBUG = "1"')
+    shown = shop.running.ctl("diff").stdout
+    assert "without its canary" not in shown
+    assert shown.index("web:2") < shown.index("web:3")
+    with shop.running.client(60) as client:
+        done: list[Any] = []
+        applying = threading.Thread(target=lambda: done.append(client.call("apply")))
+        applying.start()
+        wait_until(lambda: (shop.running.status()["web:1"]["beside"] or {}).get("canary"), 20)
+        assert shop.running.status()["web:3"]["pid"] is None
+        assert shop.running.ctl("promote", "web:1").returncode == 0
+        applying.join()
+    assert not done[0].get("failed"), done
+    assert shop.running.status()["web:3"]["state"] == "RUNNING"
+
+
 def test_hang_up_is_an_apply(shop: Shop) -> None:
     """Its failure is in the daemon's log, and a next one tries again."""
     before = shop.pid()
@@ -236,4 +305,25 @@ def test_a_reload_does_not_meet_an_apply(shop: Shop) -> None:
     wait_until(lambda: "slow" not in shop.running.status(), 20)
     wait_until(lambda: shop.running.ctl("diff").returncode == 0, 30)
     wait_until(lambda: shop.running.status()["web"]["beside"] is None, 30)
+    assert b"DEBUG=1" in Path(f"/proc/{shop.pid()}/environ").read_bytes().split(b"\0")
+
+
+def test_a_successor_dies_with_the_supervisor_when_it_has_just_taken_over(shop: Shop) -> None:
+    """The one before goes on, as what it was: also with its next start."""
+    before = shop.pid()
+    shop.site.version("two")
+    shop.write(variables=', DEBUG = "1"')
+    assert shop.running.ctl("apply", "--no-wait").returncode == 0
+    wait_until(lambda: (shop.running.status()["web"]["beside"] or {}).get("role") == "the one before", 30)
+    successor = shop.pid()
+    os.kill(shop.running.supervisor_pid, signal.SIGKILL)
+    os.kill(successor, signal.SIGKILL)
+    wait_until(lambda: shop.pid() == before and shop.running.status()["web"]["beside"] is None, 30)
+    assert ask(shop.address) == "one"
+    assert "environment" in shop.running.ctl("diff").stdout
+    assert shop.running.status()["web"]["behind"] == ["environment"]
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: shop.running.wait_for("web", timeout=30)["pid"] != before)
+    assert b"DEBUG=1" not in Path(f"/proc/{shop.pid()}/environ").read_bytes().split(b"\0")
+    assert shop.apply()["replaced"] == ["web"]
     assert b"DEBUG=1" in Path(f"/proc/{shop.pid()}/environ").read_bytes().split(b"\0")

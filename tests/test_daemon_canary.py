@@ -401,7 +401,7 @@ def test_a_change_to_another_listener_has_no_canary(daemon: MakeDaemon, tmp_path
     (tmp_path / "release.py").write_text(SITE)
     done = site.daemon.ctl("apply")
     assert done.returncode == 0, done.stderr
-    assert said in done.stderr
+    assert f"web: {said}" in done.stdout
     assert visit(other) == (200, "two")
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", site.port))

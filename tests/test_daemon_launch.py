@@ -302,3 +302,26 @@ def test_a_limit_that_may_not_be_set_is_named(daemon: MakeDaemon, as_user: User)
     assert "open_files: 2000000000 is more than the hard limit" in reason(running, "files")
     assert "nice: Permission denied" in reason(running, "nice") or "not permitted" in reason(running, "nice")
     assert "cpu_affinity: Invalid argument" in reason(running, "cpu")
+
+
+def test_the_host_of_a_probe(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """A site that answers to its own names only, as Django does with ALLOWED_HOSTS, is asked by one of them."""
+    (tmp_path / "picky.py").write_text(
+        "def app(environ, start_response):\n"
+        "    known = environ['HTTP_HOST'] == 'shop.example'\n"
+        "    start_response('200 OK' if known else '400 Bad Request', [])\n"
+        "    return [environ['HTTP_HOST'].encode()]\n"
+    )
+    table = f"""
+        [program.web]
+        server = "wsgi"
+        app = "picky:app"
+        directory = "{tmp_path}"
+        listen = "127.0.0.1:{free_port()}"
+        start_seconds = 0.1
+        start_timeout = "3s"
+    """
+    running = daemon(f'{table}\nready = {{ http = "/", host = "shop.example" }}\n')
+    running.wait_for("web", timeout=20)
+    running.write_table(f'{table}\nready = {{ http = "/", host = "other.example" }}\n')
+    assert "HTTP 400; rolled back" in running.ctl("apply").stderr

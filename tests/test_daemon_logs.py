@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import MakeDaemon
-from tests.harness import CTL, PROJECT, RunningDaemon, wait_until
+from tests.harness import CTL, PROJECT, RunningDaemon, log_content, log_files, wait_until
 
 LINES = 20_000
 
@@ -51,7 +51,7 @@ def test_numbered_lines_survive_rotation_and_crashes(daemon: MakeDaemon) -> None
     running.wait_for("writer", "EXITED", 30)
 
     def all_lines() -> bool:
-        found = [line for path in sorted_files(running, "writer") for line in path.read_text().splitlines()]
+        found = [line for path in sorted_files(running, "writer") for line in log_content(path).decode().splitlines()]
         assert len(found) == LINES
         assert [int(line.split()[1]) for line in found] == list(range(LINES))
         return True
@@ -60,14 +60,13 @@ def test_numbered_lines_survive_rotation_and_crashes(daemon: MakeDaemon) -> None
     rotated = sorted_files(running, "writer")[:-1]
     assert len(rotated) >= 10
     for path in rotated:
-        assert path.stat().st_size <= 150 * 1024
-        assert path.read_bytes().endswith(b"\n")
+        assert len(log_content(path)) <= 150 * 1024
+        assert log_content(path).endswith(b"\n")
 
 
 def sorted_files(running: RunningDaemon, name: str) -> list[Path]:
     """The log and its rotated files, oldest first."""
-    rotated = sorted(running.log_dir.glob(f"{name}.log.*"), key=lambda path: -int(path.suffix[1:]))
-    return [*rotated, running.log_dir / f"{name}.log"]
+    return log_files(running.log_dir / f"{name}.log")
 
 
 def test_keep_limits_the_rotated_files(daemon: MakeDaemon) -> None:
@@ -260,7 +259,7 @@ def test_follow_goes_on_through_rotation_and_restart(daemon: MakeDaemon) -> None
         [program.lines]
         command = "sh -c 'while read line; do echo $line 0123456789012345678901234567890123456789; done < fifo'"
         start_seconds = 0
-        log = { max_size = "1KB", keep = 50 }
+        log = { max_size = "1KB", keep = 50, compress = "none" }
         """,
         start=False,
     )
@@ -301,7 +300,7 @@ def test_logs_shows_the_last_lines_across_files(daemon: MakeDaemon) -> None:
         command = "seq 1000"
         restart = "never"
         start_seconds = 0
-        log = { max_size = "1KB", keep = 50 }
+        log = { max_size = "1KB", keep = 50, compress = "none" }
         """
     )
     running.wait_for("count", "EXITED")
@@ -356,3 +355,20 @@ def test_sampling_can_be_switched_off(daemon: MakeDaemon) -> None:
     info = running.wait_for("it")
     assert info["cpu_percent"] is None
     assert info["memory_bytes"] is None
+
+
+def test_two_daemons_that_write_one_log_file(daemon: MakeDaemon) -> None:
+    """Both can tell. Another file in the same folder is nobody's concern."""
+    table = '[program.{}]\ncommand = ["sh", "-c", "echo hello; sleep 1000"]\nstart_seconds = 0\n'
+    first = daemon(table.format("one") + table.format("two"))
+    wait_until(lambda: first.log("one") and first.log("two"))
+    second = daemon(table.format("one") + table.format("three"), start=False)
+    second.table.write_text(second.table.read_text().replace(f"{second.log_dir}", f"{first.log_dir}"))
+    second.start()
+    second.wait_for("three")
+    path = first.log_dir / "one.log"
+    said = f"{path} is also the log of another procmand (its supervisor is pid {first.supervisor_pid})"
+    assert f"ERROR {said}" in second.said()
+    assert [problem for problem in second.json("daemon", "status")["problems"] if said in problem]
+    wait_until(lambda: len(first.json("daemon", "status")["problems"]) == 1)
+    assert f"{path} is also the log" in first.json("daemon", "status")["problems"][0]

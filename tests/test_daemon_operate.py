@@ -401,3 +401,30 @@ def test_a_long_reason_keeps_no_signal_and_no_start_from_a_program(daemon: MakeD
     wait_until(lambda: lives() > seen, 20)
     assert running.ctl("stop", "it").returncode == 0
     assert running.log("it").count("got SIGTERM\nend\n") == lives()
+
+
+def test_reload_by_a_command(daemon: MakeDaemon) -> None:
+    """What it prints goes to the log of its program, and is shown when it fails."""
+    script = 'echo "reloading $MAINPID"; echo no such table >&2; exit $(cat status)'
+    running = daemon(program("it", "sleep 1000", reload=f"['sh', '-c', '{script}']"))
+    (running.folder / "status").write_text("0")
+    pid = running.wait_for("it")["pid"]
+    done = running.ctl("reload", "it")
+    assert (done.returncode, done.stderr) == (0, "")
+    wait_until(lambda: running.log("it") == f"reloading {pid}\nno such table\n")
+    (running.folder / "status").write_text("3")
+    done = running.ctl("reload", "it")
+    assert done.returncode == 1
+    assert "its reload command failed with exit status 3" in done.stderr
+    assert "  | no such table\n" in done.stderr
+    assert running.status()["it"]["pid"] == pid
+
+
+def test_why_it_runs_after_a_start_that_failed(daemon: MakeDaemon) -> None:
+    """An address that was taken is no reason of a process that serves, but of its having been started again."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        running = daemon(program("web", "sleep 1000", listen=f'"127.0.0.1:{port}"'))
+        assert "is in use by" in running.wait_for("web", "BACKOFF")["why"]
+    info = running.wait_for("web")
+    assert info["why"].startswith(f"started again: 127.0.0.1:{port} is in use by pid {os.getpid()}")

@@ -243,18 +243,20 @@ def test_logs_are_opened_again(daemon: MakeDaemon) -> None:
         wait_until(lambda: running.log("it") == "got SIGUSR1\n")
 
 
-def test_a_shutdown_during_a_change_starts_nothing(daemon: MakeDaemon) -> None:
+@pytest.mark.parametrize("restarts", [True, False])
+def test_a_shutdown_during_a_change_starts_nothing(daemon: MakeDaemon, restarts: bool) -> None:
     """What the change would start afterwards is not started: it would only be killed."""
     slow = '[program.slow]\ncommand = "${PYTHON} -S -E ${PROGRAMS}/ignore_term.py"\nstop_timeout = "1s"\n'
     running = daemon(slow)
     wait_until(lambda: "ready" in running.log("slow"))
-    running.write_table(slow.replace("ignore_term.py", "ignore_term.py x") + program("new"))
+    running.write_table(slow.replace("ignore_term.py", "ignore_term.py x") if restarts else program("new"))
     os.kill(running.keeper_pid, signal.SIGHUP)
     running.wait_for("slow", "STOPPING")
     assert running.stop() == 0
     said = running.said()
     assert "new: STARTING" not in said
     assert said.count("slow: STARTING") == 1
+    assert "Traceback" not in said
 
 
 def test_a_hangup_during_a_reread_is_obeyed_afterwards(daemon: MakeDaemon) -> None:

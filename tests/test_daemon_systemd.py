@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -182,3 +183,46 @@ def test_the_keeper_is_killed(box: tuple[Box, RunningDaemon]) -> None:
     assert systemd.run("systemctl", "stop", "procman.service").returncode == 0
     assert [systemd.show(name) for name in ("ActiveState", "Result", "ExecMainStatus")] == ["inactive", "success", "0"]
     assert systemd.run("pgrep", "-f", "procman.daemon|programs/").stdout == ""
+
+
+JOURNAL = """
+[program.talker]
+command = ["sh", "-c", '''
+    echo hello; echo WARNING:root:careful; head -c 300000 /dev/zero | tr "\\0" x; echo
+    printf half; read line < {folder}/fifo; echo " and half"; exec sleep 1000''']
+start_seconds = 0
+log = {{ mode = "journal" }}
+"""
+
+
+def test_the_real_journal(box: tuple[Box, RunningDaemon]) -> None:
+    """Its fields, a line that is too large for a datagram, and a line that is not finished when the keeper is killed:
+    systemd keeps the memory that holds it."""
+    systemd, running = box
+    done = systemd.run("systemctl", "start", "systemd-journald.socket", "systemd-journald.service")
+    if done.returncode:
+        pytest.skip(f"no journal can run here: {done.stderr}")
+    os.mkfifo(running.folder / "fifo")
+    running.write_table(JOURNAL.format(folder=running.folder))
+    assert systemd.run("systemctl", "start", "procman.service").returncode == 0, running.said()
+    running.wait_for("talker")
+
+    def entries() -> list[dict[str, str]]:
+        systemd.run("journalctl", "--sync")
+        done = systemd.run("journalctl", "-o", "json", "--all", "PROCMAN_PROGRAM=talker")
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    wait_until(lambda: len(entries()) == 3, 20)
+    found = entries()
+    assert [entry["MESSAGE"] for entry in found] == ["hello", "WARNING:root:careful", "x" * 300_000]
+    assert [entry["PRIORITY"] for entry in found] == ["6", "4", "6"]
+    for entry in found:
+        told = [entry[name] for name in ("SYSLOG_IDENTIFIER", "PROCMAN_PROCESS", "PROCMAN_INSTANCE", "PROCMAN_STREAM")]
+        assert told == ["talker", "talker", "1", "stdout"]
+
+    keeper = systemd.show("MainPID")
+    assert systemd.run("kill", "-9", keeper).returncode == 0
+    wait_until(lambda: systemd.show("MainPID") not in {keeper, "0"} and running.answers(), 30, "another keeper")
+    (running.folder / "fifo").write_text("go\n")
+    wait_until(lambda: [entry["MESSAGE"] for entry in entries()][3:] == ["half and half"], 20)
+    assert systemd.run("systemctl", "stop", "procman.service").returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import threading
 import time
@@ -465,3 +466,65 @@ def test_root_reads_nothing_that_a_user_led_it_to(tmp_path: Path) -> None:
     os.link(secret / "web.log", home / "web.log")
     assert tail(str(home / "web.log"), 10, 1)[0] == b""
     assert tail(str(secret / "web.log"), 10, 1)[0] == b"secret\n"
+
+
+# --- compressed files -------------------------------------------------------------------------------------------------
+
+
+def compress(path: Path) -> None:
+    """As procman does it: another file of the same times takes the place of the rotated one."""
+    status = path.stat()
+    target = path.with_name(f"{path.name}.gz")
+    target.write_bytes(gzip.compress(path.read_bytes()))
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+    path.unlink()
+
+
+def test_compressed_files_are_part_of_a_log(tmp_path: Path, follow: Callable[..., Follower]) -> None:
+    path = tmp_path / "log"
+    lay_out(path, [b"a\n" * 50_000, b"b\n" * 50_000, b"c\nd"])
+    compress(path.with_name("log.2"))
+    compress(path.with_name("log.1"))
+    expected = b"a\n" + b"b\n" * 50_000 + b"c\nd"
+    assert tail(str(path), 50_003, keep=3)[0] == expected
+    follower = follow(path, last_lines(str(path), 50_003, keep=3))
+    assert read_all(follower, 7777) == expected
+    assert read_all(follow(path, last_lines(str(path), 10**9, keep=3))) == b"a\n" * 50_000 + b"b\n" * 50_000 + b"c\nd"
+    found = logread.files(str(path), 3)
+    assert [Path(one.path).name for one in found] == ["log.2.gz", "log.1.gz", "log"]
+    assert [one.zipped for one in found] == [True, True, False]
+    assert logread.read(str(path), 3, (found[2].device, found[2].inode), 1, 2) == b"\nd"
+    assert logread.read(str(path), 3, (found[0].device, found[0].inode), 0, 2) == b"\x1f\x8b"
+    assert logread.read(str(path), 3, (found[2].device, 1), 0, 2) is None
+
+
+@pytest.mark.parametrize("read_first", [0, 3, 8, 100])
+@pytest.mark.parametrize("compressed", ["1", "2 1", "3 2 1"])
+def test_a_follower_goes_on_when_its_files_are_compressed(
+    tmp_path: Path, follow: Callable[..., Follower], read_first: int, compressed: str
+) -> None:
+    """Wherever it stands: in a file that is compressed behind its back, or before one."""
+    path = tmp_path / "log"
+    path.write_bytes(b"a\na\na\n")
+    follower = follow(path)
+    found = follower.read(read_first) if read_first else b""
+    for content in (b"b\nb\n", b"c\n", b"d\n"):
+        rotate(path, content)
+        os.utime(path, ns=(0, path.stat().st_mtime_ns + 1000))
+    for number in compressed.split():
+        compress(path.with_name(f"log.{number}"))
+    found += read_all(follower, 5)
+    assert found == b"a\na\na\nb\nb\nc\nd\n"
+
+
+def test_both_names_of_a_file_for_an_instant_are_one_file(tmp_path: Path, follow: Callable[..., Follower]) -> None:
+    path = tmp_path / "log"
+    lay_out(path, [b"a\n", b"b\n"])
+    before = path.with_name("log.1").read_bytes()
+    status = path.with_name("log.1").stat()
+    compress(path.with_name("log.1"))
+    path.with_name("log.1").write_bytes(before)
+    os.utime(path.with_name("log.1"), ns=(0, status.st_mtime_ns))
+    assert tail(str(path), 9, keep=3)[0] == b"a\nb\n"
+    assert len(logread.files(str(path), 3)) == 2
+    assert read_all(follow(path, last_lines(str(path), 9, keep=3))) == b"a\nb\n"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from procman import events, report
+from procman import events, moments, report
 from procman.config import Program, Scale
 from procman.keeper import asked
 from procman.lifecycle import Exit, State, Status
@@ -72,7 +72,7 @@ def test_info() -> None:
             "name": "web:2", "program": "web", "instance": 2, "groups": ["site"], "state": "RUNNING", "wanted": "up",
             "ready": True, "health": None, "pid": 77, "started_at": "2001-09-09T01:46:40.000Z", "restarts": 0,
             "cpu_percent": 12.5, "memory_bytes": 1000, "exit": None, "why": "autostart", "beside": None,
-                "scale": None,
+            "scale": None, "behind": [], "output": None,
         }  # fmt: skip
         scaled = Process(replace(program, scale=Scale(min=1, max=4)), RUNNING, None)  # type: ignore[arg-type]
         assert report.info(scaled, None, number=3)["scale"] == {"number": 3, "min": 1, "max": 4}
@@ -143,8 +143,8 @@ def test_any_document_is_a_status_or_an_expected_error(document: dict[str, Any])
 
 
 def test_rfc3339() -> None:
-    assert events.rfc3339(0.0) == "1970-01-01T00:00:00.000Z"
-    assert events.rfc3339(1e9 + 0.1239) == "2001-09-09T01:46:40.123Z"
+    assert moments.rfc3339(0.0) == "1970-01-01T00:00:00.000Z"
+    assert moments.rfc3339(1e9 + 0.1239) == "2001-09-09T01:46:40.123Z"
 
 
 def test_events_are_remembered_and_told() -> None:
@@ -196,3 +196,17 @@ def test_a_note_is_never_too_long_for_the_keeper() -> None:
     noted = report.noted({"note": note})
     assert noted is not None
     assert (noted.generation, noted.why) == (status.generation, long[: report.REASON_MAX])
+
+
+def test_an_event_that_is_held_back_keeps_its_place() -> None:
+    log = events.EventLog()
+    told: list[object] = []
+    log.subscribe(lambda event: told.append((event["name"], event.get("traceback"))))
+    tell_one = log.hold(0.0, "state", "one")
+    log.add(0.0, "state", "two")
+    tell_three = log.hold(0.0, "state", "three")
+    tell_three({"traceback": "3"})
+    assert (told, log.recent()) == ([], [])
+    tell_one({"traceback": None})
+    assert told == [("one", None), ("two", None), ("three", "3")]
+    assert [event["name"] for event in log.recent()] == ["one", "two", "three"]

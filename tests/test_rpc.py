@@ -256,3 +256,12 @@ def test_the_docstring_shows_answers_as_they_are() -> None:
     assert tuple(status.result[0]) == rpc.PROCESS_FIELDS
     errors = [reply.error for reply in replies if isinstance(reply, Answer) and reply.error]
     assert [type(error) for error in errors] == [RpcError, NoSuchProgram]
+
+
+def test_many_control_characters_are_no_text() -> None:
+    """JSON writes each as six bytes: a hole in a log must not cost the daemon so much."""
+    text, nothing = b"a\tb\r\n" * 1000 + b"\x1b[31m", b"\0"
+    for data, key in ((nothing * 5000, "data"), (text, "text"), (nothing, "text")):
+        params = rpc.log_params("shop", "out", data)
+        assert key in params
+        assert rpc.log_bytes(params) == data

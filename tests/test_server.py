@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from procman import logread, methods, server
+from procman import logread, logstream, methods, rpc, server
 from procman.errors import Failed, NoSuchProgram, NotAllowed, ProcmanError
 from procman.methods import METHODS
 from procman.rpc import MAX_REQUEST, RpcError, log_bytes
@@ -140,6 +140,11 @@ def test_operations_tell_their_progress(daemon: Daemon, verb: str) -> None:
         ("signal", {"names": ["shop"], "signal": None}, "param 'signal' must be"),
         ("logs", {"lines": -1}, "param 'lines' must be an integer from 0 to"),
         ("logs", {"lines": True}, "param 'lines' must be"),
+        ("logs", {"after": [{"name": "blog"}]}, "param 'after' must be a list of objects of name, stream, file and"),
+        ("logs.read", {"name": "blog"}, "param 'file' is missing"),
+        ("logs.read", {"name": "blog", "file": "../x"}, "param 'file' must be a file as logs.files names it"),
+        ("logs.read", {"name": "blog", "file": "1:1", "offset": -1}, "param 'offset' must be a number of bytes"),
+        ("logs.read", {"name": "blog", "file": "1:1", "bytes": 0}, "param 'bytes' must be an integer from 1 to"),
         ("logs", {"lines": 10**9}, "param 'lines' must be"),
         ("events", {"follow": None}, "param 'follow' must be"),
         ("daemon.shutdown", {"now": True}, "unknown param 'now'"),
@@ -374,7 +379,10 @@ def test_the_loop_turns_between_two_requests(daemon: Daemon, monkeypatch: pytest
         if len(seen) < 1000:
             daemon.loop.call_soon(turn)
 
-    monkeypatch.setattr(daemon.stand_in, "reopen_logs", lambda _peer: seen.append(turns))
+    async def reopen_logs(_peer: object) -> None:
+        seen.append(turns)
+
+    monkeypatch.setattr(daemon.stand_in, "reopen_logs", reopen_logs)
     daemon.do(turn)
     with daemon.raw(b'{"jsonrpc":"2.0","method":"daemon.reopen_logs"}\n' * 1000):
         wait_until(lambda: len(seen) == 1000)
@@ -635,7 +643,7 @@ LOOKS = {name for name, method in METHODS.items() if method.role == "look"}
 
 
 def test_roles_of_methods() -> None:
-    assert sorted(LOOKS) == ["daemon.status", "events", "logs", "show", "status", "why"]
+    assert sorted(LOOKS) == ["daemon.status", "events", "logs", "logs.files", "logs.read", "show", "status", "why"]
 
 
 @pytest.mark.parametrize(
@@ -894,7 +902,7 @@ def test_a_piece_of_a_log_ends_with_a_character(daemon: Daemon) -> None:
     ],
 )
 def test_whole_characters(data: bytes, whole: int) -> None:
-    assert methods._whole_characters(data) == whole
+    assert logstream._whole_characters(data) == whole
 
 
 def grow(daemon: Daemon, name: str, data: bytes) -> None:
@@ -909,15 +917,21 @@ def grow(daemon: Daemon, name: str, data: bytes) -> None:
     daemon.do(wake)
 
 
+def said(message: dict[str, Any]) -> tuple[str, str, str]:
+    """Name, stream and text of a `log` notification."""
+    params = message["params"]
+    return params["name"], params["stream"], params["text"]
+
+
 def test_following_logs(daemon: Daemon) -> None:
     (daemon.folder / "shop:1.log").write_bytes(b"old\n1\n")
     with daemon.raw(line("logs", names=["shop"], lines=1, follow=True)) as connection:
         assert log_of(read(connection, 2)) == b"1\n"
         assert ("watch", ["shop:1/out"]) in daemon.stand_in.asked
         grow(daemon, "shop:1.log", b"2\n")
-        assert read(connection)[0]["params"] == {"name": "shop:1", "stream": "out", "text": "2\n"}
+        assert said(read(connection)[0]) == ("shop:1", "out", "2\n")
         grow(daemon, "shop:2.log", b"new file\n")
-        assert read(connection)[0]["params"] == {"name": "shop:2", "stream": "out", "text": "new file\n"}
+        assert said(read(connection)[0]) == ("shop:2", "out", "new file\n")
         grow(daemon, "shop:1.log", "ä".encode()[:1])
         grow(daemon, "shop:1.log", "ä\n".encode()[1:])
         assert read(connection)[0]["params"]["text"] == "ä\n"
@@ -928,7 +942,7 @@ def test_following_logs(daemon: Daemon) -> None:
 
 
 def test_followers_of_many_logs_take_turns(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(methods, "MAX_TURN", 1)
+    monkeypatch.setattr(logstream, "MAX_TURN", 1)
     paths = [daemon.folder / f"{name}.log" for name in ("shop:1", "shop:2", "blog")]
     for path in paths:
         path.write_bytes(b"begin\n")
@@ -937,8 +951,8 @@ def test_followers_of_many_logs_take_turns(daemon: Daemon, monkeypatch: pytest.M
         for path in paths:
             path.write_bytes(b"begin\nmore\n")
         grow(daemon, "blog.log", b"")  # one wake-up for all
-        said = [message["params"] for message in read(connection, 3)]
-        assert sorted((one["name"], one["text"]) for one in said) == [(path.stem, "more\n") for path in sorted(paths)]
+        more = sorted(said(message) for message in read(connection, 3))
+        assert more == [(path.stem, "out", "more\n") for path in sorted(paths)]
 
 
 def test_a_follower_gets_every_byte(daemon: Daemon) -> None:
@@ -1023,3 +1037,54 @@ def test_nothing_is_said_of_a_call_that_was_answered(daemon: Daemon, monkeypatch
         daemon.do(lambda: kept[0]({"name": "shop:1", "state": "STARTING", "why": "asked"}))
         connection.sendall(line("daemon.status", 2))
         assert read(connection)[0]["id"] == 2
+
+
+# --- logs.files and logs.read
+
+
+def test_the_files_of_a_log_and_their_bytes(daemon: Daemon) -> None:
+    (daemon.folder / "blog.log").write_bytes(b"new\xff\n")
+    (daemon.folder / "blog.log.1").write_bytes(b"old\n")
+    (daemon.folder / "blog.log.2.gz").write_bytes(b"\x1f\x8bzipped")
+    with daemon.client() as client:
+        (source,) = client.call("logs.files", names=["blog"])["sources"]
+        assert (source["name"], source["stream"]) == ("blog", "out")
+        files = source["files"]
+        assert [(Path(file["path"]).name, file["bytes"], file["zipped"]) for file in files] == [
+            ("blog.log.2.gz", 8, True), ("blog.log.1", 4, False), ("blog.log", 5, False),
+        ]  # fmt: skip
+
+        def read(number: int, **more: int) -> dict[str, Any]:
+            found: dict[str, Any] = client.call("logs.read", name="blog", file=files[number]["file"], **more)
+            return found
+
+        assert read(1) == {"gone": False, "text": "old\n"}
+        assert read(1, offset=1, bytes=2) == {"gone": False, "text": "ld"}
+        assert read(1, offset=99) == {"gone": False, "text": ""}
+        assert rpc.log_bytes(read(2)) == b"new\xff\n"
+        (daemon.folder / "blog.log.1").rename(daemon.folder / "blog.log.2")
+        assert read(1)["text"] == "old\n"  # whatever its name is now
+        (daemon.folder / "blog.log.2").unlink()
+        assert read(1) == {"gone": True}
+        (daemon.folder / "secret").write_bytes(b"secret\n")
+        status = (daemon.folder / "secret").stat()
+        secret = rpc.file_id(status.st_dev, status.st_ino)
+        assert client.call("logs.read", name="blog", file=secret) == {"gone": True}  # it is no file of this log
+        with pytest.raises(Failed, match="no log file holds the output 'err'"):
+            client.call("logs.read", name="blog", stream="err", file=secret)
+
+
+def test_following_goes_on_after_a_place_that_was_told_before(daemon: Daemon) -> None:
+    (daemon.folder / "blog.log").write_bytes(b"one\ntwo\n")
+    with daemon.raw(line("logs", names=["blog"], lines=1, follow=True)) as connection:
+        told = read(connection, 2)[-1]["params"]
+    assert (told["text"], told["offset"]) == ("two\n", 8)
+    (daemon.folder / "blog.log").rename(daemon.folder / "blog.log.1")
+    grow(daemon, "blog.log", b"three\n")
+    after = [{key: told[key] for key in ("name", "stream", "file", "offset")}]
+    with daemon.raw(line("logs", names=["blog"], follow=True, after=after)) as connection:
+        assert log_of(read(connection, 2)) == b"three\n"
+        grow(daemon, "blog.log", "ä".encode()[:1])
+        grow(daemon, "blog.log", "ä\n".encode()[1:])
+        assert read(connection)[0]["params"]["offset"] == len("three\nä\n".encode())
+    wait_until(lambda: not daemon.stand_in.watchers)

@@ -177,7 +177,7 @@ ARGVS: list[tuple[str, Request, tuple[str, ...]]] = [
             virtualenv="/srv/venv",
             workers=4,
             threads=2,
-            options={"max-requests": 1000, "preload": True, "reload": False, "env": ["A=1", "B=2"], "timeout": 90},
+            options={"max-requests": 1000, "preload": True, "reuse-x": False, "env": ["A=1", "B=2"], "timeout": 90},
         ),
         (
             *("/srv/venv/bin/python", "-m", "gunicorn", f"--control-socket={CONTROL}", "--workers=4", "--threads=2"),

@@ -40,6 +40,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("children", {"a#1": [1, 2, 1 << 62, "tree"]}, f"children.a#1: no tag of a child: {1 << 62}"),
     ("children", {"a#1": [float("inf"), 2, 3, "tree"]}, "children.a#1.pid: must be an integer, not inf"),
     ("children", {"a#1": [1, 2, 3, "all"]}, "children.a#1: no process"),
+    ("kept", {"programs": {"a": {}}}, "kept: programs.a.name: is missing"),
+    ("refused", {"listeners": 5}, "refused: listeners: must be an object, not 5"),
     ("logs", {"a": {"read": "1"}}, "logs.a.read: must be an integer, not '1'"),
     ("logs", {"a": {"read": -1}}, "logs.a: a count can't be below 0"),
 ]

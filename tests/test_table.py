@@ -269,7 +269,17 @@ stop_timeout = "1m"
 kill = "main"
 reload = "signal:HUP"
 ready = { http = "/healthz" }
-log = { path = "x/p.log", stderr = "separate", max_size = "1KB", keep = 0, mode_bits = 0o600 }
+
+[program.p.log]
+path = "x/p.log"
+stderr = "separate"
+max_size = "1KB"
+rotate_every = "weekly"
+keep = 0
+keep_total = "2KB"
+compress = "none"
+on_error = "block"
+mode_bits = 0o600
 
 [program.p.limits]
 open_files = 100
@@ -281,14 +291,15 @@ cpu_affinity = [3, 1, 3]
 no_new_privileges = false
 """
     )
-    web = Listener(name="web", address=Address("unix", path="/etc/web.sock"), backlog=10, mode=0o600, uid=33, gid=4)
+    there = Address("unix", path="/etc/web.sock")
+    web = Listener(name="unix:/etc/web.sock", label="web", address=there, backlog=10, mode=0o600, uid=33, gid=4)
     assert config.listeners == (web, Listener(name="[::1]:80", address=Address("tcp", host="::1", port=80)))
     assert config.programs == (
         Program(
             name="p",
             program="p",
             argv=("python", "-m", "my shop", "--home", "/root"),
-            listen=("web", "[::1]:80"),
+            listen=("unix:/etc/web.sock", "[::1]:80"),
             directory="/etc/shop",
             account=Account("www", 33, 50, (50, 4), "/srv/www"),
             umask=0o077,
@@ -316,7 +327,11 @@ no_new_privileges = false
                 error_path="/etc/x/p.err.log",
                 stderr="separate",
                 max_size=1024,
+                rotate_every="weekly",
                 keep=0,
+                keep_total=2048,
+                compress="none",
+                on_error="block",
                 mode_bits=0o600,
             ),
             limits=Limits(
@@ -353,6 +368,14 @@ def test_the_words_of_a_command(written: str, argv: tuple[str, ...]) -> None:
         (
             'http = "http://[::1]:81/x"',
             Ready(kind="http", address=Address("tcp", host="::1", port=81), path="/x", host="[::1]:81"),
+        ),
+        (
+            'http = "/", host = "shop.example"',
+            Ready(kind="http", address=Address("tcp", port=80), path="/", host="shop.example"),
+        ),
+        (
+            'http = "http://127.0.0.1:81/", host = "shop.example:8000"',
+            Ready(kind="http", address=Address("tcp", host="127.0.0.1", port=81), path="/", host="shop.example:8000"),
         ),
         ('tcp = "db:5432"', Ready(kind="tcp", address=Address("tcp", host="db", port=5432))),
         ('unix = "x.sock"', Ready(kind="unix", address=Address("unix", path="/etc/x.sock"))),
@@ -421,7 +444,7 @@ listen = "web"
     blog1, blog2, shop, old = config.programs
     assert [one.name for one in config.programs] == ["blog:1", "blog:2", "shop", "old"]
     assert [one.server for one in config.programs] == ["wsgi", "wsgi", "gunicorn", "uwsgi"]
-    assert {one.listen for one in config.programs} == {("web",)}
+    assert {one.listen for one in config.programs} == {(":80",)}
     assert [word.replace("blog:1.wsgi", "blog:2.wsgi") for word in blog1.argv] == list(blog2.argv)
     assert blog1.argv[0] == "/opt/procman/bin/python"
     assert re.search("a:b .*c:d", " ".join(blog1.argv))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from procman import values
-from procman.config import Address
+from procman.config import Address, Room
 from procman.values import BadValue
 
 NAN, INFINITE = float("nan"), float("inf")
@@ -36,6 +36,11 @@ GOOD: list[tuple[Callable[[object], object], object, object]] = [
     (values.size, 0, 0),
     (values.size, 5, 5),
     (values.size, "512KB", 524288),
+    (values.room, "", Room()),
+    (values.room, 0, Room()),
+    (values.room, "2GB", Room(2147483648)),
+    (values.room, "5%", Room(share=0.05)),
+    (values.room, "0.5%", Room(share=0.005)),
     (values.size, "50MB", 52428800),
     (values.size, "2GB", 2147483648),
     (values.size, "1.5KB", 1536),
@@ -95,6 +100,9 @@ BAD: list[tuple[Callable[[object], object], object, str]] = [
     ),
     (values.positive_duration, 0, "must be more than 0"),
     (values.size, 1.5, "must be a size, not a float"),
+    (values.room, "100%", "a disk that is 100% free is empty: must be less than 100%"),
+    (values.room, "5", 'bad room \'5\': must be a share like "5%", or a size like "2GB", or ""'),
+    (values.room, 0.05, "must be a size, not a float"),
     (values.size, False, "must be a size, not a boolean"),
     (values.size, -1, "must be 0 or more, not -1"),
     (values.size, 10**30, "is too large"),

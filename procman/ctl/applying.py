@@ -9,9 +9,9 @@ from typing import Any
 from procman.rpc import Object
 
 from . import tables
-from .operating import Progress
+from .operating import Progress, add_waiting
 from .resuming import again
-from .session import Help, Session, colours
+from .session import LOOK_SECONDS, Help, Session, colours
 
 _OUTPUT = 20  # lines of a successor that failed
 
@@ -26,6 +26,7 @@ def add_applying(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", dest="dry_run", action="store_true", help="only show it, as diff does")
     words = "go back to the table that was in force before, whatever the files say"
     parser.add_argument("--previous", action="store_true", help=words)
+    add_waiting(parser)
     parser.set_defaults(run=apply)
 
 
@@ -40,18 +41,24 @@ def apply(session: Session) -> int:
     if args.dry_run:
         _plan(session, previous=args.previous)
         return 0
-    return reread(session, previous=args.previous)
+    return reread(session, previous=args.previous, wait=args.wait, timeout=args.timeout)
 
 
-def reread(session: Session, *, previous: bool = False) -> int:
+def reread(
+    session: Session, *, previous: bool = False, wait: bool = True, timeout: float | None = None
+) -> int:
     """Has the table read again, and prints what that changed. That takes as long as programs take.
 
     A supervisor that replaces another one goes on with what that one had begun; reading once more changes no more."""
     progress = Progress(sys.stderr, quiet=session.json)
+    silence = None if timeout is None else timeout + LOOK_SECONDS
+    asked = {"previous": previous, "wait": wait, "timeout": timeout}
     try:
-        answer = again(lambda: session.client(None), "apply", progress.heard, previous=previous)
+        answer = again(lambda: session.client(silence), "apply", progress.heard, **asked)
     finally:
         progress.clear()
+    if answer.get("goes_on"):
+        return _goes_on(session, answer, wait=wait)
     failed: Object = answer.get("failed") or {}
     if session.json:
         session.print_json(answer)
@@ -65,6 +72,17 @@ def reread(session: Session, *, previous: bool = False) -> int:
         print(f"  | {tables.printable(line)}", file=sys.stderr)
     print(f"  hint: what is left to do: procmanctl diff; what has happened: procmanctl why {name}", file=sys.stderr)
     return 1
+
+
+def _goes_on(session: Session, answer: Object, *, wait: bool) -> int:
+    """Nobody waits any longer: 0 if nobody wanted to, else 1."""
+    if session.json:
+        session.print_json(answer)
+    elif wait:
+        print(f"procmanctl: apply: {tables.printable(answer.get('message'))}", file=sys.stderr)
+    else:
+        print(tables.printable(answer.get("message")))
+    return 1 if wait else 0
 
 
 def _plan(session: Session, *, previous: bool) -> list[Object]:

@@ -33,7 +33,7 @@ def add_operating(commands: Any, shared: argparse.ArgumentParser) -> None:
     for verb, words in _VERBS.items():
         parser = commands.add_parser(verb, help=words, description=words, parents=[shared], formatter_class=Help)
         parser.add_argument("names", metavar="NAME", nargs="+", help=NAMES)
-        _add_waiting(parser)
+        add_waiting(parser)
         if verb == "reload":
             words = "of one program replace N processes at a time (default 1)"
             parser.add_argument("--at-once", dest="at_once", type=count, metavar="N", default=1, help=words)
@@ -46,7 +46,7 @@ def add_operating(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser("scale", help=words, description=words, parents=[shared], formatter_class=Help)
     parser.add_argument("name", metavar="NAME", help="a program with a table [program.NAME.scale]")
     parser.add_argument("number", metavar="N", type=number, help="how many processes")
-    _add_waiting(parser)
+    add_waiting(parser)
     parser.set_defaults(run=scale)
     words = "send a signal to the main process of programs"
     parser = commands.add_parser("signal", help=words, description=words, parents=[shared], formatter_class=Help)
@@ -55,7 +55,8 @@ def add_operating(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=signal)
 
 
-def _add_waiting(parser: argparse.ArgumentParser) -> None:
+def add_waiting(parser: argparse.ArgumentParser) -> None:
+    """The options of a command that waits."""
     parser.add_argument("--no-wait", dest="wait", action="store_false", help="return at once")
     words = "give up waiting after S seconds; what was asked for goes on"
     parser.add_argument("--timeout", type=seconds, metavar="S", help=words)

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from procman import rpc
 from procman.client import Client
-from procman.errors import Failed, ProcmanError, WrongUse
+from procman.errors import ConfigError, Failed, ProcmanError, WrongUse
 
 LOOK_SECONDS = 30.0
 """How long the daemon may take to answer a question: milliseconds, but for a supervisor that is being replaced."""
@@ -170,11 +170,13 @@ def procmand(*arguments: str, capture: bool = False) -> Any:
     )
 
 
-def _socket_of(table: str) -> str:
-    done = procmand("--socket", "-c", table, capture=True)
-    if done.returncode:
-        raise Failed(done.stderr.strip() or f"procmand can't read {table}", hint=f"procmanctl check {table}")
-    return str(done.stdout).strip()
+def _socket_of(path: str) -> str:
+    from procman import files, table
+
+    try:
+        return table.socket_path(path, files.Machine())
+    except ConfigError as error:
+        raise Failed(str(error), hint=f"procmanctl check {path}") from None
 
 
 def _quiet() -> None:

@@ -135,8 +135,20 @@ def _status_row(info: Object) -> Row:
         percent(info.get("cpu_percent")),
         size(info.get("memory_bytes")),
         _plain(info.get("restarts")),
-        printable(info.get("why") or ""),
+        reason(info) + _log_problem(info),
     )
+
+
+def _log_problem(info: Object) -> str:
+    """What is wrong with its output, for whoever only looks at the status."""
+    error = (info.get("output") or {}).get("error")
+    return f"; its log: {printable(error)}" if error else ""
+
+
+def reason(info: Object) -> str:
+    """Why a process is as it is, and that it is not what the table says, if so."""
+    text, behind = printable(info.get("why") or ""), ", ".join(map(printable, info.get("behind") or ()))
+    return f"{text}; not as the table says: {behind}" if behind else text
 
 
 def _coloured(line: str, at: int, state: str) -> str:
@@ -168,12 +180,14 @@ def results(found: Sequence[Object], *, colour: bool = False) -> list[str]:
 
 
 def event(one: Object) -> str:
-    """One event on one line: when, what kind, who, then the rest as it comes."""
-    rest = {key: value for key, value in one.items() if key not in ("at", "type", "name", "state", "why")}
+    """One event on one line: when, what kind, who, then the rest as it comes; a traceback below it."""
+    rest = {key: value for key, value in one.items() if key not in ("at", "type", "name", "state", "why", "traceback")}
     words = [one.get("at"), one.get("type"), one.get("name"), one.get("state")]
     words += [f"{key}={_plain(value)}" for key, value in rest.items()]
     words.append(one.get("why") and f"({one['why']})")
-    return " ".join(printable(word) for word in words if word not in (None, "", "()"))
+    line = " ".join(printable(word) for word in words if word not in (None, "", "()"))
+    trace = (one.get("traceback") or {}).get("text", "")
+    return "\n".join([line, *(f"  | {printable(part)}" for part in trace.split("\n") if trace)])
 
 
 _SIGNS = {"add": "+", "remove": "-", "ignore": "!"}
@@ -201,15 +215,20 @@ def why(answer: Object, *, colour: bool = False) -> list[str]:
     """All of `procmanctl why`: the reason, the last exit, what went before, the last lines of output."""
     state = state_text(str(answer.get("state")), colour=colour)
     lines = [
-        f"{printable(answer.get('name'))} is {state}, wanted {answer.get('wanted')}: {printable(answer.get('why'))}"
+        f"{printable(answer.get('name'))} is {state}, wanted {answer.get('wanted')}: {reason(answer)}"
     ]
     if answer.get("exit"):
         lines.append(f"last exit: {ended(answer['exit'])}")
     if answer.get("history"):
         rows = [[printable(one.get(key, "")) for key in ("at", "state", "why")] for one in answer["history"]]
         lines += ["", "history:", *(f"  {line}" for line in columns(rows))]
-    if answer.get("output"):
-        lines += ["", "last output:", *(f"  {printable(line)}" for line in answer["output"])]
+    output = [str(line) for line in answer.get("output") or ()]
+    trace = str((answer.get("traceback") or {}).get("text", ""))
+    if trace and "\n".join(output) in trace:
+        output = []  # the traceback is all of it, and more
+    for title, text in (("last traceback", trace.split("\n") if trace else []), ("last output", output)):
+        if text:
+            lines += ["", f"{title}:", *(f"  {printable(line)}" for line in text)]
     return lines
 
 
@@ -223,7 +242,7 @@ def show(answer: Object, *, colour: bool = False) -> list[str]:
     groups = ", ".join(answer.get("groups") or ()) or "-"
     facts = [
         ("state", f"{state_text(str(answer.get('state')), colour=colour)}, wanted {answer.get('wanted')}"),
-        ("why", printable(answer.get("why") or "-")),
+        ("why", reason(answer) or "-"),
         ("ready", "yes" if answer.get("ready") else "no"),
         ("program", f"{answer.get('program')}, instance {answer.get('instance')}, groups: {groups}"),
         ("pid", _plain(answer.get("pid"))),
@@ -257,7 +276,8 @@ def _last_hour(answer: Object, key: str, column: int, unit: Any) -> str:
 def _log_facts(log: Object) -> Iterator[tuple[str, str]]:
     for key, value in log.items():
         if key != "stream" and value not in ("", None):
-            yield key, size(value) if key in ("read", "written", "dropped") else _plain(value)
+            draw = size if key in ("read", "written", "dropped") else duration if key == "waited" else _plain
+            yield key, draw(value)
 
 
 def _processes(processes: Sequence[Object]) -> list[str]:

@@ -1,10 +1,22 @@
-"""Capture of what programs print: pipe in, file (or the daemon's stdout) out, in threads of its own, one for each disk.
+"""Capture of what programs print: pipe in, file (or stdout, syslog, journal) out, in threads, one for each disk.
 
-    threads.py   LogThreads: which stream is with which thread, one for each disk
-    capture.py   LogThread: its streams, the thread, epoll
-    flow.py      Stream, Counters, Flow: one stream, its counts and turns; make_pipe
-    logfile.py   LogFile: one file that stays whole however the supervisor dies, and its rotation
-    outlet.py    Outlet, Lines: the daemon's stdout, which may be slow or gone
+    threads.py      LogThreads: which stream is with which thread, one for each disk
+    capture.py      LogThread: its streams, the thread, epoll
+    flow.py         Stream, Counters, Flow: one stream, its counts and turns; make_pipe
+    logfile.py      LogFile: one file that stays whole however the supervisor dies, and its rotation
+    shelf.py        Shelf: its rotated files, and how they are compressed
+    rotation.py     when a file is rotated by the clock, and which rotated files go first; pure
+    upkeep.py       Upkeep: what a log thread does beside moving bytes: clock, compression, room on the disk
+
+What is read by lines, and not moved as it is:
+
+    spool.py        Spool: bytes on their way, in memory that outlives the supervisor
+    lines.py        where output is cut, and how a line is dressed: name, time, JSON
+    destination.py  Destinations: what a `log.mode` means
+    channel.py      Channel: a place that many print to, and who waits for it
+    outlet.py       Outlet: the daemon's stdout or stderr, which may be slow or gone
+    datagrams.py    Datagrams: a local datagram socket, whose reader may be slow or gone
+    syslog.py, journald.py, severity.py   lines as messages of syslog, as entries of the journal; how bad they are
 
 Reading what was captured is another noun: `procman.logread`. Nothing here knows programs, states or clients.
 """
@@ -13,6 +25,8 @@ from __future__ import annotations
 
 from procman.logs.capture import LogThread
 from procman.logs.flow import Counters, Stream, make_pipe
+from procman.logs.spool import make as make_spool
 from procman.logs.threads import LogThreads
+from procman.logs.upkeep import Kept, Rules
 
-__all__ = ["Counters", "LogThread", "LogThreads", "Stream", "make_pipe"]
+__all__ = ["Counters", "Kept", "LogThread", "LogThreads", "Rules", "Stream", "make_pipe", "make_spool"]

@@ -7,8 +7,8 @@ Bytes have a thread of their own so that a slow or stuck disk never delays a res
 the queue, the published counts and the set of watched paths, each of which is used by single atomic operations; so
 there is no lock.
 
-The promise: read = written + dropped (+ held, the unfinished line of an "inherit" program). A program never waits for a
-disk that can't be written: what can't be written is dropped, counted, and told of in the log as soon as it can be.
+The promise: read = written + dropped (+ held, the unfinished line of what is read by lines). A program never waits for
+a disk that can't be written: what can't be written is dropped, counted, and told of in the log as soon as it can be.
 
 Knows pipes and paths; nothing of programs' lives, clients or asyncio.
 """
@@ -24,11 +24,12 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from procman.config import Log
+from procman.logs import spool
+from procman.logs.destination import Destinations
 from procman.logs.flow import Counters, Flow, Stream, bytes_waiting
 from procman.logs.logfile import RETRY_SECONDS, LogFile
-from procman.logs.outlet import Outlet, Piece
-
-STALL_SECONDS = 1.0  # how long "inherit" programs wait for a stdout that takes nothing before output is dropped
+from procman.logs.spool import Spool
+from procman.logs.upkeep import Rules, Upkeep
 
 # A program that prints line by line would wake the thread for every line: 11 CPU seconds per GB, against 1.6. After a
 # small round that followed closely on another, the thread lets some more come first. A single line is never delayed.
@@ -40,7 +41,7 @@ Done = Callable[[], None]
 
 
 def _no_news(_path: str) -> None:
-    """What `on_news` is for a caller who watches nothing."""
+    """What `on_news` is for a caller who watches nothing, and `on_wish` and `on_said` likewise."""
 
 
 def _no_matter() -> None:
@@ -53,8 +54,9 @@ class LogThread:
 
     `on_news(path)` is called in the log thread, see `watch`. So is `on_loss()`, once in RETRY_SECONDS, while some log
     does not tell yet what was dropped, and when all do again: whoever keeps an account for a successor brings it up to
-    date. `stdout_fd` is where "inherit" programs' lines go.
-    `watched` is for several that share the set of watched paths, one of each path at a time.
+    date. `stdout_fd` and `stderr_fd` are where "inherit" programs' lines go; -1: nowhere. `on_wish(path)` and
+    `on_said(text)`, also there: see `upkeep`. `watched` is for several that share the set of watched paths, one of each
+    path at a time.
     `trouble` is "", or the last mistake inside the log thread that it survived, for the daemon's own log.
     """
 
@@ -64,6 +66,10 @@ class LogThread:
         stdout_fd: int = 1,
         watched: set[str] | None = None,
         on_loss: Callable[[], None] = _no_matter,
+        stderr_fd: int = 2,
+        *,
+        on_wish: Callable[[str], None] = _no_news,
+        on_said: Callable[[str], None] = _no_news,
     ) -> None:
         self.trouble = ""
         self._on_news = on_news
@@ -79,15 +85,16 @@ class LogThread:
         self._busy: tuple[float, str] | None = None  # since when with which path; written by the thread alone
         self._by_fd: dict[int, Flow] = {}
         self._files: dict[str, LogFile] = {}
-        self._outlet = Outlet(stdout_fd)
-        self._outlet_retry_at = 0.0
-        self._debtor: Flow | None = None  # whose lines the outlet has not taken yet; nobody else prints meanwhile
-        self._stalled_at = 0.0
+        self._upkeep = Upkeep(self._files, on_wish, on_said)
+        self._on_said = on_said
+        self._expected: dict[Flow, list[Callable[[], None]]] = {}  # on their way to us: what is asked of them
+        self._left: set[Flow] = set()  # with lines that a predecessor has taken and not written
         self._behind: set[Flow] = set()  # whose log does not tell yet what was dropped
         self._catch_up_at = 0.0
         self._null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         self._epoll = select.epoll()
         self._epoll.register(self._wake, select.EPOLLIN)
+        self._places = Destinations(stdout_fd, stderr_fd, self._epoll, self._listen_all)
 
     # --- for the caller ------------------------------------------------------------------------------------------
 
@@ -130,47 +137,75 @@ class LogThread:
         flow = self._flows[stream.key] = Flow(stream, counters or Counters(), self._null)
         self._submit(lambda: self._add(flow, stream.log, stream.path))
 
-    def change(self, key: str, log: Log, path: str) -> None:
-        """Sends a stream's bytes elsewhere from now on, or rotates its file by other rules."""
+    def change(self, key: str, log: Log, path: str, spool_fd: int = -1) -> None:
+        """Sends a stream's bytes elsewhere from now on, or otherwise, or rotates its file by other rules. `spool_fd` is
+        for a stream that had no spool, as in `Stream`."""
         flow = self._flows[key]
-        self._submit(lambda: self._aim(flow, log, path))
+        self._submit_for(flow, lambda: self._change(flow, log, path, spool_fd))
 
     def remove(self, key: str, done: Done | None = None) -> None:
         """Writes what waits in the pipe and closes it; then calls `done` in the log thread."""
         flow = self._flows.pop(key)
-        self._submit(lambda: self._remove(flow, done))
+        self._submit_for(flow, lambda: self._remove(flow, done))
 
     def flush(self, key: str, done: Done | None = None) -> None:
-        """Writes what waits in the pipe now, and ends a line without an end in "inherit" mode: the child has died. Then
-        calls `done` in the log thread."""
+        """Writes what waits in the pipe now, and ends a line without an end where output is read by lines: the child
+        has died. Then calls `done` in the log thread."""
         flow = self._flows[key]
-        self._submit(lambda: self._flush(flow, done))
+        self._submit_for(flow, lambda: self._flush(flow, done))
 
-    def hand_over(self, key: str, heir: LogThread, log: Log, path: str) -> None:
+    def hand_over(self, key: str, heir: LogThread, log: Log, path: str, spool_fd: int = -1) -> None:
         """From now on the stream is with `heir`, and goes where `change` would have sent it."""
         flow = heir._flows[key] = self._flows.pop(key)
-        self._submit(lambda: self._let_go(flow, lambda: heir._submit(lambda: heir._adopt(flow, log, path))))
+        heir._submit(lambda: heir._expect(flow))
+
+        def arrive() -> None:  # in the heir
+            heir._arrived(flow, lambda: heir._adopt(flow, log, path, spool_fd))
+
+        self._submit_for(flow, lambda: self._let_go(flow, lambda: heir._submit(arrive)))
 
     def waits_for(self, seconds: float) -> str:
         """The path with which the thread has been busy for longer than `seconds`; "" where there is none."""
         busy = self._busy
         return busy[1] if busy is not None and time.monotonic() - busy[0] > seconds else ""
 
-    def reopen(self, stdout_fd: int | None = None) -> None:
-        """Closes and opens every file again: an external logrotate has moved them. `stdout_fd`, when given, is where
-        "inherit" programs' lines go from now on: the daemon's stdout may be a new file too."""
-        self._submit(lambda: self._reopen(stdout_fd))
+    def reopen(self, stdout_fd: int | None = None, stderr_fd: int | None = None, done: Done = _no_matter) -> None:
+        """Closes and opens every file again: an external logrotate has moved them; then calls `done` in the log thread.
+        `stdout_fd`, when given, is where "inherit" programs' lines go from now on: the daemon's stdout may be a new
+        file too, and its stderr (if it is not given, the same)."""
+
+        def reopen() -> None:
+            try:
+                self._reopen(stdout_fd, stdout_fd if stderr_fd is None else stderr_fd)
+            finally:
+                done()
+
+        self._submit(reopen)
 
     def pause(self, done: Done) -> None:
-        """Brings the thread to rest: prints what it holds in memory, calls `done` in the log thread, and moves nothing
-        until `go_on`. Somebody else may take the bytes meanwhile."""
+        """Brings the thread to rest: what it holds is in spools, where others find it. Calls `done` in the log thread,
+        and moves nothing until `go_on`. Somebody else may take the bytes meanwhile."""
         self._may_move.clear()
         self._submit(lambda: self._rest(done))
 
     def go_on(self) -> None:
         """Ends a pause. Files are opened again: they may have been rotated by somebody else."""
-        self._submit(lambda: self._reopen(None))
+        self._submit(self._take_up)
         self._may_move.set()
+
+    def govern(self, rules: Rules) -> None:
+        """What is to be kept, and what may have to go, from now on."""
+
+        self._submit(lambda: self._upkeep.govern(rules))
+
+    def begin_compression(self, path: str, then: Callable[[tuple[int, int] | None], None]) -> None:
+        """Calls `then` in the log thread with copies of the two descriptors of the next file of this log to be
+        compressed, source and target; None when there is none. `end_compression` follows."""
+        self._submit(lambda: then(self._upkeep.begin_compression(path)))
+
+    def end_compression(self, path: str, problem: str) -> None:
+        """The compressor is done with it; or could not do it, for the reason `problem`."""
+        self._submit(lambda: self._upkeep.end_compression(path, problem))
 
     def counters(self, key: str) -> Counters:
         """What became of the stream's bytes so far."""
@@ -194,6 +229,17 @@ class LogThread:
             self._commands.append(command)
             os.eventfd_write(self._wake, 1)
 
+    def _submit_for(self, flow: Flow, command: Callable[[], None]) -> None:
+        """Of a flow that is on its way to us: not before it is here."""
+
+        def when_here() -> None:
+            if flow in self._expected:
+                self._expected[flow].append(command)
+            else:
+                command()
+
+        self._submit(when_here)
+
     def _run(self) -> None:
         last_round = 0.0
         try:
@@ -201,10 +247,12 @@ class LogThread:
                 events = self._epoll.poll(self._timeout())
                 now = time.monotonic()
                 moved = self._round(events, now)
-                if self._debtor and now >= self._stalled_at:
-                    self._give_up(self._debtor, "the daemon's stdout takes nothing", now)
+                for channel in self._places:
+                    channel.tick(now)
                 if self._behind and now >= self._catch_up_at:
                     self._catch_up(now)
+                if self._upkeep.due_at is not None and now >= self._upkeep.due_at:
+                    self._tick(now)
                 if 0 < moved < SMALL and now - last_round < CLOSE:
                     time.sleep(PAUSE)
                 last_round = now
@@ -219,25 +267,29 @@ class LogThread:
                 os.eventfd_read(self._wake)  # before the queue is emptied: what comes later wakes us again
             while self._commands:
                 self._command(self._commands.popleft())
+            self._turn_left(now)
             return 0
+        room = {channel.fd: channel for channel in self._places}
         moved = 0
         for fd, mask in events:
             flow = self._by_fd.get(fd)
-            if fd == self._outlet.fd and self._debtor:
-                self._push(self._debtor, now)
+            if fd in room:
+                room[fd].go_on(now)
             elif flow and flow.listening and mask & select.EPOLLIN:
                 before = flow.read
                 self._turn(flow, now)
                 moved += flow.read - before
             elif flow and flow.listening:  # EPOLLHUP alone: the pipe is empty and nobody can write any more
-                self._end_line(flow, now)
+                self._end_line(flow)
                 self._forget(flow)
         return moved
 
     def _timeout(self) -> float | None:
-        due = [self._stalled_at] if self._debtor else []
+        due = [at for channel in self._places if (at := channel.due()) is not None]
         if self._behind:
             due.append(self._catch_up_at)
+        if self._upkeep.due_at is not None:
+            due.append(self._upkeep.due_at)
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _command(self, command: Callable[[], None]) -> None:
@@ -251,22 +303,36 @@ class LogThread:
         try:
             if flow.file is not None:
                 self._busy = (time.monotonic(), flow.file.path)
-                flow.append(flow.file, now)
-            elif now >= self._outlet_retry_at:
-                self._print(flow, flow.next_lines(), now)
-            else:
-                flow.drop(self._outlet.error)
+                flow.turn(flow.file, now, time.time())
+                self._upkeep.used(flow.file, now)
+            elif flow.channel is not None:
+                flow.channel.turn(flow, now, time.time())
         except Exception as error:  # noqa: BLE001  as above
             self._note(error)
         self._busy = None
-        if flow.unreported and flow.file is not None:
+        if flow.file is not None and flow.listening is flow.waiting:
+            self._listen(flow)
+        if flow.unreported or flow.waiting:
             self._is_behind(flow, now)
+        if flow.file is not None and (news := flow.news(now)):
+            self._on_said(news)
         if flow.trouble:
             self.trouble, flow.trouble = flow.trouble, ""
         flow.publish()
         if flow.file is not None and flow.file.path in self._watched:
             self._watched.discard(flow.file.path)
             self._on_news(flow.file.path)
+
+    def _tick(self, now: float) -> None:
+        """Files are rotated by the clock, whether their programs print or not."""
+        try:
+            self._upkeep.tick(now)
+        except Exception as error:  # noqa: BLE001  as above
+            self._note(error)
+        for flow in self._by_fd.values():
+            if flow.file is not None:
+                flow.count_rotations(flow.file)
+                flow.publish()
 
     def _is_behind(self, flow: Flow, now: float) -> None:
         if not self._behind:
@@ -277,17 +343,26 @@ class LogThread:
         """A log tells what was dropped as soon as it can be written, also when its program prints no more."""
         self._catch_up_at = now + RETRY_SECONDS
         for flow in list(self._behind):
-            if flow.file is not None and flow.unreported:
-                self._busy = (time.monotonic(), flow.file.path)
-                try:
-                    flow.catch_up(flow.file, now)
-                except Exception as error:  # noqa: BLE001  as above
-                    self._note(error)
-                flow.publish()
-            if flow.file is None or not flow.unreported:
+            if flow.file is not None and flow.waiting:
+                self._turn(flow, now)
+            elif flow.unreported:
+                self._tell_loss(flow, now)
+            if not (flow.unreported or flow.waiting):
                 self._behind.discard(flow)
         self._busy = None
         self._on_loss()
+
+    def _tell_loss(self, flow: Flow, now: float) -> None:
+        try:
+            if flow.file is not None:
+                self._busy = (time.monotonic(), flow.file.path)
+                flow.catch_up(flow.file, now, time.time())
+                self._upkeep.used(flow.file, now)
+            elif flow.channel is not None:
+                flow.channel.catch_up(flow, now, time.time())
+        except Exception as error:  # noqa: BLE001  as above
+            self._note(error)
+        flow.publish()
 
     def _note(self, error: Exception) -> None:
         self.trouble = f"{type(error).__name__}: {error}"
@@ -299,8 +374,11 @@ class LogThread:
         for fd in (*self._by_fd, self._null):
             os.close(fd)
         for file in self._files.values():
+            file.abandon()
             file.close()
-        self._outlet.close()
+        for flow in self._by_fd.values():
+            flow.close_spool()
+        self._places.close()
         self._epoll.close()
 
     # --- commands, in the thread ------------------------------------------------------------------------------------
@@ -310,23 +388,71 @@ class LogThread:
         self._by_fd[flow.fd] = flow
         self._aim(flow, log, path)
 
+    def _change(self, flow: Flow, log: Log, path: str, spool_fd: int) -> None:
+        self._equip(flow, spool_fd)
+        if self._by_fd.get(flow.fd) is flow:  # it has not ended
+            self._aim(flow, log, path)
+
+    def _equip(self, flow: Flow, spool_fd: int) -> None:
+        """Gives a flow a spool, where it has none."""
+        if flow.spool is None and spool_fd >= 0:
+            flow.spool = Spool(spool_fd)
+        elif spool_fd >= 0:
+            os.close(spool_fd)
+
     def _aim(self, flow: Flow, log: Log, path: str) -> None:
-        """Points a flow at its file or at the outlet. Flows of one path share one LogFile."""
+        """Points a flow at its file or its channel. Flows of one path share one LogFile."""
+        if log.by_lines and flow.spool is None:
+            self._equip(flow, spool.make())
+        if flow.dress is not None:
+            self._end_line(flow)
+        self._forsake(flow)
         old, file = flow.file, None
         if log.mode == "file":
             file = self._files.setdefault(path, LogFile(path, log))
             file.log = log
             file.users += 1
-            self._end_line(flow, time.monotonic())
-        flow.file = file
+            if flow.spool:
+                file.claim(flow.spool)
+        flow.file, flow.log = file, log
+        flow.go_on(time.monotonic())
         self._release(old)
+        self._places.aim(flow, log)
         self._listen(flow)
-        if file is not None and flow.unreported:  # also what a predecessor could not write
+        if file is not None:
+            self._upkeep.aimed(file, time.monotonic())
+            flow.count_rotations(file)
+            flow.publish()
+        if flow.held:
+            self._left.add(flow)  # not now: all that write to a file must have claimed it (`LogFile.claim`)
+        if flow.unreported:  # also what a predecessor could not write
             self._is_behind(flow, time.monotonic())
 
+    def _forsake(self, flow: Flow) -> None:
+        """A flow leaves its channel: what that has not taken of it goes where the flow goes."""
+        if flow.channel is not None and flow.channel.debtor is flow:
+            flow.channel.forget()
+
+    def _turn_left(self, now: float) -> None:
+        """Gives their turn to those that have lines of a predecessor: their programs may print no more."""
+        for flow in list(self._left):
+            if flow.listening:
+                self._left.discard(flow)
+                self._turn(flow, now)
+
+    def _listen_all(self) -> None:
+        for flow in self._by_fd.values():
+            self._listen(flow)
+            if flow.unreported:
+                self._is_behind(flow, time.monotonic())
+
     def _listen(self, flow: Flow) -> None:
-        """Has epoll tell of the flow's bytes, but not while they would go to an outlet that takes none."""
-        wanted = flow.file is not None or self._debtor is None
+        """Has epoll tell of the flow's bytes, but not while they would go to a channel that takes none, or wait for a
+        file."""
+        if flow.file is not None:
+            wanted = not flow.waiting
+        else:
+            wanted = flow.channel is not None and flow.channel.debtor is None
         if wanted and not flow.listening:
             self._epoll.register(flow.fd, select.EPOLLIN)
         elif flow.listening and not wanted:
@@ -337,12 +463,14 @@ class LogThread:
         if file is not None:
             file.users -= 1
             if not file.users:
+                file.abandon()
                 file.close()
                 del self._files[file.path]
 
     def _remove(self, flow: Flow, done: Done | None) -> None:
-        flow.unwanted = True  # where it is still with another thread: `_adopt` sees it
         self._flush(flow, None)
+        if flow.waiting and self._by_fd.get(flow.fd) is flow:
+            flow.drop_all("its pipe was closed")
         self._forget(flow)
         if done:
             done()
@@ -350,6 +478,7 @@ class LogThread:
     def _forget(self, flow: Flow) -> None:
         if self._by_fd.get(flow.fd) is flow:
             self._part_with(flow)
+            flow.close_spool()
             os.close(flow.fd)
 
     def _part_with(self, flow: Flow) -> None:
@@ -358,104 +487,86 @@ class LogThread:
             flow.listening = False
         del self._by_fd[flow.fd]
         self._behind.discard(flow)
+        self._left.discard(flow)
+        if flow.file is not None and flow.spool is not None:
+            flow.file.disclaim(flow.spool)
         self._release(flow.file)
-        flow.file = None
+        flow.file = flow.channel = None
 
     def _let_go(self, flow: Flow, then: Done) -> None:
-        """The first half of `hand_over`. A pipe that has ended meanwhile is nobody's any more."""
-        if self._by_fd.get(flow.fd) is not flow:
-            return
-        now = time.monotonic()
-        self._end_line(flow, now)
-        if self._debtor is flow:
-            self._give_up(flow, "its log has moved", now)
-        self._part_with(flow)
-        then()
+        """The first half of `hand_over`."""
+        try:
+            if self._by_fd.get(flow.fd) is flow:
+                self._end_line(flow)
+                self._forsake(flow)
+                self._part_with(flow)
+                flow.on_its_way = True
+        finally:
+            then()
 
-    def _adopt(self, flow: Flow, log: Log, path: str) -> None:
-        """The second half, in the heir."""
-        flow.null = self._null
-        self._add(flow, log, path)
-        if flow.unwanted:
-            self._remove(flow, None)
+    def _expect(self, flow: Flow) -> None:
+        self._expected[flow] = []
+
+    def _arrived(self, flow: Flow, adopt: Callable[[], None]) -> None:
+        """The second half, in the heir. A pipe that has ended meanwhile is nobody's any more."""
+        self._command(adopt)
+        for command in self._expected.pop(flow):
+            self._command(command)
+
+    def _adopt(self, flow: Flow, log: Log, path: str, spool_fd: int) -> None:
+        self._equip(flow, spool_fd)
+        if flow.on_its_way:
+            flow.on_its_way = False
+            flow.null = self._null
+            self._add(flow, log, path)
 
     def _flush(self, flow: Flow, done: Done | None) -> None:
         if self._by_fd.get(flow.fd) is flow:
+            if flow.waiting:
+                self._turn(flow, time.monotonic())
             end = flow.read + bytes_waiting(flow.fd)  # not "until empty": another process may be writing without end
             before = -1
             while before < flow.read < end and flow.listening:
                 before = flow.read
                 self._turn(flow, time.monotonic())
-            self._end_line(flow, time.monotonic())
+            self._end_line(flow)
         if done:
             done()
 
-    def _reopen(self, stdout_fd: int | None) -> None:
+    def _reopen(self, stdout_fd: int | None, stderr_fd: int | None) -> None:
         for file in self._files.values():
             file.reopen(time.monotonic())
-        if stdout_fd is not None:
-            debtor = self._debtor
-            self._owe(None)  # epoll knows the descriptor that is closed now
-            self._outlet.redirect(stdout_fd)
-            self._outlet_retry_at = 0.0
-            if debtor:
-                self._push(debtor, time.monotonic())
+        if stdout_fd is not None and stderr_fd is not None:
+            self._places.redirect(stdout_fd, stderr_fd)
+            for flow in self._by_fd.values():
+                self._places.aim(flow, flow.log)  # a terminal has colours
+            for channel in self._places:
+                channel.go_on(time.monotonic())
 
     def _rest(self, done: Done) -> None:
+        for channel in self._places:
+            while channel.debtor is not None and not self._may_move.is_set():  # a line that is out in part
+                select.select([], [channel.outlet.fd] if channel.outlet.fd >= 0 else [], [], 0.05)
+                channel.go_on(time.monotonic())
+                if channel.stalled(time.monotonic()):
+                    channel.forget()
         for flow in self._by_fd.values():
-            self._end_line(flow, time.monotonic())
-        while self._debtor and not self._may_move.is_set():
-            if not select.select([], [self._outlet.fd], [], 0.1)[1] and time.monotonic() >= self._stalled_at:
-                self._give_up(self._debtor, "the daemon's stdout takes nothing", time.monotonic())
-            else:
-                self._push(self._debtor, time.monotonic())
-        for flow in self._by_fd.values():
-            self._end_line(flow, time.monotonic())
+            flow.publish()
         done()
         self._may_move.wait()
 
-    # --- the daemon's stdout ---------------------------------------------------------------------------------------
-
-    def _end_line(self, flow: Flow, now: float) -> None:
-        if flow.file is None and self._debtor is None:
-            self._print(flow, flow.last_line(), now)
-        flow.publish()
-
-    def _print(self, flow: Flow, pieces: list[Piece], now: float) -> None:
-        if pieces:
-            self._outlet.queue(pieces)
-            self._stalled_at = now + STALL_SECONDS
-            self._push(flow, now)
-
-    def _push(self, flow: Flow, now: float) -> None:
-        """Prints what the outlet takes. While something is left, all who print there wait with it: their programs slow
-        down to the pace of the reader, until nothing at all has moved for STALL_SECONDS."""
-        own, told = self._outlet.push()
-        flow.written += own
-        flow.unreported -= told
-        flow.publish()
-        if own or told:
-            self._stalled_at = now + STALL_SECONDS
-        if self._outlet.error:
-            self._give_up(flow, self._outlet.error, now)
-        else:
-            self._owe(flow if self._outlet.waiting else None)
-
-    def _give_up(self, flow: Flow, reason: str, now: float) -> None:
-        """Drops what the outlet did not take; tried again in a second, when something comes."""
-        flow.lose(self._outlet.discard(), reason)
-        flow.publish()
-        self._outlet.error = reason
-        self._outlet_retry_at = now + RETRY_SECONDS
-        self._owe(None)
-
-    def _owe(self, debtor: Flow | None) -> None:
-        before, self._debtor = self._debtor, debtor
-        if (before is None) == (debtor is None):
-            return
-        if debtor is None:
-            self._epoll.unregister(self._outlet.fd)
-        else:
-            self._epoll.register(self._outlet.fd, select.EPOLLOUT)
+    def _take_up(self) -> None:
+        """Ends a rest, in which somebody else may have moved bytes."""
         for flow in self._by_fd.values():
-            self._listen(flow)
+            flow.rewind()
+        self._left = {flow for flow in self._by_fd.values() if flow.held}
+        self._reopen(None, None)
+
+    def _end_line(self, flow: Flow) -> None:
+        """A line that has no end yet gets one, where output is read by lines: no more of it will come."""
+        now, wall = time.monotonic(), time.time()
+        if flow.file is not None and flow.dress is not None:
+            flow.last_line_to(flow.file, now, wall)
+        elif flow.channel is not None:
+            flow.channel.end_line(flow, now, wall)
+        flow.publish()

@@ -3,13 +3,13 @@
 The rule that makes it safe: the file itself is the only record. Its size says how much was taken from the pipe (the
 kernel moves bytes and size together), so there is no position to remember and nothing in memory to lose.
 
-A file that has reached `max_size` is rotated before more is written. The bytes after its last newline, the partial
-line, belong into the next file. Every step is one system call, but for `copy`, and is done or not done:
+A file that has reached `max_size`, or whose hour, day or week is over (`rotation`), is rotated before more is written.
+The bytes after its last newline, the partial line, belong into the next file. Every step is one system call, but for
+`copy`, and is done or not done:
 
     copy      path.partial = the partial line        a crash leaves rubbish, which the next one removes
-    shift     path.2 -> path.3, path.1 -> path.2     highest first, up to the first gap; without one the oldest file is
-                                                     removed. A crash leaves a gap, and the next shift fills just that
-    name      path.partial -> path.next              from here on the partial line is on the disk twice,
+    shift     path.2 -> path.3, path.1 -> path.2     see `shelf`. A crash leaves a gap, and the next shift fills just
+    that name      path.partial -> path.next              from here on the partial line is on the disk twice,
     truncate  path ends with its last newline        from here on once, in path.next
     retire    path -> path.1
     enter     path.next -> path
@@ -35,12 +35,17 @@ import contextlib
 import errno
 import os
 import stat
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from procman.config import Log
 from procman.crossing import crossing
 from procman.errors import is_shortage
 from procman.folders import open_folder, others_may_write
+from procman.logs.rotation import due, last_boundary, next_boundary
+from procman.logs.shelf import Job, Shelf
+from procman.logs.spool import Spool
 
 CHUNK = 1 << 20  # most bytes that are moved in one call, so that one program can't starve the others
 RETRY_SECONDS = 1.0  # how soon a failed file is tried again, and how often a foreign hand on the path is looked for
@@ -63,9 +68,12 @@ def describe(error: OSError) -> str:
 
 
 class LogFile:
-    """A log file at `path`. Opened when first needed; `max_size`, `keep` and `mode_bits` come from the program's table.
+    """A log file at `path`. Opened when first needed; `log` comes from the program's table.
 
     `size` is valid after `prepare`. `error` is "" while all is well. Times are CLOCK_MONOTONIC, given by the caller.
+    `news` is set by each rotation, `raw` by one that dropped a file which should have been compressed and was not yet:
+    who looks after that takes note and resets them (`upkeep`). `boundary` is when it is rotated by the clock next, in
+    seconds since the epoch.
     """
 
     def __init__(self, path: str, log: Log) -> None:
@@ -77,11 +85,18 @@ class LogFile:
         self.users = 0
         self.rotations = 0
         self.lines_split = 0
+        self._counted = (0, 0)
         self.error = ""
         self._fd = -1
         self._retry_at = 0.0
         self._look_at = 0.0
         self._rotate_at = 0.0
+        self._claims: list[Spool] = []
+        self.news = self.raw = False
+        self.boundary = 0.0
+        self._period = 0.0  # when the hour, day or week began that `boundary` ends
+        self._overdue = False
+        self.job: Job | None = None
 
     # --- use -----------------------------------------------------------------------------------------------------
 
@@ -102,8 +117,33 @@ class LogFile:
             self.size = status.st_size
         if self._fd < 0:
             self._open(now)
+        if self.log.rotate_every:
+            self._look_at_clock()
+        if self._overdue and now >= self._rotate_at:
+            self._overdue = not self._rotate(now)
         while self._full() and now >= self._rotate_at and self._rotate(now):
             pass  # again, where the partial line alone fills the new file
+
+    def tick(self, now: float) -> None:
+        """Rotates a file whose hour, day or week is over, though its program prints nothing. One that is not there is
+        not made. Raises OSError."""
+        if self._fd >= 0 or os.path.lexists(self.path):
+            self.prepare(now)
+
+    def forget_clock(self) -> None:
+        """It is rotated by other rules from now on."""
+        self.boundary = self._period = 0.0
+        self._overdue = False
+
+    def _look_at_clock(self) -> None:
+        """Whether the last boundary has passed since something was written here; asked once for each boundary. The wall
+        clock may have been set back: then another one is the last."""
+        wall = time.time()
+        if self._period <= wall < self.boundary:
+            return
+        every = self.log.rotate_every
+        self._period, self.boundary = last_boundary(wall, every), next_boundary(wall, every)
+        self._overdue = self.size > 0 and due(os.fstat(self._fd).st_mtime, wall, every)
 
     def take(self, pipe: int) -> Span:
         """Moves what waits in `pipe` to the end of the file, as much as fits before the next rotation. A length of 0
@@ -120,16 +160,74 @@ class LogFile:
         """The bytes that `take` has just moved."""
         return os.pread(self._fd, span.length, span.offset)
 
-    def mark(self, text: str) -> None:
+    def mark(self, line: bytes) -> None:
         """Appends a line of our own, whole or not at all. OSError when it can't be written."""
-        line = f"{text}\n".encode()
-        if self.size and os.pread(self._fd, 1, self.size - 1) != b"\n":
+        if self._in_a_line():
             line = b"\n" + line
-        written = os.pwrite(self._fd, line, self.size)
-        if written < len(line):
+        if self._write(line) < len(line):
             os.ftruncate(self._fd, self.size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.size += len(line)
+
+    def fit(self, lines: bytes, now: float) -> int:
+        """How many bytes of whole `lines` are to be appended now: what fits into the file, which is rotated if nothing
+        does. Raises OSError."""
+        self.prepare(now)
+        if self._in_a_line():
+            self.size += self._write(b"\n")
+        while self.log.max_size:
+            room = max(0, self.log.max_size - self.size)
+            end = len(lines) if len(lines) <= room else lines.rfind(b"\n", 0, room) + 1
+            if end:
+                return end
+            if not self.size:
+                return lines.find(b"\n") + 1  # longer than a file may be: it gets one of its own
+            if now < self._rotate_at or not self._rotate(now):
+                break
+        return len(lines)
+
+    def append(self, spool: Spool, lines: bytes, own: int) -> int:
+        """Appends whole lines (see `fit`), which stand for the first `own` bytes that wait in `spool`; returns how many
+        bytes were written: whole lines, fewer where the disk is full. OSError: nothing was written."""
+        spool.intend(self._fd, self.size, len(lines), own)
+        try:
+            written = self._write(lines)
+            crossing("log append")
+            if written < len(lines):
+                written = self._whole(lines, written)
+        except OSError:
+            spool.call_off()
+            raise
         self.size += written
+        return written
+
+    def claim(self, spool: Spool) -> None:
+        """Has `spool` settled with the file as soon as it is open: before anything else is written there."""
+        if spool.intends:
+            self._claims.append(spool)
+
+    def disclaim(self, spool: Spool) -> None:
+        """It will be closed."""
+        if spool in self._claims:
+            self._claims.remove(spool)
+
+    def _whole(self, lines: bytes, written: int) -> int:
+        """Cuts off what is no whole line of the `written` bytes. Raises OSError where nothing is left: why the disk
+        took no more."""
+        whole = lines.rfind(b"\n", 0, written) + 1
+        try:
+            if not whole:
+                os.pwrite(self._fd, lines[written : written + 1], self.size + written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # it takes more by now
+        finally:
+            os.ftruncate(self._fd, self.size + whole)
+        return whole
+
+    def _in_a_line(self) -> bool:
+        return self.size > 0 and os.pread(self._fd, 1, self.size - 1) != b"\n"
+
+    def _write(self, data: bytes) -> int:
+        return os.pwrite(self._fd, data, self.size)
 
     def fail(self, error: OSError, now: float) -> None:
         """Notes that the file can't be written and closes it; `usable` says when to try again."""
@@ -152,6 +250,11 @@ class LogFile:
             if fd >= 0:
                 os.close(fd)
         self._fd = self._folder = -1
+
+    def uncounted(self) -> tuple[int, int]:
+        """Rotations, and lines that were split, since this was asked last."""
+        before, self._counted = self._counted, (self.rotations, self.lines_split)
+        return self.rotations - before[0], self.lines_split - before[1]
 
     # --- opening -------------------------------------------------------------------------------------------------
 
@@ -178,15 +281,24 @@ class LogFile:
         self._folder = open_folder(self._place, 0o750)
         self._recover()
         self._fd = open_regular(self._name, self.log.mode_bits, self._folder)
+        for spool in self._claims:
+            spool.settle(self._fd)
+        self._claims.clear()
         self.size = os.fstat(self._fd).st_size
         self._look_at = now + RETRY_SECONDS
         self.error = ""
+
+    @property
+    def _shelf(self) -> Shelf:
+        return Shelf(self._folder, self._name)
 
     def _recover(self) -> None:
         """Finishes or undoes a rotation that a predecessor began."""
         with contextlib.suppress(FileNotFoundError):
             self._unlink(self._partial)
-        if not self._exists(self._next):
+        if self.job is None:
+            self._shelf.clean()
+        if self._shelf.status(self._next) is None:
             return
         ending = last_byte(self._name, self._folder)
         if ending is None:
@@ -198,6 +310,43 @@ class LogFile:
             self._unlink(self._next)
             crossing("log undo")
 
+    # --- compression: see `shelf` -------------------------------------------------------------------------------------
+
+    def begin_compression(self) -> Job | None:
+        """The next rotated file to be compressed, None where there is none. `end_compression` comes after it. Raises
+        OSError."""
+        if self.job is not None or self.log.compress != "gzip":
+            return None
+        with self.shelf() as shelf:
+            self.job = shelf.begin()
+        return self.job
+
+    def abandon(self) -> None:
+        """Ends a compression that is not done, whatever happens: nobody will use the file any more."""
+        with contextlib.suppress(OSError):
+            self.end_compression(done=False)
+
+    def end_compression(self, *, done: bool) -> bool:
+        """Puts the compressed file in the place of the other, or removes it where that was not `done`. Returns whether
+        it is there. Raises OSError."""
+        job, self.job = self.job, None
+        if job is None:
+            return False
+        try:
+            with self.shelf() as shelf:
+                return shelf.commit(job, done=done)
+        finally:
+            job.close()
+
+    @contextlib.contextmanager
+    def shelf(self) -> Iterator[Shelf]:
+        """The rotated files, also while the file itself is not open. Raises OSError."""
+        folder = open_folder(self._place)
+        try:
+            yield Shelf(folder, self._name)
+        finally:
+            os.close(folder)
+
     # --- rotation: see the module's docstring -----------------------------------------------------------------------
 
     @property
@@ -208,27 +357,20 @@ class LogFile:
     def _next(self) -> str:
         return f"{self._name}.next"
 
-    def _rotated(self, number: int) -> str:
-        return f"{self._name}.{number}"
-
-    def _exists(self, name: str) -> bool:
-        try:
-            os.stat(name, dir_fd=self._folder, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return True
-
     def _rename(self, name: str, new: str) -> None:
-        os.rename(name, new, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        self._shelf.rename(name, new)
 
     def _unlink(self, name: str) -> None:
-        os.unlink(name, dir_fd=self._folder)
+        self._shelf.unlink(name)
 
     def _rotate(self, now: float) -> bool:
         """Starts a new file. False where that can't be done (a folder that may not be written, say): the old one goes
         on growing and it is tried again in a second. Better a large file than lost output."""
         line_end = last_newline(self._fd, self.size) + 1
         split = line_end == 0  # one line longer than the whole file: it has to be cut somewhere
+        if split and not self._full():
+            self._rotate_at = now + RETRY_SECONDS  # by the clock: then its end is waited for
+            return False
         carried = not split and line_end < self.size
         try:
             if carried:
@@ -265,16 +407,8 @@ class LogFile:
             os.close(target)
 
     def _shift(self) -> None:
-        gap = 1
-        while gap <= self.log.keep and self._exists(self._rotated(gap)):
-            gap += 1
-        if gap > self.log.keep > 0:
-            gap = self.log.keep
-            self._unlink(self._rotated(gap))
-            crossing("log drop")
-        for number in range(gap - 1, 0, -1):
-            self._rename(self._rotated(number), self._rotated(number + 1))
-            crossing("log shift")
+        plain = self._shelf.shift(self.log.keep)
+        self.raw = self.raw or (plain and self.log.compress == "gzip")
 
     def _keep_partial(self) -> None:
         self._rename(self._partial, self._next)
@@ -286,7 +420,7 @@ class LogFile:
 
     def _finish(self, carried: bool) -> None:
         if self.log.keep:
-            self._rename(self._name, self._rotated(1))
+            self._rename(self._name, f"{self._name}.1")
             crossing("log retire")
         elif not carried:
             self._unlink(self._name)
@@ -294,21 +428,12 @@ class LogFile:
         if carried:
             self._enter()
         self.rotations += 1
-        self._prune()
+        self.news = True
+        self._shelf.prune(self.log.keep)
 
     def _enter(self) -> None:
         self._rename(self._next, self._name)
         crossing("log enter")
-
-    def _prune(self) -> None:
-        """Removes what an earlier, larger `keep` has left; highest first: a crash leaves no gap that hides the rest."""
-        number = max(self.log.keep, 0) + 1
-        while self._exists(self._rotated(number)):
-            number += 1
-        for extra in range(number - 1, self.log.keep, -1):
-            with contextlib.suppress(OSError):  # a folder of that name, say: not ours, and no reason to lose output
-                self._unlink(self._rotated(extra))
-            crossing("log prune")
 
 
 def open_regular(name: str, mode: int, folder: int) -> int:

@@ -12,16 +12,18 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from procman.config import Log
 from procman.logs.capture import Done, LogThread
 from procman.logs.flow import Counters, Stream
+from procman.logs.upkeep import Rules
 
 THREADS_MAX = 16
 """Log threads at most; more disks share them."""
 
 PRINTED = "\0"
-"""Stands for the daemon's stdout among the disks: no name of one."""
+"""Stands for what is no disk among the disks: the daemon's stdout, syslog, the journal. No name of one."""
 
 
 class LogThreads:
@@ -36,13 +38,22 @@ class LogThreads:
         stdout_fd: int,
         disk_of: Callable[[str], str],
         on_loss: Callable[[], None] = lambda: None,
+        stderr_fd: int = 2,
+        *,
+        on_wish: Callable[[str], None] = lambda path: None,
+        on_said: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._on_news = on_news
         self._on_loss = on_loss
+        self._on_wish = on_wish
+        self._on_said = on_said
+        self._rules = Rules()
         self._disk_of = disk_of
         self._watched: set[str] = set()
         # Made now: later the descriptor may be another file.
-        self._printer = LogThread(on_news, stdout_fd, self._watched, on_loss)
+        self._printer = LogThread(
+            on_news, stdout_fd, self._watched, on_loss, stderr_fd, on_wish=on_wish, on_said=on_said
+        )
         self._by_disk = {PRINTED: self._printer}
         self._started = False
         self._homes: dict[str, tuple[LogThread, str]] = {}  # by stream: its thread, and its path or PRINTED
@@ -69,14 +80,14 @@ class LogThreads:
         thread = self._move_in(stream.key, stream.log, stream.path)
         thread.add(stream, counters)
 
-    def change(self, key: str, log: Log, path: str) -> None:
+    def change(self, key: str, log: Log, path: str, spool_fd: int = -1) -> None:
         before = self._homes[key][0]
         self._move_out(key)
         thread = self._move_in(key, log, path)
         if thread is before:
-            thread.change(key, log, path)
+            thread.change(key, log, path, spool_fd)
         else:
-            before.hand_over(key, thread, log, path)
+            before.hand_over(key, thread, log, path, spool_fd)
 
     def remove(self, key: str, done: Done | None = None) -> None:
         thread = self._homes[key][0]
@@ -86,28 +97,62 @@ class LogThreads:
     def flush(self, key: str, done: Done | None = None) -> None:
         self._homes[key][0].flush(key, done)
 
-    def reopen(self, stdout_fd: int | None = None) -> None:
-        for thread in {id(thread): thread for thread in self._by_disk.values()}.values():
-            thread.reopen(stdout_fd if thread is self._printer else None)
+    def reopen(
+        self, stdout_fd: int | None = None, stderr_fd: int | None = None, done: Done = lambda: None
+    ) -> None:
+        """`done` is called when all of them have, in one of them."""
+
+        def reopen(thread: LogThread, done: Done) -> None:
+            thread.reopen(*((stdout_fd, stderr_fd) if thread is self._printer else (None, None)), done)
+
+        self._all_of_them(reopen, done)
 
     def pause(self, done: Done) -> None:
         """`done` is called when all of them rest, in one of them."""
-        threads = [t for t in {id(t): t for t in self._by_disk.values()}.values() if t.started]
-        moving = set(map(id, threads))
+        self._all_of_them(LogThread.pause, done)
 
-        def rests(thread: LogThread) -> None:
-            moving.discard(id(thread))
-            if not moving:
+    def _all_of_them(self, ask: Callable[[LogThread, Done], None], done: Done) -> None:
+        """Asks each thread that runs for something, and calls `done` when the last one has done it."""
+        threads = [t for t in {id(t): t for t in self._by_disk.values()}.values() if t.started]
+        busy = set(map(id, threads))
+
+        def has(thread: LogThread) -> None:
+            busy.discard(id(thread))
+            if not busy:
                 done()
 
         for thread in threads:
-            thread.pause(functools.partial(rests, thread))
+            ask(thread, functools.partial(has, thread))
         if not threads:
             done()
 
     def go_on(self) -> None:
         for thread in {id(thread): thread for thread in self._by_disk.values()}.values():
             thread.go_on()
+
+    def govern(self, rules: Rules) -> None:
+        """Each thread gets what is on its disk: a file has one thread that may remove it."""
+        self._rules = rules
+        for thread in {id(thread): thread for thread in self._by_disk.values()}.values():
+            self._govern(thread)
+
+    def _govern(self, thread: LogThread) -> None:
+        mine = [kept for kept in self._rules.logs if self._thread_that_keeps(kept.path) is thread]
+        thread.govern(replace(self._rules, logs=tuple(mine)))
+
+    def _thread_that_keeps(self, path: str) -> LogThread | None:
+        return self._thread_of.get(path) or self._by_disk.get(self._disk_of(path))
+
+    def begin_compression(self, path: str, then: Callable[[tuple[int, int] | None], None]) -> None:
+        thread = self._thread_of.get(path)
+        if thread is None:  # nobody prints there any more
+            then(None)
+        else:
+            thread.begin_compression(path, then)
+
+    def end_compression(self, path: str, problem: str) -> None:
+        if (thread := self._thread_of.get(path)) is not None:
+            thread.end_compression(path, problem)
 
     def counters(self, key: str) -> Counters:
         return self._homes[key][0].counters(key)
@@ -150,7 +195,8 @@ class LogThreads:
         thread = self._by_disk.get(disk)
         if thread is None and len(self._by_disk) <= THREADS_MAX:
             try:
-                thread = LogThread(self._on_news, -1, self._watched, self._on_loss)
+                aside = {"on_wish": self._on_wish, "on_said": self._on_said}
+                thread = LogThread(self._on_news, -1, self._watched, self._on_loss, -1, **aside)
             except OSError:  # no descriptor is free
                 thread = None
         if thread is not None:
@@ -158,6 +204,7 @@ class LogThreads:
                 if self._started:
                     thread.start()
                 self._by_disk[disk] = thread
+                self._govern(thread)
                 return thread
             except RuntimeError:  # no process is left for a thread
                 thread.stop()

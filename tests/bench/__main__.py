@@ -10,21 +10,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import procman
-from tests.bench import crash, fleet, growth, lineup, load, logs, losses, restart, rpc, tools, wsgi
+from tests.bench import crash, fleet, growth, lineup, logs, losses, many, modes, reading, restart, rpc, tools, wsgi
 from tests.bench.figures import Figure, table
 from tests.bench.machine import raise_limits
 from tests.bench.plan import FULL, QUICK, TINY, Plan
 from tests.loss.servers import SERVERS
 
-NAMES = (*restart.NAMES, *fleet.NAMES, *rpc.NAMES, *logs.NAMES, *load.NAMES, *crash.NAMES, *losses.SHORT)
-LONG = (*losses.NAMES, *wsgi.NAMES)
-"""Measured only when they are named: losses takes an hour, and both have a table of their own."""
+NAMES = (*restart.NAMES, *fleet.NAMES, *rpc.NAMES, *logs.NAMES, *many.NAMES, *crash.NAMES, *losses.SHORT)
+LONG = (*losses.NAMES, *wsgi.NAMES, *modes.NAMES, *reading.NAMES)
+"""Measured only when they are named: losses takes an hour, and each has a table of its own."""
 
 PLANS = {"full": FULL, "quick": QUICK, "tiny": TINY}
 
@@ -47,27 +48,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine = _machine()
     start = time.monotonic()
     figures = measure(plan, options.name or NAMES)
-    lost = losses.run(plan, options.server, _say) if "losses" in options.name else []
-    rates = wsgi.run(plan, _say) if "wsgi" in options.name else []
-    seconds = time.monotonic() - start
-    if figures or not (lost or rates):
+    if set(options.name) & set(NAMES) or not options.name:
+        seconds = time.monotonic() - start
         print(f"{machine}\nmedian (smallest–largest), how many times procman is better; {seconds:.0f} s\n")
-        print("\n".join(table(figures, lineup.ORDER)))
-        print("\n".join(["", *growth.table(figures)]))
-    if lost:
-        print(f"{machine}\n{plan.reloads} reloads under {losses.CONNECTIONS} connections\n")
-        print("\n".join(losses.table(lost)))
-    if rates:
-        print(f"{machine}\nmedian (smallest–largest) of {plan.wsgi_rounds} rounds\n")
-        print("\n".join(wsgi.table(rates)))
+        print("\n".join([*table(figures, lineup.ORDER), "", *growth.table(figures)]))
+    more = _by_name(plan, options, machine)
     if options.json:
         document = {
-            "machine": machine, "seconds": seconds, "left_out": dict(lineup.left_out()),
-            "figures": [figure.document() for figure in figures],
-            "losses": [row.document() for row in lost], "wsgi": [row.document() for row in rates],
+            "machine": machine, "seconds": time.monotonic() - start, "left_out": dict(lineup.left_out()),
+            "figures": [figure.document() for figure in figures], **more,
         }  # fmt: skip
         Path(options.json).write_text(json.dumps(document, indent=1) + "\n")
     return 0
+
+
+def _by_name(plan: Plan, options: argparse.Namespace, machine: str) -> dict[str, Any]:
+    """Measures those of LONG that are named and prints their tables. What JSON shows of them."""
+    documents: dict[str, Any] = {}
+
+    def show(what: str, lines: Iterable[str], document: Any, name: str) -> None:
+        print("\n".join([machine, what, "", *lines, ""]))
+        documents[name] = document
+
+    if "losses" in options.name:
+        lost = losses.run(plan, options.server, _say)
+        what = f"{plan.reloads} reloads under {losses.CONNECTIONS} connections"
+        show(what, losses.table(lost), [row.document() for row in lost], "losses")
+    if "wsgi" in options.name:
+        rates = wsgi.run(plan, _say)
+        what = f"median (smallest–largest) of {plan.wsgi_rounds} rounds"
+        show(what, wsgi.table(rates), [row.document() for row in rates], "wsgi")
+    if "modes" in options.name:
+        costs = modes.run(plan, _say)
+        what = f"median (smallest–largest) of {plan.log_rounds} rounds"
+        show(what, modes.table(costs), costs.document(), "modes")
+    if "reading" in options.name:
+        read = reading.run(plan, _say)
+        what = f"a log of {plan.reading_gb:g} GB; median (smallest–largest)"
+        show(what, reading.table(read), [row.document() for row in read], "reading")
+    return documents
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,7 +117,7 @@ def measure(plan: Plan, names: Sequence[str]) -> list[Figure]:
         figures += restart.run(plan, _say)
     if set(names) & set(fleet.NAMES):
         figures += fleet.run(plan, names, _say)
-    for part in (rpc, logs, load, crash):
+    for part in (rpc, logs, many, crash):
         if set(names) & set(part.NAMES):
             figures += part.run(plan, _say)
     if "reload" in names:

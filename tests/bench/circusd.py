@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tests.bench import tools
-from tests.bench.contenders import LOG_BYTES, Contender
+from tests.bench.contenders import Contender
 from tests.bench.wires import Wire, Zmtp, zmtp_request
 
 
@@ -23,7 +23,7 @@ class Circusd(Contender):
         for name, command in self.programs.items():
             streams = [
                 f"{stream}.class = FileStream\n{stream}.filename = {self.logs}/{name}{suffix}\n"
-                f"{stream}.max_bytes = {LOG_BYTES}\n{stream}.backup_count = {self.keep_logs}"
+                f"{stream}.max_bytes = {self.log_bytes}\n{stream}.backup_count = {self.keep_logs}"
                 + (f"\n{stream}.time_format = %Y-%m-%dT%H:%M:%S" if self.timestamps else "")
                 for stream, suffix in (("stdout_stream", ".log"), ("stderr_stream", ".err"))
             ]

@@ -39,7 +39,8 @@ MARK = "PROCMAN_BENCH_MARK"
 class Contender(ABC):
     """A manager at work. Its programs tell themselves when they run (`machine.Starts`).
 
-    `keep_logs` rotated files of each program; `timestamps`: the time before each line.
+    `keep_logs` rotated files of each program, of `log_bytes`; `timestamps`: the time before each line; `compress` them,
+    where it can (only procman does).
     """
 
     title: ClassVar[str]
@@ -59,9 +60,17 @@ class Contender(ABC):
     most: ClassVar[int] = 1_000_000
     """Programs."""
 
-    def __init__(self, programs: Programs, *, keep_logs: int = 10, timestamps: bool = False) -> None:
+    def __init__(
+        self,
+        programs: Programs,
+        *,
+        keep_logs: int = 10,
+        log_bytes: int = LOG_BYTES,
+        timestamps: bool = False,
+        compress: bool = False,
+    ) -> None:
         self.programs = programs
-        self.keep_logs, self.timestamps = keep_logs, timestamps
+        self.keep_logs, self.log_bytes, self.timestamps, self.compress = keep_logs, log_bytes, timestamps, compress
         self.folder = Path(tempfile.mkdtemp(prefix="pmb", dir="/tmp"))  # short: sockets stand in it
         self.mark = uuid4().hex
         self.logs = self.folder / "log"

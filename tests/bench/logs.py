@@ -17,10 +17,12 @@ from dataclasses import dataclass
 
 from tests.bench import limits
 from tests.bench.contenders import LOG_BYTES, Contender
-from tests.bench.figures import Figure, Limit
+from tests.bench.figures import OURS, Figure, Limit
 from tests.bench.lineup import Notes, present
 from tests.bench.machine import MB, TooSlow, cpu_seconds, written_bytes
 from tests.bench.plan import Plan
+from tests.bench.procmand import Procmand
+from tests.harness import log_files, wait_until
 
 NAMES = ("logs",)
 
@@ -35,6 +37,11 @@ CALM_SECONDS = 10.0
 
 LENGTHS = (10, 100, 1000)
 STAMPED = "100 with the time"
+PACKED = "100 compressed"
+"""By procman only: beside what the others do without."""
+
+PACK_SECONDS = 120.0
+"""A bound, not a figure."""
 
 @dataclass(slots=True)
 class Writing:
@@ -93,6 +100,11 @@ def run(plan: Plan, say: Callable[[str], None]) -> list[Figure]:
                     one = {"w100": programs["w100"]}
                     stamped = stack.enter_context(kind(one, keep_logs=KEEP, timestamps=True))
                     [writings[kind.title, STAMPED]] = _stand(stamped, [one["w100"]])
+        with notes.leaving_out(f"{OURS} that compresses"):
+            one = {"w100": programs["w100"]}
+            packing = stack.enter_context(Procmand(one, keep_logs=KEEP, compress=True))
+            [writings[OURS, PACKED]] = _stand(packing, [one["w100"]])
+            stack.callback(_note_compressor, packing, notes)
         for length in LENGTHS:
             pids = stack.enter_context(limits.copying(programs[f"w{length}"], LOG_BYTES, KEEP))
             os.kill(pids[0], signal.SIGSTOP)
@@ -102,7 +114,11 @@ def run(plan: Plan, say: Callable[[str], None]) -> list[Figure]:
                 say(f"round {number} of {plan.log_rounds}: lines of {lines} under {title}")
                 with notes.leaving_out(title):
                     measured[title, lines].append(writing.window(plan.log_seconds))
-    known = [lines for lines in (*map(str, LENGTHS), STAMPED) if any(lines == what for _, what in measured)]
+                    if lines == PACKED:
+                        _wait_packed(packing)
+    for kind in present(plan.peers)[1:]:
+        measured[kind.title, PACKED] = measured[kind.title, "100"]
+    known = [lines for lines in (*map(str, LENGTHS), STAMPED, PACKED) if any(lines == what for _, what in measured)]
     return [figure for lines in known for figure in _figures(lines, measured, notes.texts)]
 
 
@@ -121,6 +137,17 @@ def _stand(contender: Contender, commands: Sequence[Sequence[str]]) -> list[Writ
     return [Writing(pid, own, contender.taken_bytes, contender.trim) for pid in pids]
 
 
+def _wait_packed(procmand: Procmand) -> None:
+    """Waits until all is compressed: it would take part of the next one's window."""
+    path = procmand.logs / "w100.log"
+    wait_until(lambda: all(file.suffix == ".gz" for file in log_files(path)[:-1]), PACK_SECONDS, "all is compressed")
+
+
+def _note_compressor(procmand: Procmand, notes: Notes) -> None:
+    used = cpu_seconds(procmand.compressor_pids()) / (procmand.counters("w100")["written"] / 1e9)
+    notes.add(f"the compressor, with nice 19, has used {used:.2f} s for each GB that procman wrote")
+
+
 def _note_losses(contender: Contender, notes: Notes) -> None:
     lost = contender.lost_bytes()
     if lost:
@@ -130,8 +157,9 @@ def _note_losses(contender: Contender, notes: Notes) -> None:
 def _figures(
     lines: str, measured: dict[tuple[str, str], list[tuple[float, float]]], notes: list[str]
 ) -> list[Figure]:
-    name = f"logs-{lines.replace(' with the time', '-stamped')}"
-    words = f"{lines}-byte lines" if lines != STAMPED else "100-byte lines, the time before each"
+    name = f"logs-{lines.replace(' with the time', '-stamped').replace(' compressed', '-gzip')}"
+    more = {STAMPED: ", the time before each", PACKED: ", rotated files compressed by procman"}.get(lines, "")
+    words = f"{lines.partition(' ')[0]}-byte lines{more}"
 
     def figure(suffix: str, title: str, unit: str, index: int, more: bool) -> Figure:
         sides = {who: tuple(each[index] for each in all_) for (who, what), all_ in measured.items() if what == lines}

@@ -60,12 +60,21 @@ class Plan:
     log_seconds: float = 1.0
     """Length of one window of writing."""
 
-    load_writers: int = 100
-    """Programs that write at the same time, a megabyte a second each."""
+    many_programs: int = 100
+    """Programs that print at the same time, a megabyte a second each."""
 
-    load_rounds: int = 3
-    load_seconds: float = 2.0
+    many_rounds: int = 3
+    many_seconds: float = 2.5
     """Length of one window of that."""
+
+    requests: int = 200
+    """`status` requests in each round of `modes`."""
+
+    reading_gb: float = 10.0
+    """Size of the log that is read."""
+
+    reading_calls: int = 15
+    """Of each command that ends soon."""
 
     rpc_rounds: int = 3
     rpc_seconds: float = 2.0
@@ -103,14 +112,16 @@ FULL = Plan()
 QUICK = Plan(
     fleets=(Fleet(20, idle_seconds=1.0, status_calls=3, kills=2, end_seconds=15.0),),
     kills=5, kills_a_step=5, log_rounds=1, log_seconds=0.5,
-    load_writers=20, load_rounds=1, load_seconds=1.0, rpc_rounds=1, rpc_seconds=0.5,
+    many_programs=20, many_rounds=1, many_seconds=1.0, requests=50, reading_gb=1.0, reading_calls=5,
+    rpc_rounds=1, rpc_seconds=0.5,
     crashes=1, crash_settle_seconds=1.0, short_reloads=1, short_requests=500,
     reloads=3, reload_requests=3000, wsgi_rounds=3, wsgi_seconds=1.0,
 )  # fmt: skip
 TINY = Plan(
     fleets=(Fleet(2, idle_seconds=0.2, status_calls=1, kills=1),),
     kills=2, kills_a_step=1, log_rounds=1, log_seconds=0.1,
-    load_writers=2, load_rounds=1, load_seconds=0.2, rpc_rounds=1, rpc_seconds=0.1,
+    many_programs=2, many_rounds=1, many_seconds=0.2, requests=2, reading_gb=0.01, reading_calls=2,
+    rpc_rounds=1, rpc_seconds=0.1,
     crashes=1, crash_settle_seconds=0.3, short_reloads=1, short_requests=100,
     reloads=1, reload_requests=200, wsgi_rounds=1, wsgi_seconds=0.1,
 )  # fmt: skip

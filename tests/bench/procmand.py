@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from typing import ClassVar
 
 from procman.client import Client
-from procman.config import Log
 from tests.bench import tools
-from tests.bench.contenders import LOG_BYTES, Contender
+from tests.bench.contenders import Contender
 from tests.bench.figures import OURS
 from tests.bench.wires import JsonLines, Wire
 from tests.harness import SUPERVISOR, command_line, descendants, wait_until
-
-LOG_KEYS = {field.name for field in dataclasses.fields(Log)}
 
 
 class Procmand(Contender):
@@ -25,18 +21,14 @@ class Procmand(Contender):
     sampling: ClassVar[int] = 5
     """Seconds between two samples of CPU and memory, 0: none."""
 
-    can_timestamp = "timestamps" in LOG_KEYS
-
     def configure(self) -> None:
         own = f'socket = "{self.folder}/s"\nstate_dir = "{self.folder}/state"\nlog_dir = "{self.logs}"'
         parts = [f"[daemon]\n{own}\n[daemon.sampling]\ninterval = {self.sampling}"]
-        log = [f"max_size = {LOG_BYTES}", f"keep = {self.keep_logs}"]
-        if "compress" in LOG_KEYS:
-            log.append('compress = "none"')  # the others do not
-        if self.timestamps:
-            log.append("timestamps = true")
+        packed = "gzip" if self.compress else "none"
+        stamped = "true" if self.timestamps else "false"
+        log = f'max_size = {self.log_bytes}, keep = {self.keep_logs}, compress = "{packed}", timestamps = {stamped}'
         for name, command in self.programs.items():
-            parts.append(f"[program.{name}]\ncommand = {json.dumps(command)}\nlog = {{ {', '.join(log)} }}")
+            parts.append(f"[program.{name}]\ncommand = {json.dumps(command)}\nlog = {{ {log} }}")
         (self.folder / "procman.toml").write_text("\n".join(parts))
 
     def environment(self) -> dict[str, str]:
@@ -74,10 +66,19 @@ class Procmand(Contender):
 
         return wait_until(found, what="a supervisor of procman runs")
 
-    def lost_bytes(self) -> int:
+    def counters(self, name: str) -> dict[str, int]:
+        """What became of the output of a program."""
         with Client(f"{self.folder}/s", 20) as client:
-            outputs = [stream for name in self.programs for stream in client.call("show", name=name)["log"]]
-        return sum(int(stream["dropped"]) for stream in outputs)
+            counters: dict[str, int] = client.call("show", name=name)["log"][0]
+        return counters
+
+    def lost_bytes(self) -> int:
+        return sum(self.counters(name)["dropped"] for name in self.programs)
+
+    def compressor_pids(self) -> list[int]:
+        """The process that compresses rotated files; none while there is nothing to do. It is counted by itself."""
+        below = (child.pid for child in descendants(self.main_pid))
+        return [pid for pid in below if "compressor.py" in command_line(pid)]
 
 
 class Unsampled(Procmand):

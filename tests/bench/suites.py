@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from tests.bench import tools
-from tests.bench.contenders import LOG_BYTES, Contender
+from tests.bench.contenders import Contender
 from tests.harness import command_line, descendants
 
 
@@ -77,7 +77,7 @@ class Svscan(Suite):
 
     def logger(self, folder: Path) -> Sequence[str]:
         stamp = ["T"] if self.timestamps else []  # ISO 8601
-        return [tools.find("s6-log"), f"n{self.keep_logs}", f"s{LOG_BYTES}", *stamp, str(folder)]
+        return [tools.find("s6-log"), f"n{self.keep_logs}", f"s{self.log_bytes}", *stamp, str(folder)]
 
     def status_argv(self) -> Sequence[str]:
         return _for_each("s6-svstat", self.folders)
@@ -108,7 +108,7 @@ class Runsvdir(Suite):
     def configure(self) -> None:
         super().configure()
         for name in self.programs:
-            (self.logs / name / "config").write_text(f"s{LOG_BYTES}\nn{self.keep_logs}\n")
+            (self.logs / name / "config").write_text(f"s{self.log_bytes}\nn{self.keep_logs}\n")
 
     def argv(self) -> Sequence[str]:
         return [tools.find("runsvdir"), "-P", str(self.services)]

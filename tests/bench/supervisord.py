@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tests.bench import tools
-from tests.bench.contenders import LOG_BYTES, Contender
+from tests.bench.contenders import Contender
 from tests.bench.wires import Wire, XmlRpc, xml_request
 
 RPC_FACTORY = "supervisor.rpcinterface:make_main_rpcinterface"
@@ -30,7 +30,7 @@ class Supervisord(Contender):
             f"[supervisorctl]\nserverurl=unix://{folder}/s.sock",
         ]
         for name, command in self.programs.items():
-            rotation = f"stdout_logfile_maxbytes={LOG_BYTES}\nstdout_logfile_backups={self.keep_logs}"
+            rotation = f"stdout_logfile_maxbytes={self.log_bytes}\nstdout_logfile_backups={self.keep_logs}"
             log = f"stdout_logfile={self.logs}/{name}.log\n{rotation}\nredirect_stderr=true"
             parts.append(f"[program:{name}]\ncommand={' '.join(command)}\nautorestart=true\n{log}")
         (folder / "supervisord.conf").write_text("\n\n".join(parts) + "\n")

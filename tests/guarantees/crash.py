@@ -36,7 +36,7 @@ from typing import Any
 from procman.ctl.main import main as procmanctl
 from procman.daemon import CRASH_VARIABLE
 from procman.errors import ProcmanError
-from tests.harness import RunningDaemon, wait_until
+from tests.harness import RunningDaemon, log_content, log_files, wait_until
 
 SECONDS = 20.0
 """For any single step of the scenario. Generous: the machine may be busy."""
@@ -88,9 +88,9 @@ def table(folder: Path, ports: Sequence[int], *, changed: bool) -> str:
             ready = {{ http = "/" }}
             start_seconds = 0""",
         lives("lines", "150", "log = { max_size = 1000, keep = 1000 }"),
-        lives("crasher", more='restart_delay = "50ms"'),
+        lives("crasher", more='restart_delay = "50ms"\nlog = { format = "json" }'),
         lives("late", more='autostart = false\nstop_signal = "USR2"'),
-        lives("hup", more='reload = "signal:HUP"\nready = { notify = true }'),
+        lives("hup", more='reload = "signal:HUP"\nready = { notify = true }\nlog = { timestamps = true }'),
         lives("edited", more=f"environment = {{ EDITED = '{int(changed)}' }}\nready = {{ notify = true }}"),
         lives("added" if changed else "removed", more="ready = { notify = true }"),
     ]
@@ -282,7 +282,7 @@ class Play:
             undone=lambda: self.info("late")["state"] == "STOPPED",
         )
         self._crash()
-        self.until("the log is rotated", lambda: len(list(self._files("lines"))) > 3)
+        self.until("the log is rotated", lambda: len(self._files("lines")) > 3)
         self._restart()
         self.command(
             "stop",
@@ -370,12 +370,16 @@ class Play:
         def proving() -> bool:
             return bool((self.info("proven")["beside"] or {}).get("canary"))
 
+        def promote() -> bool:
+            return bool(self.ctl("promote", "proven"))
+
         for _ in range(1 + len(self.result.deaths)):
             begin = ("reload", "proven", "--canary", "50%", "--for", "10m", "--no-wait")
             self.command(*begin, done=lambda: True, undone=lambda: proving() or self.settled("proven"))
             self.until("the canary is under way, or over", lambda: proving() or self.settled("proven"))
             status, said = self.ctl("promote", "proven")
-            self.until("one of the two is left", lambda: self.settled("proven"))
+            # Asked too early, before the canary has begun, that was refused.
+            self.until("one of the two is left", lambda: self.settled("proven") or (proving() and not promote()))
             now = self.settled("proven")
             if now != before:
                 break
@@ -498,7 +502,7 @@ class Play:
         """Every line once and whole, in order, across the rotated files."""
         for name in ("lines", "crasher", "late", "hup", "edited", "removed", "added"):
             expected = []
-            found = b"".join(path.read_bytes() for path in self._files(name)).decode(errors="replace")
+            found = undressed(b"".join(log_content(file) for file in self._files(name)).decode(errors="replace"))
             for pid in self.begun(name):
                 numbers = [int(match[1]) for match in re.finditer(rf"^{pid} (\d+) ?x*$", found, re.MULTILINE)]
                 count = max(numbers, default=0) if name == "lines" else 0
@@ -511,13 +515,9 @@ class Play:
                 first = next((f"{n}: {one!r}, not {other!r}" for n, (one, other) in pairs if one != other), "")
                 self.wrong(f"the log of {name} is not what it wrote, from line {first}")
 
-    def _files(self, name: str) -> Iterator[Path]:
+    def _files(self, name: str) -> list[Path]:
         """The log of `name`, oldest first."""
-        path = self.running.log_dir / f"{name}.log"
-        rotated = sorted(path.parent.glob(f"{path.name}.[0-9]*"), key=lambda each: -int(each.suffix[1:]))
-        yield from rotated
-        if path.exists():
-            yield path
+        return log_files(self.running.log_dir / f"{name}.log")
 
     def _read_crossings(self) -> None:
         trace = Path(f"{self.crash}.log")
@@ -531,6 +531,18 @@ class Play:
         for life, number in zip(lives, self.result.deaths, strict=False):
             if 0 < number <= len(life):
                 self.result.died.append(life[number - 1])
+
+
+def undressed(text: str) -> str:
+    """Lines as their program has printed them; what can't be read as it should be stays."""
+    found = []
+    for line in text.splitlines(keepends=True):
+        try:
+            line = json.loads(line)["message"] + "\n" if line.startswith("{") else line
+        except ValueError:
+            pass
+        found.append(re.sub(r"^\d{4}-\d\d-\d\dT[0-9:.]+Z ", "", line))
+    return "".join(found)
 
 
 def play(deaths: tuple[int, ...], compiled: Path) -> Result:

@@ -110,7 +110,8 @@ class Result:
 class LogCheck:
     """Compares a log and its rotated files with the blocks that were written, as they come, and frees the disk.
 
-    A rotated file that was compared is emptied, not removed: the daemon renames them, and we must not race it.
+    A rotated file that was compared is emptied, not removed: the daemon renames them, and we must not race it. None is
+    compressed: what the kernel moves is what is compared.
     """
 
     def __init__(self, path: Path) -> None:
@@ -191,7 +192,7 @@ def table(ports: dict[str, int], folder: Path, megabytes: float) -> str:
         command = "${{PYTHON}} -S -E ${{PROGRAMS}}/blocks.py {megabytes} {folder}/written"
         stop_timeout = "60s"
         restart = "never"
-        log = {{ path = "{folder}/lines.log", max_size = {LOG_FILE_SIZE}, keep = 10000 }}
+        log = {{ path = "{folder}/lines.log", max_size = {LOG_FILE_SIZE}, keep = 10000, compress = "none" }}
         """
 
 

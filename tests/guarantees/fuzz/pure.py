@@ -47,13 +47,14 @@ from procman import (
 from procman.config import Address, Config, Daemon, Listener, Log, Program
 from procman.ctl import tables as drawn_tables
 from procman.errors import ConfigError, Failed, ProcmanError
-from procman.events import rfc3339
 from procman.ground import counters_from
 from procman.keeper import asked, handover
 from procman.keeper.wire import HEADER, MAX_DESCRIPTORS, Wire, WireError
+from procman.kept import Kept
 from procman.lifecycle import State, Status
 from procman.logs import Counters
 from procman.methods import METHODS
+from procman.moments import rfc3339
 from procman.orphans import known_children
 from procman.rpc import Answer, Notification, Request, RpcError
 from tests.guarantees.fuzz.inputs import damaged, dumped, junk, touched
@@ -334,6 +335,10 @@ STATUSES = {
         "exit": {"code": 1, "signal": None, "at": 1.7e9, "reason": "exit status 1"},
     },
 }
+PROGRAMS_BEFORE = Kept(
+    {"shop": Program(name="shop", program="shop", argv=("shop",), listen=(":80",))},
+    {":80": Listener(name=":80", address=Address("tcp", port=80))},
+)
 STATE: dict[str, Any] = {
     "version": store.VERSION,
     "boot_id": store.boot_id(),
@@ -353,6 +358,8 @@ STATE: dict[str, Any] = {
     "pipes": {"log/shop:1/out": 4242},
     "sockets": {"listener/web": [1, 2], "listener/x": None},
     "seconds": ["listener/web"],
+    "kept": json.loads(json.dumps(PROGRAMS_BEFORE.document())),
+    "refused": json.loads(json.dumps(PROGRAMS_BEFORE.document())),
 }
 
 
@@ -398,7 +405,7 @@ def judge_state(believed: dict[str, Any]) -> None:
         assert 0 <= status.generation < 1 << 63
         assert math.isfinite(status.started)
     for counters in counters_from(believed.get("logs")).values():
-        assert all(type(count) in (int, str) for count in counters.document().values())
+        assert all(type(count) in (int, float, str) for count in counters.document().values())
         assert counters.read + counters.unreported >= 0
     children = believed.get("children", {})
     assert len(known_children(believed)) == len(children), "known_children reads all that is believed"

@@ -1,0 +1,84 @@
+"""A line of an access log: who asked for what, what was answered, and how long that took.
+
+Known: the common and the combined format (gunicorn, the built-in server, nginx, Apache, hypercorn, daphne), with a
+duration at the end where there is one; uvicorn, granian, Django's runserver, and uWSGI. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+HEAD = 8192
+"""Bytes of a line that are looked at."""
+
+_REQUEST = re.compile(
+    rb'[^"\n]{0,400}"(?P<method>[A-Z]{3,20}) (?P<path>[^ "]{0,4096})(?: (?:HTTP/)?(?P<version>[0-9.]{1,3}))?"'
+    rb" (?P<status>[1-5]\d\d)(?= |\Z)(?P<rest>.*)",
+    re.DOTALL,
+)
+_UWSGI = re.compile(
+    rb"\[pid: \d+\|[^\]\n]{0,80}\] [^\[\n]{0,300}\[[^\]\n]{0,40}\] (?P<method>[A-Z]{3,20}) (?P<path>[^ ]{0,4096})"
+    rb" => generated (?P<size>\d+) bytes in (?P<took>\d+) (?P<unit>msecs|micros)(?: via [a-z]+\(\))?"
+    rb" \(HTTP/[0-9.]+ (?P<status>[1-5]\d\d)\)"
+)
+_GRANIAN = re.compile(rb'\[[^\]"]*\] [^ "]+ - "')
+_TOOK = re.compile(rb"(?:[a-z_]+=)?\"?(\d{1,12}(?:\.\d{1,9})?) ?(ms|msecs?|s|sec|us)?\"?\s*\Z")
+_ID = re.compile(r"\d+|[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{16,}", re.IGNORECASE)
+
+PATH_MAX = 200
+"""Characters of a path that is shown."""
+
+
+class Answer(NamedTuple):
+    """`seconds` is None where the log does not tell how long it took."""
+
+    method: str
+    path: str
+    status: int
+    seconds: float | None
+
+
+def parse(line: bytes) -> Answer | None:
+    """What a line of an access log tells; None for another line."""
+    head = line[:HEAD]
+    if head.startswith(b"[pid: "):
+        found = _UWSGI.match(head)
+        if found is None:
+            return None
+        took = int(found["took"]) / (1e3 if found["unit"] == b"msecs" else 1e6)
+        return Answer(_text(found["method"]), _text(found["path"]), int(found["status"]), took)
+    found = _REQUEST.match(head)
+    if found is None:
+        return None
+    seconds = _seconds(found["rest"], granian=bool(_GRANIAN.match(head)))
+    return Answer(_text(found["method"]), _text(found["path"]), int(found["status"]), seconds)
+
+
+def _seconds(rest: bytes, *, granian: bool) -> float | None:
+    """The duration at the end of the line: with a unit; with a name (`rt=0.012`) or a point, seconds; else, after the
+    quoted fields of the combined format, microseconds (%D of Apache and gunicorn). Granian tells milliseconds."""
+    if granian:
+        return float(rest) / 1e3 if re.fullmatch(rb" \d{1,12}(?:\.\d{1,9})?", rest) else None
+    last = rest.rpartition(b" ")[2]
+    found = _TOOK.match(last)
+    if found is None:
+        return None
+    number, unit = float(found[1]), found[2]
+    if unit:
+        return number / {b"s": 1.0, b"se": 1.0, b"ms": 1e3, b"us": 1e6}[unit[:2]]
+    if b"=" in last or b"." in last:
+        return number
+    return number / 1e6 if rest.count(b'"') >= 4 and not rest.rstrip().endswith(b'"') else None
+
+
+def place(path: str) -> str:
+    """What a path is counted as: without the query, with "*" for what is a number or another identifier."""
+    bare = path.partition("?")[0][:PATH_MAX]
+    if not any(character.isdigit() for character in bare):
+        return bare
+    return "/".join("*" if _ID.fullmatch(part) else part for part in bare.split("/"))
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="replace")

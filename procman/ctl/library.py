@@ -1,0 +1,216 @@
+"""Where procmanctl gets logs from: the daemon, or the files themselves while no daemon runs. Both give the same: which
+files a log has, bytes of them, and what comes.
+
+It knows nothing of what is in a log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from procman import rpc
+from procman.client import Client
+from procman.errors import NoSuchProgram, ProcmanError, Unreachable
+
+if TYPE_CHECKING:
+    from procman.logread import Follower
+    from procman.rpc import LogSource, Object
+
+PIECE = 1024 * 1024
+"""Bytes that are read at once: what the daemon gives in one answer."""
+
+NOWHERE = "0:0"
+"""Names the file of a log that has none yet."""
+
+RETRY_SECONDS = 30.0
+"""How long `follow` waits for a daemon whose supervisor is being replaced."""
+
+POLL_SECONDS = 0.2
+"""How often files are looked at without a daemon."""
+
+
+class File(NamedTuple):
+    """A file of a log. `size` is that of the file itself, `modified` seconds since the epoch."""
+
+    id: str
+    path: str
+    size: int
+    modified: float
+    zipped: bool
+
+
+class Source(NamedTuple):
+    """One log: what stream ("out", "err") of process `name` has printed, in `files`, the oldest first."""
+
+    name: str
+    stream: str
+    files: tuple[File, ...]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells it from others."""
+        return self.name, self.stream
+
+
+Heard = Callable[[tuple[str, str], bytes], None]
+Places = dict[tuple[str, str], tuple[str, int]]
+"""By log: a file, and an offset in what it holds."""
+
+
+class Library(Protocol):
+    """Logs that can be read."""
+
+    def sources(self, names: Sequence[str], *, stderr: bool) -> list[Source]:
+        """The logs of these names (none: all), as they are now. Raises ProcmanError."""
+
+    def read(self, source: Source, file: File, size: int, offset: int) -> bytes | None:
+        """Bytes of a file as it is on disk, at most `size`, b"" at its end; None when it has gone."""
+
+    def follow(self, places: Places, heard: Heard) -> None:
+        """Tells of all that comes after these places, for ever."""
+
+
+class Remote:
+    """The daemon's logs. `connect` makes a client that waits so many seconds for an answer."""
+
+    def __init__(self, connect: Callable[[float | None], Client], client: Client) -> None:
+        self._connect = connect
+        self._client = client
+
+    def sources(self, names: Sequence[str], *, stderr: bool) -> list[Source]:
+        """See `Library`, as for the next two."""
+        answer = self._client.call("logs.files", names=list(names), stderr=stderr)
+        return [
+            Source(
+                one["name"],
+                one["stream"],
+                tuple(File(f["file"], f["path"], f["bytes"], f["modified"], f["zipped"]) for f in one["files"]),
+            )
+            for one in answer["sources"]
+        ]
+
+    def read(self, source: Source, file: File, size: int, offset: int) -> bytes | None:
+        answer = self._client.call(
+            "logs.read",
+            name=source.name,
+            stream=source.stream,
+            file=file.id,
+            offset=offset,
+            bytes=min(size, PIECE),
+        )
+        return None if answer["gone"] else rpc.log_bytes(answer)
+
+    def follow(self, places: Places, heard: Heard) -> None:
+        places = dict(places)
+
+        def told(method: str, params: Object) -> None:
+            if method == "log":
+                key = str(params.get("name")), str(params.get("stream"))
+                places[key] = str(params.get("file", NOWHERE)), int(params.get("offset", 0))
+                heard(key, rpc.log_bytes(params))
+
+        gone = 0.0
+        while True:
+            try:
+                with self._connect(None) as client:
+                    client.connect()
+                    gone = 0.0
+                    self._stream(client, places, told)
+            except Unreachable:
+                now = time.monotonic()
+                if not gone:
+                    print("procmanctl: the daemon has gone: waiting for it", file=sys.stderr, flush=True)
+                    gone = now
+                if now > gone + RETRY_SECONDS:
+                    raise
+                time.sleep(POLL_SECONDS)
+
+    @staticmethod
+    def _stream(client: Client, places: Places, told: Callable[[str, Object], None]) -> None:
+        after = [
+            {"name": name, "stream": stream, "file": file, "offset": offset}
+            for (name, stream), (file, offset) in places.items()
+        ]
+        names = list(dict.fromkeys(name for name, _ in places))
+        stderr = all(stream == "err" for _, stream in places)
+        client.stream("logs", told, names=names, follow=True, lines=0, stderr=stderr, after=after)
+
+
+class Local:
+    """The files of the logs of a program table, read by ourselves."""
+
+    def __init__(self, table: str) -> None:
+        # What reads a table is needed here alone.
+        from procman import files
+        from procman import table as tables
+
+        self._config = tables.parse(table, files.Machine())
+        self._logs: dict[tuple[str, str], LogSource] = {}
+
+    def sources(self, names: Sequence[str], *, stderr: bool) -> list[Source]:
+        """See `Library`, as for the next two."""
+        from procman import logread
+
+        found = []
+        for log in self._named(names):
+            if not stderr or log.stream == "err":
+                self._logs[log.name, log.stream] = log
+                files = (
+                    File(rpc.file_id(f.device, f.inode), f.path, f.size, f.modified, f.zipped)
+                    for f in logread.files(log.path, log.keep)
+                )
+                found.append(Source(log.name, log.stream, tuple(files)))
+        return found
+
+    def _named(self, names: Sequence[str]) -> Iterator[LogSource]:
+        """Names mean what they mean to the daemon: a process, a program, a group, all."""
+        from procman import launch
+
+        programs = self._config.programs
+        for name in names:
+            if name != "all" and not any(name in (p.name, p.program, *p.groups) for p in programs):
+                raise NoSuchProgram(f"no such program: {name[:200]!r}", hint=f"it is not in {self._config.path}")
+        for program in programs:
+            if not names or {"all", program.name, program.program, *program.groups} & set(names):
+                yield from launch.log_sources(program)
+
+    def read(self, source: Source, file: File, size: int, offset: int) -> bytes | None:
+        from procman import logread
+
+        log = self._logs[source.key]
+        return logread.read(log.path, log.keep, rpc.file_of(file.id), offset, size)
+
+    def follow(self, places: Places, heard: Heard) -> None:
+        from procman.logread import Follower, Position
+
+        with contextlib.ExitStack() as stack:
+            followers: list[tuple[tuple[str, str], Follower]] = []
+            for key, (file, offset) in places.items():
+                follower = Follower(self._logs[key].path, Position(*rpc.file_of(file), offset))
+                stack.callback(follower.close)
+                followers.append((key, follower))
+            while True:
+                news = False
+                for key, follower in followers:
+                    if data := follower.read():
+                        news = True
+                        heard(key, data)
+                if not news:
+                    time.sleep(POLL_SECONDS)
+
+
+def reachable(client: Client) -> bool:
+    """Whether a daemon answers there. Raises ProcmanError for one that does not let us in."""
+    try:
+        client.connect()
+    except Unreachable as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise
+        return False
+    except ProcmanError:
+        raise
+    return True

@@ -1,0 +1,96 @@
+"""Lines of logs as people and programs get them: with the name before each where there are several, as JSON, and on a
+terminal without what could harm it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import BinaryIO
+
+from procman import rpc
+
+from . import tables
+
+_PLAIN = re.compile(rb"[\t\x20-\x7e]*\n?")
+_COLOUR = re.compile("\x1b\\[[0-9;:]*m")
+_RESET = b"\x1b[0m"
+_TURNS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that change the direction of what follows, and so can show another text than there is."""
+
+
+def visible(line: bytes) -> bytes:
+    """A line for a terminal: control characters as escapes that show them, but for tabs and colours; so is what is no
+    UTF-8. No colour reaches further than the line."""
+    if _PLAIN.fullmatch(line):
+        return line
+    newline = b"\n" if line.endswith(b"\n") else b""
+    text = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", "backslashreplace")
+    shown, at, coloured = [], 0, False
+    for found in _COLOUR.finditer(text):
+        shown += [_escaped(text[at : found.start()]), found[0]]
+        at, coloured = found.end(), True
+    shown.append(_escaped(text[at:]))
+    return "".join(shown).encode() + (_RESET if coloured else b"") + newline
+
+
+def _escaped(text: str) -> str:
+    return "".join(
+        c if (c.isprintable() and c not in _TURNS) or c == "\t" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+class LinePrinter:
+    """Prints lines of `sources`, each named by process and stream. Whole lines only come from here, so those of several
+    are never mixed. `safe`: as `visible` has it."""
+
+    def __init__(
+        self, out: BinaryIO, sources: Sequence[tuple[str, str]], *, colour: bool, as_json: bool, safe: bool
+    ) -> None:
+        self._out = out
+        self._json = as_json
+        self._safe = safe
+        self._labels: dict[tuple[str, str], bytes] = {}
+        self._cut: tuple[str, str] | None = None  # whose line is not at its end yet
+        if len(sources) > 1:
+            names = [name if stream == "out" else f"{name}/{stream}" for name, stream in sources]
+            widest = max(map(len, names))
+            for number, (key, name) in enumerate(zip(sources, names, strict=True)):
+                text = tables.label(f"{name.ljust(widest)} |", number, colour=colour)
+                self._labels[key] = f"{text} ".encode()
+
+    @property
+    def as_is(self) -> bool:
+        """Whether bytes can be printed as they come, without looking for lines."""
+        return not (self._json or self._safe or self._labels)
+
+    def copy(self, data: bytes) -> None:
+        """Prints bytes as they are; for `as_is` alone."""
+        self._out.write(data)
+
+    def line(self, key: tuple[str, str], line: bytes, at: float | None, level: int) -> None:
+        """Prints a line, or a part of one that is very long: then without a newline at its end."""
+        if self._json:
+            from procman import logformat, moments
+
+            stands = {"time": None if at is None else moments.rfc3339(at), "level": logformat.level_name(level) or None}
+            document = {**rpc.log_params(*key, line.removesuffix(b"\n")), **stands}
+            self._out.write(json.dumps(document).encode() + b"\n")
+            return
+        if self._cut is not None and self._cut != key:
+            self._out.write(b"\n")
+            self._cut = None
+        begin = b"" if self._cut == key else self._labels.get(key, b"")
+        self._out.write(begin + (visible(line) if self._safe else line))
+        self._cut = None if line.endswith(b"\n") else key
+
+    def end(self) -> None:
+        """Ends a last line that has no end, where others could follow."""
+        if self._cut is not None and self._labels:
+            self._out.write(b"\n")
+        self._cut = None
+        self._out.flush()
+
+    def flush(self) -> None:
+        """Shows what was printed."""
+        self._out.flush()

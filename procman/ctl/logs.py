@@ -1,0 +1,247 @@
+"""`procmanctl logs`: what programs have printed: the end of it, what a filter chooses, what comes, or what it amounts
+to.
+
+All the work is done here, not in the daemon, which only gives bytes of files: a pattern that takes for ever keeps
+nobody but who asked for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import itertools
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from procman.errors import Failed, WrongUse
+from procman.rpc import NO_SUCH_METHOD, RpcError
+
+from .library import PIECE, Library, Local, Remote, Source, reachable
+from .loglines import LinePrinter
+from .session import NAMES, Help, Session, colours
+
+if TYPE_CHECKING:
+    from procman.logrecords import Filter, Record, Records
+
+    from .logtext import LogText, Place
+
+LINES = 10
+"""Shown where nothing else says how many."""
+
+Key = tuple[str, str]
+
+
+def add_logs(commands: Any, shared: argparse.ArgumentParser) -> None:
+    """The sub-parser of this command."""
+    words = "print the output of programs, merged by time"
+    parser = commands.add_parser("logs", help=words, description=words, parents=[shared], formatter_class=Help)
+    parser.add_argument("names", metavar="NAME", nargs="*", help=f"{NAMES} (default: all)")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on with what comes, until Ctrl-C")
+    words = f"the last N lines of each log; with --grep or --level the last N that these choose (default: {LINES})"
+    parser.add_argument("-n", "--lines", type=_lines, metavar="N", help=words)
+    words = 'from this time on, and all of it: "10 min ago", "2h", "09:30", "yesterday", "2030-01-31 12:00"'
+    parser.add_argument("--since", metavar="TIME", help=words)
+    parser.add_argument("--until", metavar="TIME", help="up to this time")
+    words = "only what this regular expression of Python finds something in, with the traceback below it"
+    parser.add_argument("-g", "--grep", metavar="REGEX", help=words)
+    parser.add_argument("-i", "--ignore-case", action="store_true", help="--grep takes a for A")
+    words = "only what has at least this level: debug, info, warning, error, critical"
+    parser.add_argument("--level", metavar="LEVEL", help=words)
+    words = "not the lines, but what they amount to: rates, levels, HTTP answers, slow paths, errors"
+    parser.add_argument("--summary", action="store_true", help=words)
+    parser.add_argument("--raw", action="store_true", help="control characters as they are, on a terminal too")
+    words = 'only standard error, where the table keeps it "separate"'
+    parser.add_argument("--stderr", action="store_true", help=words)
+    parser.set_defaults(run=logs)
+
+
+def _lines(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 16):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of lines from 0")
+    return int(text)
+
+
+def logs(session: Session) -> int:
+    """Prints what was asked for."""
+    args = session.args
+    if args.follow and (args.summary or args.until is not None):
+        raise WrongUse(f"-f never ends, so there is no {'--summary' if args.summary else '--until'} with it")
+    now = time.time()
+    wanted = None
+    if args.summary or any(one is not None for one in (args.since, args.until, args.level, args.grep)):
+        wanted = _filter(args, now)
+    with session.client() as client:
+        # With -c, and no daemon there, the files of that table.
+        local = session.config is not None and not reachable(client)
+        library: Library = Local(str(session.config)) if local else Remote(session.client, client)
+        reader = Reader(session, library, _sources(session, library), wanted, now)
+        if args.summary:
+            from .summing import summarise
+
+            return summarise(session, reader)
+        reader.show()
+    return 0
+
+
+def _sources(session: Session, library: Library) -> list[Source]:
+    try:
+        sources = library.sources(session.args.names, stderr=session.args.stderr)
+    except RpcError as error:
+        if error.number != NO_SUCH_METHOD:
+            raise
+        raise Failed(
+            "the daemon is older than this procmanctl, and can't tell of its logs so",
+            hint="procmanctl daemon upgrade",
+        ) from None
+    if not sources:
+        print("procmanctl: no log file holds this output (see log in the program table)", file=sys.stderr)
+    return sources
+
+
+def _filter(args: argparse.Namespace, now: float) -> Filter:
+    from procman import logformat, moments
+    from procman.logrecords import Filter
+
+    times: list[float | None] = []
+    for option in ("since", "until"):
+        text = getattr(args, option)
+        try:
+            times.append(None if text is None else moments.moment(text, now))
+        except ValueError as error:
+            raise WrongUse(f"--{option}: {error}") from None
+    level = logformat.level_number(args.level) if args.level is not None else 0
+    if args.level is not None and not level:
+        raise WrongUse(f"--level: {args.level[:40]!r} is none: it must be {', '.join(logformat.LEVELS)}")
+    grep = None
+    if args.grep is not None:
+        try:
+            grep = re.compile(args.grep.encode("utf-8", "surrogateescape"), re.IGNORECASE if args.ignore_case else 0)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise WrongUse(f"--grep: {args.grep[:80]!r} is no regular expression: {error}") from None
+    return Filter(times[0], times[1], level, grep)
+
+
+class Reader:
+    """What one `procmanctl logs` reads, and how."""
+
+    def __init__(
+        self, session: Session, library: Library, sources: Sequence[Source], wanted: Filter | None, now: float
+    ) -> None:
+        from .logtext import LogText
+
+        self.wanted = wanted
+        self._args = session.args
+        self._library = library
+        self._piece = PIECE if len(sources) < 5 else PIECE // 16
+        self.texts: list[LogText] = [LogText(library, source, now) for source in sources]
+        self._makers: dict[Key, Records] = {}
+        self._filters: dict[Key, Filter] = {}
+        terminal = sys.stdout.isatty()
+        self._printer = LinePrinter(
+            sys.stdout.buffer,
+            [source.key for source in sources],
+            colour=colours(sys.stdout),
+            as_json=session.json,
+            safe=terminal and not self._args.raw,
+        )
+
+    def show(self) -> None:
+        """Prints it, and with `-f` what comes."""
+        plain = self._printer.as_is and self.wanted is None
+        try:
+            if plain:
+                for text in self.texts:
+                    for data in text.forward(text.last_lines(self._count() or 0), piece=PIECE):
+                        self._printer.copy(data)
+            else:
+                merged = heapq.merge(*(self._placed(text) for text in self.texts), key=lambda item: item[0])
+                for _, key, record in merged:
+                    self._print(key, record)
+            if self._args.follow:
+                self._follow(plain=plain)
+        finally:
+            self._printer.end()
+
+    def _count(self) -> int | None:
+        """How many lines, or records; None for all."""
+        args = self._args
+        if args.lines is not None:
+            return int(args.lines)
+        return None if args.since is not None or args.until is not None or args.summary else LINES
+
+    def _print(self, key: Key, record: Record) -> None:
+        for line, said in zip(record.lines, record.said, strict=True):
+            self._printer.line(key, line, said.time if said.time is not None else record.at, record.level)
+
+    # --- one log ----------------------------------------------------------------------------------------------------
+
+    def records(self, text: LogText) -> Iterator[Record]:
+        """Those of one log that are wanted. Its filter and what makes its records stay, for what follows."""
+        from procman import logrecords
+
+        wanted = self._filters[text.source.key] = self._own_filter()
+        start, skip, exact = self._start(text)
+        maker = self._makers[text.source.key] = text.maker(start, exact=exact)
+        sieve = logrecords.sieve(wanted.grep)
+        for record in text.records(maker, start, piece=self._piece, sieve=sieve, goes_on=self._args.follow):
+            if wanted.after(record):
+                return
+            if wanted.wants(record):
+                skip -= not record.part
+                if skip < 0:
+                    yield record
+
+    def _start(self, text: LogText) -> tuple[Place, int, bool]:
+        """Where to begin, how many records to leave out there, and whether a record surely begins there."""
+        from .logtext import Place
+
+        count, wanted = self._count(), self._own_filter()
+        if count is not None and not wanted.chooses and wanted.since is None and wanted.until is None:
+            return text.last_lines(count), 0, True
+        first = Place() if wanted.since is None else text.since(wanted.since)
+        if count is None:
+            return first, 0, False
+        if count == 0:
+            return text.end(), 0, True
+        start, skip = text.last_records(count, wanted, first)
+        return start, skip, start != first
+
+    def _own_filter(self) -> Filter:
+        """A filter for one log: it remembers what it has seen."""
+        from dataclasses import replace
+
+        from procman.logrecords import Filter
+
+        return Filter() if self.wanted is None else replace(self.wanted)
+
+    def _placed(self, text: LogText) -> Iterator[tuple[float, Key, Record]]:
+        """The records of a log with the time by which they are merged; a log without any time is placed where its file
+        was last written."""
+        for record in self.records(text):
+            yield (text.modified(text.reached.file) if record.at is None else record.at), text.source.key, record
+
+    # --- what comes -------------------------------------------------------------------------------------------------
+
+    def _follow(self, *, plain: bool) -> None:
+        places = {text.source.key: text.position() for text in self.texts}
+        if not places:
+            return
+        self._printer.flush()
+
+        def heard(key: Key, data: bytes) -> None:
+            if plain:
+                self._printer.copy(data)
+            else:
+                maker = self._maker(key)
+                for record in itertools.chain(maker.feed(data), maker.flush()):
+                    if self._filters[key].wants(record):
+                        self._print(key, record)
+            self._printer.flush()
+
+        self._library.follow(places, heard)
+
+    def _maker(self, key: Key) -> Records:
+        return self._makers[key]

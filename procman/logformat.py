@@ -1,0 +1,279 @@
+"""What one line of a log says of itself: its time, its level, and whether it goes on with the line before.
+
+Known are the formats that Python web sites print: `logging` (the default, the usual ones, and Django's), gunicorn,
+uWSGI, uvicorn, hypercorn, daphne, granian, Django's runserver, access logs in the common and combined format, nginx,
+syslog, celery, loguru, structlog, logfmt, JSON lines; and what procman itself adds: `timestamps` (an RFC 3339 time
+before each line) and `format = "json"`. tests/test_logformat.py has a line of each, as the real programs print them.
+
+Pure. Lines are bytes: nothing is decoded before it must be. A line that says nothing is normal, no error.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from typing import Any, NamedTuple
+
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+"""The levels by name, as `logging` numbers them."""
+
+HEAD = 512
+"""Bytes of a line in which its time and level stand."""
+
+JSON_MAX = 1024 * 1024
+"""Bytes of a line that is read as JSON."""
+
+TRACEBACK = b"Traceback (most recent call last):"
+
+_BY_WORD = {
+    **dict.fromkeys(("TRACE", "DEBUG", "FINE"), 10),
+    **dict.fromkeys(("INFO", "NOTICE", "SUCCESS", "INFORMATION"), 20),
+    **dict.fromkeys(("WARN", "WARNING"), 30),
+    **dict.fromkeys(("ERROR", "ERR", "SEVERE", "EXCEPTION"), 40),
+    **dict.fromkeys(("CRITICAL", "CRIT", "FATAL", "ALERT", "EMERG", "EMERGENCY", "PANIC"), 50),
+}
+_WORDS = (
+    rb"TRACE|DEBUG|INFO(?:RMATION)?|NOTICE|SUCCESS|WARN(?:ING)?|ERR(?:OR)?|CRIT(?:ICAL)?|FATAL|ALERT|EMERG(?:ENCY)?"
+)
+_MONTH_NAMES = "Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec"
+_MONTHS = {name: number for number, name in enumerate(_MONTH_NAMES.split("|"), 1)}
+_MONTH = rb"(?P<month>" + _MONTH_NAMES.encode() + rb")"
+_CLOCK = rb"(?P<clock>\d\d:\d\d):(?P<second>\d\d)"
+_ISO = (
+    rb"(?P<year>\d{4})[-/](?P<month>\d\d)[-/](?P<day>\d\d)[T ]" + _CLOCK + rb"(?:[.,](?P<part>\d{1,9}))?"
+    rb"(?P<zone> ?(?:Z|[+-]\d\d:?\d\d)(?!\d))?"
+)
+_APACHE = rb"(?P<day>\d\d)/" + _MONTH + rb"/(?P<year>\d{4})[: ]" + _CLOCK + rb"(?P<zone> [+-]\d{4})?"
+_CTIME = rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) " + _MONTH + rb" {1,2}(?P<day>\d{1,2}) " + _CLOCK + rb" (?P<year>\d{4})"
+_SYSLOG = _MONTH + rb" {1,2}(?P<day>\d{1,2}) " + _CLOCK + rb"(?P<year>)(?= )"
+
+_BEFORE = rb"(?:<\d{1,3}>(?:\d )?)?(?:\[?(?P<level>" + _WORDS + rb")\]?:? {1,8})?\[?"
+_TIMES = (
+    # Each begins with something else, so that most of them end at the first byte.
+    re.compile(_BEFORE + _ISO),
+    re.compile(_BEFORE + _APACHE),  # Django's runserver
+    re.compile(rb"(?P<access>[^\s\[]{1,100} [^\s\[]{1,100} [^\[\n]{1,100}\[)" + _APACHE),
+    re.compile(rb"(?P<access>\[pid: \d+\|)[^\]\n]{0,80}\] [^\[\n]{0,300}\[" + _CTIME),  # uWSGI
+    re.compile(rb"(?:\*\*\* Starting uWSGI [^\[\n]{0,60}\[)?" + _CTIME),
+    re.compile(_BEFORE + _SYSLOG),
+    re.compile(rb"(?:[a-z.]{1,20}=[^\s=]{1,40} ){0,3}(?:ts|time|timestamp|t)=\"?" + _ISO),  # logfmt
+)
+_OWN = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d) ")
+
+_LEVEL = re.compile(
+    # Upper case between separators, lower case only where it can be nothing else.
+    rb"(?<![\w.])(?:" + _WORDS + rb")(?=[\s\]:|/),;=-]|\Z)"
+    rb"|\[ *(?i:" + _WORDS + rb") *\]"
+    rb"|\b(?:level|lvl|severity|levelname)=\"?(?i:" + _WORDS + rb")\b"
+)
+_FIRST_LEVEL = re.compile(
+    rb"\[ *(?i:" + _WORDS + rb") *\]|(?i:" + _WORDS + rb"):|(?:" + _WORDS + rb") |(?:" + _WORDS + rb")\Z"
+    rb"|(?:[a-z.]{1,20}=[^\s=]{1,60} ){0,3}(?:level|lvl|severity)=\"?(?i:" + _WORDS + rb")\b"
+)
+_WORD = re.compile(rb"(?i:" + _WORDS + rb")(?=\W*\Z)")
+
+_SAID = (  # beginnings of lines without a level, and what level they have
+    (TRACEBACK, 40),
+    (b"Internal Server Error: /", 40),  # Django's logger django.request, as it prints without a formatter
+    *((word, 30) for word in (b"Not Found: /", b"Bad Request: /", b"Method Not Allowed (", b"Forbidden (")),
+    (b"procman.wsgi: Exception while", 40),
+    (b"procman.wsgi: ", 20),
+    (b"procman: ", 30),  # what was dropped
+    (b"DAMN ! worker ", 40),  # uWSGI
+    (b"*** WARNING", 30),
+    (b"!!! ", 30),
+)
+_SAID_FIRST = frozenset(word[:1] for word, _ in _SAID)
+
+_TIME_KEYS = ("time", "timestamp", "@timestamp", "ts", "asctime", "datetime", "date", "t")
+_LEVEL_KEYS = ("level", "levelname", "severity", "log.level", "lvl", "loglevel", "level_name")
+_TEXT_KEYS = ("message", "msg", "event", "text")
+_TRACE_KEYS = ("exc_info", "exception", "exc_text", "traceback", "stack_trace", "error.stack_trace", "stack")
+_OURS = frozenset({"time", "program", "instance", "stream", "message"})
+
+
+class Line(NamedTuple):
+    """What a line says. `time` is seconds since the epoch, None where it tells none; `level` a number of LEVELS, 0
+    where it tells none. `body` is the line without what procman put before or around it, `trace` the traceback that a
+    JSON line holds. `continues`: it belongs to the line before. `access`: it is one of an access log."""
+
+    time: float | None
+    level: int
+    body: bytes
+    continues: bool = False
+    access: bool = False
+    trace: bytes = b""
+
+    @property
+    def begins(self) -> bool:
+        """Whether this is surely the first line of what was printed at once."""
+        return not self.continues and (self.time is not None or self.level > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """How a time that does not tell all is understood: without a zone it is local time in `zone` (None: that of this
+    machine), without a year the last one before `now`."""
+
+    now: float
+    zone: tzinfo | None = None
+
+
+def level_number(word: str) -> int:
+    """The number of a level from its name, in any case, "warn" for one; 0 for what is none."""
+    return _BY_WORD.get(word.upper(), 0)
+
+
+def level_name(number: int) -> str:
+    """ "error" for 40, "" for 0; a number between two levels has the name of the lower one."""
+    return next((name for name, least in reversed(LEVELS.items()) if number >= least), "")
+
+
+def parse(line: bytes, clock: Clock) -> Line:
+    """What `line` says, which has no newline at its end. Of a long line only the beginning is looked at."""
+    first = line[:1]
+    if first == b"{" and len(line) <= JSON_MAX:
+        document = _json(line)
+        if document is not None:
+            return _of_json(line, document, clock)
+    if first.isdigit() and (found := _OWN.match(line)):
+        at = _time(_TIMES[0].match(line), clock)
+        inner = parse(line[found.end() :], clock) if not _OWN.match(line, found.end()) else Line(None, 0, line)
+        if at is not None:
+            return inner._replace(time=at)
+    if first in (b" ", b"\t", b"\r", b""):
+        return Line(None, 0, line, continues=True)
+    return _plain(line, first, clock)
+
+
+def _plain(line: bytes, first: bytes, clock: Clock) -> Line:
+    head = line[:HEAD]
+    for pattern in _TIMES:
+        found = pattern.match(head)
+        if found:
+            break
+    else:
+        return _untimed(line, head, first)
+    groups = found.groupdict()
+    at = _time(found, clock)
+    access = bool(groups.get("access")) or (pattern is _TIMES[1] and head[found.end() : found.end() + 3] == b'] "')
+    level = _number(groups.get("level") or b"")
+    if not level and not access:
+        told = _LEVEL.search(head, found.end(), found.end() + 160)
+        told = told or (_LEVEL.search(head, 0, found.start("year")) if pattern is _TIMES[-1] else None)
+        level = _number(told[0]) if told else 0
+    return Line(at, level or (20 if access else 0), line, access=access)
+
+
+def _untimed(line: bytes, head: bytes, first: bytes) -> Line:
+    if first in _SAID_FIRST:
+        level = next((level for words, level in _SAID if head.startswith(words)), 0)
+        if level:
+            return Line(None, level, line)
+    found = _FIRST_LEVEL.match(head)
+    return Line(None, _number(found[0]) if found else 0, line)
+
+
+def _number(text: bytes) -> int:
+    """The level of a match of _LEVEL or _FIRST_LEVEL: the word at its end."""
+    found = _WORD.search(text)
+    return _BY_WORD.get(found[0].decode().upper(), 0) if found else 0
+
+
+# --- times ----------------------------------------------------------------------------------------------------------
+
+
+def _time(found: re.Match[bytes] | None, clock: Clock) -> float | None:
+    if found is None:
+        return None
+    groups = found.groupdict()
+    year, month, day, zone = (groups.get(name) or b"" for name in ("year", "month", "day", "zone"))
+    year = year or b"%d" % _year(month, int(day), clock.now)
+    minute = _minute(b" ".join((year, month, day)), groups["clock"], zone, clock.zone)
+    if minute is None:
+        return None
+    part = groups.get("part")
+    return minute + int(groups["second"]) + (int(part) / 10 ** len(part) if part else 0.0)
+
+
+@functools.lru_cache(maxsize=4096)
+def _minute(date: bytes, clock: bytes, zone: bytes, local: tzinfo | None) -> float | None:
+    """Seconds since the epoch at the beginning of a minute; None for a date that is none."""
+    year, month, day = date.split(b" ")
+    number = int(month) if month.isdigit() else _MONTHS[month.decode()]
+    try:
+        at = datetime(int(year), number, int(day), int(clock[:2]), int(clock[3:]), tzinfo=_zone(zone) or local)
+        return at.timestamp()
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _zone(text: bytes) -> tzinfo | None:
+    text = text.strip()
+    if not text:
+        return None
+    if text == b"Z":
+        return UTC
+    minutes = int(text[1:3]) * 60 + int(text[-2:])
+    return timezone(timedelta(minutes=-minutes if text[:1] == b"-" else minutes))
+
+
+def _year(month: bytes, day: int, now: float) -> int:
+    """The year of a date that names none: the last one in which it has been."""
+    today = datetime.fromtimestamp(now + 86400, UTC)
+    return today.year - ((_MONTHS[month.decode()], day) > (today.month, today.day))
+
+
+def _told_time(value: object, clock: Clock) -> float | None:
+    """The time that a JSON value is: text, or a number of seconds, or of milli-, micro- or nanoseconds."""
+    if isinstance(value, str):
+        head = value[:64].encode(errors="replace")
+        for pattern in _TIMES[:2]:
+            if found := pattern.match(head):
+                return _time(found, clock)
+        try:
+            value = float(value[:40])
+        except ValueError:
+            return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 1e8 < value < 1e20:
+        return None
+    seconds = float(value)
+    while seconds > 1e11:
+        seconds /= 1000
+    return seconds
+
+
+# --- JSON -----------------------------------------------------------------------------------------------------------
+
+
+def _json(line: bytes) -> Mapping[str, Any] | None:
+    try:
+        document = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _of_json(line: bytes, document: Mapping[str, Any], clock: Clock) -> Line:
+    at = next((at for key in _TIME_KEYS if (at := _told_time(document.get(key), clock)) is not None), None)
+    text = next((value for key in _TEXT_KEYS if isinstance(value := document.get(key), str)), "")
+    body = text.encode("utf-8", "replace")
+    if document.keys() >= _OURS:
+        inner = parse(body, clock) if body[:1] != b"{" or body != line else Line(None, 0, body)
+        return inner._replace(time=at)
+    level = next((level for key in _LEVEL_KEYS if (level := _json_level(document.get(key)))), 0)
+    trace = next((value for key in _TRACE_KEYS if isinstance(value := document.get(key), str) and "\n" in value), "")
+    return Line(at, level or (40 if trace else 0), body or line, trace=trace.encode("utf-8", "replace"))
+
+
+def _json_level(value: object) -> int:
+    """A level by its name, or by its number: of `logging`, or of bunyan and pino, which are ten higher."""
+    if isinstance(value, str):
+        return level_number(value.strip())
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 60:
+        return value
+    return 0

@@ -1,0 +1,296 @@
+"""From the bytes of a log to records: a line with those that belong to it, such as a traceback. Which of them are
+wanted, and where in a large file to begin.
+
+A record begins with a line that stands for itself. Indented and empty lines belong to the one before, and so does a
+traceback to the line that announces it (a level of warning or worse); one that nothing announces is a record of its
+own.
+
+Pure. Memory is bounded whatever the log holds: a line of more than LINE_MAX bytes, and a record of more than
+RECORD_MAX, comes in parts, and what was decided of the first part holds for the others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal, NamedTuple
+
+from procman import logformat, tracebacks
+from procman.logformat import Clock, Line
+from procman.tracebacks import Traceback
+
+LINE_MAX = 1024 * 1024
+RECORD_MAX = 1024 * 1024
+RECORD_LINES = 4000
+
+PROBE = 64 * 1024
+"""Bytes that are read to find the time at one place of a file."""
+
+AHEAD = 1000
+"""Records without a time that are read to find the time of those that follow."""
+
+DISORDER = 60.0
+"""Seconds by which a line may stand behind a later one: several workers print, and an access log tells when a request
+began."""
+
+_CHAIN = (b"The above exception was the direct cause of", b"During handling of the above exception, another")
+_RAISED = re.compile(rb"[A-Za-z_][\w.<>]*(?:: |:?\Z)")
+_SEES_MORE = re.compile(rb"\\[AZz]|\(\?<?!|\(\?>|[*+?}]\+")  # ends of the text, "not followed by", no way back
+_ANNOUNCES = logformat.LEVELS["warning"]
+
+
+class Record(NamedTuple):
+    """`lines` are as they were printed, each with its newline but for an unfinished last one; `said` is what they say.
+    `at` is the time of the first one or, where it tells none, that of the record before (None: no record had one).
+    `part`: what came before was too long, and this goes on with it."""
+
+    lines: tuple[bytes, ...]
+    said: tuple[Line, ...]
+    at: float | None
+    level: int
+    part: bool = False
+
+    @property
+    def text(self) -> bytes:
+        """All lines."""
+        return b"".join(self.lines)
+
+
+class _Trace(Enum):
+    """Where in a traceback the last line was."""
+
+    NONE = 0
+    FRAMES = 1
+    RAISED = 2
+    CHAIN = 3
+
+
+class Records:
+    """Makes records of bytes that come in pieces.
+
+    `begin` says what the first byte begins: a "record"; a "line", which may belong to a record before; or nothing, as
+    it may stand "within" a line. What comes before the first line that surely begins a record is left out then, but
+    not much more than PROBE bytes, and counted: `skipped`.
+    """
+
+    def __init__(self, clock: Clock, begin: Literal["record", "line", "within"] = "record") -> None:
+        self.skipped = 0
+        self._clock = clock
+        self._rest = b""
+        self._within = begin == "within"  # the next bytes go on with a line whose beginning is gone, or was given out
+        self._skipping = begin != "record"
+        self._lines: list[bytes] = []
+        self._said: list[Line] = []
+        self._size = 0
+        self._part = False
+        self._trace = _Trace.NONE
+        self._head = Line(None, 0, b"")  # of the record at work, or of the last one
+        self._traced = False
+        self._at: float | None = None
+
+    def feed(self, chunk: bytes) -> Iterator[Record]:
+        """More bytes; the records that are complete now."""
+        *whole, self._rest = (self._rest + chunk).split(b"\n") if self._rest else chunk.split(b"\n")
+        for line in whole:
+            yield from self._line(line + b"\n")
+        if len(self._rest) > LINE_MAX:
+            piece, self._rest = self._rest, b""
+            yield from self._line(piece)
+
+    def flush(self) -> Iterator[Record]:
+        """What there is, without waiting for lines that may belong to it: those come as parts. An unfinished line is
+        kept."""
+        if self._lines:
+            yield self._out()
+            self._part = True
+
+    @property
+    def begun(self) -> bool:
+        """Whether nothing more is left out."""
+        return not self._skipping
+
+    def gap(self) -> Iterator[Record]:
+        """Whole lines are not fed here in which nothing is wanted: what there is so far is given out."""
+        yield from self.flush()
+        self._part, self._trace, self._traced = False, _Trace.NONE, False
+
+    def end(self) -> Iterator[Record]:
+        """There are no more bytes: what is left, an unfinished line too."""
+        if self._rest:
+            piece, self._rest = self._rest, b""
+            yield from self._line(piece)
+        yield from self.flush()
+        self._part = self._within = False
+
+    def _line(self, raw: bytes) -> Iterator[Record]:
+        if self._within:
+            yield from self._more_of_a_line(raw)
+            return
+        self._within = raw[-1:] != b"\n"
+        said = logformat.parse(raw.rstrip(b"\r\n") if not self._within else raw, self._clock)
+        if self._skipping:
+            if not said.begins and self.skipped < PROBE:
+                self.skipped += len(raw)
+                return
+            self._skipping = False
+        if self._continues(said) and (self._lines or self._part):
+            if self._size + len(raw) > RECORD_MAX or len(self._lines) >= RECORD_LINES:
+                yield from self.flush()
+        elif self._lines or self._part:
+            if self._lines:
+                yield self._out()
+            self._part = False
+        if not self._lines and not self._part:
+            self._begin(said)
+        self._lines.append(raw)
+        self._said.append(said)
+        self._size += len(raw)
+
+    def _more_of_a_line(self, raw: bytes) -> Iterator[Record]:
+        self._within = raw[-1:] != b"\n"
+        if self._skipping:
+            self.skipped += len(raw)
+            return
+        yield from self.flush()
+        self._lines, self._said, self._size = [raw], [Line(None, 0, b"", continues=True)], len(raw)
+
+    def _begin(self, said: Line) -> None:
+        self._head = said
+        self._traced = self._trace is _Trace.FRAMES
+        if said.time is not None:
+            self._at = said.time
+
+    def _out(self) -> Record:
+        record = Record(tuple(self._lines), tuple(self._said), self._at, self._head.level, self._part)
+        self._lines, self._said, self._size = [], [], 0
+        return record
+
+    def _continues(self, said: Line) -> bool:
+        """Whether a line belongs to the record at work."""
+        if said.continues:
+            return True
+        body, before = said.body, self._trace
+        self._trace = _Trace.NONE
+        if body.startswith(logformat.TRACEBACK):
+            self._trace = _Trace.FRAMES
+            if before is _Trace.CHAIN:
+                return True
+            announced = self._head.level >= _ANNOUNCES and not self._traced and not self._head.access
+            self._traced = self._traced or announced
+            return announced
+        if before is _Trace.FRAMES and _RAISED.match(body) and not (said.level and body[:4].isupper()):
+            self._trace = _Trace.RAISED
+            return True
+        if before is _Trace.RAISED and body.startswith(_CHAIN):
+            self._trace = _Trace.CHAIN
+            return True
+        return False
+
+
+@dataclass(slots=True)
+class Filter:
+    """Which records are wanted: from `since` to `until` (seconds since the epoch), at least of `level`, with a match of
+    `grep`. A record whose time nobody knows is taken."""
+
+    since: float | None = None
+    until: float | None = None
+    level: int = 0
+    grep: re.Pattern[bytes] | None = None
+    _last: bool = False
+
+    def wants(self, record: Record) -> bool:
+        """To be asked of all records of one log in their order: a part goes the way of the one before."""
+        if record.part:
+            self._last = self._last or (self._in_time_and_level(record) and self._matches(record))
+        else:
+            self._last = self._in_time_and_level(record) and self._matches(record)
+        return self._last
+
+    def after(self, record: Record) -> bool:
+        """Whether all that follows is later than `until`, too."""
+        told = record.said[0].time
+        return self.until is not None and told is not None and told > self.until + DISORDER
+
+    @property
+    def chooses(self) -> bool:
+        """Whether anything but the time matters."""
+        return bool(self.level or self.grep)
+
+    def _in_time_and_level(self, record: Record) -> bool:
+        if record.at is not None:
+            if self.since is not None and record.at < self.since:
+                return False
+            if self.until is not None and record.at > self.until:
+                return False
+        return record.level >= self.level
+
+    def _matches(self, record: Record) -> bool:
+        if self.grep is None:
+            return True
+        return any(self.grep.search(line.rstrip(b"\n")) for line in record.lines)
+
+
+def timed(records: Iterable[Record]) -> Iterator[Record]:
+    """The same records; those before the first time have that time, unless there are very many of them."""
+    waiting: list[Record] = []
+    size, found = 0, False
+    for record in records:
+        if found:
+            yield record
+            continue
+        waiting.append(record)
+        size += sum(map(len, record.lines))
+        found = record.at is not None or len(waiting) >= AHEAD or size > RECORD_MAX
+        if found:
+            yield from (one._replace(at=record.at) for one in waiting)
+            waiting.clear()
+    yield from waiting
+
+
+def sieve(grep: re.Pattern[bytes] | None) -> Callable[[bytes], object] | None:
+    """A quick look at many lines at once: what it finds nothing in has no line that `grep` matches. None where there
+    is no such thing for this pattern, as it could see that other lines follow."""
+    if grep is None or _SEES_MORE.search(grep.pattern):
+        return None
+    return re.compile(grep.pattern, grep.flags | re.MULTILINE).search
+
+
+def last_traceback(data: bytes, clock: Clock) -> Traceback | None:
+    """The last traceback in the lines of `data`, in whatever format they are."""
+    return tracebacks.last(_bodies(data, clock)) if b"Traceback (most" in data else None
+
+
+def _bodies(data: bytes, clock: Clock) -> Iterator[str]:
+    for line in data.split(b"\n"):
+        said = logformat.parse(line.removesuffix(b"\r"), clock)
+        for text in (said.body, said.trace) if said.trace else (said.body,):
+            yield from text.decode(errors="replace").split("\n")
+
+
+def seek(size: int, since: float) -> Generator[int, float | None, int]:
+    """Where in a file of `size` bytes to begin, so that nothing from `since` on is missed: a binary search.
+
+    Yields an offset and is sent the time that the first line from there on tells, None when there is none near.
+    Returns the offset: 0, or one somewhere within a line.
+    """
+    low, high = 0, size
+    while high - low > PROBE:
+        middle = (low + high) // 2
+        at = yield middle
+        if at is not None and at < since - DISORDER:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def first_time(window: bytes, clock: Clock, *, whole: bool) -> float | None:
+    """The first time that the lines of `window` tell; `whole`: its first line is, else it may be the end of one."""
+    lines = window.split(b"\n")
+    for line in lines if whole else lines[1:]:
+        at = logformat.parse(line, clock).time
+        if at is not None:
+            return at
+    return None

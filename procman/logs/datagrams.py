@@ -1,0 +1,103 @@
+"""A local datagram socket as a place for messages (syslog, the journal): one piece each, never blocking.
+
+Whoever reads there may be slow, be restarted, or not be there. Knows nothing of what the messages say.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from procman.logs.lines import Piece
+from procman.logs.logfile import describe
+from procman.logs.outlet import Settled
+
+FULL = {errno.EAGAIN, errno.ENOBUFS}
+"""The reader has not come so far yet."""
+
+
+class Datagrams:
+    """Sends pieces to the socket at `path`. `large` sends what is too large for one datagram.
+
+    As `outlet.Outlet`: `fd` is -1 while there is no connection. An error may pass: a daemon that is restarted makes its
+    socket anew. So it `mends`.
+    """
+
+    mends = True
+    coloured = False
+
+    def __init__(self, path: str, large: Callable[[socket.socket, bytes], None] | None = None) -> None:
+        self._path = path
+        self._large = large
+        self._socket: socket.socket | None = None
+        self._pieces: deque[Piece] = deque()
+        self.connections = 0
+        self.error = ""
+
+    @property
+    def fd(self) -> int:
+        return -1 if self._socket is None else self._socket.fileno()
+
+    @property
+    def waiting(self) -> bool:
+        """True while it has pieces that could not be sent yet."""
+        return bool(self._pieces)
+
+    def queue(self, pieces: Sequence[Piece]) -> None:
+        """Adds pieces; `push` sends them."""
+        self._pieces.extend(pieces)
+
+    def push(self, settled: Settled) -> None:
+        """Sends what can be sent now. Each message is settled before the next one."""
+        self.error = ""
+        again = True
+        while self._pieces:
+            piece = self._pieces[0]
+            try:
+                self._send(piece.data)
+            except OSError as error:
+                if error.errno in FULL:
+                    break
+                had_one = self._socket is not None
+                self.close()
+                if had_one and again:  # it was restarted since the last message, perhaps
+                    again = False
+                    continue
+                self.error = f"{self._path}: {describe(error)}"
+                break
+            self._pieces.popleft()
+            settled(len(piece.source), piece.reports)
+
+    def discard(self) -> int:
+        """Forgets what could not be sent; returns how many of its bytes were a program's own."""
+        lost = sum(len(piece.source) for piece in self._pieces)
+        self._pieces.clear()
+        return lost
+
+    def close(self) -> None:
+        """Closes the socket; the next `push` opens it again."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _send(self, data: bytes) -> None:
+        if self._socket is None:
+            self._socket = self._connect()
+        try:
+            self._socket.send(data)
+        except OSError as error:
+            if error.errno != errno.EMSGSIZE or self._large is None:
+                raise
+            self._large(self._socket, data)
+
+    def _connect(self) -> socket.socket:
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            made.connect(self._path)
+        except OSError:
+            made.close()
+            raise
+        self.connections += 1
+        return made

@@ -1,0 +1,252 @@
+"""What a log thread does beside moving bytes: rotation by the clock, compression, and room on the disk.
+
+    rotated ── wish(path) ──→ event loop: a queue, one compressor for all (`compression`)
+            ←── begin_compression(path), end_compression(path) ──┘   one file at a time, at the compressor's pace
+
+Nothing waits for the compressor. So a program that prints faster than it can compress has more files that are not
+compressed, at most `keep` of them; the oldest goes as it is. That is said once, and so is its end.
+
+All of it runs in the log thread, which is the only one that changes the names of its files. Knows files, not pipes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from procman.config import Log, Room
+from procman.logs.logfile import LogFile, describe
+from procman.logs.rotation import Rotated, oldest_first, surplus
+
+LOOK_SECONDS = 1.0
+"""How often the free room of a disk is looked at, while something is written."""
+
+LONGEST_REST = 3600.0
+"""Seconds until the wall clock is looked at again, while nothing is written: it may have been set forward."""
+
+AGAIN_SECONDS = 60.0
+"""The same thing is not said twice within so many seconds."""
+
+class Kept(NamedTuple):
+    """A log of the table, whether it is open or not: the files that may have to go when room is short."""
+
+    program: str
+    path: str
+    log: Log
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What is to be kept: `room` is to stay free on the disk of the folder `log_dir`."""
+
+    log_dir: str = ""
+    room: Room = field(default_factory=Room)
+    logs: tuple[Kept, ...] = ()
+
+
+class Upkeep:
+    """That of one log thread, with the files that it has in use.
+
+    `wish(path)` is called when a log has files to be compressed, `say(text)` with what the daemon's log should tell.
+    """
+
+    def __init__(
+        self, files: Mapping[str, LogFile], wish: Callable[[str], None], say: Callable[[str], None]
+    ) -> None:
+        self._rules = Rules()
+        self._watches_room = False
+        self._files = files
+        self._wish = wish
+        self._say = say
+        self._said: dict[str, float] = {}
+        self._behind: set[str] = set()  # logs that are rotated faster than their files are compressed
+        self._short = False
+        self._look_at = 0.0
+        self._tick_at = self._tick_wall = 0.0  # 0: no file is rotated by the clock
+
+    def govern(self, rules: Rules) -> None:
+        """What is to be kept, and what may have to go, from now on."""
+        self._rules = rules
+        self._watches_room = bool(rules.room)
+        self._look_at = 0.0
+
+    # --- what happens to a file -------------------------------------------------------------------------------------
+
+    def aimed(self, file: LogFile, now: float) -> None:
+        """It is used from now on, or by other rules: what a daemon before has left is taken up."""
+        file.forget_clock()
+        if file.log.rotate_every:
+            self._tick(file, now)
+        if file.log.rotate_every or self._tick_at:
+            self._plan(now)
+        if file.log.compress == "gzip" and file.log.keep:
+            self._wish(file.path)
+
+    def used(self, file: LogFile, now: float) -> None:
+        """Something was written to it, or was to be."""
+        if file.news:
+            self._rotated(file)
+        if 0 < file.boundary < self._tick_wall:
+            self._plan(now)
+        if self._watches_room and now >= self._look_at:
+            self._look_at = now + LOOK_SECONDS
+            self._make_room()
+
+    def _rotated(self, file: LogFile) -> None:
+        file.news = False
+        if file.raw:
+            file.raw = False
+            self._fell_behind(file)
+        if file.log.keep_total:
+            self._trim(file)
+        if file.log.compress == "gzip" and file.log.keep:
+            self._wish(file.path)
+
+    # --- the clock --------------------------------------------------------------------------------------------------
+
+    @property
+    def due_at(self) -> float | None:
+        """When `tick` is to be called (CLOCK_MONOTONIC), None while no file is rotated by the clock."""
+        return self._tick_at or None
+
+    def tick(self, now: float) -> None:
+        """Rotates what is to be rotated by the clock now."""
+        for file in list(self._files.values()):
+            if file.log.rotate_every:
+                self._tick(file, now)
+        self._plan(now)
+
+    def _tick(self, file: LogFile, now: float) -> None:
+        try:
+            file.tick(now)
+        except OSError as error:
+            file.fail(error, now)
+        if file.news:
+            self._rotated(file)
+
+    def _plan(self, now: float) -> None:
+        by_clock = [file.boundary for file in self._files.values() if file.log.rotate_every]
+        if not by_clock:
+            self._tick_at = self._tick_wall = 0.0
+            return
+        wall = time.time()
+        # One that is over was not asked: its file is not there, or can't be written. Its next output asks, or we do.
+        due = [boundary if boundary > wall else wall + AGAIN_SECONDS for boundary in by_clock if boundary]
+        self._tick_wall = min([*due, wall + LONGEST_REST])
+        self._tick_at = now + max(0.0, self._tick_wall - wall)
+
+    # --- compression ------------------------------------------------------------------------------------------------
+
+    def begin_compression(self, path: str) -> tuple[int, int] | None:
+        """Copies of the descriptors of the next file of this log, for the compressor; None when there is none. The
+        caller closes them."""
+        file = self._files.get(path)
+        if file is None:
+            return None
+        try:
+            job = file.begin_compression()
+            return None if job is None else (os.dup(job.source), os.dup(job.target))
+        except OSError as error:
+            self._once(f"can't compress rotated files of {path}: {describe(error)}")
+            if file.job is not None:
+                self.end_compression(path, "no descriptor is free")
+            return None
+
+    def end_compression(self, path: str, problem: str) -> None:
+        """The compressor is done with it, or could not do it for the reason `problem`. More is wished for if there is
+        more."""
+        file = self._files.get(path)
+        if file is None or file.job is None:
+            return
+        try:
+            file.end_compression(done=not problem)
+            left = 0
+            if not problem:
+                with file.shelf() as shelf:
+                    left = len(shelf.uncompressed())
+        except OSError as error:
+            problem = describe(error)
+        if problem:
+            self._once(f"can't compress a rotated file of {path}: {problem}")
+            return  # the next rotation wishes again
+        if file.log.keep_total:
+            self._trim(file)
+        if left:
+            self._wish(path)
+        elif path in self._behind:
+            self._behind.discard(path)
+            self._say(f"{path}: its rotated files are all compressed again")
+
+    def _fell_behind(self, file: LogFile) -> None:
+        if file.path not in self._behind:
+            self._behind.add(file.path)
+            self._say(
+                f"{file.path} is rotated faster than its files can be compressed: they stay as they are, and the oldest"
+                f" goes when there is no more room for it (keep = {file.log.keep}, keep_total = {file.log.keep_total})"
+            )
+
+    # --- room -------------------------------------------------------------------------------------------------------
+
+    def _trim(self, file: LogFile) -> None:
+        """`keep_total`: the oldest rotated files of its program go."""
+        program = next((kept.program for kept in self._rules.logs if kept.path == file.path), None)
+        logs = [kept for kept in self._rules.logs if kept.program == program] or [Kept("", file.path, file.log)]
+        found = self._rotated_of(logs)
+        for each in surplus(found, file.log.keep_total):
+            name = self._drop(each)
+            if name and not name.endswith(".gz") and each.path == file.path and file.log.compress == "gzip":
+                self._fell_behind(file)
+
+    def _make_room(self) -> None:
+        """`log_min_free`: the oldest rotated files of all programs go, until enough is free, or would be when those who
+        still have them open close them."""
+        try:
+            disk = os.statvfs(self._rules.log_dir)
+            device = os.stat(self._rules.log_dir).st_dev
+        except OSError:  # there is no such folder yet: no log is in there
+            return
+        free, wanted = disk.f_bavail * disk.f_frsize, self._rules.room.of(disk.f_blocks * disk.f_frsize)
+        if free >= wanted:
+            self._short = False
+            return
+        where = f"{self._rules.log_dir}: {free} bytes are free on its disk, {wanted} should be (log_min_free)"
+        for each in oldest_first(self._rotated_of(self._rules.logs, device)):
+            if free >= wanted:
+                return
+            if name := self._drop(each):
+                free += each.size
+                self._say(f"{where}: {name} is removed, the oldest rotated file, {each.size} bytes")
+        if not self._short and free < wanted:
+            self._short = True
+            self._say(f"{where}, and there is no rotated file left to remove")
+
+    def _rotated_of(self, logs: Sequence[Kept], device: int | None = None) -> list[Rotated]:
+        found: list[Rotated] = []
+        for kept in logs:
+            file = self._files.get(kept.path) or LogFile(kept.path, kept.log)
+            try:
+                with file.shelf() as shelf:
+                    compress = device is None and kept.log.compress == "gzip"
+                    found += shelf.rotated(kept.path, device, compress=compress)
+            except OSError:  # no such folder: it has never printed
+                continue
+        return found
+
+    def _drop(self, rotated: Rotated) -> str:
+        """Removes a rotated file; returns its path, "" when that was not possible."""
+        file = self._files.get(rotated.path) or LogFile(rotated.path, Log())
+        try:
+            with file.shelf() as shelf:
+                name = shelf.drop(rotated.number)
+        except OSError:
+            return ""
+        return name and os.path.join(os.path.dirname(rotated.path), name)
+
+    def _once(self, text: str) -> None:
+        now = time.monotonic()
+        if now - self._said.get(text, -AGAIN_SECONDS) >= AGAIN_SECONDS:
+            self._said[text] = now
+            self._say(text)

@@ -1,0 +1,148 @@
+"""Programs that can't overlap get their new version: they stop, then they start. What does not start is once more what
+it was.
+
+    kept      it runs as an earlier table said, and is stopped
+    tried     it has stopped, and starts as the table says now
+    (done)    it serves; or it was wanted down
+    back      it did not start: it stops, and starts as it was; it stays *kept* (`versions`)
+
+Each step is told to the keeper before it begins, so a supervisor that comes up in the midst of it goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from procman import printed, servers
+from procman.config import Program
+from procman.errors import ProcmanError
+from procman.lifecycle import Start, State
+from procman.operation import Aim, Progress, bring_down, reach
+from procman.process import Process
+from procman.report import Info
+from procman.rollout import World, until_failing
+from procman.versions import CHANGE, Versions
+
+log = logging.getLogger("procman")
+
+STOPPING: Info = {"name": "the daemon", "why": "it is stopping", "output": []}
+"""What has failed, when a shutdown has cut a change off."""
+
+OUTPUT_LINES = 20
+"""Of the end of the log of a program that did not start, so many are shown."""
+
+
+class _Bad(NamedTuple):
+    """A process that did not start, and why."""
+
+    process: Process
+    reason: str
+
+
+class Renewal:
+    """Renews processes of `world`."""
+
+    def __init__(self, world: World, versions: Versions) -> None:
+        self._supervisor, self._link, self._ground = world
+        self._versions = versions
+
+    async def renew(self, programs: Sequence[Program], before: Mapping[str, int], why: str, progress: Progress) -> Info:
+        """Stop the processes of `programs`, and start them as these say; those that have begun that already go on.
+        `before` has the number of the child that each had when that began. Returns what has failed, if anything: then
+        all of them are what they were."""
+        supervisor = self._supervisor
+        names = [program.name for program in programs]
+        supervisor.replacing = {name for name in names if not supervisor.is_down(name)}
+        await self._stop([name for name in names if name in self._versions.kept.programs], why)
+        if supervisor.closing:
+            return STOPPING
+        self._versions.trying(names)
+        await self._become(programs, why)
+        processes = [supervisor.processes[name] for name in names]
+        for process in processes:
+            fresh = process.status.generation > before[process.name]
+            if not fresh and not process.status.wanted and not supervisor.is_down(process.name):
+                process.feed(Start(f"the table has changed ({why})"))
+        bad = await self._bad([process for process in processes if not supervisor.is_down(process.name)], progress)
+        supervisor.replacing = set()
+        if supervisor.closing:
+            return STOPPING
+        if bad is None or not bad.process.status.wanted:  # that was an operator, and says nothing of the version
+            self._versions.let_go(names)
+            return {} if bad is None else {"name": bad.process.name, "why": f"it did not start: {bad.reason}"}
+        output = await self.output(bad.process)
+        log.error("%s: its new version did not start, it goes back to what it was: %s", bad.process.name, bad.reason)
+        numbers = {process.name: process.status.generation for process in processes}
+        then = await self.go_back(numbers, why, progress)
+        return {"name": bad.process.name, "why": f"it did not start: {bad.reason}; {then}", "output": output}
+
+    async def go_back(self, numbers: Mapping[str, int], why: str, progress: Progress) -> str:
+        """These processes are what they were before: children up to `numbers` stop, and the next ones are that. Returns
+        in words what came of it."""
+        supervisor, versions = self._supervisor, self._versions
+        names = [name for name in numbers if name in supervisor.processes]
+        versions.failed(names, CHANGE, {"half": "start", "why": why, "start": {}, "back": dict(numbers)})
+        old = [versions.kept.programs[name] for name in names if name in versions.kept.programs]
+        late = [name for name in names if supervisor.processes[name].status.generation <= numbers[name]]
+        await self._stop(late, why)
+        if supervisor.closing:
+            return "the daemon is stopping"
+        await self._become([program for program in old if program.name in late], why)
+        processes = [supervisor.processes[name] for name in names if not supervisor.is_down(name)]
+        for process in processes:
+            if process.name in late and not process.status.wanted:
+                process.feed(Start("its new version did not start: it is what it was"))
+        bad = await self._bad(processes, progress)
+        if bad is None:
+            return "it was started again as it was before"
+        return f"as it was before, {bad.process.name} does not start either: {bad.reason}"
+
+    async def output(self, process: Process) -> list[str]:
+        """The last lines of its log."""
+        with contextlib.suppress(ProcmanError, OSError, RuntimeError):  # no descriptor or thread is left
+            return await asyncio.to_thread(printed.last_lines, process.program, OUTPUT_LINES)
+        return []
+
+    async def _stop(self, names: Iterable[str], why: str) -> None:
+        """Stop them, and close what was theirs alone, once all that they have printed is in their logs."""
+        processes = [self._supervisor.processes[name] for name in names]
+        await bring_down(processes, why)
+        await self._ground.written([process.program for process in processes])
+        await bring_down(processes, why)
+        if not self._supervisor.closing:
+            for process in processes:
+                self._ground.unprepare(process.program)
+
+    async def _become(self, programs: Iterable[Program], why: str) -> None:
+        """Their processes, which have stopped, are these programs. Sockets close that nobody has any more."""
+        supervisor = self._supervisor
+        changed = []
+        for program in programs:
+            process = supervisor.processes[program.name]
+            if servers.in_place(program, process.program.slot) != process.program:
+                process.program = servers.in_place(program, process.program.slot)
+                changed.append(process)
+        self._ground.close_unused(supervisor.config, self._versions.table.listeners)
+        await self._link.sync()  # until then the keeper still holds the addresses
+        for process in changed:
+            self._ground.prepare(process.program, supervisor.config)
+
+    async def _bad(self, processes: Sequence[Process], progress: Progress) -> _Bad | None:
+        """Wait until they have started, and stayed up for `start_seconds`. The first that has not."""
+        aims = [Aim("start", process, process.status.generation) for process in processes]
+        outcomes = await asyncio.gather(*(reach(aim, progress) for aim in aims))
+        for process, (good, reason) in zip(processes, outcomes, strict=True):
+            if not good:
+                return _Bad(process, reason)
+        running = [process for process in processes if process.status.state is State.RUNNING]
+        proven = [process.program.start_seconds for process in running if process.program.ready.kind != "seconds"]
+        await until_failing(running, max(proven, default=0.0))
+        for process in running:
+            status = process.status
+            if status.state is not State.RUNNING:
+                return _Bad(process, f"it did not stay up: {status.why if status.exit is None else status.exit.reason}")
+        return None

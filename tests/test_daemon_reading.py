@@ -1,0 +1,325 @@
+"""procmanctl logs on a real daemon, and without one: merging, times, levels, compressed files, following."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from tests.conftest import MakeDaemon
+from tests.harness import CTL, PROJECT, RunningDaemon, wait_until
+
+IDLE = """
+[program.{name}]
+command = "${{PYTHON}} -S -E ${{PROGRAMS}}/ready.py"
+"""
+TWO = IDLE.format(name="web") + IDLE.format(name="api")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PROJECT), "TZ": "UTC"}
+WAITS = b"procmanctl: the daemon has gone: waiting for it\n"
+
+
+def stamped(hour: int, *lines: str) -> str:
+    """Lines with a time each, a minute apart."""
+    return "".join(f"2026-01-31 {hour:02}:{minute:02}:00,000 {line}\n" for minute, line in enumerate(lines))
+
+
+def offline(running: RunningDaemon, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """procmanctl -c TABLE, which needs no daemon."""
+    command = [sys.executable, "-c", CTL, "-c", str(running.table), *arguments]
+    options = {"env": running.environment | {"TZ": "UTC"}, "capture_output": True, "text": True, **options}
+    return subprocess.run(command, check=False, timeout=60, **options)
+
+
+@contextmanager
+def following(command: list[str], **options: Any) -> Iterator[IO[bytes]]:
+    """What a command prints on and on."""
+    options = {"env": ENVIRONMENT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    process = subprocess.Popen(command, **options)
+    assert process.stdout is not None
+    try:
+        yield process.stdout
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20)[1] in (b"", WAITS)
+
+
+@pytest.fixture
+def stopped(daemon: MakeDaemon) -> RunningDaemon:
+    """A table whose daemon does not run, with logs that are there."""
+    running = daemon(TWO, start=False)
+    running.log_dir.mkdir()
+    older, old = stamped(8, "INFO oldest"), stamped(9, "ERROR a", "INFO b")
+    (running.log_dir / "web.log.2.gz").write_bytes(gzip.compress(older.encode()))
+    (running.log_dir / "web.log.1").write_text(old)
+    (running.log_dir / "web.log").write_text(stamped(10, "INFO c", "WARNING d", "INFO e"))
+    (running.log_dir / "api.log").write_text(stamped(9, "INFO x") + stamped(10, "CRITICAL y"))
+    return running
+
+
+def test_logs_are_read_without_a_daemon_as_one_text_merged_by_time(stopped: RunningDaemon) -> None:
+    done = offline(stopped, "logs")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split()[0] + line.split()[-1] for line in done.stdout.splitlines()] == [
+        "weboldest", "weba", "apix", "webb", "webc", "apiy", "webd", "webe",
+    ]  # fmt: skip
+    last = (stamped(9, "ERROR a", "INFO b") + stamped(10, "INFO c", "WARNING d", "INFO e")).splitlines(keepends=True)
+    assert offline(stopped, "logs", "-n", "4", "web").stdout == "".join(last[-4:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (("--level", "warning"), "a y d"),
+        (("--level", "error", "-n", "1"), "a y"),
+        (("--grep", "INFO [be]"), "b e"),
+        (("-i", "--grep", "info B"), "b"),
+        (("--since", "2026-01-31 10:00"), "c y d e"),
+        (("--until", "2026-01-31 09:00:30"), "oldest a x"),
+        (("--since", "2026-01-31 09:00", "--until", "2026-01-31T09:59:00Z", "web"), "a b"),
+        (("--since", "2026-01-31 09:00", "--level", "error", "-n", "5"), "a y"),
+        (("-n", "0"), ""),
+        (("--grep", "nothing of this"), ""),
+    ],
+)
+def test_what_filters_choose(stopped: RunningDaemon, arguments: tuple[str, ...], found: str) -> None:
+    done = offline(stopped, "logs", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[-1] for line in done.stdout.splitlines()] == found.split()
+
+
+def test_what_has_no_time_is_placed_by_what_is_near(stopped: RunningDaemon) -> None:
+    """Before the first time: there. Without any: where the file was last written. After a time: with it."""
+    for path in stopped.log_dir.iterdir():
+        path.unlink()
+    web, api = stopped.log_dir / "web.log", stopped.log_dir / "api.log"
+    api.write_text("begin\n" + stamped(9, "a") + "after a\n" + stamped(11, "b"))
+    web.write_text("uvicorn has\nno times\n")
+    at = datetime(2026, 1, 31, 10, tzinfo=UTC).timestamp()
+    os.utime(web, (at, at))
+    shown = [line.split(" | ")[1] for line in offline(stopped, "logs").stdout.splitlines()]
+    assert shown == ["begin", stamped(9, "a")[:-1], "after a", "uvicorn has", "no times", stamped(11, "b")[:-1]]
+    since = offline(stopped, "logs", "--since", "2026-01-31 10:30").stdout
+    assert since == "api | " + stamped(11, "b")
+    since = offline(stopped, "logs", "--since", "2026-01-31 09:30").stdout
+    assert since == "web | uvicorn has\nweb | no times\napi | " + stamped(11, "b")
+
+
+def test_the_daemon_tells_the_same_as_the_files(stopped: RunningDaemon) -> None:
+    stopped.start()
+    stopped.wait_for("web")
+    for arguments in (["-n", "20"], ["--level", "warning"], ["--json", "-g", "INFO"], ["--since", "2026-01-31 09:30"]):
+        with_daemon = stopped.ctl("logs", *arguments, env=ENVIRONMENT)
+        assert with_daemon.returncode == 0, with_daemon.stderr
+        assert with_daemon.stdout == offline(stopped, "logs", *arguments).stdout
+        assert "oldest" in with_daemon.stdout or arguments[0] != "-n"
+
+
+def test_a_daemon_that_is_asked_by_its_table(stopped: RunningDaemon) -> None:
+    stopped.start()
+    stopped.wait_for("web")
+    stopped.log_dir.rename(stopped.log_dir.with_name("elsewhere"))
+    try:
+        assert offline(stopped, "status").returncode == 0
+        assert offline(stopped, "logs").stdout == ""
+    finally:
+        stopped.log_dir.with_name("elsewhere").rename(stopped.log_dir)
+
+
+def test_following_goes_on_through_rotation_and_a_killed_supervisor(daemon: MakeDaemon) -> None:
+    """Each line once and in order, whatever happens meanwhile."""
+    running = daemon(
+        """
+        [program.lines]
+        command = "sh -c 'while read line; do echo $line; done < fifo'"
+        start_seconds = 0
+        log = { max_size = "1KB", keep = 50 }
+        """,
+        start=False,
+    )
+    os.mkfifo(running.folder / "fifo")
+    running.start()
+    command = [sys.executable, "-c", CTL, "-s", str(running.socket), "logs", "-f", "-n", "999", "-g", "line", "lines"]
+    with open(running.folder / "fifo", "w") as fifo, following(command) as shown:
+        for part in range(3):
+            for number in range(part * 40, part * 40 + 40):
+                print(f"line {number} {'x' * 30}", file=fifo, flush=True)
+            for number in range(part * 40, part * 40 + 40):
+                assert shown.readline().split()[1] == str(number).encode()
+            if part == 1:
+                os.kill(running.supervisor_pid, signal.SIGKILL)
+    assert len(list(running.log_dir.glob("lines.log.*"))) >= 3
+
+
+def test_following_without_a_daemon(stopped: RunningDaemon) -> None:
+    command = [sys.executable, "-c", CTL, "-c", str(stopped.table), "logs", "-f", "-n", "1", "--level", "error"]
+    with following(command, env=stopped.environment | {"TZ": "UTC"}) as shown:
+        assert {shown.readline().split()[-1], shown.readline().split()[-1]} == {b"a", b"y"}
+        with (stopped.log_dir / "api.log").open("a") as file:
+            file.write(stamped(11, "INFO no", "ERROR yes"))
+        assert shown.readline().split()[-1] == b"yes"
+        (stopped.log_dir / "api.log").rename(stopped.log_dir / "api.log.1")
+        (stopped.log_dir / "api.log").write_text(stamped(12, "ERROR after"))
+        assert shown.readline().split()[-1] == b"after"
+
+
+def test_a_terminal_gets_no_sequence_that_could_harm_it(stopped: RunningDaemon) -> None:
+    (stopped.log_dir / "web.log").write_bytes(b"\x1b[31mred\x1b[0m \x1b]0;title\x07 \x9b2J \xff\x00\n")
+    for raw, expected in (
+        ([], b"\x1b[31mred\x1b[0m \\x1b]0;title\\x07 \\x9b2J \\xff\\x00\x1b[0m"),
+        (["--raw"], b"\x1b[31mred\x1b[0m \x1b]0;title\x07 \x9b2J \xff\x00"),
+    ):
+        reader, terminal = pty.openpty()
+        command = [sys.executable, "-c", CTL, "-c", str(stopped.table), "logs", "-n", "1", "web", *raw]
+        process = subprocess.Popen(command, env=stopped.environment, stdout=terminal, stdin=subprocess.DEVNULL)
+        os.close(terminal)
+        shown = b""
+        while not shown.endswith(b"\n"):
+            shown += os.read(reader, 1000)
+        assert process.wait(20) == 0
+        os.close(reader)
+        assert shown.rstrip(b"\r\n") == expected
+
+
+CRASH = """
+import sys
+def deep(): raise KeyError("no such thing")
+try: deep()
+except KeyError as error: raise RuntimeError("can't begin") from error
+"""
+
+
+def test_the_end_of_a_program_that_fails_carries_its_traceback(daemon: MakeDaemon) -> None:
+    running = daemon(
+        """
+        [program.bad]
+        command = ["${PYTHON}", "-S", "-E", "bad.py"]
+        start_retries = 0
+        [program.none]
+        command = "false"
+        start_retries = 0
+        """,
+        start=False,
+    )
+    (running.folder / "bad.py").write_text(CRASH)
+    running.start()
+    running.wait_for("bad", "FATAL")
+    running.wait_for("none", "FATAL")
+
+    def fatal() -> dict[str, Any]:
+        events = [json.loads(line) for line in running.ctl("--json", "events").stdout.splitlines()]
+        found = {event["name"]: event for event in events if event.get("state") == "FATAL"}
+        assert found.keys() == {"bad", "none"}
+        return found
+
+    events = wait_until(fatal)
+    trace = events["bad"]["traceback"]
+    assert (trace["exception"], trace["message"]) == ("RuntimeError", "can't begin")
+    assert "KeyError: 'no such thing'" in trace["text"]
+    assert events["none"]["traceback"] is None
+    assert running.json("why", "bad")["traceback"] == trace
+    shown = running.ctl("why", "bad").stdout
+    assert shown.count("RuntimeError: can't begin") == 1
+    assert "last traceback:\n  Traceback (most recent call last):" in shown
+    assert "  | RuntimeError: can't begin" in running.ctl("events").stdout
+
+
+def test_summary_as_json_and_as_text(stopped: RunningDaemon) -> None:
+    trace = "Traceback (most recent call last):\n  File \"a.py\", line 1, in f\nValueError: {}\n"
+    with (stopped.log_dir / "web.log").open("a") as file:
+        for number in range(3):
+            file.write(stamped(11, "ERROR it failed") + trace.format(number))
+        file.write('127.0.0.1 - - [31/Jan/2026:11:00:09 +0000] "GET /slow/7 HTTP/1.1" 500 2 "-" "-" 1500.0ms\n')
+    summary = json.loads(offline(stopped, "--json", "logs", "--summary").stdout)
+    web = summary["logs"][0]
+    assert (web["name"], web["lines"], web["levels"]["error"], web["statuses"]) == ("web", 19, 4, {"5xx": 1})
+    assert [(error["exception"], error["count"]) for error in web["errors"]] == [("ValueError", 3)]
+    assert web["errors"][0]["sample"].endswith("ValueError: 0")
+    assert web["paths"][0] == {
+        "method": "GET", "path": "/slow/*", "count": 1, "errors": 1, "average_seconds": 1.5, "slowest_seconds": 1.5,
+    }  # fmt: skip
+    assert summary["all"]["lines"] == 21
+    text = offline(stopped, "logs", "--summary", "web").stdout
+    assert "3 × ValueError: 0, 2026-01-31 11:00:00" in text
+    assert "GET /slow/*" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--since", "whenever"), "--since: 'whenever' is no time: it must be like"),
+        (("--until", "25:99"), "--until: '25:99' is no time"),
+        (("--level", "loud"), "--level: 'loud' is none: it must be debug, info"),
+        (("--grep", "("), "--grep: '(' is no regular expression: missing )"),
+        (("-f", "--summary"), "-f never ends"),
+        (("-f", "--until", "1h"), "-f never ends"),
+        (("-n", "ten"), "'ten' is no number of lines"),
+    ],
+)
+def test_wrong_use_is_said(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+    command = [sys.executable, "-c", CTL, "-s", str(tmp_path / "s"), "logs", *arguments]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+def test_a_table_that_is_bad_is_said_offline(stopped: RunningDaemon) -> None:
+    stopped.write_table("[program.web]\ncomand = 'x'\n")
+    done = offline(stopped, "logs")
+    assert done.returncode == 1
+    assert "unknown key" in done.stderr
+    assert offline(stopped, "logs", "nobody").returncode == 1
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+from procman.ctl.main import main
+status = main()
+peak = next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+print("peak", peak, file=sys.stderr)
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize("running_daemon", [False, True])
+def test_hostile_content_is_read_in_little_memory(stopped: RunningDaemon, running_daemon: bool) -> None:
+    """A line of 30 MB; a hole of 50 MB, which is a line of NULs; what is no UTF-8; no newline at the end."""
+    with (stopped.log_dir / "web.log").open("wb") as file:
+        file.write(stamped(7, "ERROR first").encode())
+        file.write(b"2026-01-31 08:00:00,000 ERROR " + b"x" * 30_000_000 + b"\n")
+        file.seek(50_000_000, os.SEEK_CUR)
+        file.write(b"\n" + stamped(9, "INFO last").encode() + b"\xff\xfe no end")
+    (stopped.log_dir / "web.log.1").unlink()
+    (stopped.log_dir / "web.log.2.gz").unlink()
+    where = ["-s", str(stopped.socket)] if running_daemon else ["-c", str(stopped.table)]
+    if running_daemon:
+        stopped.write_table(TWO.replace("${PYTHON} -S -E ${PROGRAMS}/ready.py", "sleep 1000"))
+        stopped.start()
+    ways = [
+        (["-n", "2"], b"INFO last\n\xff\xfe no end"),
+        (["--grep", "first|last"], b"INFO last\n"),
+        (["--level", "error", "-n", "1", "--until", "2026-01-31 07:30"], b"ERROR first\n"),
+        (["--summary"], b"error 2"),
+    ]
+    for arguments, end in ways[:2] if running_daemon else ways:
+        command = [sys.executable, "-c", MEASURED, *where, "logs", "web", *arguments]
+        environment = stopped.environment | {"TZ": "UTC"}
+        done = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert end in done.stdout[-5000:], (arguments, done.stdout[-300:])
+        assert int(done.stderr.split()[-1]) < 60_000, arguments  # KB
+    if running_daemon:
+        status = Path(f"/proc/{stopped.supervisor_pid}/status").read_text()
+        peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+        assert peak < 60_000

@@ -1,0 +1,298 @@
+"""procman.logs, what is read by lines: where output is cut, how lines are dressed, and what stands for what."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from procman.logs import journald, syslog
+from procman.logs.lines import (
+    CUT,
+    LINE_LIMIT,
+    Dress,
+    Origin,
+    Piece,
+    cut,
+    each,
+    json_objects,
+    plain,
+    prefix,
+    stamp,
+    text,
+    whole_characters,
+)  # fmt: skip
+from procman.logs.outlet import Outlet
+from procman.logs.severity import severity
+
+WALL = 1795757400.1239
+"""2026-11-27T05:30:00.123Z, and a bit more."""
+
+STAMP = "2026-11-27T05:30:00.123Z"
+SHOP = Origin.of("shop", error=False)
+SECOND_ERR = Origin.of("blog:2", error=True)
+
+OUTPUT = st.lists(
+    st.sampled_from([b"a", b"\t", b"\n", b"\n", b"\xff", b"\x7f", b"\\", b'"', b"\r", b"\0", "ä€😀".encode()])
+)
+DRESSES = {
+    "plain": plain,
+    "name": text(b"shop | ", timestamps=False),
+    "time": text(b"", timestamps=True),
+    "json": json_objects(SHOP),
+    "syslog": syslog.messages(SHOP, apart=False),
+    "journal": journald.entries(SHOP, apart=False),
+}
+
+
+# --- cut --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("waiting", "expected"),
+    [
+        (b"", (0, False)),
+        (b"half", (0, False)),
+        (b"one\nhalf", (4, False)),
+        (b"one\n\n", (5, False)),
+        (b"12345678", (0, False)),  # as long as a line may be: its end may come
+        (b"12345678\n", (9, False)),
+        (b"123456789", (8, True)),
+        (b"1234567\xc3\xa4", (7, True)),  # not within a character
+        (b"12345\xf0\x9f\x98\x80", (5, True)),
+        (b"123456\xc3\xa4" + b"9", (8, True)),
+        (b"\x80" * 9, (8, True)),  # no UTF-8 at all
+        (b"\xf0" * 9, (7, True)),
+    ],
+)
+def test_where_output_is_cut(waiting: bytes, expected: tuple[int, bool]) -> None:
+    assert cut(waiting, 8) == expected
+
+
+@given(st.lists(st.sampled_from("aä€😀"), min_size=1).map("".join), st.integers(1, 40))
+def test_no_character_is_cut(characters: str, length: int) -> None:
+    data = characters.encode()[:length]
+    found = whole_characters(data)
+    assert found > 0
+    if found < len(data) or len(data) >= 4:
+        data[:found].decode()
+
+
+@given(OUTPUT.map(b"".join), st.integers(4, 9))
+def test_every_byte_is_dressed_once(output: bytes, limit: int) -> None:
+    waiting, parts = output, []
+    while True:
+        length, partial = cut(waiting[: limit + 1], limit)
+        if not length:
+            break
+        parts.append(waiting[:length])
+        assert partial != parts[-1].endswith(b"\n")
+        assert len(max(each(parts[-1]), key=len)) <= limit + 1
+        waiting = waiting[length:]
+    assert b"".join(parts) + waiting == output
+    assert b"\n" not in waiting
+
+
+# --- dresses ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wall", "expected"), [(WALL, STAMP), (0.0, "1970-01-01T00:00:00.000Z"), (1e9 + 0.9999, "2001-09-09T01:46:40.999Z")]
+)
+def test_a_time_is_rfc_3339_with_milliseconds(wall: float, expected: str) -> None:
+    assert stamp(wall) == expected
+
+
+@pytest.mark.parametrize(
+    ("dress", "lines", "partial", "expected"),
+    [
+        (plain, b"one\n\ntwo\n", False, b"one\n\ntwo\n"),
+        (plain, b"no end", False, b"no end\n"),
+        (text(b"shop | ", timestamps=False), b"one\n\n\0\xff\n", False, b"shop | one\nshop | \nshop | \0\xff\n"),
+        (text(b"shop | ", timestamps=False), b"half", True, b"shop | half\\\n"),
+        (text(b"", timestamps=True), b"one\ntwo\n", False, f"{STAMP} one\n{STAMP} two\n".encode()),
+        (text(b"a | ", timestamps=True), b"\n", False, f"a | {STAMP} \n".encode()),
+    ],
+)
+def test_lines_as_text(dress: Dress, lines: bytes, partial: bool, expected: bytes) -> None:
+    [piece] = dress(lines, partial, WALL)
+    assert piece[:3] == (expected, lines, 0)
+
+
+@pytest.mark.parametrize(
+    ("lines", "messages"),
+    [
+        (b"hello\n", ["hello"]),
+        (b"one\n\ntwo", ["one", "", "two"]),
+        (b'say "hi" \\n\tx\r\n', ['say "hi" \\n\tx\r']),
+        (b"\xff\xc3\n", ["\\xff\\xc3"]),
+        ("Grüße 😀\n".encode(), ["Grüße 😀"]),
+        (b"a\x7fb\n\x00\x1b[31m\n", ["a\x7fb", "\0\x1b[31m"]),
+    ],
+)
+def test_lines_as_json(lines: bytes, messages: list[str]) -> None:
+    [piece] = json_objects(SECOND_ERR)(lines, False, WALL)
+    assert piece.source == lines
+    found = [json.loads(line) for line in piece.data.decode().split("\n")[:-1]]
+    assert [each["message"] for each in found] == messages
+    for one in found:
+        assert list(one) == ["time", "program", "instance", "stream", "message"]
+        assert list(one.values())[:4] == [STAMP, "blog", 2, "stderr"]
+
+
+def test_the_form_of_a_json_line() -> None:
+    """As the docs have it, to the byte: others read it."""
+    [piece] = json_objects(SHOP)(b"hello\n", False, WALL)
+    expected = f'{{"time": "{STAMP}", "program": "shop", "instance": 1, "stream": "stdout", "message": "hello"}}\n'
+    assert piece.data.decode() == expected
+    [piece] = json_objects(SHOP)(b"hel", True, WALL)
+    assert json.loads(piece.data)["partial"] is True
+
+
+@given(OUTPUT.map(b"".join))
+def test_json_is_the_same_by_the_fast_way_and_by_the_slow_one(output: bytes) -> None:
+    [piece] = json_objects(SHOP)(output + b"\n", False, WALL)
+    found = [json.loads(line)["message"] for line in piece.data.decode().split("\n")[:-1]]
+    assert found == [line.decode(errors="backslashreplace") for line in output.split(b"\n")]
+
+
+@given(OUTPUT.map(b"".join).filter(bool), st.sampled_from(sorted(DRESSES)))
+def test_a_line_for_a_line(output: bytes, name: str) -> None:
+    """What pieces stand for is the output, and as many lines, or messages, come as were there."""
+    output = output if output.endswith(b"\n") else output + b"\n"
+    pieces = DRESSES[name](output, False, WALL)
+    assert b"".join(piece.source for piece in pieces) == output
+    if name not in ("syslog", "journal"):
+        [piece] = pieces
+        assert piece.data.count(b"\n") == output.count(b"\n")
+    else:
+        assert len(pieces) == output.count(b"\n")
+
+
+def test_how_much_of_the_source_is_written() -> None:
+    """A line counts when all of it is there."""
+    [piece] = text(b"shop | ", timestamps=False)(b"one\n\nlonger", False, WALL)
+    assert piece.data == b"shop | one\nshop | \nshop | longer\n"
+    steps = {0: 0, 10: 0, 11: 4, 18: 4, 19: 5, 32: 5, 33: 11}
+    assert {written: piece.own_in(0, written) for written in steps} == steps
+    assert piece._replace(added=-1).own_in(11, 8, 4) == piece.own_in(11, 8, 4) == 1
+    assert piece.own_in(19, 14, 5) == 6
+    assert piece.own_in(12, 7, 4) == 1, "from within a line"
+
+
+@given(st.lists(st.integers(1, 9), min_size=1), st.lists(st.binary(max_size=8), max_size=8))
+def test_an_outlet_counts_own_bytes_exactly(steps: list[int], lines: list[bytes]) -> None:
+    """However little is printed at a time, a line counts when it is out, and none is counted twice."""
+    output = b"".join(line + b"\n" for line in lines)
+    pieces = [Piece(b"lost\n", b"", 5), *(text(b"p | ", timestamps=False)(output, False, WALL) if output else [])]
+    read_fd, write_fd = os.pipe()
+    outlet = Outlet(write_fd)
+    outlet.queue(pieces)
+    own = told = 0
+
+    def settled(now: int, reports: int) -> None:
+        nonlocal own, told
+        assert min(now, reports) >= 0
+        own, told = own + now, told + reports
+
+    for step in steps:
+        if outlet.waiting:
+            outlet._settle(min(step, len(outlet._pieces[0].data) - outlet._sent), settled)
+    lost = outlet.discard()
+    assert own + lost == len(output)
+    assert told in (0, 5)
+    outlet.close()
+    os.close(read_fd)
+    os.close(write_fd)
+
+
+def test_names_have_colours_of_their_own_on_a_terminal() -> None:
+    assert prefix("shop:1", colour=False) == b"shop:1 | "
+    one, two = prefix("shop", colour=True), prefix("blog", colour=True)
+    assert re.fullmatch(rb"\x1b\[\d+mshop \|\x1b\[0m ", one)
+    assert one[:5] != two[:5]
+    assert prefix("shop", colour=True) == one
+
+
+# --- syslog and the journal -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "error", "expected"),
+    [
+        (b"hello", False, 6),
+        (b"hello", True, 3),
+        (b"Traceback (most recent call last):", False, 3),
+        (b"ERROR:root:no", False, 3),
+        (b"WARNING:django.request:Not Found: /x", True, 4),
+        (b"[2026-11-27 05:30:00 +0000] [17] [INFO] Booting worker", True, 6),
+        (b"[2026-11-27 05:30:00 +0000] [17] [CRITICAL] WORKER TIMEOUT", False, 2),
+        (b"2026-11-27 05:30:00,123 - shop - DEBUG - x", False, 7),
+        (b"2026-11-27 05:30:00,123 shop ERROR x", False, 3),
+        (b"INFO:     Started server process [17]", True, 6),
+        (b"2026/11/27 05:30:00 [error] 17#0: *1 open() failed", False, 3),
+        (b'{"time": "x", "level": "warning", "msg": "y"}', False, 4),
+        (b'{"levelname":"ERROR"}', False, 3),
+        (b"GET /ERROR-pages HTTP/1.1", False, 6),
+        (b"TERROR: none", False, 6),
+        (b"x" * 200 + b" ERROR ", False, 6),
+        (b"", False, 6),
+    ],
+)
+def test_how_bad_a_line_is(line: bytes, error: bool, expected: int) -> None:
+    assert severity(line, error=error) == (expected, line)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [(b"<3>bad", (3, b"bad")), (b"<7>", (7, b"")), (b"<8>x", (6, b"<8>x")), (b"<>", (6, b"<>")), (b"<b>", (6, b"<b>"))],
+)
+def test_a_prefix_as_systemd_has_it_tells_and_is_taken_off(line: bytes, expected: tuple[int, bytes]) -> None:
+    assert severity(line, error=False) == expected
+
+
+def test_a_message_of_syslog() -> None:
+    found = syslog.messages(SECOND_ERR, apart=True)(b"hello\n<6>ok\nWARNING:x\n", False, WALL)
+    host = re.escape(os.uname().nodename).encode()
+    about = rb">1 2026-11-27T05:30:00\.123Z " + host + rb" blog blog:2 stderr - "
+    expected = [rb"<27" + about + rb"hello", rb"<30" + about + rb"ok", rb"<28" + about + rb"WARNING:x"]
+    for piece, pattern in zip(found, expected, strict=True):
+        assert re.fullmatch(pattern, piece.data), piece
+    [part] = syslog.messages(SHOP, apart=False)(b"x" * syslog.MESSAGE_LIMIT, True, WALL)
+    assert part.data.endswith(b"xx" + CUT)
+    assert len(part.data) < 8192
+
+
+def fields(entry: bytes) -> dict[str, bytes]:
+    """An entry of the journal, read as its protocol says."""
+    found = {}
+    while entry:
+        line, _, entry = entry.partition(b"\n")
+        name, equals, value = line.partition(b"=")
+        if not equals:
+            (length,) = struct.unpack("<Q", entry[:8])
+            value, entry = entry[8 : 8 + length], entry[8 + length :]
+            assert entry.startswith(b"\n")
+            entry = entry[1:]
+        found[name.decode()] = value
+    return found
+
+
+def test_an_entry_of_the_journal() -> None:
+    one, two = journald.entries(SECOND_ERR, apart=True)(b"a=b\0\xff\n<4>two\n", False, WALL)
+    assert fields(one.data) == {
+        "PRIORITY": b"3", "SYSLOG_IDENTIFIER": b"blog", "PROCMAN_PROGRAM": b"blog", "PROCMAN_INSTANCE": b"2",
+        "PROCMAN_PROCESS": b"blog:2", "PROCMAN_STREAM": b"stderr", "MESSAGE": b"a=b\0\xff",
+    }  # fmt: skip
+    assert (fields(two.data)["PRIORITY"], fields(two.data)["MESSAGE"]) == (b"4", b"two")
+    [part] = journald.entries(SHOP, apart=False)(b"half", True, WALL)
+    assert (fields(part.data)["PROCMAN_PARTIAL"], part.source) == (b"1", b"half")
+
+
+def test_lines_are_not_limited_below_what_the_docs_say() -> None:
+    assert (LINE_LIMIT, syslog.MESSAGE_LIMIT, journald.MESSAGE_LIMIT) == (65536, 7168, 524288)

@@ -1,0 +1,165 @@
+"""procman.logformat: the time and the level of a line, in the formats that real programs print (tests/formats)."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from procman import logformat
+from procman.logformat import Clock, level_name, level_number, parse
+
+FORMATS = Path(__file__).parent / "formats"
+NOW = datetime(2026, 11, 27, 12, tzinfo=UTC).timestamp()
+CLOCK = Clock(NOW, UTC)
+
+
+def at(text: str) -> float:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+
+
+LINES: list[tuple[str, str | None, str]] = [
+    # logging: basicConfig's own format, the usual ones
+    ("WARNING:root:disk is nearly full", None, "warning"),
+    ("2026-11-27 05:33:49,644 INFO     Starting server", "2026-11-27T05:33:49.644", "info"),
+    ("2026-11-27 05:33:49,644 - shop.views - ERROR - no such thing", "2026-11-27T05:33:49.644", "error"),
+    ("2026-11-27 05:33:49,644:CRITICAL:shop:INFO is what it said", "2026-11-27T05:33:49.644", "critical"),
+    ("2026-11-27 05:33:49,644 [MainThread] DEBUG shop.views: x", "2026-11-27T05:33:49.644", "debug"),
+    ("ERROR 2026-11-27 05:34:08,580 log 25306 139756615043968 Internal Server Error: /boom", "2026-11-27T05:34:08.580",
+     "error"),
+    # servers
+    ("[2026-11-27 05:33:43 +0000] [23465] [INFO] Starting gunicorn 27.0.1", "2026-11-27T05:33:43", "info"),
+    ("[2026-11-27 06:33:43 +0100] [23465] [ERROR] Error handling request /", "2026-11-27T05:33:43", "error"),
+    ('127.0.0.1 - - [27/Nov/2026:05:33:43 +0000] "GET /error HTTP/1.1" 200 2 "-" "-"', "2026-11-27T05:33:43", "info"),
+    ('::1 - ann [27/Nov/2026:05:33:43 -0130] "GET / HTTP/1.1" 500 2', "2026-11-27T07:03:43", "info"),
+    ('127.0.0.1:35686 - - [27/Nov/2026:05:33:49] "GET /" 200 2', "2026-11-27T05:33:49", "info"),
+    ("[pid: 23558|app: 0|req: 1/1] 127.0.0.1 () {24 vars in 246 bytes} [Fri Nov 27 05:33:44 2026] GET / => generated 2",
+     "2026-11-27T05:33:44", "info"),
+    ("*** Starting uWSGI 2.0.30 (64bit) on [Fri Nov 27 05:33:44 2026] ***", "2026-11-27T05:33:44", ""),
+    ("Tue Nov  3 05:33:44 2026 - *** WARNING: you are running uWSGI as root", "2026-11-03T05:33:44", "warning"),
+    ("DAMN ! worker 1 (pid: 5) died :( trying respawn ...", None, "error"),
+    ("INFO:     127.0.0.1:58606 - \"GET / HTTP/1.1\" 200 OK", None, "info"),
+    ("[ERROR] Application callable raised an exception", None, "error"),
+    ('[27/Nov/2026 05:34:29] "GET / HTTP/1.1" 200 2', "2026-11-27T05:34:29", "info"),
+    ("Internal Server Error: /boom", None, "error"),
+    ("Not Found: /a/1", None, "warning"),
+    ("procman.wsgi: Exception while serving /boom", None, "error"),
+    ("procman: 12345 bytes of output were dropped: No space left on device (ENOSPC)", None, "warning"),
+    ("Traceback (most recent call last):", None, "error"),
+    # others
+    ("2026/11/27 05:33:43 [error] 123#0: *5 connect() failed", "2026-11-27T05:33:43", "error"),
+    ("Nov 27 05:33:43 host prog[12]: ERROR x", "2026-11-27T05:33:43", "error"),
+    ("Dec  1 05:33:43 host prog[12]: x", "2025-12-01T05:33:43", ""),
+    ("<11>Nov 27 05:33:43 host prog[12]: x", "2026-11-27T05:33:43", ""),
+    ("[2026-11-27 05:33:43,123: WARNING/MainProcess] celery@host ready.", "2026-11-27T05:33:43.123", "warning"),
+    ("2026-11-27 05:33:43.123 | SUCCESS  | __main__:<module>:1 - x", "2026-11-27T05:33:43.123", "info"),
+    ("2026-11-27 05:33:43 [warning  ] disk full                      free=3", "2026-11-27T05:33:43", "warning"),
+    ('level=warn ts=2026-11-27T05:33:43.123Z msg="x"', "2026-11-27T05:33:43.123", "warning"),
+    ('time="2026-11-27T05:33:43Z" level=fatal msg="x"', "2026-11-27T05:33:43", "critical"),
+    ("error: can't open it", None, "error"),
+    # what says nothing
+    ("hello", None, ""),
+    ("the INFO desk had an ERROR", None, ""),
+    ("2026-13-99 25:61:00 INFO no such date", None, "info"),
+    ("\x1b[31mred\x1b[0m", None, ""),
+]
+
+
+@pytest.mark.parametrize(("line", "time", "level"), LINES)
+def test_time_and_level_of_a_line(line: str, time: str | None, level: str) -> None:
+    said = parse(line.encode(), CLOCK)
+    assert said.time == (None if time is None else pytest.approx(at(time)))
+    assert level_name(said.level) == level
+    assert not said.continues
+    stamped = parse(b"2026-01-31T12:00:00.500Z " + line.encode(), CLOCK)  # timestamps = true
+    assert stamped.time == at("2026-01-31T12:00:00.500")
+    assert (stamped.level, stamped.body) == (said.level, line.encode())
+    ours = {"time": "2026-01-31T12:00:00.500Z", "program": "shop", "instance": 1, "stream": "out", "message": line}
+    wrapped = parse(json.dumps(ours).encode(), CLOCK)  # format = "json"
+    assert (wrapped.time, wrapped.level, wrapped.body) == (stamped.time, said.level, line.encode())
+
+
+JSONS: list[tuple[object, float | None, int, bytes]] = [
+    ({"timestamp": "2026-11-27T05:33:43Z", "level": "error", "message": "x"}, at("2026-11-27T05:33:43"), 40, b"x"),
+    ({"asctime": "2026-11-27 05:33:43,250", "levelname": "WARN", "msg": "x"}, at("2026-11-27T05:33:43.25"), 30, b"x"),
+    ({"ts": 1795757623.5, "severity": "INFO", "event": "x"}, 1795757623.5, 20, b"x"),
+    ({"time": 1795757623500, "level": 50, "msg": "x"}, 1795757623.5, 50, b"x"),
+    ({"@timestamp": "2026-11-27T05:33:43.000+00:00", "log.level": "fatal"}, at("2026-11-27T05:33:43"), 50, b""),
+    ({"time": True, "level": None, "message": 5}, None, 0, b""),
+    ({"time": "soon", "level": "loud", "message": "x"}, None, 0, b"x"),
+    ({}, None, 0, b""),
+]
+
+
+@pytest.mark.parametrize(("document", "time", "level", "body"), JSONS)
+def test_json_lines(document: object, time: float | None, level: int, body: bytes) -> None:
+    line = json.dumps(document).encode()
+    said = parse(line, CLOCK)
+    assert (said.time, said.level, said.body) == (time, level, body or line)
+
+
+def test_a_traceback_in_json_makes_an_error() -> None:
+    said = parse(json.dumps({"message": "x", "exc_info": "Traceback (most recent call last):\nE: x"}).encode(), CLOCK)
+    assert (said.level, said.trace) == (40, b"Traceback (most recent call last):\nE: x")
+
+
+@pytest.mark.parametrize("line", [b"  File \"x\"", b"\tat x", b"", b"\r", b"2026-01-31T12:00:00Z   indented"])
+def test_what_goes_on_with_the_line_before(line: bytes) -> None:
+    assert parse(line, CLOCK).continues
+
+
+def test_a_time_without_a_zone_is_local() -> None:
+    here = Clock(NOW, timezone(timedelta(hours=-5)))
+    assert parse(b"2026-11-27 05:33:43 x", here).time == at("2026-11-27T10:33:43")
+    assert parse(b"2026-11-27 05:33:43 +0200 x", here).time == at("2026-11-27T03:33:43")
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_a_line(line: bytes) -> None:
+    said = parse(line, CLOCK)
+    assert said.level in (0, 10, 20, 30, 40, 50) or line.startswith(b"{")
+    assert said.time is None or said.time < 1e12
+
+
+PATTERNS = [
+    "%Y-%m-%d %H:%M:%S",
+    "%Y/%m/%d %H:%M:%S",
+    "1.1.1.1 - - [%d/%b/%Y:%H:%M:%S +0000]",
+    "%a %b %d %H:%M:%S %Y",
+    "[%d/%b/%Y %H:%M:%S]",
+]
+
+
+@given(st.integers(631152000, 4102444800), st.sampled_from(PATTERNS))
+def test_a_time_is_read_as_it_was_written(moment: int, pattern: str) -> None:
+    line = datetime.fromtimestamp(moment, UTC).strftime(pattern) + " x"
+    assert parse(line.encode(), CLOCK).time == moment
+
+
+def test_a_line_of_json_that_is_deep_or_long_is_text() -> None:
+    for line in (b"{" * 100_000, b'{"a":' * 50_000, b'{"level":"error","x":"' + b"x" * logformat.JSON_MAX + b'"}'):
+        assert parse(line, CLOCK).time is None
+
+
+def test_names_of_levels() -> None:
+    assert [level_name(number) for number in (0, 10, 25, 30, 45, 60)] == [
+        "", "debug", "info", "warning", "error", "critical",
+    ]  # fmt: skip
+    assert [level_number(word) for word in ("Warn", "fatal", "loud")] == [30, 50, 0]
+
+
+@pytest.mark.parametrize("path", sorted(FORMATS.glob("*.log")), ids=lambda path: path.stem)
+def test_lines_of_real_servers_say_what_they_can(path: Path) -> None:
+    """Of those that always tell a time, or a level, each line that begins something does."""
+    lines = [parse(line, CLOCK) for line in path.read_bytes().splitlines()]
+    begins = [line for line in lines if not line.continues and line.body[:9] not in (b"The above", b"During ha")]
+    begins = [line for line in begins if b"Error: " not in line.body[:22]]
+    if path.stem in ("gunicorn", "daphne", "hypercorn", "uwsgi-logdate"):
+        assert all(line.time or line.body.startswith(logformat.TRACEBACK) for line in begins)
+    if path.stem in ("gunicorn", "uvicorn", "daphne", "hypercorn", "wsgi", "django"):
+        assert all(line.level for line in begins)
+    assert any(line.level == 40 for line in lines) or path.stem == "uwsgi-logdate"

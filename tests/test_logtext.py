@@ -1,0 +1,362 @@
+"""procman.logrecords, logsummary, unzip, moments and ctl.logtext: any log, in any files, gives what reading all of it
+gives."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from procman import logrecords, logsummary, moments, tracebacks
+from procman.ctl import loglines, logtext
+from procman.ctl.library import File, Heard, Places, Source
+from procman.ctl.logtext import LogText, Place
+from procman.logformat import Clock
+from procman.logrecords import Filter, Record, Records
+from procman.unzip import COPIES_MAX, Unzipped
+from tests.guarantees.fuzz.inputs import touched
+
+FORMATS = Path(__file__).parent / "formats"
+CLOCK = Clock(datetime(2026, 11, 27, 12, tzinfo=UTC).timestamp(), UTC)
+REAL = {path.stem: path.read_bytes() for path in sorted(FORMATS.glob("*.log"))}
+
+
+def records(data: bytes, cut: int = 1 << 30) -> list[Record]:
+    """All of them, from pieces of `cut` bytes."""
+    maker = Records(CLOCK)
+    found = [record for at in range(0, len(data), cut) for record in maker.feed(data[at : at + cut])]
+    return [*found, *maker.end()]
+
+
+class Memory:
+    """A library of one log whose files are in memory. It counts what is read."""
+
+    def __init__(self, files: Sequence[bytes], *, zipped: int = 0, modified: Sequence[float] = ()) -> None:
+        self.content = [gzip.compress(data) if index < zipped else data for index, data in enumerate(files)]
+        self.bytes_read = 0
+        self.source = Source(
+            "web",
+            "out",
+            tuple(
+                File(str(index), f"web.log.{index}", len(data), modified[index] if modified else 1e12, index < zipped)
+                for index, data in enumerate(self.content)
+            ),
+        )
+
+    def sources(self, names: Sequence[str], *, stderr: bool) -> list[Source]:
+        return [self.source]
+
+    def read(self, source: Source, file: File, size: int, offset: int) -> bytes | None:
+        data = self.content[int(file.id)][offset : offset + size]
+        self.bytes_read += len(data)
+        return data
+
+    def follow(self, places: Places, heard: Heard) -> None:
+        raise NotImplementedError
+
+    def text(self) -> LogText:
+        return LogText(self, self.source, CLOCK.now)
+
+
+# --- records
+
+
+@pytest.mark.parametrize("server", REAL)
+@pytest.mark.parametrize("cut", [1, 7, 1000, 1 << 20])
+def test_every_byte_is_in_one_record_wherever_it_is_cut(server: str, cut: int) -> None:
+    found = records(REAL[server], cut)
+    assert b"".join(record.text for record in found) == REAL[server]
+    assert found == records(REAL[server])
+
+
+@pytest.mark.parametrize("server", [name for name in REAL if b"Traceback" in REAL[name]])
+def test_a_traceback_is_one_record_with_the_line_that_announces_it(server: str) -> None:
+    for record in records(REAL[server]):
+        if b"Traceback" in record.text:
+            assert record.level == 40
+            assert len(list(tracebacks.scan(record.text.decode().split("\n")))) == 1
+            assert record.lines[-1].split(b":")[0] in (b"RuntimeError", b"KeyError")
+            assert (server == "uwsgi") == record.lines[0].startswith(b"Traceback")
+
+
+def test_a_line_and_a_record_that_never_end_come_in_parts() -> None:
+    size = logrecords.LINE_MAX
+    for data in (
+        b"2026-01-31 12:00:00 ERROR " + b"x" * (3 * size) + b"\nnext\n",
+        b"2026-01-31 12:00:00 ERROR x\n" + (b"  y" * 1000 + b"\n") * 1500 + b"next\n",
+        b"\0" * (5 * size),
+    ):
+        found = records(data, 65536)
+        assert b"".join(record.text for record in found) == data
+        assert len(found) >= 3
+        assert [record.part for record in found][:3] == [False, True, True]
+        assert max(len(record.text) for record in found) <= size + 65536 + 4096
+        wanted = Filter(level=40)
+        kept = [record for record in found if wanted.wants(record)]
+        assert b"next\n" not in [record.text for record in kept]
+        assert len(kept) == (len([record for record in found if record.text != b"next\n"]) if data[0] else 0)
+
+
+LINES = st.sampled_from(
+    [
+        b"2026-01-31 12:00:00,000 INFO a\n",
+        b"2026-01-31 12:%02d:00,000 ERROR b\n",
+        b"1.1.1.1 - - [31/Jan/2026:12:%02d:30 +0000] \"GET / HTTP/1.1\" 200 1\n",
+        b"plain line\n",
+        b"  indented\n",
+        b"\n",
+        b"Traceback (most recent call last):\n  File \"a\", line 1, in f\n    x\nValueError: b\n",
+        b"x" * 3000 + b"\n",
+    ]
+)
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> tuple[list[bytes], int]:
+    """Files of one log in the order of its times, and how many of them are compressed."""
+    drawn = draw(st.lists(LINES, max_size=50))
+    lines = [line.replace(b"%02d", b"%02d" % (minute % 60)) for minute, line in enumerate(drawn)]
+    files = [b""]
+    for line in lines:
+        files[-1] += line
+        if draw(st.integers(0, 9)) == 0:
+            files.append(b"")
+    if draw(st.booleans()):
+        files[-1] += b"unfinished"
+    return files, draw(st.integers(0, len(files)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(logs(), st.integers(0, 60), st.integers(0, 4), st.integers(100, 2000))
+def test_the_last_lines_and_records_of_any_log(
+    log: tuple[list[bytes], int], count: int, choice: int, piece: int
+) -> None:
+    files, zipped = log
+    whole = b"".join(files)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logtext, "BLOCK", 200)
+        patch.setattr(logtext, "SPAN_MAX", 4000)
+        patch.setattr(logtext, "BEGIN", 50)
+        patch.setattr(logrecords, "PROBE", 1 << 20)
+        text = Memory(files, zipped=zipped).text()
+        start = text.last_lines(count)
+        lines = whole.splitlines(keepends=True)
+        assert b"".join(text.forward(start)) == b"".join(lines[len(lines) - count :] if count < len(lines) else lines)
+        grep = (None, None, None, re.compile(b"[ab]$"), re.compile(b"Value"))[choice]
+        wanted = Filter(level=(0, 40, 20, 0, 40)[choice], grep=grep)
+        expected = [record.text for record in records(whole) if wanted.wants(record)]
+        start, skip = text.last_records(count, wanted, Place())
+        maker, sieve = text.maker(start, exact=True), logrecords.sieve(wanted.grep)
+        chosen = text.records(maker, start, piece=piece, sieve=sieve)
+        found = [record.text for record in chosen if wanted.wants(record)][skip:]
+        assert found == (expected[len(expected) - count :] if count < len(expected) else expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=400), st.integers(0, 40_000), st.integers(0, 3), st.randoms())
+def test_since_misses_nothing(steps: list[int], since: int, zipped: int, rng: random.Random) -> None:
+    """Lines with times that grow, some without, some a little late, in some files."""
+    begin = datetime(2026, 1, 31, tzinfo=UTC).timestamp()
+    files, modified, at = [b""], [0.0], begin
+    for step in steps:
+        at += step
+        late = at - rng.choice([0, 0, 0, 30])
+        stamp = datetime.fromtimestamp(late, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+        files[-1] += f"{stamp} INFO {'x' * rng.randrange(300)}\n".encode() + rng.choice([b"", b"  more\n", b"print\n"])
+        modified[-1] = at
+        if rng.randrange(60) == 0:
+            files.append(b"")
+            modified.append(at)
+    wanted = Filter(since=begin + since)
+    whole = logrecords.timed(records(b"".join(files)))
+    expected = [record.text for record in whole if wanted.wants(record)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logrecords, "PROBE", 2000)
+        text = Memory(files, zipped=zipped, modified=modified).text()
+        start = text.since(begin + since)
+        found = [record.text for record in text.records(text.maker(start), start) if wanted.wants(record)]
+    assert found == expected
+
+
+def test_since_reads_little_of_a_large_file() -> None:
+    lines = b"".join(
+        b"2026-01-%02d %02d:%02d:%02dZ INFO a line\n" % (1 + n // 86400, n // 3600 % 24, n // 60 % 60, n % 60)
+        for n in range(400_000)
+    )
+    library = Memory([lines])
+    text = library.text()
+    start = text.since(datetime(2026, 1, 4, tzinfo=UTC).timestamp())
+    assert lines[start.offset :].split(b"\n", 1)[1].startswith(b"2026-01-03 23:")
+    assert library.bytes_read < 20 * logrecords.PROBE
+    assert text.since(0.0) == Place()
+    assert text.since(CLOCK.now).offset > len(lines) - 2 * logrecords.PROBE
+
+
+# --- summary
+
+
+def summary(data: bytes) -> logsummary.Document:
+    found = logsummary.Summary()
+    for record in records(data):
+        found.add(record)
+    return found.document()
+
+
+def test_a_summary_of_real_output() -> None:
+    found = summary(REAL["wsgi"] * 3)
+    assert (found["lines"], found["bytes"]) == (63, 3 * len(REAL["wsgi"]))
+    assert found["levels"] == {"info": 15, "error": 3}
+    assert found["statuses"] == {"2xx": 9, "5xx": 3}
+    assert [(path["path"], path["count"], path["errors"]) for path in found["paths"]][:2] == [
+        ("/none", 3, 0), ("/boom", 3, 3),
+    ]  # fmt: skip
+    (error,) = found["errors"]
+    assert (error["exception"], error["count"], error["raised"]) == ("RuntimeError", 3, ["ValueError", "RuntimeError"])
+    assert error["sample"].startswith("Traceback (most recent call last):")
+    assert sum(bar["lines"] for bar in found["bars"]) + found["untimed_lines"] == found["lines"]
+
+
+@pytest.mark.parametrize("server", [name for name in REAL if b"Traceback" in REAL[name]])
+def test_errors_of_all_servers_are_grouped(server: str) -> None:
+    errors = summary(REAL[server] * 5)["errors"]
+    assert [error["count"] for error in errors] == [10 if server == "django" else 5]
+
+
+def test_a_summary_stays_small() -> None:
+    """Of thousands of different paths and errors the frequent and slow ones are still known."""
+    found = logsummary.Summary()
+    maker = Records(CLOCK)
+    for number in range(5_000):
+        day, minute = number // 1440, number % 1440
+        line = (
+            f"1.1.1.1 - - [{day % 28 + 1:02}/Jan/2026:{minute // 60:02}:{minute % 60:02}:00 +0000]"
+            f' "GET /p{number}x HTTP/1.1" 200 1 "-" "-" {number % 7}.0ms\n'
+            f'1.1.1.1 - - [01/Jan/2026:00:00:00 +0000] "GET /often HTTP/1.1" 500 1 "-" "-" 2000.0ms\n'
+            f'Traceback (most recent call last):\n  File "a.py", line {number}, in f\nValueError: {number}\n'
+            f'Traceback (most recent call last):\n  File "often.py", line 1, in f\nKeyError: {number}\n'
+        )
+        for record in maker.feed(line.encode()):
+            found.add(record)
+    document = found.document()
+    assert len(found._paths) <= logsummary.PATHS_MAX
+    assert len(found._errors) <= logsummary.ERRORS_MAX
+    assert len(document["bars"]) <= logsummary.BARS_MAX
+    assert (document["paths"][0]["path"], document["paths"][0]["count"]) == ("/often", 5_000)
+    assert document["other_paths"]["count"] + sum(path.count for path in found._paths.values()) >= 9_990
+    assert (document["errors"][0]["exception"], document["errors"][0]["count"]) == ("KeyError", 4_999)
+    assert document["other_errors"] > 4_500
+
+
+@settings(max_examples=60, deadline=None)
+@given(touched([data[:3000] for data in REAL.values()], changes=8), st.integers(1, 5000))
+def test_damaged_output_is_counted_like_any_other(data: bytes, cut: int) -> None:
+    found = records(data, cut)
+    assert b"".join(record.text for record in found) == data
+    document = summary(data)
+    assert (document["bytes"], document["lines"]) == (len(data), sum(len(record.lines) for record in found))
+    assert sum(document["levels"].values()) == sum(not record.part for record in found)
+    assert all(error["sample"] and error["count"] > 0 for error in document["errors"])
+    json.dumps(document)
+
+
+# --- compressed files
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 5), st.lists(st.tuples(st.integers(0, 400_000), st.integers(0, 100_000)), max_size=8))
+def test_any_place_of_a_compressed_file(members: int, asked: list[tuple[int, int]]) -> None:
+    parts = [b"".join(b"%d line %d\n" % (number, n) for n in range(9000)) for number in range(members)]
+    whole, file = b"".join(parts), b"".join(map(gzip.compress, parts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("procman.unzip.SPACING", 10_000)
+        unzipped = Unzipped(lambda size, offset: file[offset : offset + size])
+        for offset, size in asked:
+            assert unzipped.pread(size, offset) == whole[offset : offset + size]
+        assert unzipped.size == len(whole)
+        assert unzipped.damaged == (not members)
+        assert len(unzipped._copies) <= COPIES_MAX
+        assert unzipped.pread(len(whole), 0) == whole
+
+
+@pytest.mark.parametrize(
+    ("damage", "rest"), [(lambda file: file[:-9], 1), (lambda file: file + b"junk", 1), (lambda file: b"x" + file, 0)]
+)
+def test_a_damaged_file_is_read_as_far_as_it_goes(damage: object, rest: int) -> None:
+    whole = b"".join(b"line %d\n" % number for number in range(5000))
+    file: bytes = damage(gzip.compress(whole))  # type: ignore[operator]
+    unzipped = Unzipped(lambda size, offset: file[offset : offset + size])
+    assert unzipped.pread(len(whole), 0) == (whole if rest else b"")
+    assert unzipped.pread(1, len(whole)) == b""
+    assert unzipped.damaged == (not file.endswith(b"junk"))
+
+
+# --- times that people write
+
+
+NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("now", NOW),
+        ("10 min ago", NOW - timedelta(minutes=10)),
+        ("2h", NOW - timedelta(hours=2)),
+        ("1h 30m ago", NOW - timedelta(minutes=90)),
+        ("-1.5 days", NOW - timedelta(hours=36)),
+        ("today", NOW.replace(hour=0)),
+        ("Yesterday", NOW.replace(hour=0, day=30)),
+        ("09:30", NOW.replace(hour=9, minute=30)),
+        ("23:00:05.5", NOW.replace(day=30, hour=23, second=5, microsecond=500_000)),
+        ("2026-01-30", NOW.replace(hour=0, day=30)),
+        ("2026/01/30 07:00", NOW.replace(hour=7, day=30)),
+        ("2026-01-30T07:00:00+02:00", NOW.replace(hour=5, day=30)),
+        ("2026-01-30T07:00:00Z", NOW.replace(hour=7, day=30)),
+        ("@1000", datetime.fromtimestamp(1000, UTC)),
+    ],
+)
+def test_times_that_people_write(text: str, expected: datetime) -> None:
+    assert moments.moment(text, NOW.timestamp(), UTC) == pytest.approx(expected.timestamp())
+
+
+@pytest.mark.parametrize("text", ["", "soon", "10 parsecs ago", "25:00", "2026-02-30", "@nan", "@1e99", "9" * 99 + "d"])
+def test_what_is_no_time_is_said(text: str) -> None:
+    with pytest.raises(ValueError, match="is no time: it must be like"):
+        moments.moment(text, NOW.timestamp(), UTC)
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_time_or_said_to_be_none(text: str) -> None:
+    try:
+        assert abs(moments.moment(text, NOW.timestamp(), UTC)) < 1e12
+    except ValueError as error:
+        assert "is no time" in str(error)
+
+
+# --- terminals
+
+
+@given(st.binary(max_size=100))
+def test_nothing_reaches_a_terminal_but_text_and_colours(line: bytes) -> None:
+    shown = loglines.visible(line.replace(b"\n", b"") + b"\n").decode()
+    assert shown.endswith("\n")
+    plain = re.sub("\x1b\\[[0-9;:]*m", "", shown[:-1])
+    assert all(character.isprintable() or character == "\t" for character in plain)
+    if plain != shown[:-1]:
+        assert shown.endswith("\x1b[0m\n")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "there"),
+    [(b"x", True), (b"^x$", True), (b"[^y]*x", True), (b"\\Ax", False), (b"x(?!y)", False), (b"a*+x", False)],
+)
+def test_a_pattern_that_sees_more_than_its_line_has_no_sieve(pattern: bytes, there: bool) -> None:
+    assert (logrecords.sieve(re.compile(pattern)) is not None) == there

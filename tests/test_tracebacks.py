@@ -1,0 +1,199 @@
+"""procman.tracebacks and procman.accesslog: what real servers print of errors and answers, and what bounds them."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from procman import accesslog, tracebacks
+from procman.tracebacks import TEXT_MAX, Scanner, scan
+
+FORMATS = Path(__file__).parent / "formats"
+
+
+def deep() -> None:
+    raise ValueError("bad thing: 5")
+
+
+def chained() -> None:
+    try:
+        deep()
+    except ValueError as error:
+        raise RuntimeError("outer") from error
+
+
+def group() -> None:
+    raise ExceptionGroup("several", [ValueError("a"), ExceptionGroup("in it", [TypeError("b")])])
+
+
+def around_a_group() -> None:
+    try:
+        group()
+    except ExceptionGroup:
+        raise OSError("after it")  # noqa: B904
+
+
+def recursion() -> None:
+    recursion()
+
+
+def printed(function: object) -> str:
+    try:
+        function()  # type: ignore[operator]
+    except BaseException:  # noqa: BLE001
+        return traceback.format_exc()
+    raise AssertionError("it did not fail")
+
+
+@pytest.mark.parametrize(
+    ("function", "exception", "message", "raised"),
+    [
+        (deep, "ValueError", "bad thing: 5", "ValueError"),
+        (chained, "RuntimeError", "outer", "ValueError RuntimeError"),
+        (group, "ExceptionGroup", "several (2 sub-exceptions)", "ExceptionGroup ValueError ExceptionGroup TypeError"),
+        (around_a_group, "OSError", "after it", "ExceptionGroup ValueError ExceptionGroup TypeError OSError"),
+        (recursion, "RecursionError", "maximum recursion depth exceeded", "RecursionError"),
+    ],
+)
+def test_what_python_prints(function: object, exception: str, message: str, raised: str) -> None:
+    text = printed(function)
+    found = list(scan(f"before\n{text}2026-01-31 12:00:00 INFO after\nafter that".split("\n")))
+    assert len(found) == 1
+    assert (found[0].exception, found[0].message, " ".join(found[0].raised)) == (exception, message, raised)
+    assert found[0].text == text.rstrip("\n")
+    assert all(frame.startswith(__file__) for frame in found[0].frames)
+    assert found == list(scan(text.split("\n")))
+
+
+REAL = {
+    "gunicorn": ("RuntimeError", "ValueError RuntimeError", 1),
+    "uwsgi": ("RuntimeError", "ValueError RuntimeError", 1),
+    "uvicorn": ("RuntimeError", "ValueError RuntimeError", 1),
+    "hypercorn": ("RuntimeError", "ValueError RuntimeError", 1),
+    "daphne": ("RuntimeError", "ValueError RuntimeError", 1),
+    "granian": ("RuntimeError", "RuntimeError", 1),
+    "wsgi": ("RuntimeError", "ValueError RuntimeError", 1),
+    "runserver": ("KeyError", "ZeroDivisionError KeyError", 1),
+    "django": ("KeyError", "ZeroDivisionError KeyError", 2),
+}
+
+
+@pytest.mark.parametrize("server", REAL)
+def test_what_real_servers_print(server: str) -> None:
+    exception, raised, count = REAL[server]
+    found = list(scan((FORMATS / f"{server}.log").read_text().split("\n")))
+    assert [(one.exception, " ".join(one.raised)) for one in found] == [(exception, raised)] * count
+    assert len({one.key for one in found}) == 1
+    assert found[0].text.startswith("Traceback (most recent call last):\n  File ")
+    assert found[0].text.rpartition("\n")[2].startswith(exception)
+
+
+def test_the_same_error_has_the_same_key_whatever_its_message() -> None:
+    one, other = (next(scan(printed(deep).replace(": 5", text).split("\n"))) for text in (": 5", ": 6"))
+    assert (one.message, other.message) == ("bad thing: 5", "bad thing: 6")
+    assert one.key == other.key
+    assert one.key != next(scan(printed(chained).split("\n"))).key
+    moved = printed(deep).replace('line 2', "line 3").replace("in deep", "in deeper")
+    assert one.key != next(scan(moved.split("\n"))).key
+
+
+@pytest.mark.parametrize(
+    ("text", "exceptions"),
+    [
+        ("Traceback (most recent call last):\n", []),
+        ('Traceback (most recent call last):\n  File "a", line 1, in f', ["?"]),
+        ('Traceback (most recent call last):\n  File "a", line 1, in f\n[2026-01-31 12:00:00] x', ["?"]),
+        (
+            'Traceback (most recent call last):\n  File "a", line 1, in f\n' * 2 + "E",
+            ["?", "E"],
+        ),
+        ('ERROR Traceback (most recent call last):\n  File "a", line 1, in f\na.b.<locals>.E: x', ["a.b.<locals>.E"]),
+        ("no Traceback (most recent call last): here", []),
+    ],
+)
+def test_what_is_cut_off_or_mixed(text: str, exceptions: list[str]) -> None:
+    assert [one.exception for one in scan(text.split("\n"))] == exceptions
+
+
+def test_a_huge_traceback_is_kept_in_part() -> None:
+    frames = "".join(f'  File "a{number}.py", line {number}, in f\n    {"x" * 100}\n' for number in range(20_000))
+    (found,) = scan(f"Traceback (most recent call last):\n{frames}ValueError: {'y' * 100_000}".split("\n"))
+    assert len(found.text) < 2 * TEXT_MAX
+    assert "lines left out]" in found.text
+    assert (found.exception, len(found.frames)) == ("ValueError", tracebacks.FRAMES_MAX)
+
+
+@given(st.lists(st.sampled_from([*printed(chained).split("\n"), *printed(group).split("\n"), "x", ""]), max_size=60))
+def test_any_order_of_lines_is_harmless(lines: list[str]) -> None:
+    found = list(scan(lines))
+    assert len(found) <= sum("Traceback (most" in line for line in lines)
+    scanner = Scanner()
+    again = [one for line in lines if (one := scanner.feed(line))]
+    assert [*again, *filter(None, [scanner.end()])] == found
+    assert not scanner.inside
+
+
+# --- access logs
+
+
+ANSWERS: list[tuple[str, tuple[str, str, int, float | None] | None]] = [
+    ('1.1.1.1 - - [x] "GET /a HTTP/1.1" 200 2 "-" "curl/7" 0.2ms', ("GET", "/a", 200, 0.0002)),
+    ('1.1.1.1 - - [x] "GET /a HTTP/1.1" 200 2 "-" "curl/7"', ("GET", "/a", 200, None)),
+    ('1.1.1.1 - - [x] "GET /a HTTP/1.1" 200 2 "-" "curl/7" 1500', ("GET", "/a", 200, 0.0015)),
+    ('1.1.1.1 - - [x] "GET /a HTTP/1.1" 200 2 "-" "curl/7" 0.150', ("GET", "/a", 200, 0.15)),
+    ('1.1.1.1 - - [x] "GET /a HTTP/1.1" 200 2 "-" "curl/7" rt=2', ("GET", "/a", 200, 2.0)),
+    ('1.1.1.1 - - [x] "POST /a?b=c HTTP/1.1" 503 -', ("POST", "/a?b=c", 503, None)),
+    ('127.0.0.1:35686 - - [x] "GET /" 200 2', ("GET", "/", 200, None)),
+    ('INFO:     127.0.0.1:5 - "GET / HTTP/1.1" 500 Internal Server Error', ("GET", "/", 500, None)),
+    ('[2026-11-27 05:33:52 +0000] 127.0.0.1 - "GET / HTTP/1.1" 200 0.086', ("GET", "/", 200, 0.000086)),
+    ('[t] [7] [INFO] 127.0.0.1:5 - - [x] "GET / 1.1" 200 2 "-" "curl"', ("GET", "/", 200, None)),
+    ('[27/Nov/2026 05:34:29] "GET /a HTTP/1.1" 404 2321', ("GET", "/a", 404, None)),
+    ("[pid: 5|app: 0|req: 1/1] ::1 () {2 vars in 3 bytes} [t] GET /x?q => generated 2 bytes in 7 msecs (HTTP/1.1 200)",
+     ("GET", "/x?q", 200, 0.007)),
+    ("[pid: 5|app: 0|req: 1/1] x", None),
+    ('he said "GET lost"', None),
+    ("", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "answer"), ANSWERS)
+def test_answers(line: str, answer: tuple[str, str, int, float | None] | None) -> None:
+    found = accesslog.parse(line.encode())
+    if found and found.seconds:
+        found = found._replace(seconds=round(found.seconds, 9))
+    assert found == (answer and accesslog.Answer(*answer))
+
+
+@pytest.mark.parametrize("server", REAL)
+def test_answers_of_real_servers(server: str) -> None:
+    lines = (FORMATS / f"{server}.log").read_bytes().splitlines()
+    found = [answer for answer in map(accesslog.parse, lines) if answer]
+    if server != "django":  # without an access log
+        assert len(found) == 4
+        assert {answer.status for answer in found} <= {200, 404, 500}
+        assert {accesslog.place(answer.path) for answer in found} == {"/", "/a/*", "/boom", "/none"}
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ("/", "/"),
+        ("/shop/12?page=3", "/shop/*"),
+        ("/user/7d444840-9dc0-11d1-b245-5ffdce74fad2/x", "/user/*/x"),
+        ("/v2/a1", "/v2/a1"),
+        ("/static/0123456789abcdef0123.css", "/static/0123456789abcdef0123.css"),
+        ("/" + "x" * 500, "/" + "x" * 199),
+    ],
+)
+def test_paths_are_counted_without_what_makes_each_its_own(path: str, place: str) -> None:
+    assert accesslog.place(path) == place
+
+
+@given(st.binary(max_size=200))
+def test_any_line_may_be_an_answer(line: bytes) -> None:
+    accesslog.parse(line)
+    accesslog.parse(b'1.1.1.1 - - [x] "GET / HTTP/1.1" 200 ' + line)
