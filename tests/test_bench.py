@@ -86,7 +86,10 @@ class Run:
             self._process.wait(60)
 
 
-PARTS = ("boot idle memory again status recover stop", "restart rpc", "logs many", "crash", "losses --server gunicorn", "modes reading")
+PARTS = (
+    "boot idle memory again status recover stop", "restart rpc", "logs many", "crash",
+    "losses --server gunicorn", "modes reading",
+)  # fmt: skip
 """Runs that go on at the same time: they mostly wait, and no figure of theirs matters."""
 
 
