@@ -175,7 +175,7 @@ def test_reload_is_one_figure_of_the_losses(monkeypatch: pytest.MonkeyPatch) -> 
 def test_logs_are_measured_by_mode_and_read(runs: Mapping[str, Run]) -> None:
     document = runs["modes reading"].document()
     assert {"raw", "timestamps", "json"} <= {row["mode"] for row in document["modes"]["costs"]}
-    assert all(min(row["rates"]) > 0 for row in document["modes"]["costs"])
+    assert all(row["rates"] for row in document["modes"]["costs"])
     assert all(min(row["by_daemon"]) > 0 for row in document["reading"])
 
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tests import syslogs
-from tests.bench.figures import digits, percentile
+from tests.bench.figures import digits, percentile, quotient, times
 from tests.bench.logs import WARM_SECONDS
 from tests.bench.machine import MB, Starts, cpu_seconds, written_bytes
 from tests.bench.plan import Plan
@@ -185,8 +185,8 @@ def table(measured: Measured) -> Iterator[str]:
     yield "| mode | MB/s | of raw | CPU seconds a GB | of raw | dropped |"
     yield "|---|---|---|---|---|---|"
     for cost in measured.costs:
-        rates = [one / other for one, other in zip(cost.rates, raw.rates, strict=True)]
-        costs = [one / other for one, other in zip(cost.costs, raw.costs, strict=True)]
+        rates = [quotient(one, other) for one, other in zip(cost.rates, raw.rates, strict=True)]
+        costs = [quotient(one, other) for one, other in zip(cost.costs, raw.costs, strict=True)]
         cells = (cost.mode, _cell(cost.rates), _ratio(rates), _cell(cost.costs), _ratio(costs), str(cost.dropped))
         yield f"| {' | '.join(cells)} |"
     yield ""
@@ -207,4 +207,4 @@ def _cell(samples: Sequence[float]) -> str:
 
 
 def _ratio(samples: Sequence[float]) -> str:
-    return f"{digits(statistics.median(samples))} ×"
+    return times(statistics.median(samples)) or "–"
