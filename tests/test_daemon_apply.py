@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -311,13 +312,18 @@ def test_a_reload_does_not_meet_an_apply(shop: Shop) -> None:
 def test_a_successor_dies_with_the_supervisor_when_it_has_just_taken_over(shop: Shop) -> None:
     """The one before goes on, as what it was: also with its next start."""
     before = shop.pid()
-    shop.site.version("two")
-    shop.write(variables=', DEBUG = "1"')
-    assert shop.running.ctl("apply", "--no-wait").returncode == 0
-    wait_until(lambda: (shop.running.status()["web"]["beside"] or {}).get("role") == "the one before", 30)
-    successor = shop.pid()
-    os.kill(shop.running.supervisor_pid, signal.SIGKILL)
-    os.kill(successor, signal.SIGKILL)
+    os.kill(before, signal.SIGSTOP)
+    with socket.create_connection(shop.address) as waits:  # so it does not run dry
+        waits.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        shop.site.version("two")
+        shop.write(variables=', DEBUG = "1"')
+        assert shop.running.ctl("apply", "--no-wait").returncode == 0
+        wait_until(lambda: (shop.running.status()["web"]["beside"] or {}).get("role") == "the one before", 30)
+        successor = shop.pid()
+        os.kill(shop.running.supervisor_pid, signal.SIGKILL)
+        os.kill(successor, signal.SIGKILL)
+        os.kill(before, signal.SIGCONT)
+        assert waits.recv(8).startswith(b"HTTP/1.")
     wait_until(lambda: shop.pid() == before and shop.running.status()["web"]["beside"] is None, 30)
     assert ask(shop.address) == "one"
     assert "environment" in shop.running.ctl("diff").stdout

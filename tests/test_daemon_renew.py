@@ -271,7 +271,10 @@ def test_the_supervisor_dies_in_a_restart(daemon: MakeDaemon, tmp_path: Path, st
 
     def over() -> bool:
         info = running.wait_for("job", timeout=30)
-        text = Path(f"/proc/{info['pid']}/cmdline").read_text()
+        try:
+            text = Path(f"/proc/{info['pid']}/cmdline").read_text()
+        except OSError:  # it has just gone
+            return False
         return f"echo {expected}" in text and (running.ctl("diff").returncode == 0) == good
 
     wait_until(over, 30)

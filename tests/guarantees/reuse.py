@@ -24,7 +24,7 @@ TABLE = """
 start_seconds = 0
 [program.old]
 command = "${PYTHON} -S -E ${PROGRAMS}/leaves_one.py"
-stop_timeout = "2s"
+stop_timeout = "5s"
 autostart = false
 [program.new]
 command = "/bin/sleep 1000"
