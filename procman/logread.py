@@ -16,6 +16,7 @@ Knows files only: no pipes, no thread, no programs. Memory is bounded, whatever 
 
 from __future__ import annotations
 
+import binascii
 import errno
 import os
 import re
@@ -24,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from procman import rpc
 from procman.errors import Failed
 from procman.folders import open_folder, others_may_write
 from procman.unzip import Unzipped
@@ -34,6 +36,8 @@ NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})  # ELOOP: a sy
 OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 ZIPPED = ".gz"
+HEAD = 256
+"""First bytes of a file by which it is known again."""
 
 ATTEMPTS = 10  # to find the next file while rotations go on
 
@@ -54,14 +58,20 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class LogFile:
-    """A file of a log as it is now. `size` is of the file itself, compressed or not; `modified` in seconds since the
-    epoch."""
+    """A file of a log as it is now. `size` and `head`, its first bytes, are of the file itself, compressed or not;
+    `modified` is in seconds since the epoch."""
 
     path: str
     device: int
     inode: int
     size: int
     modified: float
+    head: bytes
+
+    @property
+    def id(self) -> str:
+        """What names it from now on (`rpc.file_id`)."""
+        return rpc.file_id(self.device, self.inode, self.head)
 
     @property
     def zipped(self) -> bool:
@@ -79,19 +89,23 @@ def files(path: str, keep: int) -> list[LogFile]:
         with _opened(name) as file:
             if file is not None and seen.new(file):
                 status = os.fstat(file.fd)
-                found.append(LogFile(name, status.st_dev, status.st_ino, status.st_size, status.st_mtime))
+                head = os.pread(file.fd, HEAD, 0)
+                found.append(LogFile(name, status.st_dev, status.st_ino, status.st_size, status.st_mtime, head))
     return found[::-1]
 
 
-def read(path: str, keep: int, wanted: Identity, offset: int, size: int) -> bytes | None:
-    """Bytes of one file of a log as they are on disk, at most `size`; None when it has gone. Raises Failed."""
+def read(path: str, keep: int, wanted: str, offset: int, size: int) -> bytes | None:
+    """Bytes of one file of a log (LogFile.id) as they are on disk, at most `size`; None when it has gone. Raises
+    Failed."""
+    identity, (length, checksum) = rpc.file_of(wanted), rpc.head_of(wanted)
     for name in _names(path, keep):
         status = _status(name)
-        if status is None or _identity(status) != wanted:
+        if status is None or _identity(status) != identity:
             continue
         with _opened(name) as file:
-            if file is not None and _identity(os.fstat(file.fd)) == wanted:
-                return os.pread(file.fd, size, offset)
+            if file is not None and _identity(os.fstat(file.fd)) == identity:
+                same = binascii.crc32(os.pread(file.fd, length, 0)) == checksum
+                return os.pread(file.fd, size, offset) if same else None
     return None
 
 

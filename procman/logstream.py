@@ -32,7 +32,7 @@ def files(sources: Sequence[LogSource]) -> list[Object]:
             "path": source.path,
             "files": [
                 {
-                    "file": rpc.file_id(one.device, one.inode),
+                    "file": one.id,
                     "path": one.path,
                     "bytes": one.size,
                     "modified": one.modified,
@@ -47,7 +47,7 @@ def files(sources: Sequence[LogSource]) -> list[Object]:
 
 def piece(source: LogSource, file: str, offset: int, size: int) -> Object:
     """Bytes of one of these files, as `logs.read` answers. Reads the disk: for a thread."""
-    data = logread.read(source.path, source.keep, rpc.file_of(file), offset, size)
+    data = logread.read(source.path, source.keep, file, offset, size)
     return {"gone": True} if data is None else {"gone": False, **rpc.log_data(data)}
 
 

@@ -305,20 +305,27 @@ def log_bytes(params: Object) -> bytes:
     raise RpcError(INVALID_REQUEST, "a log notification carries neither text nor data")
 
 
-def file_id(device: int, inode: int) -> str:
-    """How a file of a log is named: whatever its name is later, it is the same file."""
-    return f"{device}:{inode}"
+def file_id(device: int, inode: int, head: bytes = b"") -> str:
+    """How a file of a log is named: whatever its name is later, it is the same file. `head` are its first bytes: the
+    inode of a file that was removed is given to another one soon."""
+    return f"{device}:{inode}" + (f":{len(head)}:{binascii.crc32(head)}" if head else "")
 
 
 def is_file_id(text: str) -> bool:
     """Whether `file_of` understands it."""
-    return re.fullmatch(r"[0-9]{1,20}:[0-9]{1,20}", text) is not None
+    return re.fullmatch(r"[0-9]{1,20}:[0-9]{1,20}(:[0-9]{1,4}:[0-9]{1,10})?", text) is not None
 
 
 def file_of(text: str) -> tuple[int, int]:
     """The reverse of `file_id`: device and inode. Raises ValueError."""
-    device, _, inode = text.partition(":")
+    device, inode, *_ = text.split(":")
     return int(device), int(inode)
+
+
+def head_of(text: str) -> tuple[int, int]:
+    """How many first bytes of the file a `file_id` knows, and their CRC-32."""
+    _, _, *head = text.split(":")
+    return (int(head[0]), int(head[1])) if head else (0, 0)
 
 
 def _error(error: object) -> ProcmanError:

@@ -213,7 +213,7 @@ class Supervisor:
     ) -> None:
         """Bring what the state file said and what the keeper holds together. The keeper is right about children."""
         for child in strangers:
-            if "/" not in child:  # else a helper of the supervisor before, which is begun again
+            if "/" not in child:  # else what the supervisor before had run for itself: it is begun again
                 log.warning("%s belongs to no process of the table; it is ended", child)
             self._link.signal(child, signal.SIGKILL, tree=True)
             self._link.forget(child)

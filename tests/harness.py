@@ -79,6 +79,18 @@ def log_content(file: Path) -> bytes:
     return gzip.decompress(data) if file.suffix == ".gz" else data
 
 
+def whole_log(path: Path) -> bytes:
+    """The log as a reader sees it; asked again where a file is renamed or compressed meanwhile."""
+
+    def read() -> list[bytes]:
+        try:
+            return [b"", *(log_content(file) for file in log_files(path))]
+        except FileNotFoundError:
+            return []
+
+    return b"".join(wait_until(read, what=f"{path} is at rest"))
+
+
 @dataclass(frozen=True, slots=True)
 class User:
     """An ordinary user to run things as: root's tests use `nobody`, others use themselves.

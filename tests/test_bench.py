@@ -73,11 +73,15 @@ class Run:
         status, errors = self.end()
         assert status == 0, errors
         document: dict[str, Any] = json.loads(self.file.read_text())
-        printed = self._output.read_text()
+        printed = self.printed()
         for row in document["figures"]:
             assert row["title"] in printed
             assert not [note for note in row["notes"] if "left out" in note or "dropped" in note or "missing" in note]
         return document
+
+    def printed(self) -> str:
+        """What it has printed so far."""
+        return self._output.read_text()
 
     def close(self) -> None:
         """Ends it, if nobody has waited for it."""
@@ -172,11 +176,20 @@ def test_reload_is_one_figure_of_the_losses(monkeypatch: pytest.MonkeyPatch) -> 
     assert row.limit == Limit("SIGHUP to gunicorn alone", (1.0,))
 
 
-def test_logs_are_measured_by_mode_and_read(runs: Mapping[str, Run]) -> None:
-    document = runs["modes reading"].document()
-    assert {"raw", "timestamps", "json"} <= {row["mode"] for row in document["modes"]["costs"]}
-    assert all(row["rates"] for row in document["modes"]["costs"])
-    assert all(min(row["by_daemon"]) > 0 for row in document["reading"])
+def test_the_modes_of_the_log_are_measured(runs: Mapping[str, Run]) -> None:
+    found = runs["modes reading"].document()["modes"]
+    assert {"raw", "timestamps", "json", "inherit", "inherit, json"} <= {cost["mode"] for cost in found["costs"]}
+    assert all(len(cost["rates"]) == 1 and not cost["dropped"] for cost in found["costs"])
+    assert [delay["load"] for delay in found["delays"]] == ["nothing", "raw", "json"]
+    assert all(delay["restarts"] and delay["requests"] for delay in found["delays"])
+    assert "| timestamps |" in runs["modes reading"].printed()
+
+
+def test_reading_is_measured(runs: Mapping[str, Run]) -> None:
+    rows = runs["modes reading"].document()["reading"]
+    assert [row["title"] for row in rows if row["title"] not in runs["modes reading"].printed()] == []
+    assert all(row["by_daemon"] for row in rows)
+    assert all(row["by_files"] and row["memory_mb"] and row["daemon_memory_mb"] for row in rows[4:])
 
 
 def test_wsgi_servers_are_measured_in_turns(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import MakeDaemon
-from tests.harness import CTL, PROJECT, RunningDaemon, log_content, log_files, wait_until
+from tests.harness import CTL, PROJECT, RunningDaemon, log_content, log_files, wait_until, whole_log
 
 LINES = 20_000
 
@@ -51,12 +51,13 @@ def test_numbered_lines_survive_rotation_and_crashes(daemon: MakeDaemon) -> None
     running.wait_for("writer", "EXITED", 30)
 
     def all_lines() -> bool:
-        found = [line for path in sorted_files(running, "writer") for line in log_content(path).decode().splitlines()]
+        found = whole_log(running.log_dir / "writer.log").decode().splitlines()
         assert len(found) == LINES
         assert [int(line.split()[1]) for line in found] == list(range(LINES))
         return True
 
     wait_until(all_lines, 20)
+    wait_until(lambda: {path.suffix for path in sorted_files(running, "writer")[:-1]} == {".gz"}, 20)
     rotated = sorted_files(running, "writer")[:-1]
     assert len(rotated) >= 10
     for path in rotated:
@@ -81,6 +82,7 @@ def test_keep_limits_the_rotated_files(daemon: MakeDaemon) -> None:
     )
     running.wait_for("writer", "EXITED", 20)
     wait_until(lambda: balanced(running, "writer")["written"] == 2000 * 31)
+    wait_until(lambda: {path.suffix for path in sorted_files(running, "writer")[:-1]} == {".gz"}, 20)
     assert len(sorted_files(running, "writer")) == 4
     assert {path.stat().st_mode & 0o777 for path in sorted_files(running, "writer")} == {0o600}
 

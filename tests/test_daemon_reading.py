@@ -323,3 +323,48 @@ def test_hostile_content_is_read_in_little_memory(stopped: RunningDaemon, runnin
         status = Path(f"/proc/{stopped.supervisor_pid}/status").read_text()
         peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
         assert peak < 60_000
+
+
+@pytest.mark.parametrize("log", ["timestamps = true", 'format = "json"', "timestamps = false"])
+def test_what_procman_adds_to_lines_and_files_is_understood(daemon: MakeDaemon, log: str) -> None:
+    """Levels and tracebacks, whatever procman puts around lines; and files that it has compressed."""
+    running = daemon(
+        f"""
+        [program.app]
+        command = ["${{PYTHON}}", "-S", "-E", "app.py"]
+        restart = "never"
+        start_seconds = 0
+        log = {{ max_size = "8KB", keep = 99, {log} }}
+        """,
+        start=False,
+    )
+    (running.folder / "app.py").write_text(
+        "import traceback\n"
+        "for number in range(1000):\n"
+        "    print('INFO number', number, flush=True)\n"
+        "    if number % 250 == 99:\n"
+        "        print('ERROR it failed', number, flush=True)\n"
+        "        try: {}[number]\n"
+        "        except KeyError: print(traceback.format_exc(), end='', flush=True)\n"
+    )
+    running.start()
+    running.wait_for("app", "EXITED", 30)
+    wait_until(lambda: list(running.log_dir.glob("app.log.*.gz")), 30)
+
+    def numbers() -> bool:
+        shown = [json.loads(line) for line in running.ctl("--json", "logs", "-n", "99999", "app").stdout.splitlines()]
+        texts = [json.loads(line["text"])["message"] if "json" in log else line["text"] for line in shown]
+        assert [int(text.split()[-1]) for text in texts if "INFO number" in text] == list(range(1000))
+        return True
+
+    wait_until(numbers, 30)
+    errors = running.ctl("logs", "--level", "error", "-n", "2", "app").stdout
+    assert (errors.count("ERROR it failed"), errors.count("KeyError: ")) == (2, 2)
+    assert "ERROR it failed 849" in errors
+    summary = running.json("logs", "--summary")["logs"][0]
+    assert [(error["exception"], error["count"]) for error in summary["errors"]] == [("KeyError", 4)]
+    assert summary["levels"] == {"info": 1000, "error": 4}
+    assert (summary["first"] is not None) == (log != "timestamps = false")
+    since = running.ctl("logs", "--since", "1h ago", "--grep", "number 5$|number 5\"", "app").stdout
+    assert since.count("INFO number 5") == 1
+    assert running.json("why", "app")["traceback"]["message"] == "849"

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import MakeDaemon
-from tests.harness import CTL, PROJECT, RunningDaemon, command_line, log_content, log_files, wait_until
+from tests.harness import CTL, PROJECT, RunningDaemon, command_line, log_files, wait_until, whole_log
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
 
@@ -35,14 +35,6 @@ def counters(running: RunningDaemon, name: str) -> dict[str, Any]:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def whole(path: Path) -> bytes:
-    """The log as a reader sees it; asked again where files are renamed meanwhile."""
-    for _ in range(100):
-        with contextlib.suppress(FileNotFoundError):
-            return b"".join(log_content(file) for file in log_files(path))
-    raise AssertionError(f"{path} is never at rest")
 
 
 def compressors(running: RunningDaemon) -> list[int]:
@@ -82,7 +74,7 @@ def test_rotated_files_are_compressed_and_nothing_is_left(daemon: MakeDaemon) ->
         return True
 
     wait_until(compressed, 20)
-    assert whole(path) == expected
+    assert whole_log(path) == expected
     assert {file.stat().st_mode & 0o777 for file in log_files(path)} == {0o604}
     [pid] = compressors(running)
     assert os.getpriority(os.PRIO_PROCESS, pid) == 19
@@ -152,7 +144,7 @@ def test_a_death_in_the_midst_of_a_compression_loses_and_doubles_nothing(daemon:
         wait_until(running.answers)
     wait_until(lambda: [file.suffix for file in log_files(path)[:-1]] == [".gz"] * 5, 60)
     assert not partial.exists()
-    assert whole(path) == (running.folder / "copy").read_bytes()
+    assert whole_log(path) == (running.folder / "copy").read_bytes()
     if who == "compressor":
         assert "the compressor has ended" in running.said()
 
@@ -178,7 +170,7 @@ def test_compression_follows_a_changed_table(daemon: MakeDaemon) -> None:
         assert running.ctl("apply").returncode == 0
         wait_until(lambda: {file.suffix for file in log_files(path)[:-1]} == {".gz"}, 20)
         assert running.status()["lines"]["pid"] == pid
-    assert whole(path) == b"".join(b"line %d\n" % number for number in range(10, 16))
+    assert whole_log(path) == b"".join(b"line %d\n" % number for number in range(10, 16))
 
 
 # --- the clock --------------------------------------------------------------------------------------------------------
@@ -451,6 +443,6 @@ def test_the_logrotate_snippet_of_the_documentation_loses_nothing(daemon: MakeDa
         wait_until(path.exists)
         assert len(log_files(path)) == number + 1
     assert running.ctl("stop", "lines").returncode == 0
-    found = [int(line) for line in whole(path).split()]
+    found = [int(line) for line in whole_log(path).split()]
     assert found == list(range(len(found)))
     assert counters(running, "lines")["dropped"] == 0

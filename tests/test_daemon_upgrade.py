@@ -16,7 +16,7 @@ import pytest
 
 from procman import __version__
 from tests.conftest import MakeDaemon
-from tests.harness import RunningDaemon, free_port, log_content, log_files, wait_until
+from tests.harness import RunningDaemon, free_port, wait_until, whole_log
 from tests.installed import Installed, broken, build
 
 SITES = Path(__file__).parent / "sites"
@@ -123,7 +123,7 @@ def pids(running: RunningDaemon) -> dict[str, int]:
 
 def lines(running: RunningDaemon) -> list[int]:
     """The numbers of all lines that `lines` has printed, from the oldest file to the newest."""
-    text = b"".join(log_content(file) for file in log_files(running.log_dir / "lines.log"))
+    text = whole_log(running.log_dir / "lines.log")
     return [int(line.split()[0]) for line in text.splitlines()]
 
 

@@ -493,9 +493,9 @@ def test_compressed_files_are_part_of_a_log(tmp_path: Path, follow: Callable[...
     found = logread.files(str(path), 3)
     assert [Path(one.path).name for one in found] == ["log.2.gz", "log.1.gz", "log"]
     assert [one.zipped for one in found] == [True, True, False]
-    assert logread.read(str(path), 3, (found[2].device, found[2].inode), 1, 2) == b"\nd"
-    assert logread.read(str(path), 3, (found[0].device, found[0].inode), 0, 2) == b"\x1f\x8b"
-    assert logread.read(str(path), 3, (found[2].device, 1), 0, 2) is None
+    assert logread.read(str(path), 3, found[2].id, 1, 2) == b"\nd"
+    assert logread.read(str(path), 3, found[0].id, 0, 2) == b"\x1f\x8b"
+    assert logread.read(str(path), 3, f"{found[2].device}:1", 0, 2) is None
 
 
 @pytest.mark.parametrize("read_first", [0, 3, 8, 100])
@@ -528,3 +528,15 @@ def test_both_names_of_a_file_for_an_instant_are_one_file(tmp_path: Path, follow
     assert tail(str(path), 9, keep=3)[0] == b"a\nb\n"
     assert len(logread.files(str(path), 3)) == 2
     assert read_all(follow(path, last_lines(str(path), 9, keep=3))) == b"a\nb\n"
+
+
+def test_a_file_that_got_the_inode_of_another_is_not_taken_for_it(tmp_path: Path) -> None:
+    """As a compressed one does, of the file that it was made of: file systems give inodes away again at once."""
+    path = tmp_path / "log"
+    path.write_bytes(b"a line\n")
+    (one,) = logread.files(str(path), 3)
+    with path.open("ab") as file:
+        file.write(b"more\n")
+    assert logread.read(str(path), 3, one.id, 7, 99) == b"more\n"
+    path.write_bytes(b"\x1f\x8b of another\n")  # the same inode
+    assert logread.read(str(path), 3, one.id, 0, 99) is None

@@ -258,6 +258,13 @@ def test_the_docstring_shows_answers_as_they_are() -> None:
     assert [type(error) for error in errors] == [RpcError, NoSuchProgram]
 
 
+def test_files_of_logs_have_names_that_are_read_back() -> None:
+    for name, head in ((rpc.file_id(1, 2), (0, 0)), (rpc.file_id(1, 2, b"abc"), (3, 0x352441C2))):
+        assert rpc.is_file_id(name)
+        assert (rpc.file_of(name), rpc.head_of(name)) == ((1, 2), head)
+    assert not rpc.is_file_id("1:2:3")
+
+
 def test_many_control_characters_are_no_text() -> None:
     """JSON writes each as six bytes: a hole in a log must not cost the daemon so much."""
     text, nothing = b"a\tb\r\n" * 1000 + b"\x1b[31m", b"\0"

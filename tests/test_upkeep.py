@@ -51,7 +51,8 @@ def test_a_log_that_is_due_and_can_not_be_rotated_keeps_nobody_awake(tmp_path: P
     if there == "a folder of that name":
         (kit.folder / "web.log").mkdir()
     kit.upkeep.aimed(file, now)
-    assert kit.upkeep.due_at is not None
+    assert kit.upkeep.due_at == now
+    kit.upkeep.tick(now)
     assert now + 1 < kit.upkeep.due_at <= now + LONGEST_REST + 1
     file.boundary = time.time() - 5  # it was asked before, and has gone meanwhile
     kit.upkeep.tick(now)

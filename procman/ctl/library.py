@@ -160,7 +160,7 @@ class Local:
             if not stderr or log.stream == "err":
                 self._logs[log.name, log.stream] = log
                 files = (
-                    File(rpc.file_id(f.device, f.inode), f.path, f.size, f.modified, f.zipped)
+                    File(f.id, f.path, f.size, f.modified, f.zipped)
                     for f in logread.files(log.path, log.keep)
                 )
                 found.append(Source(log.name, log.stream, tuple(files)))
@@ -182,7 +182,7 @@ class Local:
         from procman import logread
 
         log = self._logs[source.key]
-        return logread.read(log.path, log.keep, rpc.file_of(file.id), offset, size)
+        return logread.read(log.path, log.keep, file.id, offset, size)
 
     def follow(self, places: Places, heard: Heard) -> None:
         from procman.logread import Follower, Position

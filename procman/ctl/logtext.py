@@ -186,6 +186,7 @@ class LogText:
 
         sieve = logrecords.sieve(wanted.grep)
         found, stop, span = 0, self.end(), BLOCK
+        oldest = stop  # where something that is wanted was found
         while found < count and stop > first:
             start = max(self._plus(stop, -span), first)
             maker = self.maker(start)
@@ -194,12 +195,13 @@ class LogText:
             begin = self._plus(start, maker.skipped)
             if begin < stop:
                 found += sum(counts)
+                oldest = begin if any(counts) else oldest
                 stop, span = begin, min(span * 4, SPAN_MAX)
             elif start == first:
                 break
             else:
                 span *= 4  # all of it lies within one record, or one line
-        return stop, max(0, found - count)
+        return oldest, max(0, found - count)
 
     def _plus(self, place: Place, size: int) -> Place:
         """So many bytes further on, or back, within the text."""

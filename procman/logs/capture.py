@@ -567,6 +567,9 @@ class LogThread:
         now, wall = time.monotonic(), time.time()
         if flow.file is not None and flow.dress is not None:
             flow.last_line_to(flow.file, now, wall)
+            if flow.waiting:  # its program may print no more: nothing else would try again
+                self._listen(flow)
+                self._is_behind(flow, now)
         elif flow.channel is not None:
             flow.channel.end_line(flow, now, wall)
         flow.publish()

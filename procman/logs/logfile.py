@@ -9,7 +9,8 @@ The bytes after its last newline, the partial line, belong into the next file. E
 
     copy      path.partial = the partial line        a crash leaves rubbish, which the next one removes
     shift     path.2 -> path.3, path.1 -> path.2     see `shelf`. A crash leaves a gap, and the next shift fills just
-    that name      path.partial -> path.next              from here on the partial line is on the disk twice,
+                                                     that
+    name      path.partial -> path.next              from here on the partial line is on the disk twice,
     truncate  path ends with its last newline        from here on once, in path.next
     retire    path -> path.1
     enter     path.next -> path

@@ -76,12 +76,11 @@ class Upkeep:
     # --- what happens to a file -------------------------------------------------------------------------------------
 
     def aimed(self, file: LogFile, now: float) -> None:
-        """It is used from now on, or by other rules: what a daemon before has left is taken up."""
+        """It is used from now on, or by other rules: what a daemon before has left is taken up. It is not opened here:
+        others may be about to use it, too, and all of them come first."""
         file.forget_clock()
-        if file.log.rotate_every:
-            self._tick(file, now)
         if file.log.rotate_every or self._tick_at:
-            self._plan(now)
+            self._tick_at = now
         if file.log.compress == "gzip" and file.log.keep:
             self._wish(file.path)
 

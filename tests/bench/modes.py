@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tests import syslogs
-from tests.bench.figures import digits, percentile, quotient, times
+from tests.bench.figures import digits, percentile
 from tests.bench.logs import WARM_SECONDS
 from tests.bench.machine import MB, Starts, cpu_seconds, written_bytes
 from tests.bench.plan import Plan
@@ -185,9 +185,8 @@ def table(measured: Measured) -> Iterator[str]:
     yield "| mode | MB/s | of raw | CPU seconds a GB | of raw | dropped |"
     yield "|---|---|---|---|---|---|"
     for cost in measured.costs:
-        rates = [quotient(one, other) for one, other in zip(cost.rates, raw.rates, strict=True)]
-        costs = [quotient(one, other) for one, other in zip(cost.costs, raw.costs, strict=True)]
-        cells = (cost.mode, _cell(cost.rates), _ratio(rates), _cell(cost.costs), _ratio(costs), str(cost.dropped))
+        rates, costs = _ratio(cost.rates, raw.rates), _ratio(cost.costs, raw.costs)
+        cells = (cost.mode, _cell(cost.rates), rates, _cell(cost.costs), costs, str(cost.dropped))
         yield f"| {' | '.join(cells)} |"
     yield ""
     yield "| full speed | restart, median | × | restart, p99 | × | status, p99 | × |"
@@ -206,5 +205,7 @@ def _cell(samples: Sequence[float]) -> str:
     return f"{digits(statistics.median(samples))} ({digits(min(samples))}–{digits(max(samples))})"
 
 
-def _ratio(samples: Sequence[float]) -> str:
-    return times(statistics.median(samples)) or "–"
+def _ratio(samples: Sequence[float], others: Sequence[float]) -> str:
+    """The median of the ratios by round; a round in which nothing was written has none."""
+    ratios = [one / other for one, other in zip(samples, others, strict=True) if other]
+    return f"{digits(statistics.median(ratios))} ×" if ratios else "–"

@@ -98,13 +98,18 @@ def _rows(running: RunningDaemon, plan: Plan, last: datetime, say: Callable[[str
         took = _times(command, plan.reading_calls)
         yield Row(title, took.clock, cpu_by_daemon=took.cpu)
     yield Row("the answer alone: logs.files and logs.read", tuple(_answers(running, plan.reading_calls)))
+    table = running.folder / "elsewhere.toml"  # its socket is nobody's
+    table.write_text(running.table.read_text().replace(str(running.socket), f"{running.socket}-"))
+    by_daemon, by_files = (
+        _without_start([*where, "logs", "big", "-n", "100"], plan.reading_calls)
+        for where in (["-s", str(running.socket)], ["-c", str(table)])
+    )
+    yield Row("logs -n 100, without the start of Python and imports", by_daemon, by_files)
     for title, arguments, calls in asked:
         say(title)
         base = [sys.executable, "-c", CTL]
         asking = _times([*base, "-s", str(running.socket), "logs", "big", *arguments], calls)
         daemon_memory = _peak_mb(running.supervisor_pid)
-        table = running.folder / "elsewhere.toml"  # its socket is nobody's
-        table.write_text(running.table.read_text().replace(str(running.socket), f"{running.socket}-"))
         reading = _times([*base, "-c", str(table), "logs", "big", *arguments], calls)
         peak = max(asking.peak_mb, reading.peak_mb)
         yield Row(title, asking.clock, reading.clock, asking.cpu, reading.cpu, peak, daemon_memory)
@@ -112,6 +117,26 @@ def _rows(running: RunningDaemon, plan: Plan, last: datetime, say: Callable[[str
 
 def _importing() -> list[str]:
     return [sys.executable, "-c", "import procman.ctl.main, procman.ctl.logs, procman.ctl.logtext"]
+
+
+WITHIN = """
+import os, sys, time
+from procman.ctl.main import main
+shown, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+os.dup2(nowhere, 1)
+for call in range(int(sys.argv[1]) + 1):  # the first one imports what it needs
+    start = time.monotonic()
+    main(sys.argv[2:])
+    os.write(shown, b"%f\\n" % ((time.monotonic() - start) * 1000))
+"""
+
+
+def _without_start(arguments: list[str], calls: int) -> tuple[float, ...]:
+    """Milliseconds of the same command again and again in one process."""
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-c", WITHIN, str(calls), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return tuple(map(float, done.stdout.split()))[1:]
 
 
 class Took(NamedTuple):

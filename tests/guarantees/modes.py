@@ -100,9 +100,9 @@ class Result:
 def table(options: Options, modes: dict[str, Mode]) -> str:
     """A program for each mode."""
     logs = {
-        "times": "timestamps = true, max_size = '1MB', keep = 10000",
-        "json": "format = 'json', max_size = '1MB', keep = 10000",
-        "raw": "max_size = '1MB', keep = 10000",
+        "times": "timestamps = true, max_size = '1MB', keep = 10000, compress = 'none'",
+        "json": "format = 'json', max_size = '1MB', keep = 10000, compress = 'none'",
+        "raw": "max_size = '1MB', keep = 10000, compress = 'none'",
         "inherit": "mode = 'inherit'",
         "syslog": "mode = 'syslog'",
         "journal": "mode = 'journal'",
@@ -156,7 +156,8 @@ def keep_killing(running: RunningDaemon, least: int, sources: list[Source]) -> i
     for kills in itertools.count():
         for source in sources:
             source.check()
-        if kills >= least and all(source.is_done() for source in sources):
+        done = [source.is_done() for source in sources]
+        if kills >= least and all(done):
             return kills
         if kills % 2:
             time.sleep(0.02 * (kills % 23))
@@ -174,6 +175,7 @@ class Source:
         self._running = running
         self._name = name
         self._readers = readers
+        self._done = False
         self._number: Callable[[str], int] = _json if name == "json" else _plain
         self._before = {
             "times": TIME,
@@ -182,8 +184,9 @@ class Source:
         }.get(name, "")
 
     def is_done(self) -> bool:
-        """Whether the last line is there."""
-        return any("done" in each for each in self._newest())
+        """Whether the last line has come. Asked again and again, for the daemon's own messages may follow on stdout."""
+        self._done = self._done or any("done" in each for each in self._newest())
+        return self._done
 
     def check(self) -> None:
         """Raises AssertionError where output was dropped: then it is no death that has cost lines."""

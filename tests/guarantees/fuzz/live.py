@@ -115,6 +115,9 @@ NEVER = ("daemon.shutdown", "daemon.upgrade")
 MANY = 50_000
 """Names in one request: little less than fit into it."""
 
+FILE = rpc.file_id(os.stat(__file__).st_dev, os.stat(__file__).st_ino)
+"""A file that is no log."""
+
 Call = tuple[str, Any]
 
 
@@ -142,6 +145,11 @@ def calls(draw: st.DrawFn) -> Call:
         **dict.fromkeys(("dry_run", "previous"), st.booleans()),
         "follow": st.just(False),
         "stderr": st.booleans(),
+        "stream": st.sampled_from(("out", "err", "")),
+        "file": st.sampled_from(("0:0", "1:1", FILE, "99999999999999999999:1")),
+        "offset": st.sampled_from((0, 1, 1000, (1 << 63) - 1)),
+        "bytes": st.sampled_from((1, 100, 1024 * 1024)),
+        "after": st.just([]) | st.just([{"name": "notes", "stream": "out", "file": FILE, "offset": 10**9}] * 3),
         "workers": st.booleans(),
     }
     for name in row.params:
