@@ -369,6 +369,36 @@ def test_on_a_full_disk_a_program_that_is_to_block_waits_and_loses_nothing(daemo
 
 
 @as_root
+def test_a_program_whose_log_has_times_waits_too_and_its_last_line_comes_by_itself(daemon: MakeDaemon) -> None:
+    running = daemon(
+        """
+        [program.counts]
+        command = ["sh", "-c", "seq 60000; printf 'no end'"]
+        restart = "never"
+        start_seconds = 0
+        log = { path = "small/counts.log", on_error = "block", max_size = 0, timestamps = true }
+        """,
+        start=False,
+    )
+    small = running.folder / "small"
+    with small_disk(small, "1000k"):
+        running.start()
+        wait_until(lambda: running.json("show", "counts")["log"][0]["waits"] == 1, 20)
+        subprocess.run(["mount", "-o", "remount,size=20m", str(small)], check=True)
+        expected = [*map(str, range(1, 60_001)), "no end"]
+
+        def all_there() -> bool:
+            found = (small / "counts.log").read_text().splitlines()
+            assert len(found) == len(expected), len(found)
+            return True
+
+        wait_until(all_there, 30)
+        assert [line.partition(" ")[2] for line in (small / "counts.log").read_text().splitlines()] == expected
+        assert counters(running, "counts")["dropped"] == 0
+        assert running.stop() == 0
+
+
+@as_root
 def test_a_blocked_program_can_be_stopped_and_what_is_lost_with_its_pipe_is_counted(daemon: MakeDaemon) -> None:
     running = daemon(
         """

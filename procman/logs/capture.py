@@ -345,6 +345,8 @@ class LogThread:
         for flow in list(self._behind):
             if flow.file is not None and flow.waiting:
                 self._turn(flow, now)
+                if flow.unfinished and not flow.waiting:
+                    self._flush(flow, None)
             elif flow.unreported:
                 self._tell_loss(flow, now)
             if not (flow.unreported or flow.waiting):
@@ -530,6 +532,7 @@ class LogThread:
                 before = flow.read
                 self._turn(flow, time.monotonic())
             self._end_line(flow)
+            flow.unfinished = flow.waiting
         if done:
             done()
 

@@ -117,6 +117,7 @@ class Flow:
         self.listening = False
         self.on_its_way = False
         self.waiting = False  # its bytes stay where they are: the file can't be written, and `on_error` is "block"
+        self.unfinished = False  # its child has ended while it waited: its last line is to be ended
         self.trouble = ""
         self.process = stream.process
         self._capacity = fcntl.fcntl(self.fd, fcntl.F_GETPIPE_SZ)

@@ -27,7 +27,7 @@ from tests.harness import RunningDaemon
 
 NAMES = ("modes",)
 
-FILES = 'max_size = "50MB", keep = 1'
+FILES = 'max_size = "50MB", keep = 1, compress = "none"'
 LOGS = {
     "raw": FILES,
     "timestamps": f"timestamps = true, {FILES}",
