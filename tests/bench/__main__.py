@@ -80,7 +80,7 @@ def _by_name(plan: Plan, options: argparse.Namespace, machine: str) -> dict[str,
         show(what, wsgi.table(rates), [row.document() for row in rates], "wsgi")
     if "modes" in options.name:
         costs = modes.run(plan, _say)
-        what = f"median (smallest–largest) of {plan.log_rounds} rounds"
+        what = f"median (smallest–largest) of {plan.mode_rounds} rounds"
         show(what, modes.table(costs), costs.document(), "modes")
     if "reading" in options.name:
         read = reading.run(plan, _say)

@@ -67,6 +67,9 @@ class Plan:
     many_seconds: float = 2.5
     """Length of one window of that."""
 
+    mode_rounds: int = 5
+    """Of each mode of the log."""
+
     requests: int = 200
     """`status` requests in each round of `modes`."""
 
@@ -112,7 +115,7 @@ FULL = Plan()
 QUICK = Plan(
     fleets=(Fleet(20, idle_seconds=1.0, status_calls=3, kills=2, end_seconds=15.0),),
     kills=5, kills_a_step=5, log_rounds=1, log_seconds=0.5,
-    many_programs=20, many_rounds=1, many_seconds=1.0, requests=50, reading_gb=1.0, reading_calls=5,
+    many_programs=20, many_rounds=1, many_seconds=1.0, mode_rounds=2, requests=50, reading_gb=1.0, reading_calls=5,
     rpc_rounds=1, rpc_seconds=0.5,
     crashes=1, crash_settle_seconds=1.0, short_reloads=1, short_requests=500,
     reloads=3, reload_requests=3000, wsgi_rounds=3, wsgi_seconds=1.0,
@@ -120,7 +123,7 @@ QUICK = Plan(
 TINY = Plan(
     fleets=(Fleet(2, idle_seconds=0.2, status_calls=1, kills=1),),
     kills=2, kills_a_step=1, log_rounds=1, log_seconds=0.1,
-    many_programs=2, many_rounds=1, many_seconds=0.2, requests=2, reading_gb=0.01, reading_calls=2,
+    many_programs=2, many_rounds=1, many_seconds=0.2, mode_rounds=1, requests=2, reading_gb=0.01, reading_calls=2,
     rpc_rounds=1, rpc_seconds=0.1,
     crashes=1, crash_settle_seconds=0.3, short_reloads=1, short_requests=100,
     reloads=1, reload_requests=200, wsgi_rounds=1, wsgi_seconds=0.1,
