@@ -23,14 +23,14 @@ TESTS = Path(__file__).parent
 SECONDS = {
     "daemon_canary": 160,
     **dict.fromkeys(("real_servers", "daemon_scale"), 120),
-    **dict.fromkeys(("daemon_overlap", "daemon_loss"), 80),
+    **dict.fromkeys(("daemon_overlap", "daemon_loss", "bench"), 80),
     "guarantee_crash": 60,
     **dict.fromkeys(("daemon_recovery", "daemon_adoption", "daemon_rotation", "fuzz"), 40),
     **dict.fromkeys(("daemon_upgrade", "guarantee_disks", "guarantee_processes", "keeper", "daemon_apply"), 30),
     "daemon_renew": 30,
     "guarantee_disks_killed": 30,
     **dict.fromkeys(
-        ("bench", "wsgi", "daemon_sites", "daemon_servers", "server", "daemon_operate", "daemon_life", "logs"), 20
+        ("wsgi", "daemon_sites", "daemon_servers", "server", "daemon_operate", "daemon_life", "logs"), 20
     ),
     "spool": 20,
     **dict.fromkeys(("guarantee_resources", "guarantee_kill", "guarantee_soak", "loss"), 12),

@@ -1,151 +1,205 @@
-"""The benchmark still works: it measures every figure and shows it. What the figures say is no matter of a test."""
+"""The benchmark still works: it measures every figure of all that is installed, and shows it. What the figures say is
+no matter of a test.
+"""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.bench.__main__ import LONG
-from tests.bench.figures import Figure, digits, percentile, table
+from tests.bench import growth, lineup, losses
+from tests.bench.__main__ import LONG, NAMES
+from tests.bench.figures import OURS, Limit, read
+from tests.bench.plan import TINY, Plan
 from tests.harness import PROJECT
+from tests.loss.tally import Result, Tally
 
 ROWS = {
     "restart": "restart restart-p99",
     "boot": "boot",
-    "idle": "idle idle-sampling",
+    "idle": "idle idle-sampling idle-wake-ups idle-wake-ups-sampling",
     "memory": "memory memory-dirty",
-    "status": "status",
+    "status": "status status-call",
+    "again": "again",
+    "recover": "recover",
     "stop": "stop stop-command",
-    "logs": "logs logs-cpu logs-gzip logs-gzip-cpu",
-    "many": "many",
+    "rpc": "rpc-1 rpc-1-p99 rpc-50 rpc-50-p99",
+    "logs": "logs-10 logs-10-cpu logs-100 logs-100-cpu logs-1000 logs-1000-cpu"
+    " logs-100-gzip logs-100-gzip-cpu logs-100-stamped logs-100-stamped-cpu",
+    "many": "many many-rate",
+    "crash": "crash-decides crash-decides-same crash-decides-twice crash-decides-away"
+    " crash-parent crash-parent-same crash-parent-twice crash-parent-away",
+    "reload": "reload",
 }
 """The figures of each NAME of the command line."""
 
+SOCKETS = {OURS, "Supervisor", "Circus", "pm2"}
+"""Who answers on a socket, for the figures that ask."""
 
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.bench", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    return subprocess.run(
-        command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=110, check=False
-    )
+ALWAYS_LIMITED = {"restart", "boot", "memory", "status", "again", "stop", "rpc-1", "rpc-50", "logs-10", "logs-100"}
 
+HERE = {kind.title for kind in lineup.present()}
 
-def test_every_row_is_measured_and_shown(tmp_path: Path) -> None:
-    pytest.importorskip("supervisor", reason="Supervisor is not installed")
-    done = bench("--tiny", "--json", str(tmp_path / "figures.json"))
-    assert done.returncode == 0, done.stderr
-    document = json.loads((tmp_path / "figures.json").read_text())
-    assert {row["name"] for row in document["figures"]} == {name for rows in ROWS.values() for name in rows.split()}
-    for row in document["figures"]:
-        assert row["title"] in done.stdout
-        for side in ("procman", "supervisor", *(["limit"] if row["limit_title"] else [])):
-            assert row[side]["samples"], (row["name"], side)
+pytestmark = pytest.mark.timeout(400)
 
 
-def test_one_name_measures_its_rows_only(tmp_path: Path) -> None:
-    pytest.importorskip("supervisor", reason="Supervisor is not installed")
-    done = bench("status", "--tiny", "--json", str(tmp_path / "figures.json"))
-    assert done.returncode == 0, done.stderr
-    assert [row["name"] for row in json.loads((tmp_path / "figures.json").read_text())["figures"]] == ["status"]
+class Run:
+    """A tiny run of the benchmark that goes on."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        folder.mkdir()
+        self.file = folder / "figures.json"
+        self._output, self._errors = folder / "output", folder / "errors"
+        command = [sys.executable, "-m", "tests.bench", "--tiny", *arguments, "--json", str(self.file)]
+        with self._output.open("wb") as output, self._errors.open("wb") as errors:
+            self._process = subprocess.Popen(
+                command, cwd=PROJECT, env={**os.environ, "PYTHONPATH": str(PROJECT)}, stdin=subprocess.DEVNULL,
+                stdout=output, stderr=errors,
+            )  # fmt: skip
+
+    def end(self) -> tuple[int, str]:
+        """Waits; its exit status and what it complained about."""
+        return self._process.wait(380), self._errors.read_text()
+
+    def document(self) -> dict[str, Any]:
+        """What it measured. All of it was printed too, and nobody was left out."""
+        status, errors = self.end()
+        assert status == 0, errors
+        document: dict[str, Any] = json.loads(self.file.read_text())
+        printed = self.printed()
+        for row in document["figures"]:
+            assert row["title"] in printed
+            assert not [note for note in row["notes"] if "left out" in note or "dropped" in note or "missing" in note]
+        return document
+
+    def printed(self) -> str:
+        """What it has printed so far."""
+        return self._output.read_text()
+
+    def close(self) -> None:
+        """Ends it, if nobody has waited for it."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait(60)
 
 
-def test_the_modes_of_the_log_are_measured(tmp_path: Path) -> None:
-    pytest.importorskip("supervisor", reason="Supervisor is not installed")
-    done = bench("modes", "--tiny", "--json", str(tmp_path / "figures.json"))
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "figures.json").read_text())["modes"]
+PARTS = (
+    "boot idle memory again status recover stop", "restart rpc", "logs many", "crash",
+    "losses --server gunicorn", "modes reading",
+)  # fmt: skip
+"""Runs that go on at the same time: they mostly wait, and no figure of theirs matters."""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
+    """A run of each part."""
+    folder = tmp_path_factory.mktemp("bench")
+    found: dict[str, Run] = {}
+    try:
+        for part in PARTS:
+            found[part] = Run(folder / part.partition(" ")[0], *part.split())
+        yield found
+    finally:
+        for run in found.values():
+            run.close()
+
+
+@pytest.mark.parametrize("part", PARTS[:4])
+def test_every_row_is_measured_for_all_that_is_installed(part: str, runs: Mapping[str, Run]) -> None:
+    names = part.split()
+    rows = {row["name"]: row for row in runs[part].document()["figures"]}
+    assert set(rows) == {row for name in names for row in ROWS[name].split()}
+    for name, row in rows.items():
+        expected = HERE & SOCKETS if name.startswith(("rpc", "status-call")) else HERE
+        if name.startswith("logs-100-stamped"):
+            expected = HERE - {"Supervisor"}
+        assert set(row["sides"]) == ({OURS} if name == "recover" else expected), name
+        assert all(side["samples"] for side in row["sides"].values()), name
+        assert row["limit"] or name not in ALWAYS_LIMITED, name
+
+
+def test_programs_survive_a_crash_of_procman_once(runs: Mapping[str, Run]) -> None:
+    rows = {row["name"]: row for row in runs["crash"].document()["figures"]}
+    for victim in ("decides", "parent"):
+        found = {what: rows[f"crash-{victim}-{what}"]["sides"][OURS]["value"] for what in ("same", "twice", "away")}
+        assert found == {"same": 10, "twice": 0, "away": 0}
+
+
+def test_a_manager_without_programs_and_growth(tmp_path: Path) -> None:
+    few = ("--programs", "0", "--programs", "11", "--programs", "20", "--peer", "s6")
+    run = Run(tmp_path / "run", "memory", "boot", *few)
+    rows = run.document()["figures"]
+    assert [row["programs"] for row in rows if row["name"] == "memory"] == [0, 11, 20]
+    assert [row["programs"] for row in rows if row["name"] == "boot"] == [11, 20]
+    assert "memory, PSS, MB" in "\n".join(growth.table(read(run.document())))
+
+
+def test_an_unknown_name_is_named(tmp_path: Path) -> None:
+    status, errors = Run(tmp_path / "run", "speed").end()
+    assert status == 2
+    assert "unknown NAME: speed" in errors
+
+
+def test_losses_of_one_server_are_counted_beside_all_peers(runs: Mapping[str, Run]) -> None:
+    pytest.importorskip("gunicorn", reason="gunicorn is not installed")
+    rows = {row["contender"]: row for row in runs["losses --server gunicorn"].document()["losses"]}
+    ways = {
+        OURS: "procmanctl reload", "Supervisor": "supervisorctl restart", "Circus": "circusctl reload",
+        "pm2": "pm2 reload", "s6": "s6-svc -r", "runit": "sv restart",
+    }  # fmt: skip
+    assert set(rows) == {ways[title] for title in HERE} | {"SIGHUP to gunicorn"}
+    assert all(row["requests"] >= 200 for row in rows.values())
+    assert rows["procmanctl reload"]["failed"] == {}
+    if "Supervisor" in HERE:
+        assert rows["supervisorctl restart"]["failed"]["refused"] > 0
+
+
+def test_reload_is_one_figure_of_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = {"procmanctl reload": 0, "supervisorctl restart": 7, "s6-svc -r": 5, "SIGHUP to gunicorn": 1}
+
+    def lost(plan: Plan, servers: Collection[str], say: object) -> list[losses.Row]:
+        assert (plan.reloads, list(servers)) == (TINY.short_reloads, ["gunicorn"])
+        tallies = {by: Tally(failed={"refused": count} if count else {}) for by, count in failed.items()}
+        return [losses.Row(by, "gunicorn", 1, Result(modes={"get": tally})) for by, tally in tallies.items()]
+
+    monkeypatch.setattr(losses, "run", lost)
+    [row] = losses.short(TINY, print)
+    assert row.name == ROWS["reload"]
+    assert row.sides == {OURS: (0.0,), "Supervisor": (7.0,), "s6": (5.0,)}
+    assert row.limit == Limit("SIGHUP to gunicorn alone", (1.0,))
+
+
+def test_the_modes_of_the_log_are_measured(runs: Mapping[str, Run]) -> None:
+    found = runs["modes reading"].document()["modes"]
     assert {"raw", "timestamps", "json", "inherit", "inherit, json"} <= {cost["mode"] for cost in found["costs"]}
     assert all(len(cost["rates"]) == 1 and not cost["dropped"] for cost in found["costs"])
     assert [delay["load"] for delay in found["delays"]] == ["nothing", "raw", "json"]
     assert all(delay["restarts"] and delay["requests"] for delay in found["delays"])
-    assert "| timestamps |" in done.stdout
+    assert "| timestamps |" in runs["modes reading"].printed()
 
 
-def test_an_unknown_name_is_named() -> None:
-    done = bench("speed")
-    assert done.returncode == 2
-    assert "unknown NAME: speed" in done.stderr
-
-
-def test_losses_of_one_server_are_counted_beside_its_peers(tmp_path: Path) -> None:
-    pytest.importorskip("supervisor", reason="Supervisor is not installed")
-    done = bench("losses", "--tiny", "--server", "gunicorn", "--json", str(tmp_path / "figures.json"))
-    assert done.returncode == 0, done.stderr
-    rows = {row["contender"]: row for row in json.loads((tmp_path / "figures.json").read_text())["losses"]}
-    assert {"procmanctl reload", "supervisorctl restart", "SIGHUP to gunicorn"} <= set(rows)
-    for contender, row in rows.items():
-        assert contender in done.stdout
-        assert row["requests"] >= 200
-    assert rows["procmanctl reload"]["failed"] == {}
-    assert rows["supervisorctl restart"]["failed"]["refused"] > 0
+def test_reading_is_measured(runs: Mapping[str, Run]) -> None:
+    rows = runs["modes reading"].document()["reading"]
+    assert [row["title"] for row in rows if row["title"] not in runs["modes reading"].printed()] == []
+    assert all(row["by_daemon"] for row in rows)
+    assert all(row["by_files"] and row["memory_mb"] and row["daemon_memory_mb"] for row in rows[4:])
 
 
 def test_wsgi_servers_are_measured_in_turns(tmp_path: Path) -> None:
-    pytest.importorskip("supervisor", reason="Supervisor is not installed")
-    done = bench("wsgi", "--tiny", "--json", str(tmp_path / "figures.json"))
-    assert done.returncode == 0, done.stderr
-    rows = {row["server"]: row for row in json.loads((tmp_path / "figures.json").read_text())["wsgi"]}
+    rows = {row["server"]: row for row in Run(tmp_path / "run", "wsgi").document()["wsgi"]}
     assert {"built-in", "gunicorn sync", "gunicorn gthread", "uWSGI"} <= set(rows)
-    for server, row in rows.items():
-        assert server in done.stdout
+    for row in rows.values():
         assert min(row["kept"] + row["close"]) > 0
 
 
-def test_the_page_explains_every_name() -> None:
+def test_every_name_has_rows_and_is_explained() -> None:
     page = (PROJECT / "docs" / "performance.md").read_text()
-    assert [name for name in (*ROWS, *LONG) if f"\n`{name}`\n: " not in page] == []
-
-
-@pytest.mark.parametrize(
-    ("samples", "percent", "expected"),
-    [
-        ([3.0, 1.0, 2.0], 50, 2.0),
-        ([4.0, 1.0, 2.0, 3.0], 50, 2.5),
-        ([float(number) for number in range(1, 101)], 99, 99.0),
-        ([1.0, 9.0], 99, 9.0),
-        ([5.0], 99, 5.0),
-    ],
-)
-def test_percentile(samples: list[float], percent: float, expected: float) -> None:
-    assert percentile(samples, percent) == expected
-
-
-def test_a_ratio_above_1_is_good_for_procman() -> None:
-    assert Figure("a", "a", "ms", (2.0,), (8.0,)).ratio == 4
-    assert Figure("a", "a", "MB/s", (8.0,), (2.0,), more_is_better=True).ratio == 4
-    assert math.isnan(Figure("a", "a", "ms", (), (8.0,)).ratio)
-    assert math.isnan(Figure("a", "a", "ms", (0.0,), (8.0,)).ratio)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0"), (0.0123, "0.012"), (0.5, "0.50"), (1.26, "1.3"), (12.6, "13"), (99.6, "100"), (1056.4, "1056")],
-)
-def test_digits(value: float, text: str) -> None:
-    assert digits(value) == text
-
-
-def test_the_table_shows_what_there_is() -> None:
-    figure = Figure("a", "boot", "ms", (4.0, 2.0), (8.0, 9.0), (1.0,), "bare", notes=("2 MB were lost",))
-    *_, row, note = table([figure])
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells == ["boot, ms", "3.0 (2.0–4.0)", "8.5 (8.0–9.0)", "2.8 ×", "1.0 (1.0–1.0): bare"]
-    assert note == "boot: 2 MB were lost"
-    *_, row = table([Figure("a", "boot", "ms", (4.0,), ())])
-    assert [cell.strip() for cell in row.strip("|").split("|")][2:] == ["–", "–", "–"]
-
-
-def test_reading_is_measured(tmp_path: Path) -> None:
-    pytest.importorskip("supervisor", reason="Supervisor is not installed")
-    done = bench("reading", "--tiny", "--json", str(tmp_path / "figures.json"))
-    assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "figures.json").read_text())["reading"]
-    assert [row["title"] for row in rows if row["title"] not in done.stdout] == []
-    assert all(row["by_daemon"] for row in rows)
-    assert all(row["by_files"] and row["memory_mb"] and row["daemon_memory_mb"] for row in rows[4:])
+    assert set(ROWS) == set(NAMES)
+    assert [name for name in (*NAMES, *LONG) if f"\n`{name}`\n: " not in page] == []

@@ -1,1 +1,1 @@
-"""The benchmark: procman beside Supervisor on the same work. `python -m tests.bench --help`; docs/performance.md."""
+"""The benchmark: procman beside its peers on the same work. `python -m tests.bench --help`; docs/performance.md."""

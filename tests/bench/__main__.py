@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tests.bench import fleet, logs, losses, many, modes, reading, restart, wsgi
+import procman
+from tests.bench import crash, fleet, growth, lineup, logs, losses, many, modes, reading, restart, rpc, tools, wsgi
 from tests.bench.figures import Figure, table
+from tests.bench.machine import raise_limits
 from tests.bench.plan import FULL, QUICK, TINY, Plan
 from tests.loss.servers import SERVERS
 
-NAMES = (*restart.NAMES, *fleet.NAMES, *logs.NAMES, *many.NAMES)
+NAMES = (*restart.NAMES, *fleet.NAMES, *rpc.NAMES, *logs.NAMES, *many.NAMES, *crash.NAMES, *losses.SHORT)
 LONG = (*losses.NAMES, *wsgi.NAMES, *modes.NAMES, *reading.NAMES)
-"""Measured only when they are named: losses takes half an hour, and each has a table of its own."""
+"""Measured only when they are named: losses takes an hour, and each has a table of its own."""
 
 PLANS = {"full": FULL, "quick": QUICK, "tiny": TINY}
 
@@ -35,49 +37,72 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = sorted(set(options.name) - {*NAMES, *LONG})
     if unknown:
         parser.error(f"unknown NAME: {', '.join(unknown)}")
-    if importlib.util.find_spec("supervisor") is None:
-        print("The package supervisor is missing: pip install -e '.[dev]'", file=sys.stderr)
-        return 1
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that nothing is left behind
+    signal.signal(signal.SIGTERM, _end)
+    raise_limits()
+    for title, why in lineup.left_out().items():
+        _say(f"{title} is left out: {why}")
     plan = PLANS["tiny" if options.tiny else "quick" if options.quick else "full"]
+    plan = replace(plan, peers=tuple(options.peer))
+    if options.programs:
+        plan = replace(plan, fleets=tuple(map(plan.fleet, options.programs)))
+    machine = _machine()
     start = time.monotonic()
     figures = measure(plan, options.name or NAMES)
-    lost = losses.run(plan, options.server, _say) if "losses" in options.name else []
-    rates = wsgi.run(plan, _say) if "wsgi" in options.name else []
-    costs = modes.run(plan, _say) if "modes" in options.name else modes.Measured()
-    read = reading.run(plan, _say) if "reading" in options.name else []
-    seconds = time.monotonic() - start
-    if figures or not (lost or rates or costs.costs or read):
-        print(f"{_machine()}\nmedian (smallest–largest); ratio: how many times procman is better\n")
-        print("\n".join(table(figures)))
-    if lost:
-        print(f"{_machine()}\n{plan.reloads} reloads under {losses.CONNECTIONS} connections\n")
-        print("\n".join(losses.table(lost)))
-    if rates:
-        print(f"{_machine()}\nmedian (smallest–largest) of {plan.wsgi_rounds} rounds\n")
-        print("\n".join(wsgi.table(rates)))
-    if costs.costs:
-        print(f"{_machine()}\nmedian (smallest–largest) of {plan.log_rounds} rounds\n")
-        print("\n".join(modes.table(costs)))
-    if read:
-        print(f"{_machine()}\na log of {plan.reading_gb:g} GB; median (smallest–largest)\n")
-        print("\n".join(reading.table(read)))
+    if set(options.name) & set(NAMES) or not options.name:
+        seconds = time.monotonic() - start
+        print(f"{machine}\nmedian (smallest–largest), how many times procman is better; {seconds:.0f} s\n")
+        print("\n".join([*table(figures, lineup.ORDER), "", *growth.table(figures)]))
+    more = _by_name(plan, options, machine)
     if options.json:
-        more: dict[str, Any] = {"losses": [row.document() for row in lost], "wsgi": [row.document() for row in rates]}
-        more["modes"] = costs.document()
-        more["reading"] = [row.document() for row in read]
-        document = {**_document(figures, seconds, plan), **more}
+        document = {
+            "machine": machine, "seconds": time.monotonic() - start, "left_out": dict(lineup.left_out()),
+            "figures": [figure.document() for figure in figures], **more,
+        }  # fmt: skip
         Path(options.json).write_text(json.dumps(document, indent=1) + "\n")
     return 0
 
 
+def _by_name(plan: Plan, options: argparse.Namespace, machine: str) -> dict[str, Any]:
+    """Measures those of LONG that are named and prints their tables. What JSON shows of them."""
+    documents: dict[str, Any] = {}
+
+    def show(what: str, lines: Iterable[str], document: Any, name: str) -> None:
+        print("\n".join([machine, what, "", *lines, ""]))
+        documents[name] = document
+
+    if "losses" in options.name:
+        lost = losses.run(plan, options.server, _say)
+        what = f"{plan.reloads} reloads under {losses.CONNECTIONS} connections"
+        show(what, losses.table(lost), [row.document() for row in lost], "losses")
+    if "wsgi" in options.name:
+        rates = wsgi.run(plan, _say)
+        what = f"median (smallest–largest) of {plan.wsgi_rounds} rounds"
+        show(what, wsgi.table(rates), [row.document() for row in rates], "wsgi")
+    if "modes" in options.name:
+        costs = modes.run(plan, _say)
+        what = f"median (smallest–largest) of {plan.mode_rounds} rounds"
+        show(what, modes.table(costs), costs.document(), "modes")
+    if "reading" in options.name:
+        read = reading.run(plan, _say)
+        what = f"a log of {plan.reading_gb:g} GB; median (smallest–largest)"
+        show(what, reading.table(read), [row.document() for row in read], "reading")
+    return documents
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measures procman beside Supervisor.")
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measures procman beside its peers.")
     parser.add_argument(
         "name", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(NAMES)} (default: all), {', '.join(LONG)}"
     )
     parser.add_argument("--quick", action="store_true", help="less of everything: the order of size")
     parser.add_argument("--tiny", action="store_true", help="so little that the figures say nothing")
+    parser.add_argument(
+        "--programs", action="append", type=int, default=[], metavar="N",
+        help=f"managers of so many programs (repeatable), instead of {[each.programs for each in FULL.fleets]}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--peer", action="append", default=[], choices=lineup.ORDER[1:], help="only this one beside (repeatable)"
+    )
     parser.add_argument(
         "--server", action="append", default=[], choices=SERVERS, help="losses: with this one only (repeatable)"
     )
@@ -92,11 +117,18 @@ def measure(plan: Plan, names: Sequence[str]) -> list[Figure]:
         figures += restart.run(plan, _say)
     if set(names) & set(fleet.NAMES):
         figures += fleet.run(plan, names, _say)
-    if "logs" in names:
-        figures += logs.run(plan, _say)
-    if "many" in names:
-        figures += many.run(plan, _say)
+    for part in (rpc, logs, many, crash):
+        if set(names) & set(part.NAMES):
+            figures += part.run(plan, _say)
+    if "reload" in names:
+        figures += losses.short(plan, _say)
     return figures
+
+
+def _end(*_: object) -> None:
+    """Leaves all blocks, so that nothing is left behind; a second SIGTERM must not come between."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit("ended by SIGTERM")
 
 
 def _say(text: str) -> None:
@@ -104,15 +136,23 @@ def _say(text: str) -> None:
 
 
 def _machine() -> str:
+    """One line: when, on what, and what was measured."""
     day = datetime.now(UTC).strftime("%Y-%m-%d")
-    load = os.getloadavg()[0]
-    versions = f"Python {platform.python_version()}, Supervisor {metadata.version('supervisor')}"
-    return f"{day}, {os.cpu_count()} cores, load {load:.1f}, Linux {platform.release()}, {versions}"
+    load1 = os.getloadavg()[0]
+    how = "installed" if tools.installed() else "from its checkout"
+    python = f"Python {platform.python_version()}"
+    versions = ", ".join([f"procman {procman.__version__} ({how})", *_versions()])
+    return f"{day}, {os.cpu_count()} cores, load {load1:.1f}, Linux {platform.release()}, {python}, {versions}"
 
 
-def _document(figures: Sequence[Figure], seconds: float, plan: Plan) -> dict[str, Any]:
-    rows = [figure.document() for figure in figures]
-    return {"machine": _machine(), "seconds": seconds, "programs": plan.programs, "figures": rows}
+def _versions() -> list[str]:
+    """'Supervisor 4.3.0' and so on, of those that are here."""
+    found = []
+    for kind in lineup.present()[1:]:
+        words = kind.version_argv()
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60, env=tools.environment({}))
+        found.append(f"{kind.title} {done.stdout.strip().splitlines()[-1]}" if done.stdout.strip() else kind.title)
+    return found
 
 
 if __name__ == "__main__":

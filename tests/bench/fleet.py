@@ -1,148 +1,202 @@
-"""Many programs that do nothing: boot, idle CPU, memory, status and stop of their manager.
+"""Many programs that do nothing: boot, idle CPU, memory, status, restart, recovery and stop of their manager.
 
-Each round starts procman, then Supervisor, then procman without sampling, each with its programs and alone.
+For each number and round every manager is started in its turn, with its programs and alone.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from functools import partial
 
-from tests.bench.contenders import START_SECONDS, Contender, Procmand, Programs, Supervisord
-from tests.bench.figures import Figure
-from tests.bench.machine import Starts, cpu_seconds, memory, run_timed
-from tests.bench.plan import Plan
+from tests.bench import limits
+from tests.bench.contenders import START_SECONDS, Contender
+from tests.bench.crash import recovery
+from tests.bench.figures import OURS, Figure, Limit
+from tests.bench.lineup import ALL, Notes, present
+from tests.bench.machine import Starts, TooSlow, cpu_seconds, memory, wake_ups
+from tests.bench.plan import Fleet, Plan
+from tests.bench.procmand import Unsampled
+from tests.bench.restart import LIMIT as RESTART_LIMIT
+from tests.bench.restart import TITLE as RESTART_TITLE
+from tests.bench.restart import Killed
+from tests.bench.rpc import ask
 
-NAMES = ("boot", "idle", "memory", "status", "stop")
+NAMES = ("boot", "idle", "memory", "status", "again", "recover", "stop")
 
 SETTLE_SECONDS = 1.2
-"""After the last program has started: both managers call it RUNNING after one second, and look at it once more then."""
-
-BARE_BOOT = """\
-import os, sys
-script, fifo, *names = sys.argv[1:]
-for name in names:
-    os.posix_spawn("/bin/sh", ["/bin/sh", script, fifo, name], os.environ)
-"""
+"""After the last program has started: managers call it running after one second, and look at it once more then."""
 
 SAMPLING_SECONDS = 5
 """procman's default."""
 
+ASK_SECONDS = 0.5
+"""Of one client that asks for one program."""
+
 LIMIT = "limit"
-UNSAMPLED = "procman without sampling"
 
-
-class Unsampled(Procmand):
-    """procman that measures no CPU and memory of its programs, as Supervisor."""
-
-    title = UNSAMPLED
-
-    def __init__(self, programs: Programs) -> None:
-        super().__init__(programs, sampling=0)
-
-
-Samples = defaultdict[tuple[str, str], list[float]]
-"""Seconds or megabytes by (what, whose)."""
+Samples = dict[tuple[str, str], list[float]]
+"""By (what, whose), in the unit of the figure."""
 
 Take = Callable[[str, float], None]
 
 
-def run(plan: Plan, names: Collection[str], say: Callable[[str], None]) -> list[Figure]:
-    """Measures those of NAMES that are in `names`."""
-    samples: Samples = defaultdict(list)
-    for number in range(1, plan.rounds + 1):
-        kinds: list[type[Procmand | Supervisord]] = [Procmand, Supervisord, *([Unsampled] if "idle" in names else [])]
-        for make in kinds:
-            say(f"round {number} of {plan.rounds}: {plan.programs} programs under {make.title}")
-            with Starts() as starts, make(_programs(plan, starts)) as contender:
-                _measure(plan, names, contender, starts, partial(_take, samples, make.title))
-                if "stop" in names and (make is Procmand or (make is Supervisord and number <= plan.sigterm_rounds)):
-                    contender.ctl("start", "all")
-                    starts.wait(plan.programs, START_SECONDS)
-                    _take(samples, make.title, "stop", contender.stop())
-        if "boot" in names:
-            _take(samples, LIMIT, "boot", _bare_boot(plan))
-        for _ in range(plan.status_calls if "status" in names else 0):
-            _take(samples, LIMIT, "status", run_timed([sys.executable, "-c", "pass"], os.environ)[0])
-    figures = [figure for figure in _figures(plan.programs, samples) if figure.name.partition("-")[0] in names]
-    if plan.idle_seconds < SAMPLING_SECONDS:
-        note = f"measured for {plan.idle_seconds} s, so it holds no sample: only the full run says something"
-        figures = [replace(each, notes=(note,)) if each.name == "idle-sampling" else each for each in figures]
-    return figures
+class Round:
+    """What the rounds of one fleet have brought."""
 
+    def __init__(self, plan: Plan, fleet: Fleet, names: Collection[str], say: Callable[[str], None]) -> None:
+        self.fleet, self.names, self.say = fleet, names, say
+        self.kinds: list[type[Contender]] = [*present(plan.peers), *([Unsampled] if "idle" in names else [])]
+        self.samples: Samples = defaultdict(list)
+        self.cut: dict[str, list[str]] = defaultdict(list)
+        self.notes = Notes(say)
+        self.programs = [f"p{number:04d}" for number in range(fleet.programs)]
 
-def _take(samples: Samples, whose: str, what: str, value: float) -> None:
-    samples[what, whose].append(value)
+    def run(self, number: int) -> None:
+        """All contenders, one after the other, and the limits."""
+        for kind in self.kinds:
+            if kind.most < self.fleet.programs:
+                self.notes.add(f"{kind.title} is left out: it holds at most {kind.most:,} programs")
+                continue
+            self.say(f"{self.fleet.programs} programs, round {number} of {self.fleet.rounds}: {kind.title}")
+            with (
+                self.notes.leaving_out(kind.title),
+                Starts() as starts,
+                kind(self._programs(starts)) as contender,
+            ):
+                self._measure(contender, starts, partial(self._take, kind.title))
+        self._measure_limits(partial(self._take, LIMIT))
 
+    def _programs(self, starts: Starts) -> dict[str, Sequence[str]]:
+        return {name: starts.argv(name) for name in self.programs}
 
-def _programs(plan: Plan, starts: Starts) -> dict[str, list[str]]:
-    return {name: starts.argv(name) for name in (f"p{number:03d}" for number in range(plan.programs))}
+    def _take(self, whose: str, what: str, value: float) -> None:
+        self.samples[what, whose].append(value)
 
+    def _measure(self, contender: Contender, starts: Starts, take: Take) -> None:
+        """The order matters: commands leave traces in idle CPU and memory."""
+        begun = contender.start()
+        running = starts.wait(self.fleet.programs, self.fleet.start_seconds)
+        if running:
+            take("boot", (running[-1].at - begun) * 1000)
+        time.sleep(SETTLE_SECONDS)
+        contender.wait_running(self.fleet.programs, self.fleet.start_seconds)
+        pids = contender.own_pids()
+        if "idle" in self.names and self.fleet.idle_seconds:
+            self._idle(pids, take)
+        if isinstance(contender, Unsampled):
+            return
+        take("pss", memory(pids, "Pss"))
+        take("dirty", memory(pids, "Private_Dirty"))
+        if "again" in self.names and running and self.fleet.kills:
+            killed = Killed([[start.name for start in running]], starts, running)
+            for took in killed.turn(min(self.fleet.kills, len(running))):
+                take("again", took)
+            contender.wait_running(self.fleet.programs)
+        if "status" in self.names:
+            for _ in range(self.fleet.status_calls):
+                take("status", contender.status()[0] * 1000)
+            wire = contender.wire(self.programs[0]) if running else None
+            if wire is not None:
+                take("ask", ask(wire, 1, ASK_SECONDS).calls_a_second)
+        if "recover" in self.names and running and contender.deciding_pid != contender.main_pid:
+            take("recover", recovery(contender, contender.deciding_pid, self.fleet.programs))
+        if "stop" in self.names and running:
+            self._stop(contender, starts, take)
 
-def _measure(plan: Plan, names: Collection[str], contender: Contender, starts: Starts, take: Take) -> None:
-    """One round of one of them. The order matters: commands leave traces in idle CPU and memory."""
-    begun = contender.start()
-    last = starts.wait(plan.programs, START_SECONDS)[-1]
-    take("boot", last.at - begun)
-    time.sleep(SETTLE_SECONDS)
-    contender.wait_running(plan.programs)
-    pids = contender.own_pids()
-    if "idle" in names:
-        take("idle", _idle(pids, plan.idle_seconds))
-    if contender.title == UNSAMPLED:
-        return
-    take("pss", memory(pids, "Pss"))
-    take("dirty", memory(pids, "Private_Dirty"))
-    for _ in range(plan.status_calls if "status" in names else 0):
-        take("status", contender.ctl("status")[0])
-    if "stop" in names:
-        take("stop-command", contender.ctl("stop", "all")[0])
+    def _idle(self, pids: Sequence[int], take: Take) -> None:
+        """CPU time and wake-ups in a second in which nobody asks for anything."""
+        start, used, woken = time.monotonic(), cpu_seconds(pids), wake_ups(pids)
+        time.sleep(self.fleet.idle_seconds)
+        used, woken = cpu_seconds(pids) - used, wake_ups(pids) - woken
+        passed = time.monotonic() - start
+        take("idle", used / passed * 1000)
+        take("wake-ups", woken / passed)
 
-
-def _idle(pids: Sequence[int], seconds: float) -> float:
-    """Seconds of CPU in a second in which nobody asks for anything."""
-    start, before = time.monotonic(), cpu_seconds(pids)
-    time.sleep(seconds)
-    used = cpu_seconds(pids) - before
-    return used / (time.monotonic() - start)
-
-
-def _bare_boot(plan: Plan) -> float:
-    """Seconds for a bare interpreter that starts the same children and does nothing else."""
-    with Starts() as starts:
-        names = list(_programs(plan, starts))
-        _shell, script, fifo, _name = starts.argv("")
-        begun = time.monotonic()
-        command = [sys.executable, "-c", BARE_BOOT, script, fifo, *names]
-        process = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)
+    def _stop(self, contender: Contender, starts: Starts, take: Take) -> None:
+        if self.fleet.stop_command:
+            take("stop-command", contender.operate("stop") * 1000)
+            contender.operate("start")
+            starts.wait(self.fleet.programs, START_SECONDS)
+            contender.wait_running(self.fleet.programs)
         try:
-            return starts.wait(plan.programs, START_SECONDS)[-1].at - begun
-        finally:
-            process.wait(START_SECONDS)
-            os.killpg(process.pid, signal.SIGKILL)
+            take("stop", contender.stop(self.fleet.end_seconds) * 1000)
+        except TooSlow as error:
+            self.say(str(error))
+            take("stop", self.fleet.end_seconds * 1000)
+            self.cut["stop"].append(contender.title)
+
+    def _measure_limits(self, take: Take) -> None:
+        if self.programs and {"boot", "stop"} & set(self.names):
+            boot, stop = limits.boot_and_stop(self.programs)
+            take("boot", boot * 1000)
+            take("stop", stop * 1000)
+        if "again" in self.names:
+            for _ in range(self.fleet.kills):
+                take("again", limits.restart())
+        if "status" in self.names:
+            for _ in range(self.fleet.status_calls):
+                take("status", limits.command() * 1000)
+        if "memory" in self.names:
+            take("pss", limits.interpreter_memory("Pss"))
+            take("dirty", limits.interpreter_memory("Private_Dirty"))
+
+    # What is shown
+
+    def figures(self) -> list[Figure]:
+        """Those that `names` name and that have samples."""
+        interpreter = "bare interpreter"
+        found = [
+            self._figure("boot", "boot", "start of the manager → all run", limit="bare interpreter that spawns"),
+            self._figure("idle-sampling", "idle", "idle CPU in a second, procman sampling every 5 s"),
+            self._figure("idle", "idle", "idle CPU in a second, sampling off", ours=Unsampled.title),
+            self._figure("idle-wake-ups-sampling", "wake-ups", "idle wake-ups, procman sampling every 5 s", "a second"),
+            self._figure("idle-wake-ups", "wake-ups", "idle wake-ups, sampling off", "a second", ours=Unsampled.title),
+            self._figure("memory", "pss", "memory of the manager (PSS)", "MB", limit=interpreter),
+            self._figure("memory-dirty", "dirty", "memory of the manager (private, dirty)", "MB", limit=interpreter),
+            self._figure("status", "status", "whole status command", limit=interpreter),
+            self._figure("status-call", "ask", "state of one of them over the socket", "calls/s", more=True),
+            self._figure("again", "again", RESTART_TITLE, limit=RESTART_LIMIT),
+            self._figure("recover", "recover", "SIGKILL of the process that decides → status command is whole again"),
+            self._figure("stop", "stop", "signal to the manager → all have gone", limit="bare SIGTERM to a group"),
+            self._figure("stop-command", "stop-command", "whole command that stops all"),
+        ]
+        return [each for each in found if any(each.sides.values()) and _named(each.name, self.names)]
+
+    def _figure(
+        self,
+        name: str,
+        what: str,
+        title: str,
+        unit: str = "ms",
+        *,
+        ours: str = OURS,
+        limit: str = "",
+        more: bool = False,
+    ) -> Figure:
+        sides = {kind.title: tuple(self.samples.get((what, kind.title), ())) for kind in ALL}
+        sides[OURS] = tuple(self.samples.get((what, ours), ()))
+        least = tuple(self.samples.get((what, LIMIT), ()))
+        notes = list(self.notes.texts) if name == "boot" else []
+        if name == "idle-sampling" and self.fleet.idle_seconds < SAMPLING_SECONDS:
+            notes.append(f"measured for {self.fleet.idle_seconds} s, so there is no sample in it: a full run has one")
+        return Figure(
+            name, title, unit, sides, Limit(limit, least) if limit and least else None, more_is_better=more,
+            programs=self.fleet.programs, cut=tuple(self.cut.get(name, ())), notes=tuple(notes),
+        )  # fmt: skip
 
 
-def _figures(count: int, samples: Samples) -> list[Figure]:
-    def figure(name: str, what: str, title: str, *, ours: str = Procmand.title, limit: str = "") -> Figure:
-        scale, unit = (1, "MB") if what in ("pss", "dirty") else (1000, "ms")
-        sides = [tuple(scale * each for each in samples[what, whose]) for whose in (ours, Supervisord.title, LIMIT)]
-        return Figure(name, title, unit, sides[0], sides[1], sides[2], limit)
+def _named(figure: str, names: Collection[str]) -> bool:
+    return figure.partition("-")[0] in names
 
-    boot_limit = f"bare interpreter, {count} spawns"
-    return [
-        figure("boot", "boot", f"start of the manager → all {count} run", limit=boot_limit),
-        figure("idle-sampling", "idle", "idle CPU per second, sampling every 5 s"),
-        figure("idle", "idle", "idle CPU per second, sampling off", ours=UNSAMPLED),
-        figure("memory", "pss", "memory of the manager (PSS)"),
-        figure("memory-dirty", "dirty", "memory of the manager (private and dirty)"),
-        figure("status", "status", f"whole status command, {count} programs", limit="bare interpreter"),
-        figure("stop", "stop", f"SIGTERM to the manager → all {count} have gone"),
-        figure("stop-command", "stop-command", f"whole `stop all` command, {count} programs"),
-    ]
+
+def run(plan: Plan, names: Collection[str], say: Callable[[str], None]) -> list[Figure]:
+    """Measures those of NAMES that are in `names`, for each fleet of the plan."""
+    figures = []
+    for fleet in plan.fleets:
+        rounds = Round(plan, fleet, names, say)
+        for number in range(1, fleet.rounds + 1):
+            rounds.run(number)
+        figures += rounds.figures()
+    return figures

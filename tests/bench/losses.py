@@ -1,14 +1,15 @@
 """How many requests are lost when a site gets a new release, again and again, under load.
 
 Each manager runs the same site (tests/sites/numbered_site.py) on the same real server, and is asked by the same client:
-half of the connections are kept alive, half are new for each request. procman does `reload`, Supervisor its only way,
-`restart`, Circus `reload` with a socket that it holds, and a gunicorn without any manager gets SIGHUP, as its
+half of the connections are kept alive, half are new for each request. procman does `reload`, Circus `reload` with a
+socket that it holds, the others their only way, a restart, and a gunicorn without any manager gets SIGHUP, as its
 documentation says. A step is over when the new release has answered.
+
+`reload` is a short one, with gunicorn only.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -19,14 +20,21 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.bench.contenders import SUPERVISORCTL, Supervisord
+from tests.bench import tools
+from tests.bench.circusd import Circusd
+from tests.bench.contenders import Contender
+from tests.bench.figures import OURS, Figure, Limit
+from tests.bench.lineup import present
 from tests.bench.machine import TooSlow, kill_all, run_timed
 from tests.bench.plan import Plan
+from tests.bench.pm2 import Pm2
+from tests.bench.suites import Runsvdir, Svscan
+from tests.bench.supervisord import Supervisord
 from tests.harness import descendants, free_port, wait_until
 from tests.loss.load import load
 from tests.loss.scenarios import Site
@@ -34,6 +42,7 @@ from tests.loss.servers import SERVERS, SITES, version_file
 from tests.loss.tally import Result
 
 NAMES = ("losses",)
+SHORT = ("reload",)
 
 CONNECTIONS, RATE = 16, 100.0
 """Requests a second on each: the same for all, and a refused one must not be asked again at once, for ever."""
@@ -42,9 +51,6 @@ STEP_SECONDS = 60.0
 """Bound of one reload."""
 
 PATHS = [str(SITES), *filter(None, [os.environ.get("PYTHONPATH")])]
-
-CIRCUSD = "from circus.circusd import main; main()"
-CIRCUSCTL = "from circus.circusctl import main; main()"
 
 FOUR = ("-w", "4", "numbered_site:app")
 OWN: dict[str, Sequence[str]] = {
@@ -164,24 +170,51 @@ class ByProcman(Reloaded):
         self._stack.close()
 
 
-class BySupervisor(Reloaded):
-    """`supervisorctl restart`."""
+class ByRestart(Reloaded):
+    """A manager that holds no socket."""
 
-    title = "supervisorctl restart"
+    manager: type[Contender]
 
     def start(self) -> None:
         pairs = [f"{name}={value}" for name, value in self.environment.items()]
-        self._supervisord = Supervisord({"site": ["/usr/bin/env", *pairs, *argv(OWN[self.server], self.port)]})
-        self._supervisord.start()
-        self._supervisord.wait_running(1)
+        self._manager = self.manager({"site": ["/usr/bin/env", *pairs, *argv(OWN[self.server], self.port)]})
+        self._manager.start()
+        self._manager.wait_running(1)
 
     def reload(self) -> None:
-        conf = str(self._supervisord.folder / "supervisord.conf")
-        run_timed([sys.executable, "-c", SUPERVISORCTL, "-c", conf, "restart", "site"], os.environ, STEP_SECONDS)
+        self._manager.run(self._manager.renew_argv("site"), STEP_SECONDS)
 
     def close(self) -> None:
-        self._supervisord.close()
+        self._manager.close()
         super().close()
+
+
+class BySupervisor(ByRestart):
+    """`supervisorctl restart`."""
+
+    title = "supervisorctl restart"
+    manager = Supervisord
+
+
+class ByPm2(ByRestart):
+    """`pm2 reload`, which of a program that is not Node.js is a restart."""
+
+    title = "pm2 reload"
+    manager = Pm2
+
+
+class BySvc(ByRestart):
+    """`s6-svc -r`."""
+
+    title = "s6-svc -r"
+    manager = Svscan
+
+
+class BySv(ByRestart):
+    """`sv restart`."""
+
+    title = "sv restart"
+    manager = Runsvdir
 
 
 class Spawned(Reloaded):
@@ -235,34 +268,36 @@ class ByCircus(Spawned):
             f"[watcher:site]\ncmd = {words}\nuse_sockets = True\ncopy_env = True\ngraceful_timeout = 30\n"
             f"[socket:site]\nhost = 127.0.0.1\nport = {self.port}\n[env:site]\n{pairs}\n"
         )
-        return [sys.executable, "-c", CIRCUSD, str(ini)]
+        return [tools.find("circusd"), str(ini)]
 
     def reload(self) -> None:
-        command = [sys.executable, "-c", CIRCUSCTL, "--endpoint", self._endpoint, "reload", "site", "--waiting"]
+        command = [tools.find("circusctl"), "--endpoint", self._endpoint, "reload", "site", "--waiting"]
         run_timed(command, os.environ, STEP_SECONDS)
 
 
-def contenders(servers: Collection[str]) -> Iterator[tuple[type[Reloaded], str]]:
-    """What is measured, with which of these servers (none: with all)."""
+RESTARTS: Sequence[type[ByRestart]] = (BySupervisor, ByPm2, BySvc, BySv)
+
+
+def contenders(servers: Collection[str], peers: Collection[str]) -> Iterator[tuple[type[Reloaded], str]]:
+    """What is measured, with which of these servers, beside which peers (none: with all)."""
+    here = present(peers)
     for server, each in SERVERS.items():
         if not each.installed or (servers and server not in servers):
             continue
         yield ByProcman, server
         if server in OWN:
-            yield BySupervisor, server
+            yield from ((each, server) for each in RESTARTS if each.manager in here)
         if OWN.get(server, ("", "", ""))[2] == "gunicorn":
             yield ByHup, server
-        if server in HELD and importlib.util.find_spec("circus"):
+        if server in HELD and Circusd in here:
             yield ByCircus, server
 
 
 def run(plan: Plan, servers: Collection[str], say: Callable[[str], None]) -> list[Row]:
     """`plan.reloads` reloads, spread over at least `plan.reload_requests` requests, for each contender and server. One
     that does not come to its end is left out, and said."""
-    if not importlib.util.find_spec("circus"):
-        say("circus is not installed (pip install circus): left out")
     rows = []
-    for make, server in contenders(servers):
+    for make, server in contenders(servers, plan.peers):
         say(f"{plan.reloads} reloads of {server} by {make.title}")
         try:
             with make(server) as site:
@@ -273,6 +308,19 @@ def run(plan: Plan, servers: Collection[str], say: Callable[[str], None]) -> lis
         rows.append(row)
         say(f"  {row.result.total.line()}")
     return rows
+
+
+def short(plan: Plan, say: Callable[[str], None]) -> list[Figure]:
+    """Failed requests of a few reloads of a gunicorn site: the figure `reload`."""
+    fewer = replace(plan, reloads=plan.short_reloads, reload_requests=plan.short_requests)
+    rows = {row.contender: row.result.total.failed_count for row in run(fewer, ["gunicorn"], say)}
+    titles = {ByProcman.title: OURS, ByCircus.title: Circusd.title}
+    titles |= {each.title: each.manager.title for each in RESTARTS}
+    sides = {title: (float(rows[by]),) for by, title in titles.items() if by in rows}
+    alone = rows.get(ByHup.title)
+    limit = None if alone is None else Limit("SIGHUP to gunicorn alone", (float(alone),))
+    title = f"requests failed in {plan.short_reloads} reloads of gunicorn, {CONNECTIONS} connections"
+    return [Figure("reload", title, f"of {plan.short_requests}", sides, limit)] if sides else []
 
 
 def measure(site: Reloaded, plan: Plan) -> Result:

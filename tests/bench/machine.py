@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
+
+from tests.harness import pids
 
 MB = 1e6
 
@@ -73,24 +77,122 @@ class Starts:
         end = time.monotonic() + timeout
         while len(found) < count:
             if not self._poll.poll(max(0.0, end - time.monotonic()) * 1000):
-                raise TooSlow(f"only {len(found)} of {count} children started within {timeout} s")
-            at = time.monotonic()
-            *lines, self._rest = (self._rest + os.read(self._fd, 65536)).split(b"\n")
-            for line in lines:
-                name, pid = line.decode().split()
-                found.append(Start(name, int(pid), at))
+                raise TooSlow(f"only {len(found)} of {count} children started within {timeout:.0f} s")
+            found += self._read()
         return found
 
+    def seen(self) -> list[Start]:
+        """The starts that nobody has waited for; when they were is not known."""
+        return self._read() if self._poll.poll(0) else []
 
-def cpu_seconds(pids: Iterable[int]) -> float:
+    def _read(self) -> list[Start]:
+        at = time.monotonic()
+        *lines, self._rest = (self._rest + os.read(self._fd, 65536)).split(b"\n")
+        pairs = (line.decode().split() for line in lines)
+        return [Start(name, int(pid), at) for name, pid in pairs]
+
+
+class Ends:
+    """Waits for the ends of processes that need not be children, by pidfds. What has gone already has ended."""
+
+    def __init__(self, ending: Iterable[int]) -> None:
+        self._poll = select.epoll()
+        self._open: set[int] = set()
+        for pid in ending:
+            try:
+                fd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+            self._open.add(fd)
+            self._poll.register(fd, select.EPOLLIN)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for fd in self._open:
+            os.close(fd)
+        self._poll.close()
+
+    def wait(self, timeout: float, what: str) -> float:
+        """When the last one ended, in monotonic seconds. Raises TooSlow, beginning with `what`, after `timeout`."""
+        count, end = len(self._open), time.monotonic() + timeout
+        at = time.monotonic()
+        while self._open:
+            ready = self._poll.poll(max(0.0, end - time.monotonic()))
+            at = time.monotonic()
+            if not ready:
+                raise TooSlow(f"{what} within {timeout:.0f} s: {len(self._open)} of {count} processes were left")
+            for fd, _ in ready:
+                self._poll.unregister(fd)
+                self._open.remove(fd)
+                os.close(fd)
+        return at
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """SIGTERM and SIGINT wait until the block has ended."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def raise_limits() -> None:
+    """As many descriptors for us, and for the managers that we start, as we may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def cpu_seconds(of: Iterable[int]) -> float:
     """CPU time that these processes have used, to the nanosecond: their CPU clocks (clock_getcpuclockid(3))."""
-    return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)
+    return sum(time.clock_gettime((~pid << 3) | 2) for pid in of)
 
 
-def memory(pids: Iterable[int], field: str) -> float:
+def wake_ups(of: Iterable[int]) -> int:
+    """How often all threads of these processes have been put on a processor: context switches (proc_pid_status(5))."""
+    count = 0
+    for pid in of:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            lines = (task / "status").read_text().splitlines()
+            count += sum(int(line.split()[1]) for line in lines if "ctxt_switches:" in line)
+    return count
+
+
+def parent_of(pid: int) -> int:
+    """The pid of the parent (proc_pid_stat(5)). Raises OSError when there is no such process."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def runs(pid: int) -> bool:
+    """Whether there is such a process that has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def marked(variable: str) -> set[int]:
+    """The processes with NAME=VALUE in their environment that have not ended."""
+    found = set()
+    for pid in pids():
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        if variable.encode() in environment.split(b"\0") and runs(pid):
+            found.add(pid)
+    return found
+
+
+def memory(of: Iterable[int], field: str) -> float:
     """Megabytes of these processes together; `field` of proc_pid_smaps(5): "Pss", "Private_Dirty"."""
     kib = 0
-    for pid in pids:
+    for pid in of:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith(f"{field}:"):
                 kib += int(line.split()[1])
@@ -135,9 +237,9 @@ def run_timed(argv: Sequence[str], environment: Mapping[str, str], timeout: floa
         return seconds, output.read().decode(errors="replace")
 
 
-def kill_all(pids: Iterable[int]) -> None:
+def kill_all(of: Iterable[int]) -> None:
     """SIGKILL to processes of our own that may have gone."""
-    for pid in pids:
+    for pid in of:
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:

@@ -78,7 +78,7 @@ class Measured:
 
 
 def run(plan: Plan, say: Callable[[str], None]) -> Measured:
-    """Measures `plan.log_rounds` rounds of costs, then of delays."""
+    """Measures `plan.mode_rounds` rounds of costs, then of delays."""
     command = shutil.which("yes")
     if command is None:
         say("modes: not measured, there is no `yes`")
@@ -99,17 +99,17 @@ def run(plan: Plan, say: Callable[[str], None]) -> Measured:
         for pid in pids.values():
             os.kill(pid, signal.SIGSTOP)
         measured = Measured([Cost(name) for name in logs], [Delay(load) for load in LOADS])
-        for number in range(1, plan.log_rounds + 1):
+        for number in range(1, plan.mode_rounds + 1):
             for cost in measured.costs:
-                say(f"round {number} of {plan.log_rounds}: {cost.mode}")
+                say(f"round {number} of {plan.mode_rounds}: {cost.mode}")
                 _window(daemon, pids[cost.mode], plan.log_seconds, cost)
         for cost in measured.costs:
             with daemon.client() as client:
                 cost.dropped = client.call("show", name=names[cost.mode])["log"][0]["dropped"]
         lives = {start.name: start for start in starts.wait(RESTARTED, SECONDS)}
-        for number in range(1, plan.log_rounds + 1):
+        for number in range(1, plan.mode_rounds + 1):
             for delay in measured.delays:
-                say(f"round {number} of {plan.log_rounds}: restarts and requests while {delay.load} writes")
+                say(f"round {number} of {plan.mode_rounds}: restarts and requests while {delay.load} writes")
                 with _writing(pids.get(delay.load)):
                     _delays(daemon, starts, lives, plan, delay)
     return measured

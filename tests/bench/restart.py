@@ -1,21 +1,22 @@
 """How long a program is away: from the SIGKILL of a child to its successor's first instruction.
 
-A program is killed only when it has been up for more than the second after which both managers call it started.
-Supervisor needs about a second for each restart, so several of it run side by side, idle but for their own one.
+A program is killed only when it has been up for more than the second after which managers call it started. Some need
+about a second for each restart, so several of those run side by side, idle but for their own one.
 """
 
 from __future__ import annotations
 
 import os
-import select
 import signal
-import subprocess
 import time
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from tests.bench.contenders import START_SECONDS, Contender, Procmand, Supervisord
-from tests.bench.figures import Figure
+from tests.bench import limits
+from tests.bench.contenders import START_SECONDS, Contender
+from tests.bench.figures import Figure, Limit
+from tests.bench.lineup import Notes, present
 from tests.bench.machine import Start, Starts
 from tests.bench.plan import Plan
 
@@ -27,92 +28,75 @@ RESTART_SECONDS = 15.0
 UP_SECONDS = 1.3
 """A program that has been up for this long counts as started."""
 
+TITLE = "SIGKILL of a child → successor's first instruction"
+LIMIT = "bare wait and spawn"
+
 
 def run(plan: Plan, say: Callable[[str], None]) -> list[Figure]:
     """Kills `plan.kills` times under each manager, in turns of `kills_a_step`."""
-    with ExitStack() as stack:
-        ours = stack.enter_context(Starts())
-        theirs = [stack.enter_context(Starts()) for _ in range(plan.kills_a_step)]
-        # Twice as many programs as a turn kills: the others have been up since the turn before.
-        names = [f"p{number:03d}" for number in range(2 * plan.kills_a_step)]
-        procmand = stack.enter_context(Procmand({name: ours.argv(name) for name in names}))
-        supervisords = [
-            stack.enter_context(Supervisord({name: starts.argv(name) for name in ("p000", "p001")}))
-            for starts in theirs
-        ]
-        say(f"{plan.kills} kills under procman, and under {len(supervisords)} Supervisors")
-        return _kill(plan, _Killed(procmand, ours, names), [
-            _Killed(supervisord, starts, ["p000", "p001"])
-            for supervisord, starts in zip(supervisords, theirs, strict=True)
-        ])  # fmt: skip
-
-
-def _kill(plan: Plan, procmand: _Killed, supervisords: list[_Killed]) -> list[Figure]:
-    for killed in (procmand, *supervisords):
-        killed.begin()
-    ours: list[float] = []
-    theirs: list[float] = []
+    samples: dict[str, list[float]] = defaultdict(list)
     limit: list[float] = []
-    while len(theirs) < plan.kills:
-        for _ in range(plan.kills_a_step):
-            ours.append(procmand.wait(procmand.kill()))
-            limit.append(_bare())
-        killed_at = [killed.kill() for killed in supervisords]
-        theirs += [killed.wait(at) for killed, at in zip(supervisords, killed_at, strict=True)]
-    title = "SIGKILL of a child → successor's first instruction"
+    notes = Notes(say)
+    with ExitStack() as stack:
+        all_killed: dict[str, Killed] = {}
+        for kind in present(plan.peers):
+            with notes.leaving_out(kind.title):
+                all_killed[kind.title] = _killed(kind, plan.kills_a_step, stack)
+        for done in range(0, plan.kills, plan.kills_a_step):
+            say(f"kills {done + 1} to {done + plan.kills_a_step} of {plan.kills} under {', '.join(all_killed)}")
+            for title, killed in list(all_killed.items()):
+                took: list[float] = []
+                with notes.leaving_out(title):
+                    took = killed.turn(plan.kills_a_step)
+                samples[title] += took
+                if not took:
+                    del all_killed[title]
+            limit += [limits.restart() for _ in range(plan.kills_a_step)]
 
     def figure(name: str, of: str, percent: float) -> Figure:
-        sides = (tuple(ours), tuple(theirs), tuple(limit))
-        return Figure(name, f"{title}, {of}", "ms", *sides, limit_title="bare wait and spawn", percentile=percent)
+        sides = {title: tuple(each) for title, each in samples.items()}
+        least = Limit(LIMIT, tuple(limit))
+        return Figure(name, f"{TITLE}, {of}", "ms", sides, least, percentile=percent, notes=tuple(notes.texts))
 
     return [figure("restart", "median", 50), figure("restart-p99", "99th percentile", 99)]
 
 
-class _Killed:
-    """A manager whose programs are killed one after the other."""
-
-    def __init__(self, contender: Contender, starts: Starts, names: list[str]) -> None:
-        self._contender, self._starts, self._names = contender, starts, names
-        self._running: dict[str, Start] = {}
-        self._next = 0
-
-    def begin(self) -> None:
-        """Starts it and waits for its programs."""
-        self._contender.start()
-        self._running = {start.name: start for start in self._starts.wait(len(self._names), START_SECONDS)}
-
-    def kill(self) -> float:
-        """SIGKILL for the next program; when."""
-        start = self._running[self._names[self._next]]
-        self._next = (self._next + 1) % len(self._names)
-        time.sleep(max(0.0, start.at + UP_SECONDS - time.monotonic()))
-        at = time.monotonic()
-        os.kill(start.pid, signal.SIGKILL)
-        return at
-
-    def wait(self, killed_at: float) -> float:
-        """Waits for the successor; milliseconds since `killed_at`."""
-        start = self._starts.wait(1, RESTART_SECONDS)[0]
-        self._running[start.name] = start
-        return (start.at - killed_at) * 1000
+def _killed(kind: type[Contender], kills_a_step: int, stack: ExitStack) -> Killed:
+    """One manager with twice as many programs as a turn kills, for the others have been up since the turn before; or,
+    of a slow one, as many managers with two programs each."""
+    count = kills_a_step if kind.slow_restart else 1
+    starts = stack.enter_context(Starts())
+    lanes = [[f"p{lane:02d}{number:02d}" for number in range(2 * kills_a_step // count)] for lane in range(count)]
+    for names in lanes:
+        stack.enter_context(kind({name: starts.argv(name) for name in names})).start()
+    return Killed(lanes, starts, starts.wait(2 * kills_a_step, START_SECONDS))
 
 
-def _bare() -> float:
-    """The same without a manager: kill, wait for the end by a pidfd, start again; milliseconds."""
-    with Starts() as starts:
-        argv = starts.argv("bare")
-        first = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
-        starts.wait(1, RESTART_SECONDS)
-        ended = select.poll()
-        fd = os.pidfd_open(first.pid)
-        ended.register(fd, select.POLLIN)
-        at = time.monotonic()
-        first.kill()
-        ended.poll(RESTART_SECONDS * 1000)
-        first.wait(1)
-        second = os.posix_spawn(argv[0], argv, os.environ)
-        start = starts.wait(1, RESTART_SECONDS)[0]
-        os.close(fd)
-        os.kill(second, signal.SIGKILL)
-        os.waitpid(second, 0)
-        return (start.at - at) * 1000
+class Killed:
+    """Managers, each with one of the `lanes` of names of programs, that are killed in turns, one in each lane."""
+
+    def __init__(self, lanes: Sequence[Sequence[str]], starts: Starts, running: Sequence[Start]) -> None:
+        self._lanes, self._starts = [deque(names) for names in lanes], starts
+        self._running = {start.name: start for start in running}
+
+    def turn(self, count: int) -> list[float]:
+        """So many restarts, in milliseconds."""
+        took: list[float] = []
+        while len(took) < count:
+            took += self._kill([lane[0] for lane in self._lanes[: count - len(took)]])
+            for lane in self._lanes:
+                lane.rotate(-1)
+        return took
+
+    def _kill(self, names: Sequence[str]) -> list[float]:
+        """SIGKILL for each at about the same time. Nothing is done between it and the wait: a start counts from when it
+        is read."""
+        up_since = max(self._running[name].at for name in names)
+        time.sleep(max(0.0, up_since + UP_SECONDS - time.monotonic()))
+        killed_at = {}
+        for name in names:
+            killed_at[name] = time.monotonic()
+            os.kill(self._running[name].pid, signal.SIGKILL)
+        started = self._starts.wait(len(names), RESTART_SECONDS)
+        self._running.update({start.name: start for start in started})
+        return [(start.at - killed_at[start.name]) * 1000 for start in started]
