@@ -195,7 +195,7 @@ def _no_canary(old: Config, program: Program, plan: Plan, running: Collection[st
     if not program.canary:
         return ""
     together = [each for each in plan.replace if each.program == program.program]
-    return units.no_canary(old, units.units(old, together, running, together=True), running)
+    return units.no_canary(old, units.units(old, together, running), running)
 
 
 _KEYS = {

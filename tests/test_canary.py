@@ -303,7 +303,7 @@ def test_units(table: list[Any], running: str, names: str, found: list[Any], pro
     """`problem`: of a canary; None: there is to be none."""
     config, up = made(*table), running.split()
     programs = [program for program in config.programs if program.name in names.split()]
-    got = units(config, programs, up, together=problem is not None)
+    got = units(config, programs, up)
     assert got == [Unit(tuple(who), tuple(listen)) for who, listen in found]
     if problem is not None:
         said = no_canary(config, got, up)
@@ -326,7 +326,7 @@ def test_what_both_versions_listen_on() -> None:
     config = made(("shop", "wsgi", ("a", "b")))
     for listen, passes in (("a", ["a"]), ("ac", ["a"]), ("ba", ["a", "b"]), ("c", [])):
         after = replace(config.programs[0], listen=tuple(listen))
-        got = units(config, [after], ["shop"], together=True)
+        got = units(config, [after], ["shop"])
         assert got == [Unit(("shop",), tuple(passes))]
         assert bool(no_canary(config, got, ["shop"])) == (not passes)
 
