@@ -200,9 +200,10 @@ class Rollout:
         return (not problem, problem or self._why)
 
     def _result(self, reason: str) -> str:
-        pids = [self._supervisor.processes[n].status.pid for n in self._unit.names if n in self._supervisor.processes]
-        serving = ", ".join(f"pid {pid}" for pid in pids if pid is not None)
-        return f"{reason or 'it was called off'}; rolled back" + (f", {serving} serves as before" if serving else "")
+        there = [self._supervisor.processes[name] for name in self._unit.names if name in self._supervisor.processes]
+        serving = [f"pid {process.status.pid}" for process in there if process.status.state is State.RUNNING]
+        text = f"{reason or 'it was called off'}; rolled back"
+        return text + (f", {', '.join(serving)} serve{'s' * (len(serving) == 1)} as before" if serving else "")
 
     # --- the trial --------------------------------------------------------------------------------------------------
 

@@ -284,8 +284,7 @@ BLOG = ("blog", "wsgi", ("web",))
 @pytest.mark.parametrize(
     ("table", "running", "names", "found", "problem"),
     [
-        # One by one where they drop nothing, but in a canary.
-        (TWO, "shop:1 shop:2", "shop:1 shop:2", [(["shop:1"], []), (["shop:2"], [])], None),
+        # Those that share a socket together, whatever their server does at its stop.
         (TWO, "shop:1 shop:2", "shop:1 shop:2", [(["shop:1", "shop:2"], ["web"])], ""),
         (TWO, "shop:1 shop:2", "shop:1", [(["shop:1"], [])], "shop:2, which has"),
         (ODD, "shop:1 shop:2", "shop:1 shop:2", [(["shop:1", "shop:2"], ["web"])], None),
