@@ -24,8 +24,12 @@ def due(program: Program, status: Status) -> float | None:
     """When the child of `status` is too old, on its clock; None: never, or there is no such child. Pure."""
     if program.max_age <= 0 or status.state is not State.RUNNING:
         return None
-    part = crc32(f"{program.name}/{status.generation}".encode()) / 2**32
-    return status.started + program.max_age * (1 - SPREAD + 2 * SPREAD * part)
+    return status.started + program.max_age * _spread(program.name, status.generation)
+
+
+def _spread(name: str, generation: int) -> float:
+    """Around 1, always the same for the same child."""
+    return 1 - SPREAD + 2 * SPREAD * crc32(f"{name}/{generation}".encode()) / 2**32
 
 
 class Ages:
@@ -43,7 +47,8 @@ class Ages:
         at = due(process.program, process.status)
         if at is not None:
             loop = asyncio.get_running_loop()
-            at = max(at, loop.time() + AGAIN_SECONDS) if again else at
+            later = loop.time() + AGAIN_SECONDS * _spread(process.name, process.status.generation)
+            at = max(at, later) if again else at
             self._timers[process.name] = loop.call_at(at, self._replace, process)
 
     def forget(self, name: str) -> None:

@@ -22,7 +22,7 @@ from procman.ground import Ground
 from procman.lifecycle import State
 from procman.link import KeeperLink
 from procman.moments import rfc3339
-from procman.operation import Outcome, carry_out
+from procman.operation import Outcome, Progress, carry_out
 from procman.process import Process
 from procman.reading import Read
 from procman.report import Info
@@ -331,7 +331,7 @@ class Desk:
         commands = asyncio.gather(*map(command, commanded))
         (replaced, lines), restarted = await asyncio.gather(
             self._rollouts.replace([p.program for p in overlapping], why, progress, at_once=at_once, wish=wish),
-            carry_out("restart", restarting, why, progress),
+            _in_turn(restarting, why, progress, at_once),
         )
         await commands
         outputs |= lines
@@ -471,3 +471,22 @@ def _short(keeper: int, supervisor: int) -> list[str]:
     """Which of the two processes has no file descriptors left."""
     found = {"the keeper": descriptors_short(keeper), "the supervisor": descriptors_short(supervisor)}
     return [f"{who}: {text}" for who, text in found.items() if text]
+
+
+async def _in_turn(processes: Sequence[Process], why: str, progress: Progress, at_once: int) -> dict[str, Outcome]:
+    """Restart them: programs side by side, `at_once` processes of one program at a time, up to the first failure."""
+    by_program: dict[str, list[Process]] = {}
+    for process in processes:
+        by_program.setdefault(process.program.program, []).append(process)
+
+    async def work(waiting: list[Process]) -> dict[str, Outcome]:
+        outcomes: dict[str, Outcome] = {}
+        failed = ""
+        while waiting and not failed:
+            part, waiting = waiting[:at_once], waiting[at_once:]
+            outcomes |= await carry_out("restart", part, why, progress)
+            failed = next((name for name, (good, _) in outcomes.items() if not good), "")
+        return outcomes | {process.name: (False, f"not tried: {failed} failed") for process in waiting}
+
+    found = await asyncio.gather(*map(work, by_program.values()))
+    return {name: outcome for each in found for name, outcome in each.items()}

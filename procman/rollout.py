@@ -51,8 +51,11 @@ HELD = "rollout/"
 GRACE_SECONDS = 1.0
 """After its queue is empty, the one before has this long to read what it has accepted, before its stop signal."""
 
+DRY_SECONDS = 60.0
+"""So long the one before may work on its queue: who waits there is lost when its socket closes."""
+
 QUEUE_SECONDS = 10.0
-"""A server that does not empty its queue within this time does not answer any more."""
+"""A successor that is given up and does not empty its queue within this time does not answer any more."""
 
 LOOK_SECONDS = 0.02
 """How often that is looked at: nobody tells that a queue is empty."""
@@ -386,7 +389,7 @@ class Rollout:
         if not self._firsts and not any(program.listen for program in self._programs.values()):
             return
         try:
-            async with asyncio.timeout(QUEUE_SECONDS):
+            async with asyncio.timeout(DRY_SECONDS):
                 while any(self._ground.sockets.waiting(first) for first in self._firsts):
                     await self._unless_abandoned(asyncio.sleep(LOOK_SECONDS))
         except TimeoutError:

@@ -57,7 +57,7 @@ class Rollouts:
     def _too_old(self, process: Process) -> None:
         if self._supervisor.closing or self._supervisor.processes.get(process.name) is not process:
             return
-        if self._supervisor.changing:  # it may be about to replace this very one
+        if self._supervisor.changing or self.under_way(process.name):  # it may be about to replace this very one
             self._ages.watch(process, again=True)
         else:
             self._supervisor.background(self._rejuvenate(process))
@@ -66,8 +66,9 @@ class Rollouts:
         """Replace a process that is too old, as a reload does."""
         name, why = process.name, f"max_age = {process.program.max_age:g} s"
         if overlaps(process):
-            # Without a canary: it is the same release.
-            outcomes, _ = await self.replace([process.program], why, lambda info: None, wish=NO_CANARY)
+            # Without a canary: it is the same release. Those that share a socket can only pass on together.
+            programs = [each.program for each in self._company(process)]
+            outcomes, _ = await self.replace(programs, why, lambda info: None, wish=NO_CANARY)
         else:
             outcomes = await carry_out("restart", [process], why, lambda info: None)
         now = self._supervisor.processes.get(name)
@@ -75,6 +76,14 @@ class Rollouts:
         if not good and now is not None:
             log.error("%s: %s: %s", name, why, reason)
             self._ages.watch(now, again=True)
+
+    def _company(self, process: Process) -> list[Process]:
+        """`process`, and those of its program that run and have a socket of it."""
+        mine = process.program
+        found = [each for each in self._supervisor.processes.values() if each.program.program == mine.program]
+        shares = [each for each in found if overlaps(each) and set(each.program.listen) & set(mine.listen)]
+        own = {listener.name for listener in self._supervisor.config.listeners if listener.reuse_port}
+        return shares if set(mine.listen) - own else [process]
 
     async def ended(self) -> None:
         """Wait until none is under way."""

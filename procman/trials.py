@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
@@ -139,11 +138,16 @@ class Trials:
     def alone(self, key: str, ready: Ready) -> tuple[Ready, LetThrough | None]:
         """How the process at `key` is asked for `ready`, and nobody else: whoever connects to its address like a client
         meets the one before."""
-        for name, first in self._first.get(key, {}).items():
-            if ready.address is not None and meet(self._addresses[name], ready.address):
-                asked = replace(ready, address=self._sockets.ask_second(first, ready.address))
-                return asked, functools.partial(self._sockets.let_through, first)
-        return ready, None
+        there, asked = self._first.get(key, {}), ready.address
+        firsts = [first for name, first in there.items() if asked is not None and meet(self._addresses[name], asked)]
+        if not firsts or asked is None:
+            return ready, None
+
+        def through(port: int) -> None:
+            for first in firsts:  # of one port, by IPv4 and by IPv6, say
+                self._sockets.let_through(first, port)
+
+        return replace(ready, address=self._sockets.ask_second(firsts[0], asked)), through
 
     # --- a canary ---------------------------------------------------------------------------------------------------
 

@@ -349,7 +349,12 @@ def address(raw: object, folder: str) -> Address:
     """Where a socket is bound: "HOST:PORT", "[::1]:PORT", ":PORT" (all addresses) or "unix:/path"."""
     word = text(raw)
     if word.startswith("unix:"):
-        return Address("unix", path=unix_path(word.removeprefix("unix:"), folder))
+        place = unix_path(word.removeprefix("unix:"), folder)
+        if len(place.encode(errors="surrogateescape")) == MAX_UNIX_PATH:
+            # The socket of a successor has one more byte in its name (`listeners.beside_address`).
+            most = MAX_UNIX_PATH - 1
+            raise BadValue(f"the path of the socket has {MAX_UNIX_PATH} bytes; {most} are possible here: {place}")
+        return Address("unix", path=place)
     host, colon, port = word.rpartition(":")
     if not colon:
         raise BadValue(f'bad address {word!r}: must be like "127.0.0.1:8000", "[::1]:8000", ":8000" or "unix:/path"')

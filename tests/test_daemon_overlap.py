@@ -406,6 +406,53 @@ def test_old_processes_are_replaced(daemon: MakeDaemon, tmp_path: Path) -> None:
     assert info["restarts"] == 0
 
 
+def test_old_processes_that_share_a_socket_are_replaced_together(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """No request is lost, of a server that would drop some at its stop; and each goes once."""
+    listen, address = addresses(tmp_path)[0]
+    lines = f'{SERVERS["command"]}\ninstances = 2\nlisten = "{listen}"\nstart_seconds = 0.1\nmax_age = "4s"'
+    running, site = started(daemon, tmp_path, lines)
+    before = {info["pid"] for info in running.status().values()}
+
+    def renewed() -> bool:
+        assert ask(address) in ("one", "two")
+        infos = running.status().values()
+        return not before & {info["pid"] for info in infos} and not any(info["beside"] for info in infos)
+
+    site.version("two")
+    wait_until(renewed, 30)
+    assert {info["why"] for info in running.status().values()} == {"max_age = 4 s"}
+    assert "under way already" not in running.said()
+
+
+def test_a_probe_of_one_port_by_ipv4_and_ipv6_asks_the_successor(daemon: MakeDaemon, tmp_path: Path) -> None:
+    port = free_port()
+    listen = f'["127.0.0.1:{port}", "[::1]:{port}"]'
+    more = f'ready = {{ http = "http://[::1]:{port}/" }}\nstart_timeout = "2s"'
+    running, site = started(daemon, tmp_path, f'{SERVERS["wsgi"]}\nlisten = {listen}\n{more}')
+    site.version("fails")
+    done = running.ctl("reload", "web")
+    assert done.returncode == 1
+    assert "HTTP 503" in done.stderr
+    assert {ask(("127.0.0.1", port)), ask(("::1", port))} == {"one"}
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_what_restarts_in_a_reload_goes_one_after_the_other(daemon: MakeDaemon, at_once: int) -> None:
+    running = daemon('[program.web]\ncommand = "sleep 1000"\ninstances = 4\nstart_seconds = 0.1\n')
+    for number in range(1, 5):
+        running.wait_for(f"web:{number}")
+    before = {info["pid"] for info in running.status().values()}
+    down: list[int] = []
+
+    def look(method: str, params: Any) -> None:
+        down.append(sum(info["state"] != "RUNNING" for info in running.status().values()))
+
+    with running.client(60) as client:
+        client.stream("reload", look, names=["web"], at_once=at_once)
+    assert 0 < max(down) <= at_once
+    assert not before & {info["pid"] for info in running.status().values()}
+
+
 def test_who_was_stopped_meanwhile_stays_so(daemon: MakeDaemon, tmp_path: Path) -> None:
     """A reload of several goes from one to the next; an operator stops one that has not had its turn."""
     listen, _ = addresses(tmp_path)[0]

@@ -190,6 +190,7 @@ BAD_ADDRESSES: list[tuple[object, str]] = [
     ("unix:", "must not be empty"),
     ("unix:@x", "abstract sockets are not supported: give a path"),
     ("unix:/" + "x" * 107, f"the path of the socket has 108 bytes; Linux allows 107: /{'x' * 107}"),
+    ("unix:/" + "x" * 106, f"the path of the socket has 107 bytes; 106 are possible here: /{'x' * 106}"),
     ("unix:/" + "é" * 54, f"the path of the socket has 109 bytes; Linux allows 107: /{'é' * 54}"),
 ]
 
