@@ -216,7 +216,7 @@ def differences(old: Program, new: Program) -> tuple[str, ...]:
     fields_ = [key for key in _changed(old, new) if key not in ("log", "limits")]
     found = [_KEYS.get(key, key) for key in fields_]
     if "command" in found and new.server:
-        found[found.index("command")] = "server"
+        found[found.index("command")] = "server settings"
     for part in ("log", "limits"):
         found += [f"{part}.{_KEYS.get(key, key)}" for key in _changed(getattr(old, part), getattr(new, part))]
     return tuple(dict.fromkeys(found)) or ("listen",)

@@ -130,6 +130,24 @@ def test_back_to_the_table_before(shop: Shop) -> None:
     assert "remove" in shop.running.ctl("diff").stdout  # what the files say
 
 
+def test_the_table_before_is_the_last_that_worked(shop: Shop) -> None:
+    """Not one that failed, however often it was tried otherwise."""
+    before = shop.pid()
+    for number in (1, 2):
+        bad = shop.table(variables=f', TRY = "{number}"').replace("release:app", "missing:app")
+        shop.running.write_table(bad + JOB)
+        assert shop.running.ctl("apply").returncode == 1
+        assert shop.running.status()["web"]["behind"]
+    done = shop.apply("--previous")
+    assert done["message"].startswith("the table before is in force again"), done
+    assert shop.pid() == before
+    assert shop.running.status()["web"]["behind"] == []
+    shop.write(variables=', DEBUG = "1"')
+    assert shop.apply()["replaced"] == ["web"]
+    shop.apply("--previous")
+    assert b"DEBUG=1" not in Path(f"/proc/{shop.pid()}/environ").read_bytes().split(b"\0")
+
+
 def test_a_mistake_changes_nothing(shop: Shop) -> None:
     before = shop.pid()
     shop.write(more='stop_timeot = "3s"')
