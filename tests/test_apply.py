@@ -140,7 +140,7 @@ REUSED = replace(HTTP, name="127.0.0.1:80 reuse_port", reuse_port=True)
 @pytest.mark.parametrize(
     ("before", "after", "reload", "action", "cost"),
     [
-        (HTTP, MOVED, "overlap", "replace", "no request is lost, but of who still comes to {} when"),
+        (HTTP, MOVED, "overlap", "replace", "no request is lost, but of who still comes to {} until"),
         (HTTP, MOVED, "restart", "restart", "it stops, then it starts; connections wait meanwhile, {} closes"),
         (HTTP, WIDE, "overlap", "replace", "lost, connections to 0.0.0.0:80 wait until it is ready, but of who"),
         (HTTP, REUSED, "restart", "restart", "connections are refused meanwhile"),
