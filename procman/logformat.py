@@ -27,6 +27,9 @@ HEAD = 512
 JSON_MAX = 1024 * 1024
 """Bytes of a line that is read as JSON."""
 
+EARLIEST, LATEST = -62135596800.0, 253402300799.0
+"""Seconds since the epoch: the years 1 to 9999 in UTC, which are those that RFC 3339 and `datetime` can show."""
+
 TRACEBACK = b"Traceback (most recent call last):"
 
 _BY_WORD = {
@@ -197,7 +200,8 @@ def _time(found: re.Match[bytes] | None, clock: Clock) -> float | None:
     if minute is None:
         return None
     part = groups.get("part")
-    return minute + int(groups["second"]) + (int(part) / 10 ** len(part) if part else 0.0)
+    at = minute + int(groups["second"]) + (int(part) / 10 ** len(part) if part else 0.0)
+    return at if EARLIEST <= at < LATEST else None  # a zone may lead out of the years that there are
 
 
 @functools.lru_cache(maxsize=4096)

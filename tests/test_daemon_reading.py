@@ -98,6 +98,15 @@ def test_what_filters_choose(stopped: RunningDaemon, arguments: tuple[str, ...],
     assert [line.split()[-1] for line in done.stdout.splitlines()] == found.split()
 
 
+def test_a_time_that_no_calendar_has_stops_nothing(stopped: RunningDaemon) -> None:
+    (stopped.log_dir / "web.log").write_text("9999-12-31T23:59:59-05:00 a\n0001-01-01T00:00:00+14:00 b\n")
+    done = offline(stopped, "--json", "logs", "-n", "2", "web")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [json.loads(line)["time"] for line in done.stdout.splitlines()] == [None, None]
+    done = offline(stopped, "logs", "--summary", "web")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_what_has_no_time_is_placed_by_what_is_near(stopped: RunningDaemon) -> None:
     """Before the first time: there. Without any: where the file was last written. After a time: with it."""
     for path in stopped.log_dir.iterdir():
