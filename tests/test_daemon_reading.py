@@ -98,6 +98,19 @@ def test_what_filters_choose(stopped: RunningDaemon, arguments: tuple[str, ...],
     assert [line.split()[-1] for line in done.stdout.splitlines()] == found.split()
 
 
+def test_a_damaged_file_is_said(stopped: RunningDaemon) -> None:
+    whole = b"".join(b"line %d\n" % number for number in range(5000))
+    file = bytearray(gzip.compress(whole))
+    file[len(file) // 2] ^= 1
+    (stopped.log_dir / "web.log.1").unlink()
+    (stopped.log_dir / "web.log.1.gz").write_bytes(file)
+    for arguments in (["--since", "2000-01-01"], ["-n", "1000"], ["--level", "error"]):
+        done = offline(stopped, "logs", *arguments, "web")
+        assert done.returncode == 0
+        assert done.stderr.startswith(f"procmanctl: {stopped.log_dir}/web.log.1.gz is damaged: ")
+        assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_time_that_no_calendar_has_stops_nothing(stopped: RunningDaemon) -> None:
     (stopped.log_dir / "web.log").write_text("9999-12-31T23:59:59-05:00 a\n0001-01-01T00:00:00+14:00 b\n")
     done = offline(stopped, "--json", "logs", "-n", "2", "web")
