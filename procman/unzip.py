@@ -36,7 +36,7 @@ class _State:
 class Unzipped:
     """What a gzip file holds. `read(size, offset)` gives bytes of the file itself, b"" at its end.
 
-    `damaged` is set when the file is no gzip from some place on, is cut off, or holds something else than was compressed
+    `damaged` is set when the file is no gzip from some place on, is cut off, or does not hold what was compressed
     (CRC-32): what comes before that place can be read, though its last bytes may be wrong.
     """
 

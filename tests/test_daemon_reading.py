@@ -183,6 +183,52 @@ def test_following_goes_on_through_rotation_and_a_killed_supervisor(daemon: Make
     assert len(list(running.log_dir.glob("lines.log.*"))) >= 3
 
 
+def test_a_client_that_comes_back_after_rotations_and_compression_gets_the_rest(daemon: MakeDaemon) -> None:
+    """Its place was in a file whose inode another one may have by then."""
+    running = daemon(
+        """
+        [program.lines]
+        command = "sh -c 'while read line; do echo $line; done < fifo'"
+        start_seconds = 0
+        log = { max_size = "1KB", keep = 50 }
+        """,
+        start=False,
+    )
+    os.mkfifo(running.folder / "fifo")
+    running.start()
+    lines = [f"line {number} {'x' * 30}\n" for number in range(120)]
+    places: list[dict[str, Any]] = []
+
+    class Enough(Exception):
+        pass
+
+    def follow(after: list[dict[str, Any]], size: int) -> str:
+        found: list[str] = []
+
+        def heard(method: str, params: Any) -> None:
+            if method == "log":
+                found.append(params["text"])
+                places.append({key: params[key] for key in ("name", "stream", "file", "offset")})
+            if sum(map(len, found)) >= size:
+                raise Enough
+
+        with running.client() as client, pytest.raises(Enough):
+            client.stream("logs", heard, names=["lines"], lines=0, follow=True, after=after)
+        return "".join(found)
+
+    with open(running.folder / "fifo", "w") as fifo:
+        fifo.writelines(lines[:10])
+        fifo.flush()
+        wait_until(lambda: running.log("lines").endswith(lines[9]))
+        first, rest = "".join(lines[:10]), "".join(lines[10:])
+        assert follow([{"name": "lines", "stream": "out", "file": "0:0", "offset": 0}], len(first)) == first
+        fifo.writelines(lines[10:])
+        fifo.flush()
+        wait_until(lambda: not [one for one in running.log_dir.glob("lines.log.[0-9]*") if one.suffix != ".gz"])
+        wait_until(lambda: running.log("lines").endswith(lines[-1]))
+        assert follow(places[-1:], len(rest)) == rest
+
+
 def test_following_without_a_daemon(stopped: RunningDaemon) -> None:
     command = [sys.executable, "-c", CTL, "-c", str(stopped.table), "logs", "-f", "-n", "1", "--level", "error"]
     with following(command, env=stopped.environment | {"TZ": "UTC"}) as shown:
