@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
 
@@ -96,6 +96,19 @@ def test_what_filters_choose(stopped: RunningDaemon, arguments: tuple[str, ...],
     done = offline(stopped, "logs", *arguments)
     assert done.returncode == 0, done.stderr
     assert [line.split()[-1] for line in done.stdout.splitlines()] == found.split()
+
+
+def test_the_last_minutes_in_an_hour_that_comes_twice(stopped: RunningDaemon) -> None:
+    """Where the clock was set back half an hour ago, a line of ten minutes ago is no line of 70 minutes ago."""
+    now = datetime.now(UTC)
+    back = now - timedelta(minutes=30)
+    day = min(back.timetuple().tm_yday, 365)
+    half_a_year = (day + 181) % 365 + 1
+    zone = f"STD0DST,J{half_a_year}/0,J{day}/{back.hour + 1}:{back.minute}:{back.second}"  # tzset(3)
+    lines = [f"{now - timedelta(minutes=ago):%Y-%m-%d %H:%M:%S} INFO {ago}\n" for ago in (200, 20, 10, 5)]
+    (stopped.log_dir / "web.log").write_text("".join(lines))
+    env = stopped.environment | {"TZ": zone}
+    assert offline(stopped, "logs", "--since", "15 min ago", "web", env=env).stdout == "".join(lines[2:])
 
 
 def test_a_damaged_file_is_said(stopped: RunningDaemon) -> None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given, settings
@@ -347,6 +348,23 @@ NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 )
 def test_times_that_people_write(text: str, expected: datetime) -> None:
     assert moments.moment(text, NOW.timestamp(), UTC) == pytest.approx(expected.timestamp())
+
+
+@pytest.mark.parametrize(
+    ("text", "now", "expected"),
+    [  # in Berlin, where 02:00 to 03:00 comes twice, from 00:00Z and from 01:00Z
+        ("02:30", (0, 40), (0, 30)),
+        ("02:30", (1, 10), (0, 30)),
+        ("02:30", (1, 40), (1, 30)),
+        ("01:30", (1, 40), (-1, 30)),
+        ("today", (1, 40), (-2, 0)),
+        ("02:50", (0, 40), (-24, 50)),
+    ],
+)
+def test_a_time_of_an_hour_that_comes_twice(text: str, now: tuple[int, int], expected: tuple[int, int]) -> None:
+    day, zone = datetime(2026, 10, 25, tzinfo=UTC), ZoneInfo("Europe/Berlin")
+    clock, found = (day + timedelta(hours=hours, minutes=minutes) for hours, minutes in (now, expected))
+    assert moments.moment(text, clock.timestamp(), zone) == found.timestamp()
 
 
 @pytest.mark.parametrize("text", ["", "soon", "10 parsecs ago", "25:00", "2026-02-30", "@nan", "@1e99", "9" * 99 + "d"])
