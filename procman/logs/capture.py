@@ -324,11 +324,13 @@ class LogThread:
             self._on_news(flow.file.path)
 
     def _tick(self, now: float) -> None:
-        """Files are rotated by the clock, whether their programs print or not."""
+        """Files are rotated by the clock, and too many are removed, whether their programs print or not."""
+        self._busy = (time.monotonic(), self._upkeep.due_path)
         try:
             self._upkeep.tick(now)
         except Exception as error:  # noqa: BLE001  as above
             self._note(error)
+        self._busy = None
         for flow in self._by_fd.values():
             if flow.file is not None:
                 flow.count_rotations(flow.file)
