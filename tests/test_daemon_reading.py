@@ -280,13 +280,16 @@ except KeyError as error: raise RuntimeError("can't begin") from error
 """
 
 
-def test_the_end_of_a_program_that_fails_carries_its_traceback(daemon: MakeDaemon) -> None:
+@pytest.mark.parametrize("log", ["", 'log = { mode = "inherit" }', 'log = { mode = "inherit", stderr = "separate" }'])
+def test_the_end_of_a_program_that_fails_carries_its_traceback(daemon: MakeDaemon, log: str) -> None:
     running = daemon(
-        """
+        f"""
         [program.bad]
-        command = ["${PYTHON}", "-S", "-E", "bad.py"]
+        {log}
+        command = ["${{PYTHON}}", "-S", "-E", "bad.py"]
         start_retries = 0
         [program.none]
+        {log}
         command = "false"
         start_retries = 0
         """,
@@ -309,6 +312,8 @@ def test_the_end_of_a_program_that_fails_carries_its_traceback(daemon: MakeDaemo
     assert "KeyError: 'no such thing'" in trace["text"]
     assert events["none"]["traceback"] is None
     assert running.json("why", "bad")["traceback"] == trace
+    assert running.json("why", "bad")["output"][-1] == "RuntimeError: can't begin"
+    assert running.json("why", "none")["output"] == []
     shown = running.ctl("why", "bad").stdout
     assert shown.count("RuntimeError: can't begin") == 1
     assert "last traceback:\n  Traceback (most recent call last):" in shown

@@ -1072,6 +1072,31 @@ def test_errors_are_told_as_people_know_them(error: OSError, text: str) -> None:
     assert logfile.describe(error) == text
 
 
+def test_the_end_of_what_no_file_keeps_is_remembered(tmp_path: Path) -> None:
+    """Also when nobody reads it, and it is dropped."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    os.set_blocking(read_end, False)
+    thread = LogThread(stdout_fd=write_end)
+    read_fd, write_fd = make_pipe()
+    thread.add(Stream("a", "a", Log(mode="inherit"), "", read_fd))
+    thread.start()
+    os.write(write_fd, b"first\n")
+    wait_until(lambda: thread.recent("a") == b"first\n")
+    for number in range(3000):
+        os.write(write_fd, b"line %06d\n" % number)
+    wait_until(lambda: thread.recent("a").endswith(b"line 002999\n"))
+    assert len(thread.recent("a")) == 16384
+    thread.change("a", Log(), str(tmp_path / "a.log"))
+    wait_until(lambda: thread.recent("a") == b"")
+    os.write(write_fd, b"to the file\n")
+    wait_until(lambda: (tmp_path / "a.log").exists() and "to the file" in (tmp_path / "a.log").read_text())
+    assert thread.recent("a") == b""
+    thread.stop()
+    for fd in (read_end, write_end, write_fd):
+        os.close(fd)
+
+
 # --- one thread for each disk ---------------------------------------------------------------------------------------
 
 

@@ -211,6 +211,11 @@ class LogThread:
         """What became of the stream's bytes so far."""
         return self._flows[key].counters()
 
+    def recent(self, key: str) -> bytes:
+        """The end of what came through the stream's pipe, `flow.RECENT_BYTES` at most; b"" while a file keeps it."""
+        flow = self._flows[key]
+        return flow.recent if flow.log.mode != "file" else b""
+
     def tap(self, key: str, callback: Callable[[bytes], None] | None) -> None:
         """Gives every chunk that leaves the stream's pipe from now on to `callback` as well, in the log thread, also
         while the file can't be written. None ends that, but for a call that is on its way; so does a callback that
@@ -424,6 +429,7 @@ class LogThread:
         self._places.aim(flow, log)
         self._listen(flow)
         if file is not None:
+            flow.recent = b""
             self._upkeep.aimed(file, time.monotonic())
             flow.count_rotations(file)
             flow.publish()

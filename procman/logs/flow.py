@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PIPE_SIZE = 256 * 1024  # large enough for most; 256 of them fit under an ordinary user's limit (pipe(7)), not 64
 SAID_SECONDS = 60.0  # a disk that is full, and then not, and then again, is told of once in so many
 BUSY_PIPE_SIZE = 1024 * 1024  # for a stream that was seen to fill its pipe: half as fast again
+RECENT_BYTES = 16 * 1024  # of a stream that no file keeps: as much as a traceback has that is told
 TURN = 256 * 1024  # most bytes of one turn of a file that is written by lines
 
 
@@ -114,6 +115,7 @@ class Flow:
         self.limit = lines.LINE_LIMIT
         self.spool = Spool(stream.spool_fd) if stream.spool_fd >= 0 else None
         self.tap: Callable[[bytes], None] | None = None
+        self.recent = b""  # where no file keeps it: the end of what was taken
         self.listening = False
         self.on_its_way = False
         self.waiting = False  # its bytes stay where they are: the file can't be written, and `on_error` is "block"
@@ -311,7 +313,7 @@ class Flow:
         self.read += count
         self.error = ""
         self._widen(count)
-        if self.tap and count:
+        if count and (self.tap or self.file is None):
             self._tell(self.spool.last(count))  # also where the lines can't be written
 
     def pieces(self, wall: float, *, last: bool = False) -> list[Piece]:
@@ -361,7 +363,7 @@ class Flow:
             self.lose(self.spool.discard(), reason)
         with suppress(BlockingIOError):
             data = b""
-            if self.tap:
+            if self.tap or self.file is None:
                 data = os.read(self.fd, CHUNK)
                 count = len(data)
             else:
@@ -377,6 +379,8 @@ class Flow:
         self._reason = self.error = reason
 
     def _tell(self, data: bytes) -> None:
+        if self.file is None:
+            self.recent = (self.recent + data)[-RECENT_BYTES:]  # one assignment: others read it
         tap = self.tap
         if tap and data:
             try:

@@ -163,6 +163,9 @@ class LogThreads:
     def counters(self, key: str) -> Counters:
         return self._homes[key][0].counters(key)
 
+    def recent(self, key: str) -> bytes:
+        return self._homes[key][0].recent(key)
+
     def tap(self, key: str, callback: Callable[[bytes], None] | None) -> None:
         self._homes[key][0].tap(key, callback)
 
