@@ -314,7 +314,8 @@ class Flow:
         self.error = ""
         self._widen(count)
         if count and (self.tap or self.file is None):
-            self._tell(self.spool.last(count))  # also where the lines can't be written
+            # Also where the lines can't be written.
+            self._tell(self.spool.last(count if self.tap else min(count, RECENT_BYTES)))
 
     def pieces(self, wall: float, *, last: bool = False) -> list[Piece]:
         """All that waits and is complete, for a channel; see `settle`. `last`: what is not complete, too."""
