@@ -118,7 +118,7 @@ class Desk:
         process = self._one(name)
         history = [{"at": rfc3339(at), "state": str(state), "why": why} for at, state, why in process.history]
         status = process.status
-        program = process.program
+        program, recent = process.program, self._ground.recent(process.program)
         return {
             "name": process.name,
             "state": str(status.state),
@@ -127,8 +127,8 @@ class Desk:
             "behind": self._change.versions.behind(process.name),
             "exit": report.exit_info(status.exit),
             "history": history,
-            "output": await read(lambda: printed.last_lines(program, OUTPUT_LINES)),
-            "traceback": await read(lambda: printed.last_traceback(program)),
+            "output": await read(lambda: printed.last_lines(program, OUTPUT_LINES, recent)),
+            "traceback": await read(lambda: printed.last_traceback(program, recent)),
         }
 
     def _one(self, name: str) -> Process:
@@ -324,7 +324,8 @@ class Desk:
             outcomes[process.name] = await self._ground.run_reload(process)
             if not outcomes[process.name][0]:
                 await self._ground.written([process.program])
-                lines = functools.partial(printed.last_lines, process.program, OUTPUT_LINES)
+                recent = self._ground.recent(process.program)
+                lines = functools.partial(printed.last_lines, process.program, OUTPUT_LINES, recent)
                 with contextlib.suppress(ProcmanError, OSError, RuntimeError):  # no descriptor or thread is left
                     outputs[process.name] = await asyncio.to_thread(lines)
 

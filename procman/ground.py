@@ -586,10 +586,17 @@ class Ground:
         try:
             async with asyncio.timeout(TRACEBACK_SECONDS):
                 await self.written([program])
-                return await self._slow.run(disks.of(path), functools.partial(printed.last_traceback, program))
+                look = functools.partial(printed.last_traceback, program, self.recent(program))
+                return await self._slow.run(disks.of(path), look)
         except (TimeoutError, ProcmanError) as error:
             log.warning("%s: its last traceback can't be read: %s", program.name, error or "is its disk stuck?")
             return None
+
+    def recent(self, program: Program) -> list[bytes]:
+        """The end of what this supervisor took of each of its streams, where no file has it (for `printed`)."""
+        if program.log.mode == "file":
+            return []
+        return [self._logs.recent(key) for key in self._holdings.captured(program)]
 
     def watch_logs(self, keys: Sequence[str], callback: Callable[[], None]) -> Callable[[], None]:
         """See `methods.Operations`."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,12 @@ HEAD = 512
 
 JSON_MAX = 1024 * 1024
 """Bytes of a line that is read as JSON."""
+
+EARLIEST, LATEST = -62135596800.0, 253402300799.0
+"""Seconds since the epoch: the years 1 to 9999 in UTC, which are those that RFC 3339 and `datetime` can show."""
+
+AHEAD_SECONDS = 60.0
+"""By so much a line may be ahead of the clock: it is read a moment after the clock was."""
 
 TRACEBACK = b"Traceback (most recent call last):"
 
@@ -117,7 +124,8 @@ class Line(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Clock:
     """How a time that does not tell all is understood: without a zone it is local time in `zone` (None: that of this
-    machine), without a year the last one before `now`."""
+    machine), without a year the last one before `now`. So it is for a time of an hour that a change of the clock
+    repeats: the second one, once that has been."""
 
     now: float
     zone: tzinfo | None = None
@@ -193,23 +201,25 @@ def _time(found: re.Match[bytes] | None, clock: Clock) -> float | None:
     groups = found.groupdict()
     year, month, day, zone = (groups.get(name) or b"" for name in ("year", "month", "day", "zone"))
     year = year or b"%d" % _year(month, int(day), clock.now)
-    minute = _minute(b" ".join((year, month, day)), groups["clock"], zone, clock.zone)
-    if minute is None:
-        return None
+    first, again = _minute(b" ".join((year, month, day)), groups["clock"], zone, clock.zone)
+    minute = first if again > clock.now + AHEAD_SECONDS else again
     part = groups.get("part")
-    return minute + int(groups["second"]) + (int(part) / 10 ** len(part) if part else 0.0)
+    at = minute + int(groups["second"]) + (int(part) / 10 ** len(part) if part else 0.0)
+    return at if EARLIEST <= at < LATEST else None  # no NaN; and a zone may lead out of the years that there are
 
 
 @functools.lru_cache(maxsize=4096)
-def _minute(date: bytes, clock: bytes, zone: bytes, local: tzinfo | None) -> float | None:
-    """Seconds since the epoch at the beginning of a minute; None for a date that is none."""
+def _minute(date: bytes, clock: bytes, zone: bytes, local: tzinfo | None) -> tuple[float, float]:
+    """Seconds since the epoch at the beginning of a minute; the two of one that comes twice (PEP 495). NaN for a date
+    that is none."""
     year, month, day = date.split(b" ")
     number = int(month) if month.isdigit() else _MONTHS[month.decode()]
     try:
         at = datetime(int(year), number, int(day), int(clock[:2]), int(clock[3:]), tzinfo=_zone(zone) or local)
-        return at.timestamp()
+        first, again = at.timestamp(), at.replace(fold=1).timestamp()
     except (ValueError, OverflowError, OSError):
-        return None
+        return math.nan, math.nan
+    return first, max(first, again)  # in a gap fold 1 is the earlier one
 
 
 def _zone(text: bytes) -> tzinfo | None:

@@ -9,21 +9,23 @@ between any two calls here. What makes that safe:
   * A file is known by its inode, not by its name. A Follower has it open, so its inode is not given to another.
   * A rotation cuts the partial line off the old file and puts it at the start of the new one. A reader who had read it
     already finds the old file shorter than his offset, and skips as much of the new one.
-  * A compressed file keeps the time of its last change: so whoever has read path.1 knows it again in path.1.gz.
+  * A compressed file keeps the time of its last change: so whoever has read path.1 knows it again in path.1.gz. Several
+    files may have one time, so what it holds must have the same size and the same beginning, too.
+  * The inode of a file that was removed is given to the next one. So a place that is told to somebody, who may come
+    back with it any time later, knows the first lines of its file.
 
 Knows files only: no pipes, no thread, no programs. Memory is bounded, whatever the size of the files.
 """
 
 from __future__ import annotations
 
-import binascii
 import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from procman import rpc
 from procman.errors import Failed
@@ -48,18 +50,29 @@ Entry = tuple[int, str, os.stat_result]
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in a log: `offset` in the file that has this device and inode now, under whatever name later. All zero:
-    before the first byte of a log that has no file yet."""
+    """A place in a log: `offset` in what the file holds that has this device and inode now, under whatever name later.
+    `head` is the `rpc.mark` of its beginning. All zero: before the first byte of a log that has no file yet."""
 
     device: int = 0
     inode: int = 0
     offset: int = 0
+    head: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def of(cls, file: str, offset: int) -> Position:
+        """In the file of this `rpc.file_id`. Raises ValueError."""
+        return cls(*rpc.file_of(file), offset, rpc.head_of(file))
+
+    @property
+    def file(self) -> str:
+        """What names its file (`rpc.file_id`)."""
+        return rpc.file_name(self.device, self.inode, self.head)
 
 
 @dataclass(frozen=True, slots=True)
 class LogFile:
-    """A file of a log as it is now. `size` and `head`, its first bytes, are of the file itself, compressed or not;
-    `modified` is in seconds since the epoch."""
+    """A file of a log as it is now. `size` and `head`, the bytes by which it is known again, are of the file itself,
+    compressed or not; `modified` is in seconds since the epoch."""
 
     path: str
     device: int
@@ -89,23 +102,21 @@ def files(path: str, keep: int) -> list[LogFile]:
         with _opened(name) as file:
             if file is not None and seen.new(file):
                 status = os.fstat(file.fd)
-                head = os.pread(file.fd, HEAD, 0)
-                found.append(LogFile(name, status.st_dev, status.st_ino, status.st_size, status.st_mtime, head))
+                found.append(LogFile(name, status.st_dev, status.st_ino, status.st_size, status.st_mtime, file.head))
     return found[::-1]
 
 
 def read(path: str, keep: int, wanted: str, offset: int, size: int) -> bytes | None:
     """Bytes of one file of a log (LogFile.id) as they are on disk, at most `size`; None when it has gone. Raises
     Failed."""
-    identity, (length, checksum) = rpc.file_of(wanted), rpc.head_of(wanted)
+    identity, head = rpc.file_of(wanted), rpc.head_of(wanted)
     for name in _names(path, keep):
         status = _status(name)
         if status is None or _identity(status) != identity:
             continue
         with _opened(name) as file:
             if file is not None and _identity(os.fstat(file.fd)) == identity:
-                same = binascii.crc32(os.pread(file.fd, length, 0)) == checksum
-                return os.pread(file.fd, size, offset) if same else None
+                return os.pread(file.fd, size, offset) if file.begins(head) else None
     return None
 
 
@@ -132,6 +143,64 @@ class _File:
     def size(self) -> int:
         return self._unzipped.size if self._unzipped else os.fstat(self.fd).st_size
 
+    @property
+    def head(self) -> bytes:
+        """Bytes by which the file itself is known again: whole lines, for a rotation takes an unfinished one away."""
+        head = os.pread(self.fd, HEAD, 0)
+        end = len(head) if self.zipped or (len(head) == HEAD and b"\n" not in head) else head.rfind(b"\n") + 1
+        return head[:end]
+
+    def begins(self, head: tuple[int, int]) -> bool:
+        """Whether the file itself begins with these bytes (`rpc.mark`)."""
+        return rpc.mark(os.pread(self.fd, head[0], 0)) == head
+
+    def holds(self, head: tuple[int, int]) -> bool:
+        """Whether what it holds begins with these bytes."""
+        return rpc.mark(self.pread(head[0], 0)) == head
+
+    @property
+    def told_size(self) -> int:
+        """The size of what it holds, modulo 2**32, as its end tells it (RFC 1952: ISIZE): the rest is not read."""
+        status = os.fstat(self.fd)
+        if not self.zipped:
+            return status.st_size & 0xFFFFFFFF
+        return int.from_bytes(os.pread(self.fd, 4, max(0, status.st_size - 4)), "little")
+
+    def position(self, offset: int) -> Position:
+        status = os.fstat(self.fd)
+        return Position(status.st_dev, status.st_ino, offset, rpc.mark(self.head))
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a file is known by later: itself, or, if it is not `zipped` yet, what it was compressed to."""
+
+    identity: Identity
+    size: int
+    modified: int
+    zipped: bool
+    head: tuple[int, int] = (0, 0)
+
+    def is_(self, status: os.stat_result) -> bool:
+        """Whether this is the same file, which has not changed since."""
+        return (_identity(status), status.st_size, status.st_mtime_ns) == (self.identity, self.size, self.modified)
+
+    def place(self, rotated: Sequence[Entry], *, changed: bool = False) -> int | None:
+        """Its number among the rotated files. `changed`: it may have grown or shrunk since."""
+        for number, _, status in rotated:
+            if self.is_(status) or (changed and _identity(status) == self.identity):
+                return number
+        if self.zipped:
+            return None
+        # The oldest one that may be it: a line that comes twice is better than one that does not come.
+        return max((number for number, path, status in rotated if self._is_in(path, status)), default=None)
+
+    def _is_in(self, path: str, status: os.stat_result) -> bool:
+        if not path.endswith(ZIPPED) or status.st_mtime_ns != self.modified:
+            return False
+        with _opened(path) as file:
+            return file is not None and file.told_size == self.size & 0xFFFFFFFF and file.holds(self.head)
+
 
 class _Seen:
     """The files of a log that were looked at, the newest first: a rotation that overtakes us shows one again, under a
@@ -147,11 +216,10 @@ class _Seen:
         if _identity(status) in self._identities:
             return False
         self._identities.add(_identity(status))
-        size = status.st_size
+        content = status.st_mtime_ns, file.told_size
         if file.zipped:
-            size = int.from_bytes(os.pread(file.fd, 4, max(0, size - 4)), "little")  # RFC 1952: ISIZE
-            return (status.st_mtime_ns, size) not in self._contents
-        self._contents.add((status.st_mtime_ns, size & 0xFFFFFFFF))
+            return content not in self._contents
+        self._contents.add(content)
         return True
 
 
@@ -179,7 +247,7 @@ def last_lines(path: str, lines: int, keep: int) -> Position:
     last = True
     for end, block in _blocks_from_the_end(path, keep):
         start, lines = _start_of_lines(block, lines, last)
-        begin = Position(end.device, end.inode, end.offset - len(block) + start)
+        begin = replace(end, offset=end.offset - len(block) + start)
         last = last and not block
         if start or lines <= 0:
             break
@@ -207,10 +275,9 @@ def _blocks_from_the_end(path: str, keep: int) -> Iterator[tuple[Position, bytes
         with _opened(name) as file:
             if file is None or not seen.new(file):
                 continue
-            identity = _identity(os.fstat(file.fd))
             end = file.size
             if not end and first:
-                yield Position(*identity, 0), b""
+                yield file.position(0), b""
             first = False
             while end > 0:
                 start = max(0, end - BLOCK)
@@ -219,7 +286,7 @@ def _blocks_from_the_end(path: str, keep: int) -> Iterator[tuple[Position, bytes
                     end = min(start + len(block), file.size)
                     if not block:
                         continue
-                yield Position(*identity, start + len(block)), block
+                yield file.position(start + len(block)), block
                 end = start
 
 
@@ -288,12 +355,12 @@ class Follower:
     def __init__(self, path: str, start: Position | None = None) -> None:
         self._path = path
         self._offset = 0
-        self._older: tuple[int, ...] | None = None
+        self._older: _Known | None = None
         self._file: _File | None = None
         if start is None:
             self._file = _open_file(path)
         else:
-            self._file, self._offset = self._find((start.device, start.inode)), start.offset
+            self._file, self._offset = self._find(start), start.offset
         if self._file is not None:
             self._remember_older(self._file)
 
@@ -315,7 +382,7 @@ class Follower:
         """After the last byte that was read."""
         if self._file is None:
             return Position()
-        return Position(*_identity(os.fstat(self._file.fd)), self._offset)
+        return self._file.position(self._offset)
 
     def close(self) -> None:
         """Closes its file."""
@@ -325,8 +392,33 @@ class Follower:
 
     # --- which file comes next --------------------------------------------------------------------------------------
 
-    def _find(self, wanted: Identity) -> _File | None:
-        """The file, whatever its name is now; None when it is gone."""
+    def _find(self, start: Position) -> _File | None:
+        """The file of a place, whatever its name is now, or what it was compressed to; None when it is gone."""
+        same = self._find_inode((start.device, start.inode))
+        if same is not None and same.begins(start.head):
+            return same
+        found = self._find_compressed(start.head) if start.head[0] else None
+        if same is not None:
+            current = _status(self._path)
+            newest = current is not None and _identity(current) == _identity(os.fstat(same.fd))
+            if found is None and newest and same.size < start.offset:
+                return same  # it was truncated
+            os.close(same.fd)
+        return found
+
+    def _find_compressed(self, head: tuple[int, int]) -> _File | None:
+        """The rotated file that holds what begins so. The oldest one, if there are several: a line that comes twice is
+        better than one that does not come."""
+        found: _File | None = None
+        for _, path, _ in self._rotated():
+            file = _open_file(path) if path.endswith(ZIPPED) else None
+            if file is not None and file.holds(head):
+                file, found = found, file
+            if file is not None:
+                os.close(file.fd)
+        return found
+
+    def _find_inode(self, wanted: Identity) -> _File | None:
         for _attempt in range(ATTEMPTS):
             found = [(self._path, _status(self._path))]
             found += [(name, status) for _, name, status in self._rotated()]
@@ -361,7 +453,7 @@ class Follower:
         if end > self._offset:  # written after our last look, before the rotation
             os.close(newer.fd)
             return True
-        self._older = _signature(os.fstat(file.fd))
+        self._older = _known(file)
         os.close(file.fd)
         self._file = newer
         self._offset -= end  # what we have read of a partial line that moved along
@@ -386,22 +478,21 @@ class Follower:
         rotated = list(self._rotated())
         place = None
         if mine is not None:
-            signature = _signature(os.fstat(mine.fd))
-            place = next((entry[0] for entry in rotated if _is(entry, signature, changed=True)), None)
+            place = _known(mine).place(rotated, changed=True)
         if place is None and self._older:  # dropped by `keep`, or deleted: the one just older than ours shows the place
-            place = next((entry[0] for entry in rotated if _is(entry, self._older)), None)
+            place = self._older.place(rotated)
         newer = [entry for entry in rotated if place is None or entry[0] < place]
         return newer[-1] if newer else None
 
     def _remember_older(self, mine: _File) -> None:
         """Notes the file just older than ours, to know our place should ours be deleted."""
-        first = _status(f"{self._path}.1")
-        if first is not None and _signature(first) == self._older:
+        first = _status(f"{self._path}.1") or _status(f"{self._path}.1{ZIPPED}")
+        if first is not None and self._older is not None and self._older.is_(first):
             return
         identity = _identity(os.fstat(mine.fd))
-        rotated = [status for _, _, status in self._rotated()]
-        place = next((index for index, status in enumerate(rotated) if _identity(status) == identity), -1)
-        self._older = next((_signature(status) for status in rotated[place + 1 :]), None)
+        rotated = list(self._rotated())
+        place = next((index for index, entry in enumerate(rotated) if _identity(entry[2]) == identity), -1)
+        self._older = _known_as(rotated[place + 1]) if rotated[place + 1 :] else None
 
     def _rotated(self) -> Iterator[Entry]:
         """The rotated files, the newest first. Each number is asked for in turn: a list of names is no snapshot."""
@@ -423,15 +514,15 @@ def _identity(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino
 
 
-def _signature(status: os.stat_result) -> tuple[int, ...]:
-    """Tells a rotated file from a later one that got its inode: it never changes again."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+def _known(file: _File) -> _Known:
+    status = os.fstat(file.fd)
+    return _Known(_identity(status), status.st_size, status.st_mtime_ns, file.zipped, rpc.mark(file.head))
 
 
-def _is(entry: Entry, signature: tuple[int, ...], *, changed: bool = False) -> bool:
-    """Whether a rotated file is the one of this signature, or what it was compressed to. `changed`: it may have grown
-    or shrunk since."""
-    found = _signature(entry[2])
-    if found == signature or (changed and found[:2] == signature[:2]):
-        return True
-    return entry[1].endswith(ZIPPED) and found[3] == signature[3]
+def _known_as(entry: Entry) -> _Known:
+    """A rotated file, by its name and status: should another one have its name by now, without its beginning."""
+    _, path, status = entry
+    with _opened(path) as file:
+        if file is not None and _identity(os.fstat(file.fd)) == _identity(status):
+            return _known(file)
+    return _Known(_identity(status), status.st_size, status.st_mtime_ns, path.endswith(ZIPPED))

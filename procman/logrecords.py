@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal, NamedTuple
 
@@ -98,6 +98,10 @@ class Records:
         if len(self._rest) > LINE_MAX:
             piece, self._rest = self._rest, b""
             yield from self._line(piece)
+
+    def read_at(self, now: float) -> None:
+        """When what is fed from now on is read, in seconds since the epoch."""
+        self._clock = replace(self._clock, now=now)
 
     def flush(self) -> Iterator[Record]:
         """What there is, without waiting for lines that may belong to it: those come as parts. An unfinished line is

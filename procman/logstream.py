@@ -65,7 +65,7 @@ class LogReader:
     def params(self, data: bytes) -> Object:
         """Those of the notification with these bytes, which were read last; with the place after them."""
         at = self._after
-        place = {"file": rpc.file_id(at.device, at.inode), "offset": at.offset - len(self._rest)}
+        place = {"file": at.file, "offset": at.offset - len(self._rest)}
         return rpc.log_params(self.source.name, self.source.stream, data) | place
 
     def open(self) -> None:
@@ -172,5 +172,5 @@ class ReadingThread:
 def starts(positions: Sequence[Object]) -> Mapping[tuple[str, str], Position]:
     """Where to begin, by process and stream, from what a client was told before."""
     return {
-        (str(one["name"]), str(one["stream"])): Position(*rpc.file_of(one["file"]), one["offset"]) for one in positions
+        (str(one["name"]), str(one["stream"])): Position.of(one["file"], one["offset"]) for one in positions
     }

@@ -32,7 +32,7 @@ def moment(text: str, now: float, zone: tzinfo | None = None) -> float:
     """
     words = " ".join(text.lower().split())
     local = datetime.fromtimestamp(now, zone)
-    midnight = local.replace(hour=0, minute=0, second=0, microsecond=0)
+    midnight = local.replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
     try:
         if words in ("now", "today", "yesterday"):
             day = midnight - timedelta(days=words == "yesterday")
@@ -46,7 +46,8 @@ def moment(text: str, now: float, zone: tzinfo | None = None) -> float:
             hour, minute, second = (int(part or 0) for part in found.groups()[:3])
             part = int((found[4] or "").ljust(6, "0"))
             at = midnight.replace(hour=hour, minute=minute, second=second, microsecond=part)
-            return (at if at.timestamp() <= now else at - timedelta(days=1)).timestamp()
+            both = (at.replace(fold=fold).timestamp() for fold in (1, 0))  # it may come twice today (PEP 495)
+            return next((has for has in both if has <= now), (at.replace(fold=0) - timedelta(days=1)).timestamp())
         at = datetime.fromisoformat(text.strip().replace("/", "-"))
         return _checked((at if at.tzinfo else at.replace(tzinfo=zone)).timestamp())
     except (ValueError, KeyError, OverflowError, OSError):

@@ -104,7 +104,8 @@ class Renewal:
     async def output(self, process: Process) -> list[str]:
         """The last lines of its log."""
         with contextlib.suppress(ProcmanError, OSError, RuntimeError):  # no descriptor or thread is left
-            return await asyncio.to_thread(printed.last_lines, process.program, OUTPUT_LINES)
+            recent = self._ground.recent(process.program)
+            return await asyncio.to_thread(printed.last_lines, process.program, OUTPUT_LINES, recent)
         return []
 
     async def _stop(self, names: Iterable[str], why: str) -> None:

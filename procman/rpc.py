@@ -308,7 +308,17 @@ def log_bytes(params: Object) -> bytes:
 def file_id(device: int, inode: int, head: bytes = b"") -> str:
     """How a file of a log is named: whatever its name is later, it is the same file. `head` are its first bytes: the
     inode of a file that was removed is given to another one soon."""
-    return f"{device}:{inode}" + (f":{len(head)}:{binascii.crc32(head)}" if head else "")
+    return file_name(device, inode, mark(head))
+
+
+def file_name(device: int, inode: int, head: tuple[int, int]) -> str:
+    """As `file_id`, from the `mark` of the first bytes."""
+    return f"{device}:{inode}" + (f":{head[0]}:{head[1]}" if head[0] else "")
+
+
+def mark(head: bytes) -> tuple[int, int]:
+    """How many bytes these are, and their CRC-32: what a `file_id` knows of the first bytes of a file."""
+    return len(head), binascii.crc32(head)
 
 
 def is_file_id(text: str) -> bool:
@@ -323,7 +333,7 @@ def file_of(text: str) -> tuple[int, int]:
 
 
 def head_of(text: str) -> tuple[int, int]:
-    """How many first bytes of the file a `file_id` knows, and their CRC-32."""
+    """The `mark` that is in a `file_id`; (0, 0) where there is none."""
     _, _, *head = text.split(":")
     return (int(head[0]), int(head[1])) if head else (0, 0)
 

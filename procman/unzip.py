@@ -16,6 +16,8 @@ COPIES_MAX = 64
 """Each has some 40 KB. When there are more, every other one goes."""
 
 GZIP = 16 + zlib.MAX_WBITS
+MAGIC = b"\x1f\x8b"
+"""With these a member begins. What follows a whole member and begins otherwise is ignored, as gzip(1) does."""
 
 
 @dataclass(slots=True)
@@ -34,7 +36,8 @@ class _State:
 class Unzipped:
     """What a gzip file holds. `read(size, offset)` gives bytes of the file itself, b"" at its end.
 
-    `damaged` is set when the file is no gzip from some place on, or is cut off: what comes before can be read.
+    `damaged` is set when the file is no gzip from some place on, is cut off, or does not hold what was compressed
+    (CRC-32): what comes before that place can be read, though its last bytes may be wrong.
     """
 
     def __init__(self, read: Callable[[int, int], bytes]) -> None:
@@ -82,17 +85,17 @@ class Unzipped:
         if not state.pending:
             self._end(damaged=not state.engine.eof)
             return b""
-        try:
-            data = state.engine.decompress(state.pending, limit)
-        except zlib.error:
-            # What follows a whole member may be anything: gzip(1) ignores it, too.
-            self._end(damaged=not state.out)
+        data = _decompressed(state, limit)
+        if data is None:
+            self._end(damaged=True)
             return b""
         state.out += len(data)
         state.pending = state.engine.unconsumed_tail
         if state.engine.eof:  # another member may follow
             rest = state.engine.unused_data or self._more(state)
-            if not rest:
+            if len(rest) == 1:
+                rest += self._more(state)
+            if not rest.startswith(MAGIC):
                 self._end(damaged=False)
             else:
                 state.engine, state.pending = zlib.decompressobj(GZIP), rest
@@ -111,3 +114,16 @@ class Unzipped:
     def _end(self, *, damaged: bool) -> None:
         self._size = self._state.out
         self.damaged = self.damaged or damaged
+
+
+def _decompressed(state: _State, limit: int) -> bytes | None:
+    """Up to `limit` more bytes; None when it is damaged here. zlib throws away what it has made when it finds a damage:
+    so less and less is asked for, until all that comes before is read."""
+    while limit:
+        before = state.engine.copy()
+        try:
+            return state.engine.decompress(state.pending, limit)
+        except zlib.error:
+            state.engine = before
+            limit //= 2
+    return None

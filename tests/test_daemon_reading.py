@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
 
@@ -98,6 +98,41 @@ def test_what_filters_choose(stopped: RunningDaemon, arguments: tuple[str, ...],
     assert [line.split()[-1] for line in done.stdout.splitlines()] == found.split()
 
 
+def test_the_last_minutes_in_an_hour_that_comes_twice(stopped: RunningDaemon) -> None:
+    """Where the clock was set back half an hour ago, a line of ten minutes ago is no line of 70 minutes ago."""
+    now = datetime.now(UTC)
+    back = now - timedelta(minutes=30)
+    day = min(back.timetuple().tm_yday, 365)
+    half_a_year = (day + 181) % 365 + 1
+    zone = f"STD0DST,J{half_a_year}/0,J{day}/{back.hour + 1}:{back.minute}:{back.second}"  # tzset(3)
+    lines = [f"{now - timedelta(minutes=ago):%Y-%m-%d %H:%M:%S} INFO {ago}\n" for ago in (200, 20, 10, 5)]
+    (stopped.log_dir / "web.log").write_text("".join(lines))
+    env = stopped.environment | {"TZ": zone}
+    assert offline(stopped, "logs", "--since", "15 min ago", "web", env=env).stdout == "".join(lines[2:])
+
+
+def test_a_damaged_file_is_said(stopped: RunningDaemon) -> None:
+    whole = b"".join(b"line %d\n" % number for number in range(5000))
+    file = bytearray(gzip.compress(whole))
+    file[len(file) // 2] ^= 1
+    (stopped.log_dir / "web.log.1").unlink()
+    (stopped.log_dir / "web.log.1.gz").write_bytes(file)
+    for arguments in (["--since", "2000-01-01"], ["-n", "1000"], ["--level", "error"]):
+        done = offline(stopped, "logs", *arguments, "web")
+        assert done.returncode == 0
+        assert done.stderr.startswith(f"procmanctl: {stopped.log_dir}/web.log.1.gz is damaged: ")
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_time_that_no_calendar_has_stops_nothing(stopped: RunningDaemon) -> None:
+    (stopped.log_dir / "web.log").write_text("9999-12-31T23:59:59-05:00 a\n0001-01-01T00:00:00+14:00 b\n")
+    done = offline(stopped, "--json", "logs", "-n", "2", "web")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [json.loads(line)["time"] for line in done.stdout.splitlines()] == [None, None]
+    done = offline(stopped, "logs", "--summary", "web")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_what_has_no_time_is_placed_by_what_is_near(stopped: RunningDaemon) -> None:
     """Before the first time: there. Without any: where the file was last written. After a time: with it."""
     for path in stopped.log_dir.iterdir():
@@ -161,6 +196,52 @@ def test_following_goes_on_through_rotation_and_a_killed_supervisor(daemon: Make
     assert len(list(running.log_dir.glob("lines.log.*"))) >= 3
 
 
+def test_a_client_that_comes_back_after_rotations_and_compression_gets_the_rest(daemon: MakeDaemon) -> None:
+    """Its place was in a file whose inode another one may have by then."""
+    running = daemon(
+        """
+        [program.lines]
+        command = "sh -c 'while read line; do echo $line; done < fifo'"
+        start_seconds = 0
+        log = { max_size = "1KB", keep = 50 }
+        """,
+        start=False,
+    )
+    os.mkfifo(running.folder / "fifo")
+    running.start()
+    lines = [f"line {number} {'x' * 30}\n" for number in range(120)]
+    places: list[dict[str, Any]] = []
+
+    class Enough(Exception):
+        pass
+
+    def follow(after: list[dict[str, Any]], size: int) -> str:
+        found: list[str] = []
+
+        def heard(method: str, params: Any) -> None:
+            if method == "log":
+                found.append(params["text"])
+                places.append({key: params[key] for key in ("name", "stream", "file", "offset")})
+            if sum(map(len, found)) >= size:
+                raise Enough
+
+        with running.client() as client, pytest.raises(Enough):
+            client.stream("logs", heard, names=["lines"], lines=0, follow=True, after=after)
+        return "".join(found)
+
+    with open(running.folder / "fifo", "w") as fifo:
+        fifo.writelines(lines[:10])
+        fifo.flush()
+        wait_until(lambda: running.log("lines").endswith(lines[9]))
+        first, rest = "".join(lines[:10]), "".join(lines[10:])
+        assert follow([{"name": "lines", "stream": "out", "file": "0:0", "offset": 0}], len(first)) == first
+        fifo.writelines(lines[10:])
+        fifo.flush()
+        wait_until(lambda: not [one for one in running.log_dir.glob("lines.log.[0-9]*") if one.suffix != ".gz"])
+        wait_until(lambda: running.log("lines").endswith(lines[-1]))
+        assert follow(places[-1:], len(rest)) == rest
+
+
 def test_following_without_a_daemon(stopped: RunningDaemon) -> None:
     command = [sys.executable, "-c", CTL, "-c", str(stopped.table), "logs", "-f", "-n", "1", "--level", "error"]
     with following(command, env=stopped.environment | {"TZ": "UTC"}) as shown:
@@ -199,13 +280,16 @@ except KeyError as error: raise RuntimeError("can't begin") from error
 """
 
 
-def test_the_end_of_a_program_that_fails_carries_its_traceback(daemon: MakeDaemon) -> None:
+@pytest.mark.parametrize("log", ["", 'log = { mode = "inherit" }', 'log = { mode = "inherit", stderr = "separate" }'])
+def test_the_end_of_a_program_that_fails_carries_its_traceback(daemon: MakeDaemon, log: str) -> None:
     running = daemon(
-        """
+        f"""
         [program.bad]
-        command = ["${PYTHON}", "-S", "-E", "bad.py"]
+        {log}
+        command = ["${{PYTHON}}", "-S", "-E", "bad.py"]
         start_retries = 0
         [program.none]
+        {log}
         command = "false"
         start_retries = 0
         """,
@@ -228,6 +312,8 @@ def test_the_end_of_a_program_that_fails_carries_its_traceback(daemon: MakeDaemo
     assert "KeyError: 'no such thing'" in trace["text"]
     assert events["none"]["traceback"] is None
     assert running.json("why", "bad")["traceback"] == trace
+    assert running.json("why", "bad")["output"][-1] == "RuntimeError: can't begin"
+    assert running.json("why", "none")["output"] == []
     shown = running.ctl("why", "bad").stdout
     assert shown.count("RuntimeError: can't begin") == 1
     assert "last traceback:\n  Traceback (most recent call last):" in shown

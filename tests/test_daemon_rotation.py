@@ -240,6 +240,35 @@ def test_a_midnight_while_the_daemon_was_down_counts(daemon: MakeDaemon, age: fl
 # --- room -------------------------------------------------------------------------------------------------------------
 
 
+def test_bounds_that_apply_narrows_hold_at_once(daemon: MakeDaemon) -> None:
+    """Though the program prints no more."""
+    table = """
+        [program.quiet]
+        command = "sleep 1000"
+        start_seconds = 0
+        log = { keep = %d, keep_total = "%s", compress = "none" }
+        """
+    running = daemon(table % (5, "1MB"), start=False)
+    running.log_dir.mkdir()
+    for number in range(1, 8):
+        path = running.log_dir / f"quiet.log.{number}"
+        path.write_bytes(b"x" * 4096)
+        os.utime(path, (10**9 - number, 10**9 - number))
+
+    def left() -> list[str]:
+        return sorted(path.name for path in running.log_dir.glob("quiet.log.*"))
+
+    running.start()
+    running.wait_for("quiet")
+    wait_until(lambda: left() == [f"quiet.log.{number}" for number in range(1, 6)])
+    running.write_table(table % (3, "1MB"))
+    assert running.ctl("apply").returncode == 0
+    wait_until(lambda: left() == ["quiet.log.1", "quiet.log.2", "quiet.log.3"])
+    running.write_table(table % (3, "8KB"))
+    assert running.ctl("apply").returncode == 0
+    wait_until(lambda: left() == ["quiet.log.1", "quiet.log.2"])
+
+
 def test_keep_total_counts_all_processes_of_a_program(daemon: MakeDaemon) -> None:
     running = daemon(
         """

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from procman import logformat
+from procman import logformat, moments
 from procman.logformat import Clock, level_name, level_number, parse
 
 FORMATS = Path(__file__).parent / "formats"
@@ -116,6 +117,38 @@ def test_a_time_without_a_zone_is_local() -> None:
     here = Clock(NOW, timezone(timedelta(hours=-5)))
     assert parse(b"2026-11-27 05:33:43 x", here).time == at("2026-11-27T10:33:43")
     assert parse(b"2026-11-27 05:33:43 +0200 x", here).time == at("2026-11-27T03:33:43")
+
+
+@pytest.mark.parametrize(
+    ("line", "now", "expected"),
+    [  # in Berlin: on 2026-10-25 the hour from 02:00 to 03:00 comes twice, from 00:00Z and from 01:00Z
+        ("2026-10-25 02:35:00", "2026-10-25T00:40", "2026-10-25T00:35"),
+        ("2026-10-25 02:35:00", "2026-10-25T01:10", "2026-10-25T00:35"),
+        ("2026-10-25 02:35:00", "2026-10-25T01:34:30", "2026-10-25T01:35"),
+        ("2026-10-25 02:35:00", "2026-10-25T01:40", "2026-10-25T01:35"),
+        ("2026-10-25 02:35:00", "2026-10-26T12:00", "2026-10-25T01:35"),
+        ("2026-10-25 02:35:00 +0200", "2026-10-25T01:40", "2026-10-25T00:35"),
+        ("2026-10-25 01:35:00", "2026-10-25T01:40", "2026-10-24T23:35"),
+        ("2026-10-25 03:35:00", "2026-10-25T03:40", "2026-10-25T02:35"),
+        ("2026-03-29 02:35:00", "2026-03-29T03:40", "2026-03-29T01:35"),  # never
+    ],
+)
+def test_an_hour_that_comes_twice(line: str, now: str, expected: str) -> None:
+    assert parse(f"{line} x".encode(), Clock(at(now), ZoneInfo("Europe/Berlin"))).time == at(expected)
+
+
+@pytest.mark.parametrize(
+    "line", [b"9999-12-31T23:59:59-05:00 x", b"9999-12-31T23:59:59.9999999Z x", b"0001-01-01T00:00:00+14:00 x"]
+)
+def test_a_time_before_the_year_1_or_after_9999_is_none(line: bytes) -> None:
+    assert parse(line, CLOCK).time is None
+
+
+@given(st.datetimes(), st.integers(-1439, 1439), st.sampled_from(["", ".9", ".999999999"]))
+def test_any_time_that_is_told_can_be_shown(moment: datetime, offset: int, part: str) -> None:
+    zone = f"{'-' if offset < 0 else '+'}{abs(offset) // 60:02}:{abs(offset) % 60:02}"
+    said = parse(f"{moment.isoformat()[:19]}{part}{zone} x".encode(), CLOCK)
+    assert said.time is None or moments.rfc3339(said.time).endswith("Z")
 
 
 @given(st.binary(max_size=300))

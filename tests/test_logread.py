@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -403,8 +404,9 @@ def test_what_is_written_just_before_a_rotation_is_not_missed(
 def rotate(path: Path, content: bytes) -> None:
     """A rotation by hand, in the order of the real one."""
     for number in (3, 2, 1):
-        if path.with_name(f"log.{number}").exists():
-            path.with_name(f"log.{number}").rename(path.with_name(f"log.{number + 1}"))
+        for form in ("", ".gz"):
+            if path.with_name(f"log.{number}{form}").exists():
+                path.with_name(f"log.{number}{form}").rename(path.with_name(f"log.{number + 1}{form}"))
     path.rename(path.with_name("log.1"))
     path.write_bytes(content)
 
@@ -515,6 +517,79 @@ def test_a_follower_goes_on_when_its_files_are_compressed(
         compress(path.with_name(f"log.{number}"))
     found += read_all(follower, 5)
     assert found == b"a\na\na\nb\nb\nc\nd\n"
+
+
+@pytest.mark.parametrize("first", [b"new A\nnew B\n", b"new A\nnew", b"new A " + b"x" * 999])
+@pytest.mark.parametrize("more", [0, 1, 2])
+def test_a_place_is_found_again_when_its_file_was_compressed(
+    tmp_path: Path, follow: Callable[..., Follower], first: bytes, more: int
+) -> None:
+    """As a client comes back with it: a supervisor was replaced, or the client has slept. Its inode may belong to
+    another file by then, which is no reason to skip what that one begins with."""
+    path = tmp_path / "log"
+    lay_out(path, [b"old 3\n", b"old 2\n", b"old 1\n", b"seen 1\nseen 2\nhalf"])
+    follower = follow(path, Position(path.stat().st_dev, path.stat().st_ino, 0))
+    assert read_all(follower) == b"seen 1\nseen 2\nhalf"
+    position = Position.of(follower.position.file, follower.position.offset)
+    follower.close()
+    with path.open("r+b") as file:
+        file.truncate(14)  # the unfinished line moves along
+    rotate(path, b"half" + first)
+    compress(path.with_name("log.1"))
+    expected = first
+    for number in range(more):
+        expected += b"next %d of it all\n" % number
+        rotate(path, b"next %d of it all\n" % number)
+    if more == 1:
+        replaced = path.read_bytes()
+        path.unlink()
+        path.write_bytes(replaced)
+        position = replace(position, inode=path.stat().st_ino)  # given again
+    assert read_all(follow(path, position), 100) == expected
+
+
+@pytest.mark.parametrize("content", [b"a", b"another line\n" * 9])
+def test_a_place_whose_file_is_gone(tmp_path: Path, follow: Callable[..., Follower], content: bytes) -> None:
+    """Truncated: it begins again. Another one that got its inode: the log from its oldest file."""
+    path = tmp_path / "log"
+    lay_out(path, [b"old\n", b"some lines\n" * 2])
+    position = tail(str(path), 1, keep=1)[1]
+    path.write_bytes(content)
+    assert read_all(follow(path, position)) == (content if len(content) < 22 else b"old\n" + content)
+
+
+@pytest.mark.parametrize("size", ["same", "different"])
+@pytest.mark.parametrize("mine", ["3", "3.gz", "deleted"])
+def test_files_of_one_time_are_told_apart(
+    tmp_path: Path, follow: Callable[..., Follower], size: str, mine: str
+) -> None:
+    """Clocks of files are coarse: a program that prints fast fills several in one tick."""
+    path = tmp_path / "log"
+    lay_out(path, [b"oldest\n", *(b"file %d\n" % n * (3 if size == "same" else n) for n in (3, 2, 1)), b"current\n"])
+    for number in (1, 2, 3, 4):
+        os.utime(path.with_name(f"log.{number}"), ns=(10**18, 10**18))
+    third = path.with_name("log.3")
+    follower = follow(path, Position(third.stat().st_dev, third.stat().st_ino, 0))
+    found = follower.read(7)
+    compress(path.with_name("log.1"))
+    if mine == "3.gz":
+        compress(third)
+    elif mine == "deleted":
+        third.unlink()
+        compress(path.with_name("log.4"))
+    count = (3, 3, 3) if size == "same" else (3, 2, 1)
+    expected = b"".join(b"file %d\n" % n * times for n, times in zip((3, 2, 1), count, strict=True))
+    assert found + read_all(follower) == expected + b"current\n"
+
+
+def test_a_file_listed_with_an_unfinished_line_is_read_after_its_rotation(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"a line\nhalf")
+    (one,) = logread.files(str(path), 3)
+    with path.open("r+b") as file:
+        file.truncate(7)
+    rotate(path, b"half of it\n")
+    assert logread.read(str(path), 3, one.id, 0, 99) == b"a line\n"
 
 
 def test_both_names_of_a_file_for_an_instant_are_one_file(tmp_path: Path, follow: Callable[..., Follower]) -> None:

@@ -24,8 +24,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from procman import crossing
-from procman.config import Log
-from procman.logs import Counters, LogThread, LogThreads, Stream, channel, logfile, make_pipe
+from procman.config import Log, Room
+from procman.logs import Counters, Kept, LogThread, LogThreads, Rules, Stream, channel, logfile, make_pipe
 from procman.logs.flow import Flow
 from procman.logs.lines import Piece
 from procman.logs.logfile import LogFile
@@ -1072,6 +1072,31 @@ def test_errors_are_told_as_people_know_them(error: OSError, text: str) -> None:
     assert logfile.describe(error) == text
 
 
+def test_the_end_of_what_no_file_keeps_is_remembered(tmp_path: Path) -> None:
+    """Also when nobody reads it, and it is dropped."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    os.set_blocking(read_end, False)
+    thread = LogThread(stdout_fd=write_end)
+    read_fd, write_fd = make_pipe()
+    thread.add(Stream("a", "a", Log(mode="inherit"), "", read_fd))
+    thread.start()
+    os.write(write_fd, b"first\n")
+    wait_until(lambda: thread.recent("a") == b"first\n")
+    for number in range(3000):
+        os.write(write_fd, b"line %06d\n" % number)
+    wait_until(lambda: thread.recent("a").endswith(b"line 002999\n"))
+    assert len(thread.recent("a")) == 16384
+    thread.change("a", Log(), str(tmp_path / "a.log"))
+    wait_until(lambda: thread.recent("a") == b"")
+    os.write(write_fd, b"to the file\n")
+    wait_until(lambda: (tmp_path / "a.log").exists() and "to the file" in (tmp_path / "a.log").read_text())
+    assert thread.recent("a") == b""
+    thread.stop()
+    for fd in (read_end, write_end, write_fd):
+        os.close(fd)
+
+
 # --- one thread for each disk ---------------------------------------------------------------------------------------
 
 
@@ -1117,6 +1142,43 @@ def test_who_waits_for_a_disk_holds_up_no_other(tmp_path: Path) -> None:
     back.set()
     assert settled(threads, "b").written == 2
     assert threads.stuck(0.0) == []
+    close_all(threads, pipes)
+
+
+def test_the_room_of_a_disk_is_asked_by_its_own_thread_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """log_min_free: the disk of log_dir hangs, and holds up no log on another one; nor has that one anything to say."""
+    log_dir = tmp_path / "dead" / "logs"  # on the disk "dead", see `first_folder`
+    log_dir.mkdir(parents=True)
+    log, said, asked, back, real = Log(compress="none"), list[str](), threading.Event(), threading.Event(), os.statvfs
+    (tmp_path / "dead/a.log.1").write_bytes(b"x" * 9000)
+
+    def hang(path: str) -> os.statvfs_result:
+        if str(path) == str(log_dir):
+            asked.set()
+            back.wait(60)
+        return real(path)
+
+    monkeypatch.setattr(os, "statvfs", hang)
+    threads = LogThreads(lambda path: None, -1, first_folder, on_said=said.append)
+    pipes, kept = {}, []
+    for key, folder in (("a", "dead"), ("b", "good")):
+        read_fd, pipes[key] = make_pipe()
+        path = str(tmp_path / folder / f"{key}.log")
+        threads.add(Stream(key, key, log, path, read_fd))
+        kept.append(Kept(key, path, log))
+    threads.govern(Rules(str(log_dir), Room(share=0.9999), tuple(kept)))
+    threads.start()
+    for _ in range(2):
+        os.write(pipes["b"], b"b\n")
+        settled(threads, "b")
+    assert threads.counters("b").written == 4
+    assert (asked.is_set(), said) == (False, [])
+    os.write(pipes["a"], b"a\n")
+    assert asked.wait(20)
+    os.write(pipes["b"], b"b\n")
+    assert settled(threads, "b").written == 6
+    back.set()
+    wait_until(lambda: not (tmp_path / "dead/a.log.1").exists())
     close_all(threads, pipes)
 
 

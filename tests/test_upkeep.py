@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,31 @@ def test_keep_total_drops_the_oldest_of_the_program(tmp_path: Path, compress: st
     kit.upkeep.used(kit.file("a"), 1000.0)
     assert kit.names() == left
     assert len(kit.said) == (compress == "gzip")  # a.log.2 went as it was
+
+
+def test_bounds_that_became_narrower_hold_at_once(tmp_path: Path) -> None:
+    """The table was changed by apply, or while no daemon ran; the program may print no more."""
+    log = Log(compress="none", keep=10)
+    kit = Kit(tmp_path, a=log, b=log)
+    for number in (1, 2, 3, 4):
+        kit.put(f"a.log.{number}", 32_768, number)
+        kit.put(f"b.log.{number}", 32_768, number + 0.5)
+
+    def govern(**keys: int) -> list[str]:
+        kept = tuple(Kept("web", file.path, replace(log, **keys)) for file in kit.files.values())  # type: ignore[arg-type]
+        kit.upkeep.govern(Rules(str(tmp_path), Room(), kept))
+        while (due := kit.upkeep.due_at) is not None and due <= 1000.0:
+            kit.upkeep.tick(1000.0)
+        return kit.names()
+
+    assert len(govern()) == 8
+    assert govern(keep=2) == ["a.log.1", "a.log.2", "b.log.1", "b.log.2"]
+    assert govern(keep=2, keep_total=100_000) == ["a.log.1", "a.log.2", "b.log.1"]
+    assert govern(keep=2, keep_total=70_000) == ["a.log.1", "b.log.1"]
+    assert govern(keep=1, keep_total=0, max_size=0) == ["a.log.1", "b.log.1"]
+    kit.put("a.log.2", 32_768, 2)
+    assert govern(keep=1, keep_total=1, max_size=0) == ["a.log.1", "a.log.2", "b.log.1"]  # those of another logrotate
+    assert kit.said == []
 
 
 def test_what_waits_for_its_compression_is_not_dropped_for_its_size(tmp_path: Path) -> None:

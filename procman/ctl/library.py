@@ -190,7 +190,7 @@ class Local:
         with contextlib.ExitStack() as stack:
             followers: list[tuple[tuple[str, str], Follower]] = []
             for key, (file, offset) in places.items():
-                follower = Follower(self._logs[key].path, Position(*rpc.file_of(file), offset))
+                follower = Follower(self._logs[key].path, Position.of(file, offset))
                 stack.callback(follower.close)
                 followers.append((key, follower))
             while True:

@@ -236,6 +236,7 @@ class Reader:
                 self._printer.copy(data)
             else:
                 maker = self._maker(key)
+                maker.read_at(time.time())
                 for record in itertools.chain(maker.feed(data), maker.flush()):
                     if self._filters[key].wants(record):
                         self._print(key, record)

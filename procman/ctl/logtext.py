@@ -45,6 +45,7 @@ class LogText:
         self._now = now
         self._files = list(source.files)
         self._unzipped: dict[int, Unzipped] = {}
+        self._said: set[str] = set()  # paths of damaged files
 
     # --- bytes ------------------------------------------------------------------------------------------------------
 
@@ -99,10 +100,15 @@ class LogText:
             self._unzipped.clear()  # one at a time: each has copies of its state
             unzipped = self._unzipped[index] = Unzipped(lambda size, offset: self._raw(index, size, offset))
         data = unzipped.pread(size, offset)
-        if not data and unzipped.damaged:
-            print(f"procmanctl: {self._files[index].path} is damaged: its end can't be read", file=sys.stderr)
-            unzipped.damaged = False
+        self._tell_damage(index)
         return data
+
+    def _tell_damage(self, index: int) -> None:
+        path = self._files[index].path
+        if self._unzipped[index].damaged and path not in self._said:
+            self._said.add(path)
+            words = "is damaged: its end can't be read, and what comes just before may be wrong"
+            print(f"procmanctl: {path} {words}", file=sys.stderr)
 
     def _raw(self, index: int, size: int, offset: int) -> bytes:
         return self._library.read(self.source, self._files[index], size, offset) or b""
@@ -131,7 +137,9 @@ class LogText:
         if not file.zipped:
             return file.size
         self._pread(index, 1, 0)  # opens it
-        return self._unzipped[index].size
+        size = self._unzipped[index].size
+        self._tell_damage(index)
+        return size
 
     # --- places -----------------------------------------------------------------------------------------------------
 

@@ -211,6 +211,11 @@ class LogThread:
         """What became of the stream's bytes so far."""
         return self._flows[key].counters()
 
+    def recent(self, key: str) -> bytes:
+        """The end of what came through the stream's pipe, `flow.RECENT_BYTES` at most; b"" while a file keeps it."""
+        flow = self._flows[key]
+        return flow.recent if flow.log.mode != "file" else b""
+
     def tap(self, key: str, callback: Callable[[bytes], None] | None) -> None:
         """Gives every chunk that leaves the stream's pipe from now on to `callback` as well, in the log thread, also
         while the file can't be written. None ends that, but for a call that is on its way; so does a callback that
@@ -324,11 +329,13 @@ class LogThread:
             self._on_news(flow.file.path)
 
     def _tick(self, now: float) -> None:
-        """Files are rotated by the clock, whether their programs print or not."""
+        """Files are rotated by the clock, and too many are removed, whether their programs print or not."""
+        self._busy = (time.monotonic(), self._upkeep.due_path)
         try:
             self._upkeep.tick(now)
         except Exception as error:  # noqa: BLE001  as above
             self._note(error)
+        self._busy = None
         for flow in self._by_fd.values():
             if flow.file is not None:
                 flow.count_rotations(flow.file)
@@ -422,6 +429,7 @@ class LogThread:
         self._places.aim(flow, log)
         self._listen(flow)
         if file is not None:
+            flow.recent = b""
             self._upkeep.aimed(file, time.monotonic())
             flow.count_rotations(file)
             flow.publish()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PIPE_SIZE = 256 * 1024  # large enough for most; 256 of them fit under an ordinary user's limit (pipe(7)), not 64
 SAID_SECONDS = 60.0  # a disk that is full, and then not, and then again, is told of once in so many
 BUSY_PIPE_SIZE = 1024 * 1024  # for a stream that was seen to fill its pipe: half as fast again
+RECENT_BYTES = 16 * 1024  # of a stream that no file keeps: as much as a traceback has that is told
 TURN = 256 * 1024  # most bytes of one turn of a file that is written by lines
 
 
@@ -114,6 +115,7 @@ class Flow:
         self.limit = lines.LINE_LIMIT
         self.spool = Spool(stream.spool_fd) if stream.spool_fd >= 0 else None
         self.tap: Callable[[bytes], None] | None = None
+        self.recent = b""  # where no file keeps it: the end of what was taken
         self.listening = False
         self.on_its_way = False
         self.waiting = False  # its bytes stay where they are: the file can't be written, and `on_error` is "block"
@@ -311,8 +313,9 @@ class Flow:
         self.read += count
         self.error = ""
         self._widen(count)
-        if self.tap and count:
-            self._tell(self.spool.last(count))  # also where the lines can't be written
+        if count and (self.tap or self.file is None):
+            # Also where the lines can't be written.
+            self._tell(self.spool.last(count if self.tap else min(count, RECENT_BYTES)))
 
     def pieces(self, wall: float, *, last: bool = False) -> list[Piece]:
         """All that waits and is complete, for a channel; see `settle`. `last`: what is not complete, too."""
@@ -361,7 +364,7 @@ class Flow:
             self.lose(self.spool.discard(), reason)
         with suppress(BlockingIOError):
             data = b""
-            if self.tap:
+            if self.tap or self.file is None:
                 data = os.read(self.fd, CHUNK)
                 count = len(data)
             else:
@@ -377,6 +380,8 @@ class Flow:
         self._reason = self.error = reason
 
     def _tell(self, data: bytes) -> None:
+        if self.file is None:
+            self.recent = (self.recent + data)[-RECENT_BYTES:]  # one assignment: others read it
         tap = self.tap
         if tap and data:
             try:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from procman.config import Log
+from procman.config import Log, Room
 from procman.logs.capture import Done, LogThread
 from procman.logs.flow import Counters, Stream
 from procman.logs.upkeep import Rules
@@ -131,14 +131,20 @@ class LogThreads:
             thread.go_on()
 
     def govern(self, rules: Rules) -> None:
-        """Each thread gets what is on its disk: a file has one thread that may remove it."""
+        """Each thread gets what is on its disk: a file has one thread that may remove it. `rules.room` is for the
+        thread of the disk of `rules.log_dir` alone: to ask a disk that hangs would hold up the others."""
         self._rules = rules
         for thread in {id(thread): thread for thread in self._by_disk.values()}.values():
             self._govern(thread)
 
     def _govern(self, thread: LogThread) -> None:
         mine = [kept for kept in self._rules.logs if self._thread_that_keeps(kept.path) is thread]
-        thread.govern(replace(self._rules, logs=tuple(mine)))
+        room = self._rules.room
+        if room:
+            disk = self._disk_of(self._rules.log_dir)
+            watches = self._by_disk.get(disk) is thread or any(self._disk_of(kept.path) == disk for kept in mine)
+            room = room if watches else Room()
+        thread.govern(replace(self._rules, room=room, logs=tuple(mine)))
 
     def _thread_that_keeps(self, path: str) -> LogThread | None:
         return self._thread_of.get(path) or self._by_disk.get(self._disk_of(path))
@@ -156,6 +162,9 @@ class LogThreads:
 
     def counters(self, key: str) -> Counters:
         return self._homes[key][0].counters(key)
+
+    def recent(self, key: str) -> bytes:
+        return self._homes[key][0].recent(key)
 
     def tap(self, key: str, callback: Callable[[bytes], None] | None) -> None:
         self._homes[key][0].tap(key, callback)

@@ -11,6 +11,8 @@ All of it runs in the log thread, which is the only one that changes the names o
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +31,10 @@ LONGEST_REST = 3600.0
 
 AGAIN_SECONDS = 60.0
 """The same thing is not said twice within so many seconds."""
+
+NARROWED_AT_ONCE = 20
+"""Programs whose rotated files are looked through in one turn."""
+
 
 class Kept(NamedTuple):
     """A log of the table, whether it is open or not: the files that may have to go when room is short."""
@@ -66,12 +72,19 @@ class Upkeep:
         self._short = False
         self._look_at = 0.0
         self._tick_at = self._tick_wall = 0.0  # 0: no file is rotated by the clock
+        self._bounds: dict[str, tuple[int, int]] = {}  # by path: its `keep` and `keep_total`, as they are kept by now
+        self._narrowed: dict[str, list[Kept]] = {}  # by program: these are to be brought within their bounds
 
     def govern(self, rules: Rules) -> None:
         """What is to be kept, and what may have to go, from now on."""
         self._rules = rules
         self._watches_room = bool(rules.room)
         self._look_at = 0.0
+        before, self._bounds = self._bounds, {kept.path: (kept.log.keep, kept.log.keep_total) for kept in rules.logs}
+        self._narrowed = {}  # the first time all of them: they may have been edited while no daemon ran
+        for kept in rules.logs:
+            if before.get(kept.path) != self._bounds[kept.path] and (kept.log.max_size or kept.log.rotate_every):
+                self._narrowed.setdefault(kept.program, []).append(kept)
 
     # --- what happens to a file -------------------------------------------------------------------------------------
 
@@ -108,11 +121,22 @@ class Upkeep:
 
     @property
     def due_at(self) -> float | None:
-        """When `tick` is to be called (CLOCK_MONOTONIC), None while no file is rotated by the clock."""
-        return self._tick_at or None
+        """When `tick` is to be called (CLOCK_MONOTONIC), None while there is nothing to come."""
+        return 0.0 if self._narrowed else self._tick_at or None
+
+    @property
+    def due_path(self) -> str:
+        """One of the logs whose disk `tick` asks."""
+        narrowed = (kept.path for logs in self._narrowed.values() for kept in logs)
+        return next(itertools.chain(narrowed, self._files), "")
 
     def tick(self, now: float) -> None:
-        """Rotates what is to be rotated by the clock now."""
+        """Rotates what is to be rotated by the clock now, and removes what `keep` and `keep_total` do not allow any
+        more. A few programs in each turn: those that print are not to wait for all."""
+        if self._narrowed:
+            for program in list(self._narrowed)[:NARROWED_AT_ONCE]:
+                self._narrow(self._narrowed.pop(program))
+            return
         for file in list(self._files.values()):
             if file.log.rotate_every:
                 self._tick(file, now)
@@ -198,6 +222,14 @@ class Upkeep:
             name = self._drop(each)
             if name and not name.endswith(".gz") and each.path == file.path and file.log.compress == "gzip":
                 self._fell_behind(file)
+
+    def _narrow(self, logs: Sequence[Kept]) -> None:
+        """New bounds of a program's logs. What others rotate (`max_size` is 0) is theirs, and is not asked for."""
+        for kept in logs:
+            with contextlib.suppress(OSError), LogFile(kept.path, kept.log).shelf() as shelf:  # it has never printed
+                shelf.prune(kept.log.keep)
+        if logs[-1].log.keep_total:
+            self._trim(LogFile(logs[-1].path, logs[-1].log))
 
     def _make_room(self) -> None:
         """`log_min_free`: the oldest rotated files of all programs go, until enough is free, or would be when those who
