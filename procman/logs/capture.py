@@ -414,8 +414,7 @@ class LogThread:
             file = self._files.setdefault(path, LogFile(path, log))
             file.log = log
             file.users += 1
-            if flow.spool:
-                file.claim(flow.spool)
+            flow.claim(file)
         flow.file, flow.log = file, log
         flow.go_on(time.monotonic())
         self._release(old)
@@ -562,6 +561,8 @@ class LogThread:
         """Ends a rest, in which somebody else may have moved bytes."""
         for flow in self._by_fd.values():
             flow.rewind()
+            if flow.file is not None:
+                flow.claim(flow.file)
         self._left = {flow for flow in self._by_fd.values() if flow.held}
         self._reopen(None, None)
 

@@ -334,6 +334,15 @@ class Flow:
             self.spool.advance(count)
         self.lose(count, reason)
 
+    def claim(self, file: LogFile) -> None:
+        """Before anything is written to `file` by us: what of our lines somebody before us has written there counts."""
+        if self.spool:
+            file.claim(self.spool, self._found)
+
+    def _found(self, own: int) -> None:
+        self.written += own
+        self.publish()
+
     def rewind(self) -> None:
         """What is on its way waits again; somebody else may have worked with the spool."""
         if self.spool:
