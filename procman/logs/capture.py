@@ -211,6 +211,11 @@ class LogThread:
         """What became of the stream's bytes so far."""
         return self._flows[key].counters()
 
+    def recount(self, key: str, late: Counters) -> None:
+        """Adds what a predecessor has counted since `add`: it had not ended by then. To be called before `start`."""
+        flow = self._flows[key]
+        self._submit_for(flow, lambda: flow.recount(late))
+
     def tap(self, key: str, callback: Callable[[bytes], None] | None) -> None:
         """Gives every chunk that leaves the stream's pipe from now on to `callback` as well, in the log thread, also
         while the file can't be written. None ends that, but for a call that is on its way; so does a callback that
@@ -387,6 +392,7 @@ class LogThread:
 
     def _add(self, flow: Flow, log: Log, path: str) -> None:
         os.set_blocking(flow.fd, False)
+        flow.rewind()  # whoever had it before may have gone on with it since the flow was made (`Interim.ended`)
         self._by_fd[flow.fd] = flow
         self._aim(flow, log, path)
 

@@ -157,6 +157,18 @@ class Flow:
         numbers, error = self.published
         return Counters(*numbers, error=error)
 
+    def recount(self, late: Counters) -> None:
+        """Adds what a predecessor has counted since we were made; what it holds is in the spool."""
+        self.written += late.written
+        self.dropped += late.dropped
+        self.read += late.written + late.dropped
+        self.unreported += late.unreported
+        self._rotations += late.rotations
+        self._lines_split += late.lines_split
+        self._waits += late.waits
+        self._waited += late.waited
+        self.publish()
+
     def close_spool(self) -> None:
         """What is left in it belongs to a successor."""
         if self.spool:

@@ -157,6 +157,9 @@ class LogThreads:
     def counters(self, key: str) -> Counters:
         return self._homes[key][0].counters(key)
 
+    def recount(self, key: str, late: Counters) -> None:
+        self._homes[key][0].recount(key, late)
+
     def tap(self, key: str, callback: Callable[[bytes], None] | None) -> None:
         self._homes[key][0].tap(key, callback)
 
