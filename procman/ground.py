@@ -336,9 +336,10 @@ class Ground:
                 self._loop.remove_reader(socket.fileno())  # else the loop takes the next one of this number for it
         self._holdings.lost(names)
 
-    async def written(self, programs: Sequence[Program]) -> None:
+    async def written(self, programs: Sequence[Program]) -> bool:
         """Wait until what these have printed is in their logs: what is in a pipe when it closes outlives nobody. Not
-        longer than PAUSE_SECONDS: a disk may be stuck."""
+        longer than PAUSE_SECONDS: a disk may be stuck, or whoever reads the daemon's stdout be very slow. That is said
+        then, and False returned."""
         names = [name for program in programs for name in self._holdings.captured(program)]
         left = len(names)
         empty = asyncio.Event()
@@ -355,12 +356,14 @@ class Ground:
         for name in names:
             self._logs.flush(name, done)
         if not names:
-            return
+            return True
         try:
             async with asyncio.timeout(PAUSE_SECONDS):
                 await empty.wait()
         except TimeoutError:
-            log.error("output of %s waits for its disk, and may be lost", ", ".join(names))
+            log.error("output of %s waits for its disk or its reader, and may be lost", ", ".join(names))
+            return False
+        return True
 
     def retire(self, program: Program) -> None:
         """One of two children of `program` has gone, and its place with it. What its output was still counts."""

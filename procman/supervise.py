@@ -66,6 +66,9 @@ DAEMON_LOG = "procmand.log"
 
 STUCK_SECONDS = 5.0
 """How often it is looked whether a disk that is stuck goes on."""
+LOGS_SECONDS = 5.0
+"""So long the end of the daemon waits for a log thread at most, when it has written everything."""
+
 HOLD_AGAIN_SECONDS = 1.0
 """When the keeper could not be given something for want of a descriptor, the next try follows this much later."""
 
@@ -395,7 +398,8 @@ class _Parts:
         await self.server.close()
         compression.close()
         supervisor.measures.stop()
-        log_thread.stop()
+        written = await stands.written([process.program for process in supervisor.places.everyone()])
+        log_thread.stop(LOGS_SECONDS if written else 0.0)
         stands.close()
         if rpc_file is not None:
             listeners.remove_socket_file(self.daemon.socket, rpc_file)

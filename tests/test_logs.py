@@ -965,6 +965,96 @@ def test_a_stdout_whose_reader_is_slow_slows_the_program_and_drops_nothing(
     os.close(stdout)
 
 
+def reading_slowly(fd: int, chunks: list[bytes]) -> threading.Thread:
+    """Somebody who reads 1 MB a second, until the end."""
+
+    def read() -> None:
+        while data := os.read(fd, 8192):
+            chunks.append(data)
+            time.sleep(0.008)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("spooled", [0, 1], ids=["in the pipe", "taken"])
+def test_what_waits_for_a_slow_stdout_is_written_before_its_pipe_is_closed(tmp_path: Path, spooled: int) -> None:
+    """A place that retires, or a program that leaves, has 200 KB in its pipe."""
+    reader, stdout = os.pipe()
+    logs = Capture(tmp_path, stdout)
+    chunks: list[bytes] = []
+    other, pipe = logs.add("other", INHERIT), logs.add("leaves", INHERIT)
+    if not spooled:
+        os.write(other, b"y" * 99 + b"\n" + (b"y" * 99 + b"\n") * 1000)  # stdout is busy with it
+        wait_until(lambda: debtor(logs) is not None)
+    lines = b"".join(b"%06d %s\n" % (number, b"x" * 92) for number in range(2000))
+    os.write(pipe, lines + b"and the end")
+    slow = reading_slowly(reader, chunks)
+    logs.settle("leaves")
+    assert logs.thread.counters("leaves") == Counters(read=len(lines) + 11, written=len(lines) + 11)
+    os.write(pipe, lines)
+    closed = threading.Event()
+    flow = logs.thread._flows["leaves"]
+    logs.thread.remove("leaves", closed.set)
+    assert closed.wait(20)
+    assert flow.counters() == Counters(read=2 * len(lines) + 11, written=2 * len(lines) + 11)
+    logs.close()
+    os.close(stdout)
+    slow.join(20)
+    found = [line for line in b"".join(chunks).splitlines(keepends=True) if line.startswith(b"leaves | ")]
+    assert b"".join(found).replace(b"leaves | ", b"") == lines + b"and the end\n" + lines
+    os.close(reader)
+
+
+def test_a_pipe_is_closed_though_nobody_reads_the_stdout_and_the_loss_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "STALL_SECONDS", 0.2)
+    reader, stdout = os.pipe()
+    logs = Capture(tmp_path, stdout)
+    pipe = logs.add("leaves", INHERIT)
+    os.write(pipe, numbered(0, 5000) + b"and the end")
+    closed, flow = threading.Event(), logs.thread._flows["leaves"]
+    logs.thread.remove("leaves", closed.set)
+    assert closed.wait(10)
+    counters = flow.counters()
+    assert counters.read == len(numbered(0, 5000)) + 11 == counters.written + counters.dropped
+    assert counters.dropped
+    logs.close()
+    os.close(stdout)
+    os.close(reader)
+
+
+def test_the_last_words_of_a_child_are_no_part_of_the_first_line_of_the_next(tmp_path: Path) -> None:
+    """Also while stdout is busy with others, and what waits in the pipe is of both."""
+    reader, stdout = os.pipe()
+    logs = Capture(tmp_path, stdout)
+    other, pipe = logs.add("other", INHERIT), logs.add("dies", INHERIT)
+    os.write(pipe, b"taken ")
+    wait_until(lambda: logs.thread.counters("dies").held == 6)
+    os.write(other, b"y" * 100_000 + b"\n" + b"y" * 100_000 + b"\n")
+    wait_until(lambda: debtor(logs) is not None)
+    done = threading.Event()
+    for words in (b"dying words", b"second child"):
+        os.write(pipe, words)
+        logs.thread.flush("dies", done.set)
+        reached = threading.Event()
+        logs.thread.reopen(done=reached.set)
+        assert reached.wait(10)
+    assert not done.is_set()
+    os.write(pipe, b"third child\n")
+    chunks: list[bytes] = []
+    slow = reading_slowly(reader, chunks)
+    wait_until(lambda: logs.thread.counters("dies").written == 41)
+    logs.close()
+    os.close(stdout)
+    slow.join(20)
+    found = [line for line in b"".join(chunks).splitlines() if line.startswith(b"dies | ")]
+    assert found == [b"dies | taken dying words", b"dies | second child", b"dies | third child"]
+    os.close(reader)
+
+
 def test_a_long_turn_is_no_stall(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine may take seconds for what the reader takes at once: that is no time in which nothing moved."""
     clock = time.monotonic()

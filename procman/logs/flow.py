@@ -118,6 +118,7 @@ class Flow:
         self.on_its_way = False
         self.waiting = False  # its bytes stay where they are: the file can't be written, and `on_error` is "block"
         self.unfinished = False  # its child has ended while it waited: its last line is to be ended
+        self.until: int | None = None  # not more than so many bytes are read: what follows is another child's
         self.trouble = ""
         self.process = stream.process
         self._capacity = fcntl.fcntl(self.fd, fcntl.F_GETPIPE_SZ)
@@ -319,6 +320,8 @@ class Flow:
         """Takes what waits in the pipe into the spool, `most` bytes at most. Raises OSError when there is no memory for
         it."""
         assert self.spool
+        if self.until is not None:
+            most = min(most, max(0, self.until - self.read))
         count = self.spool.take(self.fd, most)
         self.read += count
         self.error = ""

@@ -89,12 +89,12 @@ class LogThreads:
         else:
             before.hand_over(key, thread, log, path, spool_fd)
 
-    def remove(self, key: str, done: Done | None = None) -> None:
+    def remove(self, key: str, done: Done = lambda: None) -> None:
         thread = self._homes[key][0]
         self._move_out(key)
         thread.remove(key, done)
 
-    def flush(self, key: str, done: Done | None = None) -> None:
+    def flush(self, key: str, done: Done = lambda: None) -> None:
         self._homes[key][0].flush(key, done)
 
     def reopen(
