@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
+from unittest.mock import ANY
 
 import pytest
 from hypothesis import given, settings
@@ -38,9 +40,15 @@ AS_ROOT = os.geteuid() == 0
 class Capture:
     """A LogThread with pipes that the test writes to."""
 
-    def __init__(self, folder: Path, stdout_fd: int = 1, on_news: Callable[[str], None] = lambda path: None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stdout_fd: int = 1,
+        on_news: Callable[[str], None] = lambda path: None,
+        on_said: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self.folder = folder
-        self.thread = LogThread(on_news, stdout_fd)
+        self.thread = LogThread(on_news, stdout_fd, on_said=on_said)
         self.thread.start()
         self.pipes: dict[str, int] = {}
 
@@ -604,6 +612,61 @@ def test_a_rotation_that_is_not_possible_lets_the_file_grow(tmp_path: Path, logs
     os.write(pipe, b"4 line\n")
     assert logs.settle("shop") == Counters(read=28, written=28, rotations=1)
     assert (tmp_path / "shop.log").read_bytes() == b"4 line\n"
+
+
+# --- what becomes of a loss when a stream ends ------------------------------------------------------------------------
+
+LOST = b"lost line\n" * 5 + b"partial"
+
+
+def removed(logs: Capture, key: str) -> Counters:
+    """The last counters of a stream."""
+    last = logs.thread.remove(key)
+    assert last.ended.wait(10)
+    return last.counters()
+
+
+@pytest.mark.parametrize("on_error", ["drop", "block"])
+@pytest.mark.parametrize("timestamps", [False, True])
+def test_a_loss_of_a_stream_that_ends_is_told_by_another_one_of_its_file(
+    tmp_path: Path, on_error: Literal["drop", "block"], timestamps: bool
+) -> None:
+    """A rolling reload on a disk that is full: the successor tells, when it can."""
+    in_the_way = tmp_path / "folder"
+    in_the_way.touch()
+    logs = Capture(tmp_path)
+    log = Log(on_error=on_error, timestamps=timestamps)
+    pipe, path = logs.add("shop:1/out", log, "folder/shop.log"), in_the_way / "shop.log"
+    successor = logs.add("shop:1/out~", log, "folder/shop.log")
+    os.write(pipe, LOST)
+    wait_until(lambda: logs.thread.counters("shop:1/out").error)
+    os.write(pipe, b"more\n")
+    assert removed(logs, "shop:1/out") == Counters(
+        read=62, dropped=62, waits=int(on_error == "block"), waited=ANY, error=ANY
+    )
+    in_the_way.unlink()
+    wait_until(lambda: path.exists() and b"procman: 62 bytes of output were dropped: " in path.read_bytes())
+    why = b"its pipe was closed while its log could not be written: " if on_error == "block" else b""
+    assert why + b"Not a directory (ENOTDIR)\n" in path.read_bytes()
+    os.write(successor, b"goes on\n")
+    assert logs.settle("shop:1/out~").written == 8
+    assert logs.thread.counters("shop:1/out~").unreported == 0
+    logs.close()
+
+
+def test_a_loss_that_no_log_tells_is_told_by_the_daemon(tmp_path: Path) -> None:
+    """A program leaves the table, and its disk is full."""
+    (tmp_path / "folder").touch()
+    said: list[str] = []
+    logs = Capture(tmp_path, on_said=said.append)
+    logs.add("other", Log())
+    os.write(logs.add("shop", Log(), "folder/shop.log"), LOST)
+    wait_until(lambda: logs.thread.counters("shop").dropped)
+    assert removed(logs, "shop") == Counters(read=57, dropped=57, error="Not a directory (ENOTDIR)")
+    assert said[-1] == (
+        "57 bytes of output of shop were dropped, and its log does not tell: Not a directory (ENOTDIR)"
+    )
+    logs.close()
 
 
 # --- death at any instruction -----------------------------------------------------------------------------------------

@@ -41,6 +41,13 @@ PAUSE = 0.001
 Done = Callable[[], None]
 
 
+class Removed(NamedTuple):
+    """A stream that is being removed: its `counters` now, which are the last ones as soon as it has `ended`."""
+
+    counters: Callable[[], Counters]
+    ended: threading.Event
+
+
 class Ending(NamedTuple):
     """A child has died: what it printed, up to the byte `end` of its stream, is to be written, and its last line ends
     there. `then` is called after that. See `LogThread._end_all`."""
@@ -154,11 +161,19 @@ class LogThread:
         flow = self._flows[key]
         self._submit_for(flow, lambda: self._change(flow, log, path, spool_fd))
 
-    def remove(self, key: str, done: Done = _no_matter) -> None:
+    def remove(self, key: str, done: Done = _no_matter) -> Removed:
         """Writes what waits in the pipe and closes it; then calls `done` in the log thread. As `flush`, it lasts as
-        long as a slow reader of the daemon's stdout, say, takes for it."""
+        long as a slow reader of the daemon's stdout, say, takes for it. A loss that its log does not tell of yet is
+        told by another stream that goes there, or else through `on_said`."""
         flow = self._flows.pop(key)
-        self._submit_for(flow, lambda: self._remove(flow, done))
+        removed = Removed(flow.counters, threading.Event())
+
+        def leave() -> None:
+            removed.ended.set()
+            done()
+
+        self._submit_for(flow, lambda: self._remove(flow, leave))
+        return removed
 
     def flush(self, key: str, done: Done = _no_matter) -> None:
         """Writes what waits in the pipe now, and ends a line without an end where output is read by lines: the child
@@ -491,12 +506,31 @@ class LogThread:
     def _remove(self, flow: Flow, done: Done) -> None:
         def leave() -> None:
             if self._by_fd.get(flow.fd) is flow:
-                if flow.waiting:
-                    flow.drop_all("its pipe was closed")
+                if flow.waiting or flow.held:
+                    why = flow.file.error if flow.file is not None else ""
+                    why = f" while its log could not be written: {why}" if why else ""
+                    flow.drop_all(f"its pipe was closed{why}")
+                if flow.unreported:
+                    self._pass_on_loss(flow, time.monotonic())
                 self._forget(flow)
+                flow.publish()
             done()
 
         self._flush(flow, leave)
+
+    def _pass_on_loss(self, flow: Flow, now: float) -> None:
+        """Its log, or an heir, or the daemon's own log tells what was dropped: nobody would come back for it."""
+        self._tell_loss(flow, now)
+        self._forsake(flow)
+        if not flow.unreported:
+            return
+        for heir in self._by_fd.values():
+            same = heir.file is flow.file and heir.channel is flow.channel
+            if same and heir is not flow and (heir.file is not None or heir.process == flow.process):
+                heir.inherit(flow)
+                self._is_behind(heir, now)
+                return
+        self._on_said(flow.will())
 
     def _forget(self, flow: Flow) -> None:
         if self._by_fd.get(flow.fd) is flow:

@@ -273,6 +273,18 @@ class Flow:
             self.drop(reason)
         self.publish()
 
+    def inherit(self, other: Flow) -> None:
+        """Tells of what `other` has dropped and not told of, which ends."""
+        self.unreported += other.unreported
+        self._reason = other._reason
+        other.unreported = 0
+        self.publish()
+
+    def will(self) -> str:
+        """What the daemon's own log is to tell of a stream that ends, and whose log does not tell of a loss."""
+        count, self.unreported = self.unreported, 0
+        return f"{count} bytes of output of {self.process} were dropped, and its log does not tell: {self._reason}"
+
     def news(self, now: float) -> str:
         """What the daemon's own log should tell of this stream: that its file can't be written, and that it can again.
         "" when there is nothing new. Not more often than once in SAID_SECONDS."""

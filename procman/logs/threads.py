@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from procman.config import Log
-from procman.logs.capture import Done, LogThread
+from procman.logs.capture import Done, LogThread, Removed
 from procman.logs.flow import Counters, Stream
 from procman.logs.upkeep import Rules
 
@@ -89,10 +89,10 @@ class LogThreads:
         else:
             before.hand_over(key, thread, log, path, spool_fd)
 
-    def remove(self, key: str, done: Done = lambda: None) -> None:
+    def remove(self, key: str, done: Done = lambda: None) -> Removed:
         thread = self._homes[key][0]
         self._move_out(key)
-        thread.remove(key, done)
+        return thread.remove(key, done)
 
     def flush(self, key: str, done: Done = lambda: None) -> None:
         self._homes[key][0].flush(key, done)
