@@ -654,6 +654,22 @@ def test_a_loss_of_a_stream_that_ends_is_told_by_another_one_of_its_file(
     logs.close()
 
 
+@pytest.mark.parametrize("on_error", ["drop", "block"])
+def test_that_a_log_is_written_again_is_said_though_its_program_is_quiet(
+    tmp_path: Path, on_error: Literal["drop", "block"]
+) -> None:
+    (tmp_path / "folder").touch()
+    said: list[str] = []
+    logs = Capture(tmp_path, on_said=said.append)
+    os.write(logs.add("shop", Log(on_error=on_error), "folder/shop.log"), b"once\n")
+    wait_until(lambda: said)
+    (tmp_path / "folder").unlink()
+    wait_until(lambda: len(said) > 1)
+    assert said[1].startswith("the log of shop is written again (it was not: Not a directory (ENOTDIR)")
+    assert logs.thread.counters("shop").error == ""
+    logs.close()
+
+
 def test_a_loss_that_no_log_tells_is_told_by_the_daemon(tmp_path: Path) -> None:
     """A program leaves the table, and its disk is full."""
     (tmp_path / "folder").touch()

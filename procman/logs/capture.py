@@ -398,6 +398,8 @@ class LogThread:
                 flow.channel.catch_up(flow, now, time.time())
         except Exception as error:  # noqa: BLE001  as above
             self._note(error)
+        if flow.file is not None and (news := flow.news(now)):
+            self._on_said(news)
         flow.publish()
 
     def _note(self, error: Exception) -> None:
