@@ -685,6 +685,39 @@ def test_a_loss_that_no_log_tells_is_told_by_the_daemon(tmp_path: Path) -> None:
     logs.close()
 
 
+def test_a_rotation_that_was_not_possible_is_done_though_the_program_is_quiet(tmp_path: Path) -> None:
+    """And two streams of one file are no longer in trouble then."""
+    said: list[str] = []
+    logs = Capture(tmp_path, on_said=said.append)
+    log = Log(max_size=18, keep=1, compress="none")
+    (tmp_path / "shop.log.1").mkdir()
+    pipe, other = logs.add("shop", log), logs.add("shop:2", log, "shop.log")
+    os.write(pipe, b"1 line\n2 line\n3 line\n")
+    logs.settle("shop")
+    os.write(other, b"4 line\n")
+    logs.settle("shop:2")
+    wait_until(lambda: all(logs.thread.counters(key).error.startswith("rotation: ") for key in ("shop", "shop:2")))
+    (tmp_path / "shop.log.1").rmdir()
+    wait_until(lambda: not any(logs.thread.counters(key).error for key in ("shop", "shop:2")))
+    assert all_output(tmp_path / "shop.log") == b"".join(b"%d line\n" % number for number in range(1, 5))
+    assert (tmp_path / "shop.log").read_bytes() == b""
+    wait_until(lambda: any("the log of shop is written again (it was not: rotation: " in text for text in said))
+    wait_until(lambda: asleep(logs.thread))
+    logs.close()
+
+
+def test_an_error_of_a_rotation_ends_with_the_rule_that_asked_for_it(tmp_path: Path) -> None:
+    logs = Capture(tmp_path)
+    (tmp_path / "shop.log.1").mkdir()
+    os.write(logs.add("shop", Log(max_size=6, keep=1, compress="none")), b"1 line\n2 line\n")
+    logs.settle("shop")
+    wait_until(lambda: logs.thread.counters("shop").error)
+    logs.thread.change("shop", Log(keep=1, compress="none"), str(tmp_path / "shop.log"))
+    wait_until(lambda: not logs.thread.counters("shop").error)
+    assert (tmp_path / "shop.log").read_bytes() == b"1 line\n2 line\n"
+    logs.close()
+
+
 # --- death at any instruction -----------------------------------------------------------------------------------------
 
 

@@ -107,7 +107,7 @@ class LogThread:
         self._expected: dict[Flow, list[Callable[[], None]]] = {}  # on their way to us: what is asked of them
         self._endings: list[Ending] = []  # in the order in which they were asked for
         self._left: set[Flow] = set()  # with lines that a predecessor has taken and not written
-        self._behind: set[Flow] = set()  # whose log does not tell yet what was dropped
+        self._behind: set[Flow] = set()  # see `Flow.is_behind`
         self._catch_up_at = 0.0
         self._null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         self._epoll = select.epoll()
@@ -346,7 +346,7 @@ class LogThread:
         self._busy = None
         if flow.file is not None and flow.listening is flow.waiting:
             self._listen(flow)
-        if flow.unreported or flow.waiting:
+        if flow.is_behind:
             self._is_behind(flow, now)
         if flow.file is not None and (news := flow.news(now)):
             self._on_said(news)
@@ -366,6 +366,9 @@ class LogThread:
         for flow in self._by_fd.values():
             if flow.file is not None:
                 flow.count_rotations(flow.file)
+                if flow.file.unrotated:
+                    flow.error = flow.file.error
+                    self._is_behind(flow, now)
                 flow.publish()
 
     def _is_behind(self, flow: Flow, now: float) -> None:
@@ -376,17 +379,19 @@ class LogThread:
     def _catch_up(self, now: float) -> None:
         """A log tells what was dropped as soon as it can be written, also when its program prints no more."""
         self._catch_up_at = now + RETRY_SECONDS
+        loses = any(flow.unreported or flow.waiting for flow in self._behind)
         for flow in list(self._behind):
             if flow.file is not None and flow.waiting:
                 self._turn(flow, now)
                 if flow.unfinished and not flow.waiting:
                     self._flush(flow, _no_matter)
-            elif flow.unreported:
+            elif flow.file is not None or flow.unreported:
                 self._tell_loss(flow, now)
-            if not (flow.unreported or flow.waiting):
+            if not flow.is_behind:
                 self._behind.discard(flow)
         self._busy = None
-        self._on_loss()
+        if loses:
+            self._on_loss()
 
     def _tell_loss(self, flow: Flow, now: float) -> None:
         try:

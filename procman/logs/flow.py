@@ -170,6 +170,12 @@ class Flow:
         self._waited += late.waited
         self.publish()
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether something is to be tried again, also while its program prints nothing: to tell of a loss, to write
+        what waits, to rotate its file."""
+        return bool(self.unreported or self.waiting or (self.file is not None and self.file.unrotated))
+
     def close_spool(self) -> None:
         """What is left in it belongs to a successor."""
         if self.spool:
@@ -297,11 +303,14 @@ class Flow:
         return f"the log of {self.process} is written again (it was not: {before})"
 
     def catch_up(self, file: LogFile, now: float, wall: float) -> None:
-        """Tells in the log of what was dropped before, if it can be written by now: the program may print no more."""
+        """Tells in the log of what was dropped before, if it can be written by now, and rotates the file that could not
+        be rotated: the program may print no more."""
         if not file.usable(now):
             return
         try:
             with self._counting(file):
+                if file.unrotated:
+                    file.prepare(now)
                 self._report(file, now, wall)
         except OSError as error:
             file.fail(error, now)

@@ -93,7 +93,7 @@ class LogFile:
         self._look_at = 0.0
         self._rotate_at = 0.0
         self._claims: dict[Spool, Callable[[int], None]] = {}
-        self.news = self.raw = False
+        self.news = self.raw = self.unrotated = False
         self.boundary = 0.0
         self._period = 0.0  # when the hour, day or week began that `boundary` ends
         self._overdue = False
@@ -124,6 +124,8 @@ class LogFile:
             self._overdue = not self._rotate(now)
         while self._full() and now >= self._rotate_at and self._rotate(now):
             pass  # again, where the partial line alone fills the new file
+        if self.unrotated and not (self._overdue or self._full()):  # other rules
+            self.unrotated, self.error = False, ""
 
     def tick(self, now: float) -> None:
         """Rotates a file whose hour, day or week is over, though its program prints nothing. One that is not there is
@@ -289,6 +291,7 @@ class LogFile:
         self.size = os.fstat(self._fd).st_size
         self._look_at = now + RETRY_SECONDS
         self.error = ""
+        self.unrotated = False
 
     @property
     def _shelf(self) -> Shelf:
@@ -386,6 +389,7 @@ class LogFile:
                 with contextlib.suppress(FileNotFoundError):
                     self._unlink(rest)
             self.error = f"rotation: {describe(error)}"
+            self.unrotated = True
             self._rotate_at = now + RETRY_SECONDS
             return False
         os.close(self._fd)
