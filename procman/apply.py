@@ -166,7 +166,7 @@ def _meanwhile(action: str, before: Sequence[Listener], after: Sequence[Listener
         early = [listener for listener in new if any(values.overlap(listener.address, one.address) for one in before)]
         waits = "".join(f", connections to {listener.address} wait until it is ready" for listener in early)
         late = ", ".join(str(listener.address) for listener in gone)
-        return f"no request is lost{waits}" + (late and f", but of who still comes to {late} when that closes")
+        return f"no request is lost{waits}" + (late and f", but of who still comes to {late} until that closes")
     if any(listener.reuse_port for listener in (*before, *after)):
         return f"connections are refused meanwhile{closes}"
     return f"connections wait meanwhile{closes}" if after else f"nothing listens any more{closes}"
@@ -195,7 +195,7 @@ def _no_canary(old: Config, program: Program, plan: Plan, running: Collection[st
     if not program.canary:
         return ""
     together = [each for each in plan.replace if each.program == program.program]
-    return units.no_canary(old, units.units(old, together, running, together=True), running)
+    return units.no_canary(old, units.units(old, together, running), running)
 
 
 _KEYS = {

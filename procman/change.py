@@ -81,7 +81,7 @@ class Tables(Protocol):
     def in_force(self, read: Read, config: Config, together: Mapping[str, int], *, other: bool) -> None:
         """`config` is in force from now on, which is `read` with the settings that a running daemon keeps, but for what
         is kept of the one before. The keeper takes the descriptors `together` in the same moment. `other`: it is
-        another table than the one before, which becomes the previous one."""
+        another table than the one before, and that one worked: it becomes the previous one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +147,7 @@ class Change:
         self._renewal = Renewal(rollouts.world, self.versions)
         self._why = ""
         self._notes: dict[str, list[str]] = {}  # what is to be told of how successors have taken over: of which
+        self._works = True  # the table in force, all of it
         self._again = False
         self._turn = asyncio.Lock()
         supervisor.on_hang_up = self.hang_up
@@ -211,7 +212,8 @@ class Change:
             try:
                 self._open_early(read.config)
                 begun.set()
-                return await self._carry_out(read, why, progress=progress)
+                said = "the table before is in force again" if previous else "the table was read again"
+                return await self._carry_out(read, why, progress=progress, said=said)
             finally:
                 os.close(read.memory)
         except ConfigError as error:
@@ -273,10 +275,15 @@ class Change:
     # --- the two halves ---------------------------------------------------------------------------------------------
 
     async def _carry_out(
-        self, read: Read, why: str, wanted: Iterable[str] = (), progress: Progress = lambda info: None
+        self,
+        read: Read,
+        why: str,
+        wanted: Iterable[str] = (),
+        progress: Progress = lambda info: None,
+        said: str = "the table was read again",
     ) -> Info:
         supervisor = self._supervisor
-        self._why, self._notes = why, {}
+        self._why, self._notes, self._works = why, {}, not self.versions.left()
         before = supervisor.config
         plan = self._possible(apply.plan(before, read.config))
         late = self._late(plan, read.config)
@@ -308,7 +315,7 @@ class Change:
         }
         supervisor.note("daemon", "", what="table", why=why, **names)
         needs_restart = f"; restart the daemon for {', '.join(plan.ignored)}" if plan.ignored else ""
-        message = f"the table was read again{needs_restart}"
+        message = f"{said}{needs_restart}"
         log.info("%s (%s): %s", message, why, names)
         plan = replace(plan, restart=tuple(program for program in plan.restart if program.name in idle))
         failed = await self._replace(read, plan, up, _Later(late, sorted(serving)), progress)
@@ -379,7 +386,8 @@ class Change:
             added=tuple(program.name for program in plan.added),
         )
         other = plan != apply.Plan(ignored=plan.ignored) or any(later)
-        self._into_force(read, rest.document(), other=other)
+        # The way back leads to a table that worked: not to one of which something was left out.
+        self._into_force(read, rest.document(), other=other and self._works)
         for program in plan.restart:
             process = processes[program.name]
             process.program = servers.in_place(program, process.program.slot)

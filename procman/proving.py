@@ -68,7 +68,8 @@ class Proving:
         self._silences = {first: Silence() for first in firsts if self._is_asked(first)}
         self._waiting = {first: Waiting() for first in firsts}
         self._queues_told = True
-        self._own_errors = [0, 0]  # answers of 5xx to our own requests: of the successor, of the one before
+        # Bad answers to our own requests, and those that may come: of the successor, of the one before.
+        self._own_errors = [0, 0]
 
     @staticmethod
     def _answers(process: Process) -> bool:
@@ -184,7 +185,9 @@ class Proving:
         while self._probed or self._silences:
             good = True
             for process in self._probed:
+                self._own_errors[0] += 1
                 reason = await self._ground.ask(process)
+                self._own_errors[0] -= not reason
                 self._failures[process.key] = self._failures.get(process.key, 0) + 1 if reason else 0
                 good = good and not reason
                 if self._failures[process.key] >= FAILURES:
@@ -209,8 +212,9 @@ class Proving:
         return silence.heard(answer, await self._answer(first, before=True) if answer else "")
 
     async def _answer(self, first: str, *, before: bool) -> str:
+        self._own_errors[before] += 1  # until it has answered: a traceback comes first
         answer = await self._ground.trials.answer(first, before=before)
-        self._own_errors[before] += answer.status >= 500
+        self._own_errors[before] -= answer.status < 500
         return answer.problem
 
     async def _watch_queues(self) -> None:

@@ -13,9 +13,9 @@ What goes wrong in the trial, or while the one before still serves, ends the suc
 is handed to the keeper before it begins: a supervisor that comes up in a trial or a canary ends the successor, and one
 that comes up later goes on to the end. So whoever dies, one of the two versions serves.
 
-Sharing one socket would not do: most servers drop what they have accepted and not yet read when they are told to stop.
-Where several processes have one socket, and their server is one that drops nothing, they do share it, and are replaced
-one by one; else all that share it pass on together. So do all where there is a canary.
+Sharing one socket would not do: nobody could ask a successor alone, visitors would meet it in its trial, and most
+servers drop what they have accepted and not yet read when they are told to stop. So where several processes have one
+socket, all that share it pass on together.
 """
 
 from __future__ import annotations
@@ -128,8 +128,11 @@ class Rollout:
         progress: Progress = lambda info: None,
         passed: Passed = lambda name, kept: None,
         wish: Canary | None = None,
+        at_once: int = 1,
     ) -> None:
+        """`at_once` successors start at a time."""
         self._passed = passed
+        self._at_once = max(1, at_once)
         self._canary = wish
         self.proving: Proving | None = None
         """Its canary, while there is one."""
@@ -197,9 +200,10 @@ class Rollout:
         return (not problem, problem or self._why)
 
     def _result(self, reason: str) -> str:
-        pids = [self._supervisor.processes[n].status.pid for n in self._unit.names if n in self._supervisor.processes]
-        serving = ", ".join(f"pid {pid}" for pid in pids if pid is not None)
-        return f"{reason or 'it was called off'}; rolled back" + (f", {serving} serves as before" if serving else "")
+        there = [self._supervisor.processes[name] for name in self._unit.names if name in self._supervisor.processes]
+        serving = [f"pid {process.status.pid}" for process in there if process.status.state is State.RUNNING]
+        text = f"{reason or 'it was called off'}; rolled back"
+        return text + (f", {', '.join(serving)} serve{'s' * (len(serving) == 1)} as before" if serving else "")
 
     # --- the trial --------------------------------------------------------------------------------------------------
 
@@ -225,9 +229,13 @@ class Rollout:
         self._tell("trial")
         self._ground.trials.begin(self._keys, passing)
         self._tell("trial")
-        for name, program in programs.items():
-            self._say(name, "its successor starts")
-            await self._start(supervisor.processes[name], program)
+        waiting = list(programs)
+        while waiting:
+            names, waiting = waiting[: self._at_once], waiting[self._at_once :]
+            starts = [self._start(supervisor.processes[name], programs[name]) for name in names]
+            for problem in await asyncio.gather(*starts, return_exceptions=True):
+                if isinstance(problem, BaseException):
+                    raise problem
         seconds = [program.start_seconds for program in programs.values() if program.ready.kind != "seconds"]
         await self._stay_ready(max(seconds, default=0.0))
 
@@ -243,6 +251,7 @@ class Rollout:
     async def _start(self, process: Process, program: Program) -> None:
         if self._supervisor.closing:
             raise _Abandoned
+        self._say(process.name, "its successor starts")
         number = self._supervisor.places.next_number(process)
         known = Status(generation=number, restarts=process.status.restarts)
         successor = self._supervisor.put_beside(program, known)

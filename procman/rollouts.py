@@ -97,7 +97,8 @@ class Rollouts:
         wish: Wish = AS_TABLE,
     ) -> tuple[dict[str, Outcome], dict[str, list[str]]]:
         """Replace the processes of `programs`, which are what the successors are to be. Programs go side by side, the
-        units of one program one after the other (`at_once` of them together), and none follows on one that failed.
+        units of one program one after the other (`at_once` of them together; so many start at a time), and none
+        follows on one that failed.
         `wish` says which canary there is. `passed` is told in the moment when a successor is the current process, and
         when it is that no more.
 
@@ -119,7 +120,7 @@ class Rollouts:
     ) -> tuple[dict[str, Outcome], dict[str, list[str]]]:
         by_name = {program.name: program for program in programs}
         proof, up = wish.of(programs[0]), running(self._supervisor.all())
-        todo = units(self._supervisor.config, programs, up, together=proof is not None)
+        todo = units(self._supervisor.config, programs, up)
         if proof is not None and (problem := no_canary(self._supervisor.config, todo, up)):
             if wish.share is not None:  # an operator has said so, and it could be done a moment ago
                 return dict.fromkeys(by_name, (False, f"no canary: {problem}")), {}
@@ -128,7 +129,7 @@ class Rollouts:
             for name in by_name:
                 state = str(self._supervisor.processes[name].status.state)
                 progress({"name": name, "state": state, "why": f"without its canary: {problem}"})
-            proof, todo = None, units(self._supervisor.config, programs, up)
+            proof = None
         outcomes: dict[str, Outcome] = {}
         outputs: dict[str, list[str]] = {}
         serving: dict[str, str] = {}
@@ -153,7 +154,9 @@ class Rollouts:
                 if busy:
                     outcomes.update(dict.fromkeys(unit.names, (False, f"a reload of {busy[0]} is under way already")))
                     return
-                rollout = Rollout(self.world, unit, by_name, why, progress=progress, passed=passed, wish=proof)
+                rollout = Rollout(
+                    self.world, unit, by_name, why, progress=progress, passed=passed, wish=proof, at_once=at_once
+                )
                 self._running |= dict.fromkeys(unit.names, rollout)
                 try:
                     outcome = await rollout.run()
@@ -203,7 +206,7 @@ class Rollouts:
                 by_program.setdefault(program.program, []).append(program)
         config, up = self._supervisor.config, running(self._supervisor.all())
         for name, serving in by_program.items():
-            if problem := no_canary(config, units(config, serving, up, together=True), up):
+            if problem := no_canary(config, units(config, serving, up), up):
                 hint = "name all that have this listener, or reload without a canary"
                 raise WrongUse(f"{name}: no canary: {problem}", hint=hint)
 

@@ -23,9 +23,6 @@ from procman.preset import BadOption, Plan, Request
 
 __all__ = ["SERVERS", "WAITRESS_OPTIONS", "BadOption", "Plan", "Request", "control_socket", "plan"]
 
-DROP_NOTHING = frozenset({"wsgi", "gunicorn"})
-"""Servers that answer all that they have accepted when they are told to stop: two generations may share a socket."""
-
 SERVERS = ("wsgi", "gunicorn", "uwsgi", *asgi.PLANNERS)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
-from procman import servers
 from procman.config import Config, Program
 
 
@@ -20,11 +19,9 @@ class Unit:
     listeners: tuple[str, ...]
 
 
-def units(
-    config: Config, programs: Sequence[Program], running: Container[str], *, together: bool = False
-) -> list[Unit]:
-    """How processes of one program are replaced by what `programs` say: one unit after the other. `together`: those
-    that share a socket are never mixed, for a canary. Pure.
+def units(config: Config, programs: Sequence[Program], running: Container[str]) -> list[Unit]:
+    """How processes of one program are replaced by what `programs` say: one unit after the other. Those that share a
+    socket pass on together: else nobody could ask a successor alone, and visitors would meet it in its trial. Pure.
 
     Who does not run (`running` are the processes that have a child) does not count: should it be started meanwhile, on
     a socket that would close, that start waits (`Trials.hold`). A listener that only one of two versions has does not
@@ -37,8 +34,7 @@ def units(
     common = {p.name: [each for each in p.listen if each in after[p.name].listen] for p in chosen}
     every = tuple(dict.fromkeys(listener for each in common.values() for listener in each))
     shared = {listener for listener in every if len(users[listener]) > 1}
-    mixed = not together and bool(chosen) and _drops_nothing(chosen[0])
-    if shared and all(users[listener] == set(everyone) for listener in shared) and not mixed:
+    if shared and all(users[listener] == set(everyone) for listener in shared):
         return [Unit(everyone, every)]
     return [Unit((name,), tuple(each for each in listen if each not in shared)) for name, listen in common.items()]
 
@@ -83,7 +79,3 @@ def doubtful(config: Config) -> list[str]:
                 what = f"program.{other.program} has the listener {titles[shared[0]]!r}, too"
                 found[f"program.{program.program}.canary: {what}: there is no canary while that one runs"] = None
     return list(found)
-
-
-def _drops_nothing(program: Program) -> bool:
-    return program.server in servers.DROP_NOTHING

@@ -284,8 +284,7 @@ BLOG = ("blog", "wsgi", ("web",))
 @pytest.mark.parametrize(
     ("table", "running", "names", "found", "problem"),
     [
-        # One by one where they drop nothing, but in a canary.
-        (TWO, "shop:1 shop:2", "shop:1 shop:2", [(["shop:1"], []), (["shop:2"], [])], None),
+        # Those that share a socket together, whatever their server does at its stop.
         (TWO, "shop:1 shop:2", "shop:1 shop:2", [(["shop:1", "shop:2"], ["web"])], ""),
         (TWO, "shop:1 shop:2", "shop:1", [(["shop:1"], [])], "shop:2, which has"),
         (ODD, "shop:1 shop:2", "shop:1 shop:2", [(["shop:1", "shop:2"], ["web"])], None),
@@ -303,7 +302,7 @@ def test_units(table: list[Any], running: str, names: str, found: list[Any], pro
     """`problem`: of a canary; None: there is to be none."""
     config, up = made(*table), running.split()
     programs = [program for program in config.programs if program.name in names.split()]
-    got = units(config, programs, up, together=problem is not None)
+    got = units(config, programs, up)
     assert got == [Unit(tuple(who), tuple(listen)) for who, listen in found]
     if problem is not None:
         said = no_canary(config, got, up)
@@ -326,7 +325,7 @@ def test_what_both_versions_listen_on() -> None:
     config = made(("shop", "wsgi", ("a", "b")))
     for listen, passes in (("a", ["a"]), ("ac", ["a"]), ("ba", ["a", "b"]), ("c", [])):
         after = replace(config.programs[0], listen=tuple(listen))
-        got = units(config, [after], ["shop"], together=True)
+        got = units(config, [after], ["shop"])
         assert got == [Unit(("shop",), tuple(passes))]
         assert bool(no_canary(config, got, ["shop"])) == (not passes)
 

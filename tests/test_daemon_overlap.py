@@ -20,6 +20,7 @@ SITE = '''
 import os, sys, time
 FOLDER = os.environ["SITE_FOLDER"]
 VERSION = open(f"{FOLDER}/version").read().strip()
+open(f"{FOLDER}/has-read.{os.getpid()}", "w").close()
 if VERSION.startswith("bad"):
     raise RuntimeError(f"release {VERSION} is bad")
 while os.path.exists(f"{FOLDER}/gate"):
@@ -29,7 +30,8 @@ def app(environ, start_response):
         print("this release dies", file=sys.stderr, flush=True)
         os._exit(9)
     body = f"{VERSION} {os.getpid()}".encode()
-    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    status = "503 Service Unavailable" if VERSION.startswith("fails") else "200 OK"
+    start_response(status, [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
     return [body]
 '''
 
@@ -269,8 +271,8 @@ def test_nothing_piles_up(daemon: MakeDaemon, tmp_path: Path) -> None:
     assert sorted(path.name for path in running.folder.rglob("*")) == files
 
 
-def test_one_by_one(daemon: MakeDaemon, tmp_path: Path) -> None:
-    """Several processes of one program: never fewer than before serve, and the first failure ends it."""
+def test_several_workers(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """Several processes of one program: never fewer than before serve, and the first failure ends it for all."""
     listen, address = addresses(tmp_path)[0]
     lines = f'{SERVERS["wsgi"]}\nworkers = 3\nlisten = "{listen}"\nstart_seconds = 0'
     running, site = started(daemon, tmp_path, lines)
@@ -294,8 +296,29 @@ def test_one_by_one(daemon: MakeDaemon, tmp_path: Path) -> None:
     site.version("bad 2")
     done = running.ctl("reload", "web", "--at-once", "2")
     assert done.returncode == 1
-    assert "web:3: not tried: web:" in done.stderr
+    assert "web:1: the successor failed: " in done.stderr
     assert {name: running.status()[name]["pid"] for name in names} == after
+
+
+@pytest.mark.parametrize("listen", range(2), ids=["tcp", "unix"])
+def test_nobody_meets_a_bad_release_of_several_workers(daemon: MakeDaemon, tmp_path: Path, listen: int) -> None:
+    """Its probe asks the successor, and not those that serve; and no visitor is led to it."""
+    where, address = (addresses(tmp_path)[0], addresses(tmp_path)[-1])[listen]
+    more = 'ready = { http = "/" }\nstart_timeout = "3s"\nstart_seconds = 0.5'
+    running, site = started(daemon, tmp_path, f'{SERVERS["wsgi"]}\nworkers = 2\nlisten = "{where}"\n{more}')
+    before = {name: info["pid"] for name, info in running.status().items()}
+    # Where several have one socket, a probe is answered by the first that serves.
+    wait_until(lambda: all((site.folder / f"has-read.{pid}").exists() for pid in before.values()))
+    site.version("fails")
+    answers: list[str] = []
+    with running.client(60) as client:
+        client.call("reload", names=["web"], wait=False)
+        wait_until(lambda: running.status()["web:1"]["beside"])
+        while any(info["beside"] for info in running.status().values()):
+            answers.append(ask(address))
+    assert len(answers) > 3
+    assert set(answers) == {"one"}
+    assert {name: info["pid"] for name, info in running.status().items()} == before
 
 
 def test_several_that_share_a_socket_pass_on_together(daemon: MakeDaemon, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ Nothing here holds more than a few pieces of a file at once.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from .library import NOWHERE, PIECE, File, Library, Source
@@ -257,10 +257,19 @@ def _made(
     yield from maker.flush() if goes_on else maker.end()
 
 
+def _counted(records: Iterable[Record]) -> Generator[Record, None, int]:
+    count = 0
+    for record in records:
+        yield record
+        count += 1
+    return count
+
+
 def _sifted(maker: Records, pieces: Iterator[bytes], sieve: Callable[[bytes], object]) -> Iterator[Record]:
     """The records of pieces of a log in which the sieve finds something, with the piece before each: a record may begin
-    there. All of them until the first record has begun."""
+    there, and what comes after, until another record has begun. All of them until the first record has begun."""
     held = rest = b""  # whole lines that are not fed yet, and the beginning of a line
+    goes_on = False  # what was found may not be whole
     for data in pieces:
         lines, newline, rest = (rest + data).rpartition(b"\n")
         lines += newline
@@ -272,14 +281,15 @@ def _sifted(maker: Records, pieces: Iterator[bytes], sieve: Callable[[bytes], ob
             cut = lines.find(b"\n", BEGIN) + 1 or len(lines)
             yield from maker.feed(lines[:cut])
             lines = lines[cut:]
-        if sieve(lines):
-            yield from maker.feed(held + lines)
-            held = b""
+        hit = bool(sieve(lines))
+        if hit or goes_on:
+            begun = yield from _counted(maker.feed(held + lines))
+            held, goes_on = b"", hit or not begun
         elif lines:
             if held:
                 yield from maker.gap()
             held = lines
-    if rest and sieve(rest):
+    if rest and (goes_on or sieve(rest)):
         yield from maker.feed(held + rest)
     else:
         if held:
