@@ -128,7 +128,7 @@ def test_an_unfinished_line_is_counted_that_the_keeper_took_with_it(daemon: Make
     running.start()
     pid = wait_until(lambda: counters(running, "slow")["held"] == 5 and running.status()["slow"]["pid"])
     state = running.folder / "state" / "state.json"
-    wait_until(lambda: '"held": 5' in json.dumps(json.loads(state.read_text())), 20, "the state file has it")
+    wait_until(lambda: state.exists() and '"held": 5' in json.dumps(json.loads(state.read_text())), 20, "the state file has it")
     os.kill(running.keeper_pid, signal.SIGKILL)
     assert running.process is not None
     running.process.wait(10)

@@ -706,6 +706,20 @@ def test_a_rotation_that_was_not_possible_is_done_though_the_program_is_quiet(tm
     logs.close()
 
 
+def test_a_rotation_by_the_clock_that_was_not_possible_is_done_though_the_program_is_quiet(tmp_path: Path) -> None:
+    path = tmp_path / "shop.log"
+    path.write_bytes(b"1 line\n")
+    os.utime(path, (0, 0))
+    (tmp_path / "shop.log.1").mkdir()
+    logs = Capture(tmp_path)
+    logs.add("shop", Log(rotate_every="hourly", keep=1, compress="none"))
+    wait_until(lambda: logs.thread.counters("shop").error.startswith("rotation: "))
+    (tmp_path / "shop.log.1").rmdir()
+    wait_until(lambda: logs.thread.counters("shop").rotations == 1 and not logs.thread.counters("shop").error)
+    assert (tmp_path / "shop.log.1").read_bytes() == b"1 line\n"
+    logs.close()
+
+
 def test_an_error_of_a_rotation_ends_with_the_rule_that_asked_for_it(tmp_path: Path) -> None:
     logs = Capture(tmp_path)
     (tmp_path / "shop.log.1").mkdir()
