@@ -29,7 +29,7 @@ from procman.keeper.wire import Message
 from procman.launch import log_paths
 from procman.lifecycle import Exit, Ready, State, Status
 from procman.link import KeeperLink
-from procman.logs import Counters, LogThreads
+from procman.logs import Counters, LogThreads, Removed
 from procman.places import Places
 from procman.process import Process
 from procman.reading import Reading
@@ -111,8 +111,11 @@ class Ground:
         self._taps: dict[str, tuple[Callable[[bytes], None], ...]] = {}
         self.sockets = holdings.sockets
         self._past = {  # by process and stream: what was counted in the pipes of children before, in the other place
-            key.removeprefix(PAST): counted for key, counted in holdings.counters.items() if key.startswith(PAST)
+            key.removeprefix(PAST): _ended(counted)
+            for key, counted in holdings.counters.items()
+            if key.startswith(PAST)
         }
+        self._leaving: list[tuple[str, Removed]] = []  # the same for pipes that are being closed
         self.trials = Trials(holdings.sockets)
 
     def attach(self, on_change: Callable[[Process, Status], None], places: Places) -> None:
@@ -336,9 +339,10 @@ class Ground:
                 self._loop.remove_reader(socket.fileno())  # else the loop takes the next one of this number for it
         self._holdings.lost(names)
 
-    async def written(self, programs: Sequence[Program]) -> None:
+    async def written(self, programs: Sequence[Program]) -> bool:
         """Wait until what these have printed is in their logs: what is in a pipe when it closes outlives nobody. Not
-        longer than PAUSE_SECONDS: a disk may be stuck."""
+        longer than PAUSE_SECONDS: a disk may be stuck, or whoever reads the daemon's stdout be very slow. That is said
+        then, and False returned."""
         names = [name for program in programs for name in self._holdings.captured(program)]
         left = len(names)
         empty = asyncio.Event()
@@ -355,33 +359,45 @@ class Ground:
         for name in names:
             self._logs.flush(name, done)
         if not names:
-            return
+            return True
         try:
             async with asyncio.timeout(PAUSE_SECONDS):
                 await empty.wait()
         except TimeoutError:
-            log.error("output of %s waits for its disk, and may be lost", ", ".join(names))
+            log.error("output of %s waits for its disk or its reader, and may be lost", ", ".join(names))
+            return False
+        return True
 
     def retire(self, program: Program) -> None:
         """One of two children of `program` has gone, and its place with it. What its output was still counts."""
-        for name in self._holdings.captured(program):
-            key = f"{program.name}/{name.rpartition('/')[2]}"
-            self._past[key] = interim.add(self._past.get(key, Counters()), self._logs.counters(name))
-        self._close(program)
+        for name, removed in self._close(program).items():
+            self._leaving.append((f"{program.name}/{name.rpartition('/')[2]}", removed))
 
     def unprepare(self, program: Program) -> None:
         """`program` has gone from the table."""
         for key in [key for key in self._past if key.rpartition("/")[0] == program.name]:
             del self._past[key]
+        self._leaving = [each for each in self._leaving if each[0].rpartition("/")[0] != program.name]
         self._close(program)
 
-    def _close(self, program: Program) -> None:
-        self._holdings.close_logs(program)
+    def _gone(self) -> dict[str, Counters]:
+        """What was counted in pipes that are closed or being closed, by process and stream."""
+        for key, removed in [each for each in self._leaving if each[1].ended.is_set()]:
+            self._past[key] = interim.add(self._past.get(key, Counters()), _ended(removed.counters()))
+            self._leaving.remove((key, removed))
+        gone = dict(self._past)
+        for key, removed in self._leaving:
+            gone[key] = interim.add(gone.get(key, Counters()), removed.counters())
+        return gone
+
+    def _close(self, program: Program) -> dict[str, Removed]:
+        removed = self._holdings.close_logs(program)
         self._holdings.remove_control_folder(program)
         socket = self._holdings.notify_sockets.get(program.key)
         if socket is not None:
             self._loop.remove_reader(socket.fileno())
             self._holdings.close_notify_socket(program.key)
+        return removed
 
     def close(self) -> None:
         """The daemon ends: nothing may stay behind in its runtime folder."""
@@ -555,8 +571,9 @@ class Ground:
 
     def _counted(self, program: Program) -> dict[str, Counters]:
         """By stream, also what came through pipes that are gone."""
+        gone = self._gone()
         return {
-            stream: interim.add(self._past.get(f"{program.name}/{stream}", Counters()), self._logs.counters(name))
+            stream: interim.add(gone.get(f"{program.name}/{stream}", Counters()), self._logs.counters(name))
             for name in self._holdings.captured(program)
             for stream in (name.rpartition("/")[2],)
         }
@@ -576,7 +593,7 @@ class Ground:
     def counters_document(self, programs: Sequence[Program]) -> dict[str, dict[str, Any]]:
         """All counters, for the state file."""
         names = {name for program in programs for name in self._holdings.captured(program)}
-        past = {PAST + key: counted.document() for key, counted in self._past.items()}
+        past = {PAST + key: counted.document() for key, counted in self._gone().items()}
         return {name: self._logs.counters(name).document() for name in sorted(names)} | past
 
     async def last_traceback(self, program: Program) -> Info | None:
@@ -690,3 +707,8 @@ def counters_from(document: object) -> dict[str, Counters]:
         with contextlib.suppress(shape.Misfit):
             found[str(name)] = shape.fit(fields, Counters)
     return found
+
+
+def _ended(counters: Counters) -> Counters:
+    """Those of a pipe that is closed: what its predecessor held then is lost, and nothing has an error any more."""
+    return replace(counters, dropped=counters.dropped + counters.held, held=0, unreported=0, error="")

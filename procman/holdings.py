@@ -188,16 +188,18 @@ class Holdings:
         """Whether the pipe of this name is being emptied."""
         return name in self._captured
 
-    def close_logs(self, program: Program) -> None:
-        """What is still in the pipes is written, then they close."""
+    def close_logs(self, program: Program) -> dict[str, logs.Removed]:
+        """What is still in the pipes is written, then they close. Returns what becomes of that, by name."""
+        removed = {}
         for name in self.captured(program):
             self._captured.discard(name)
             self._pipes.pop(name, None)
             self.counters.pop(name, None)  # one that is made later begins anew
             self.release(f"{name}/w")
-            self._log_thread.remove(name)
+            removed[name] = self._log_thread.remove(name)
             self.release(f"{name}/r")
             self.release(f"{name}/s")
+        return removed
 
     # --- notification sockets ---------------------------------------------------------------------------------------
 

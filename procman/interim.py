@@ -69,8 +69,10 @@ class Interim:
         self.wire = Wire(socket.socket(fileno=descriptor))
         self.snapshot: Snapshot = receive(self.wire)
         self.problem = ""
+        self._told: dict[str, Counters] = {}
         self._keys: list[str] = []
         self._thread: LogThread | None = None
+        self._last: LogThread | None = None  # that has told what it counted before it had ended
         memory = self.snapshot.held.pop(HELD_NAME, None)
         if memory is not None:
             try:
@@ -98,7 +100,17 @@ class Interim:
         thread = self._thread
         if thread.stop(STOP_SECONDS):
             self._thread = None
-        return {key: thread.counters(key) for key in self._keys}
+        else:
+            self._last = thread
+        self._told = {key: thread.counters(key) for key in self._keys}
+        return self._told
+
+    def late(self) -> dict[str, Counters]:
+        """What was counted after `stop` had told of it; to be asked when it has `ended`, once."""
+        if self._last is None:
+            return {}
+        last, self._last = self._last, None
+        return {key: since(last.counters(key), self._told[key]) for key in self._keys}
 
     def ended(self) -> bool:
         """Whether nobody writes here any more. Until then nobody else may: two would write over each other. Call `stop`
@@ -114,6 +126,12 @@ def add(one: Counters, other: Counters) -> Counters:
         if field.name != "error"
     }
     return Counters(**sums, error=other.error)
+
+
+def since(now: Counters, before: Counters) -> Counters:
+    """What was counted between the two."""
+    names = [field.name for field in fields(Counters) if field.name != "error"]
+    return Counters(**{name: getattr(now, name) - getattr(before, name) for name in names})
 
 
 def _read(memory: int) -> list[Output]:

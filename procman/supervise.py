@@ -66,6 +66,9 @@ DAEMON_LOG = "procmand.log"
 
 STUCK_SECONDS = 5.0
 """How often it is looked whether a disk that is stuck goes on."""
+LOGS_SECONDS = 5.0
+"""So long the end of the daemon waits for a log thread at most, when it has written everything."""
+
 HOLD_AGAIN_SECONDS = 1.0
 """When the keeper could not be given something for want of a descriptor, the next try follows this much later."""
 
@@ -385,7 +388,7 @@ class _Parts:
             self._hold_interim(self.config)
         self._go_on(supervisor, change, rollouts, document)
         # Not sooner: whoever waits for a line of a child that runs already must see what comes now.
-        self._start_logs(log_thread, compression)
+        self._start_logs(log_thread, compression, holdings)
         holdings.close_received()
         await self.server.start()
         self._ready(len(supervisor.processes), desk)
@@ -395,7 +398,8 @@ class _Parts:
         await self.server.close()
         compression.close()
         supervisor.measures.stop()
-        log_thread.stop()
+        written = await stands.written([process.program for process in supervisor.places.everyone()])
+        log_thread.stop(LOGS_SECONDS if written else 0.0)
         stands.close()
         if rpc_file is not None:
             listeners.remove_socket_file(self.daemon.socket, rpc_file)
@@ -445,13 +449,16 @@ class _Parts:
             log.error("%s", each)
         return orphans.of_this_boot(document, store.boot_id())
 
-    def _start_logs(self, log_thread: LogThreads, compression: Compression) -> None:
+    def _start_logs(self, log_thread: LogThreads, compression: Compression, holdings: Holdings) -> None:
         if self.before.ended():
+            for key, counted in self.before.late().items():
+                if holdings.is_captured(key):
+                    log_thread.recount(key, counted)
             log_thread.start()
             compression.begin(log_thread)
         else:
             log.warning("the disk of the logs is stuck: output waits")
-            asyncio.get_running_loop().call_later(STUCK_SECONDS, self._start_logs, log_thread, compression)
+            asyncio.get_running_loop().call_later(STUCK_SECONDS, self._start_logs, log_thread, compression, holdings)
 
     def _ready(self, processes: int, desk: Desk) -> None:
         for problem in desk.rivals() if self.snapshot.starts == 1 else ():

@@ -8,6 +8,8 @@ import pty
 import re
 import select
 import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -320,3 +322,38 @@ def test_a_pipe_of_the_raw_mode_has_no_spool(daemon: MakeDaemon) -> None:
     links = Path(f"/proc/{running.keeper_pid}/fd")
     spools = [fd for fd in links.iterdir() if "procman-output" in os.readlink(fd)]
     assert len(spools) == 1
+
+
+def test_the_end_of_the_daemon_waits_for_a_slow_reader_of_its_stdout(daemon: MakeDaemon) -> None:
+    """A program prints half a megabyte when it is stopped; a collector reads 800 KB a second."""
+    running = daemon(
+        """
+        [program.talker]
+        command = "${PYTHON} -u ${PROGRAMS}/last_words.py 5000"
+        start_seconds = 0
+        log = { mode = "inherit" }
+        """,
+        start=False,
+    )
+    reader, stdout = os.pipe()
+    output, running.output = running.output, Path(f"/proc/self/fd/{stdout}")
+    running.start()
+    running.output = output
+    os.close(stdout)
+    wait_until(lambda: counters(running, "talker")["written"])
+    chunks: list[bytes] = []
+
+    def read_slowly() -> None:
+        while data := os.read(reader, 16384):
+            chunks.append(data)
+            time.sleep(0.02)
+
+    reading = threading.Thread(target=read_slowly)
+    reading.start()
+    try:
+        assert running.stop() == 0
+    finally:
+        reading.join(20)
+        os.close(reader)
+    found = re.findall(rb"^talker \| (\d+) x+$", b"".join(chunks), re.MULTILINE)
+    assert list(map(int, found)) == list(range(5000))

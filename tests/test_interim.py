@@ -16,7 +16,7 @@ from procman import interim
 from procman.config import Log
 from procman.interim import Interim, Output
 from procman.keeper.wire import Message, Wire, WireError
-from procman.logs import Counters
+from procman.logs import Counters, LogThread, Stream, make_pipe, make_spool
 from procman.snapshot import receive
 from tests.harness import PROJECT, wait_until
 
@@ -120,6 +120,51 @@ def test_output_goes_on_until_it_is_stopped(wires: tuple[Wire, socket.socket], t
     assert started.ended()
     os.write(write_end, b"for others\n")
     assert os.read(started.snapshot.held["log/a/out/r"], 100) == b"for others\n", "the pipe is still ours to give"
+    os.close(write_end)
+    close(started)
+
+
+def test_what_a_stuck_disk_lets_pass_after_the_stop_is_counted_too(
+    wires: tuple[Wire, socket.socket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log thread of the supervisor has its stream by then. The spool begins anew meanwhile."""
+    monkeypatch.setattr(interim, "STOP_SECONDS", 0.05)
+    keeper, theirs = wires
+    (read_end, write_end), spool = make_pipe(), make_spool()
+    path, log, key = tmp_path / "a.log", Log(timestamps=True), "log/a/out"
+    plan = interim.plan([Output(key, "a", log, str(path))])
+    tell_of(keeper, plan, {f"{key}/r": read_end, f"{key}/s": spool})
+    started = Interim(theirs.detach())
+    first = started._thread
+    assert first
+    line, count = b"z" * 99 + b"\n", 12_000
+    for _ in range(count // 1000):
+        os.write(write_end, line * 1000)
+    wait_until(lambda: first.counters(key).written == len(line) * count)
+    stuck, passes = threading.Event(), threading.Event()
+
+    def hang(_data: bytes) -> None:
+        stuck.set()
+        passes.wait(20)
+
+    first.tap(key, hang)
+    os.write(write_end, line * 10)
+    assert stuck.wait(10)
+    counters = started.stop()[key]
+    held = started.snapshot.held
+    thread = LogThread()
+    thread.add(Stream(key, "a", log, str(path), os.dup(held[f"{key}/r"]), os.dup(held[f"{key}/s"])), counters)
+    assert not started.ended()
+    passes.set()
+    wait_until(started.ended)
+    for late_key, late in started.late().items():
+        thread.recount(late_key, late)
+    thread.start()
+    os.write(write_end, b"after\n")
+    wait_until(lambda: b"after" in path.read_bytes())
+    whole = len(line) * (count + 10) + len(b"after\n")
+    wait_until(lambda: thread.counters(key) == Counters(read=whole, written=whole))
+    assert thread.stop()
     os.close(write_end)
     close(started)
 

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
+from unittest.mock import ANY
 
 import pytest
 from hypothesis import given, settings
@@ -38,9 +40,15 @@ AS_ROOT = os.geteuid() == 0
 class Capture:
     """A LogThread with pipes that the test writes to."""
 
-    def __init__(self, folder: Path, stdout_fd: int = 1, on_news: Callable[[str], None] = lambda path: None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stdout_fd: int = 1,
+        on_news: Callable[[str], None] = lambda path: None,
+        on_said: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self.folder = folder
-        self.thread = LogThread(on_news, stdout_fd)
+        self.thread = LogThread(on_news, stdout_fd, on_said=on_said)
         self.thread.start()
         self.pipes: dict[str, int] = {}
 
@@ -606,6 +614,124 @@ def test_a_rotation_that_is_not_possible_lets_the_file_grow(tmp_path: Path, logs
     assert (tmp_path / "shop.log").read_bytes() == b"4 line\n"
 
 
+# --- what becomes of a loss when a stream ends ------------------------------------------------------------------------
+
+LOST = b"lost line\n" * 5 + b"partial"
+
+
+def removed(logs: Capture, key: str) -> Counters:
+    """The last counters of a stream."""
+    last = logs.thread.remove(key)
+    assert last.ended.wait(10)
+    return last.counters()
+
+
+@pytest.mark.parametrize("on_error", ["drop", "block"])
+@pytest.mark.parametrize("timestamps", [False, True])
+def test_a_loss_of_a_stream_that_ends_is_told_by_another_one_of_its_file(
+    tmp_path: Path, on_error: Literal["drop", "block"], timestamps: bool
+) -> None:
+    """A rolling reload on a disk that is full: the successor tells, when it can."""
+    in_the_way = tmp_path / "folder"
+    in_the_way.touch()
+    logs = Capture(tmp_path)
+    log = Log(on_error=on_error, timestamps=timestamps)
+    pipe, path = logs.add("shop:1/out", log, "folder/shop.log"), in_the_way / "shop.log"
+    successor = logs.add("shop:1/out~", log, "folder/shop.log")
+    os.write(pipe, LOST)
+    wait_until(lambda: logs.thread.counters("shop:1/out").error)
+    os.write(pipe, b"more\n")
+    assert removed(logs, "shop:1/out") == Counters(
+        read=62, dropped=62, waits=int(on_error == "block"), waited=ANY, error=ANY
+    )
+    in_the_way.unlink()
+    wait_until(lambda: path.exists() and b"procman: 62 bytes of output were dropped: " in path.read_bytes())
+    why = b"its pipe was closed while its log could not be written: " if on_error == "block" else b""
+    assert why + b"Not a directory (ENOTDIR)\n" in path.read_bytes()
+    os.write(successor, b"goes on\n")
+    assert logs.settle("shop:1/out~").written == 8
+    assert logs.thread.counters("shop:1/out~").unreported == 0
+    logs.close()
+
+
+@pytest.mark.parametrize("on_error", ["drop", "block"])
+def test_that_a_log_is_written_again_is_said_though_its_program_is_quiet(
+    tmp_path: Path, on_error: Literal["drop", "block"]
+) -> None:
+    (tmp_path / "folder").touch()
+    said: list[str] = []
+    logs = Capture(tmp_path, on_said=said.append)
+    os.write(logs.add("shop", Log(on_error=on_error), "folder/shop.log"), b"once\n")
+    wait_until(lambda: said)
+    (tmp_path / "folder").unlink()
+    wait_until(lambda: len(said) > 1)
+    assert said[1].startswith("the log of shop is written again (it was not: Not a directory (ENOTDIR)")
+    assert logs.thread.counters("shop").error == ""
+    logs.close()
+
+
+def test_a_loss_that_no_log_tells_is_told_by_the_daemon(tmp_path: Path) -> None:
+    """A program leaves the table, and its disk is full."""
+    (tmp_path / "folder").touch()
+    said: list[str] = []
+    logs = Capture(tmp_path, on_said=said.append)
+    logs.add("other", Log())
+    os.write(logs.add("shop", Log(), "folder/shop.log"), LOST)
+    wait_until(lambda: logs.thread.counters("shop").dropped)
+    assert removed(logs, "shop") == Counters(read=57, dropped=57, error="Not a directory (ENOTDIR)")
+    assert said[-1] == (
+        "57 bytes of output of shop were dropped, and its log does not tell: Not a directory (ENOTDIR)"
+    )
+    logs.close()
+
+
+def test_a_rotation_that_was_not_possible_is_done_though_the_program_is_quiet(tmp_path: Path) -> None:
+    """And two streams of one file are no longer in trouble then."""
+    said: list[str] = []
+    logs = Capture(tmp_path, on_said=said.append)
+    log = Log(max_size=18, keep=1, compress="none")
+    (tmp_path / "shop.log.1").mkdir()
+    pipe, other = logs.add("shop", log), logs.add("shop:2", log, "shop.log")
+    os.write(pipe, b"1 line\n2 line\n3 line\n")
+    logs.settle("shop")
+    os.write(other, b"4 line\n")
+    logs.settle("shop:2")
+    wait_until(lambda: all(logs.thread.counters(key).error.startswith("rotation: ") for key in ("shop", "shop:2")))
+    (tmp_path / "shop.log.1").rmdir()
+    wait_until(lambda: not any(logs.thread.counters(key).error for key in ("shop", "shop:2")))
+    assert all_output(tmp_path / "shop.log") == b"".join(b"%d line\n" % number for number in range(1, 5))
+    assert (tmp_path / "shop.log").read_bytes() == b""
+    wait_until(lambda: any("the log of shop is written again (it was not: rotation: " in text for text in said))
+    wait_until(lambda: asleep(logs.thread))
+    logs.close()
+
+
+def test_a_rotation_by_the_clock_that_was_not_possible_is_done_though_the_program_is_quiet(tmp_path: Path) -> None:
+    path = tmp_path / "shop.log"
+    path.write_bytes(b"1 line\n")
+    os.utime(path, (0, 0))
+    (tmp_path / "shop.log.1").mkdir()
+    logs = Capture(tmp_path)
+    logs.add("shop", Log(rotate_every="hourly", keep=1, compress="none"))
+    wait_until(lambda: logs.thread.counters("shop").error.startswith("rotation: "))
+    (tmp_path / "shop.log.1").rmdir()
+    wait_until(lambda: logs.thread.counters("shop").rotations == 1 and not logs.thread.counters("shop").error)
+    assert (tmp_path / "shop.log.1").read_bytes() == b"1 line\n"
+    logs.close()
+
+
+def test_an_error_of_a_rotation_ends_with_the_rule_that_asked_for_it(tmp_path: Path) -> None:
+    logs = Capture(tmp_path)
+    (tmp_path / "shop.log.1").mkdir()
+    os.write(logs.add("shop", Log(max_size=6, keep=1, compress="none")), b"1 line\n2 line\n")
+    logs.settle("shop")
+    wait_until(lambda: logs.thread.counters("shop").error)
+    logs.thread.change("shop", Log(keep=1, compress="none"), str(tmp_path / "shop.log"))
+    wait_until(lambda: not logs.thread.counters("shop").error)
+    assert (tmp_path / "shop.log").read_bytes() == b"1 line\n2 line\n"
+    logs.close()
+
+
 # --- death at any instruction -----------------------------------------------------------------------------------------
 
 
@@ -963,6 +1089,96 @@ def test_a_stdout_whose_reader_is_slow_slows_the_program_and_drops_nothing(
     logs.close()
     os.close(reader)
     os.close(stdout)
+
+
+def reading_slowly(fd: int, chunks: list[bytes]) -> threading.Thread:
+    """Somebody who reads 1 MB a second, until the end."""
+
+    def read() -> None:
+        while data := os.read(fd, 8192):
+            chunks.append(data)
+            time.sleep(0.008)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("spooled", [0, 1], ids=["in the pipe", "taken"])
+def test_what_waits_for_a_slow_stdout_is_written_before_its_pipe_is_closed(tmp_path: Path, spooled: int) -> None:
+    """A place that retires, or a program that leaves, has 200 KB in its pipe."""
+    reader, stdout = os.pipe()
+    logs = Capture(tmp_path, stdout)
+    chunks: list[bytes] = []
+    other, pipe = logs.add("other", INHERIT), logs.add("leaves", INHERIT)
+    if not spooled:
+        os.write(other, b"y" * 99 + b"\n" + (b"y" * 99 + b"\n") * 1000)  # stdout is busy with it
+        wait_until(lambda: debtor(logs) is not None)
+    lines = b"".join(b"%06d %s\n" % (number, b"x" * 92) for number in range(2000))
+    os.write(pipe, lines + b"and the end")
+    slow = reading_slowly(reader, chunks)
+    logs.settle("leaves")
+    assert logs.thread.counters("leaves") == Counters(read=len(lines) + 11, written=len(lines) + 11)
+    os.write(pipe, lines)
+    closed = threading.Event()
+    flow = logs.thread._flows["leaves"]
+    logs.thread.remove("leaves", closed.set)
+    assert closed.wait(20)
+    assert flow.counters() == Counters(read=2 * len(lines) + 11, written=2 * len(lines) + 11)
+    logs.close()
+    os.close(stdout)
+    slow.join(20)
+    found = [line for line in b"".join(chunks).splitlines(keepends=True) if line.startswith(b"leaves | ")]
+    assert b"".join(found).replace(b"leaves | ", b"") == lines + b"and the end\n" + lines
+    os.close(reader)
+
+
+def test_a_pipe_is_closed_though_nobody_reads_the_stdout_and_the_loss_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "STALL_SECONDS", 0.2)
+    reader, stdout = os.pipe()
+    logs = Capture(tmp_path, stdout)
+    pipe = logs.add("leaves", INHERIT)
+    os.write(pipe, numbered(0, 5000) + b"and the end")
+    closed, flow = threading.Event(), logs.thread._flows["leaves"]
+    logs.thread.remove("leaves", closed.set)
+    assert closed.wait(10)
+    counters = flow.counters()
+    assert counters.read == len(numbered(0, 5000)) + 11 == counters.written + counters.dropped
+    assert counters.dropped
+    logs.close()
+    os.close(stdout)
+    os.close(reader)
+
+
+def test_the_last_words_of_a_child_are_no_part_of_the_first_line_of_the_next(tmp_path: Path) -> None:
+    """Also while stdout is busy with others, and what waits in the pipe is of both."""
+    reader, stdout = os.pipe()
+    logs = Capture(tmp_path, stdout)
+    other, pipe = logs.add("other", INHERIT), logs.add("dies", INHERIT)
+    os.write(pipe, b"taken ")
+    wait_until(lambda: logs.thread.counters("dies").held == 6)
+    os.write(other, b"y" * 100_000 + b"\n" + b"y" * 100_000 + b"\n")
+    wait_until(lambda: debtor(logs) is not None)
+    done = threading.Event()
+    for words in (b"dying words", b"second child"):
+        os.write(pipe, words)
+        logs.thread.flush("dies", done.set)
+        reached = threading.Event()
+        logs.thread.reopen(done=reached.set)
+        assert reached.wait(10)
+    assert not done.is_set()
+    os.write(pipe, b"third child\n")
+    chunks: list[bytes] = []
+    slow = reading_slowly(reader, chunks)
+    wait_until(lambda: logs.thread.counters("dies").written == 41)
+    logs.close()
+    os.close(stdout)
+    slow.join(20)
+    found = [line for line in b"".join(chunks).splitlines() if line.startswith(b"dies | ")]
+    assert found == [b"dies | taken dying words", b"dies | second child", b"dies | third child"]
+    os.close(reader)
 
 
 def test_a_long_turn_is_no_stall(monkeypatch: pytest.MonkeyPatch) -> None:

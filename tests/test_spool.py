@@ -377,6 +377,50 @@ def test_deaths_at_each_step_lose_and_double_nothing(tmp_path: Path, log: Log, s
     assert step > 15
 
 
+def dies_after_a_write(path: Path, log: Log, pipe: int, spool: int) -> None:
+    """A log thread in a process of its own that is killed when lines are in the file and not done in the spool."""
+
+    def life() -> None:
+        crossing.watcher = lambda step: os._exit(7) if step == "log append" else None
+        one_life(path, log, pipe, spool)
+
+    assert dies_at(1 << 30, life)
+
+
+def test_what_a_predecessor_wrote_last_counts_as_written(logs: Capture) -> None:
+    """It was killed between the write and its account of it."""
+    path = logs.folder / "shop.log"
+    read_fd, logs.pipes["shop"] = make_pipe()
+    spool = make_spool()
+    os.write(logs.pipes["shop"], b"one\ntwo\n")
+    dies_after_a_write(path, TIMES, read_fd, spool)
+    logs.thread.add(Stream("shop", "shop", TIMES, str(path), read_fd, spool))
+    os.write(logs.pipes["shop"], b"three\n")
+    assert logs.settle("shop") == Counters(read=14, written=14)
+    assert undressed(path.read_bytes(), TIMES) == b"one\ntwo\nthree\n"
+
+
+def test_a_successor_on_trial_that_dies_after_a_write_doubles_nothing(logs: Capture) -> None:
+    """The one before takes its work up again, and finds what is written already."""
+    path = logs.folder / "shop.log"
+    read_fd, logs.pipes["shop"] = make_pipe()
+    spool = make_spool()
+    logs.thread.add(Stream("shop", "shop", TIMES, str(path), os.dup(read_fd), os.dup(spool)))
+    os.write(logs.pipes["shop"], b"one\n")
+    assert logs.settle("shop") == Counters(read=4, written=4)
+    rests = threading.Event()
+    logs.thread.pause(rests.set)
+    assert rests.wait(10)
+    os.write(logs.pipes["shop"], b"two\nthree\n")
+    dies_after_a_write(path, TIMES, read_fd, spool)
+    logs.thread.go_on()
+    os.write(logs.pipes["shop"], b"four\n")
+    assert logs.settle("shop") == Counters(read=19, written=19)
+    assert undressed(path.read_bytes(), TIMES) == b"one\ntwo\nthree\nfour\n"
+    os.close(read_fd)
+    os.close(spool)
+
+
 LOGGER = """
 import sys, threading
 from procman.config import Log

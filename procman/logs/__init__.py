@@ -23,10 +23,10 @@ Reading what was captured is another noun: `procman.logread`. Nothing here knows
 
 from __future__ import annotations
 
-from procman.logs.capture import LogThread
+from procman.logs.capture import LogThread, Removed
 from procman.logs.flow import Counters, Stream, make_pipe
 from procman.logs.spool import make as make_spool
 from procman.logs.threads import LogThreads
 from procman.logs.upkeep import Kept, Rules
 
-__all__ = ["Counters", "Kept", "LogThread", "LogThreads", "Rules", "Stream", "make_pipe", "make_spool"]
+__all__ = ["Counters", "Kept", "LogThread", "LogThreads", "Removed", "Rules", "Stream", "make_pipe", "make_spool"]

@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple
 
 from procman.config import Log
 from procman.logs import spool
@@ -38,6 +39,22 @@ CLOSE = 0.004
 PAUSE = 0.001
 
 Done = Callable[[], None]
+
+
+class Removed(NamedTuple):
+    """A stream that is being removed: its `counters` now, which are the last ones as soon as it has `ended`."""
+
+    counters: Callable[[], Counters]
+    ended: threading.Event
+
+
+class Ending(NamedTuple):
+    """A child has died: what it printed, up to the byte `end` of its stream, is to be written, and its last line ends
+    there. `then` is called after that. See `LogThread._end_all`."""
+
+    flow: Flow
+    end: int
+    then: Done
 
 
 def _no_news(_path: str) -> None:
@@ -88,8 +105,9 @@ class LogThread:
         self._upkeep = Upkeep(self._files, on_wish, on_said)
         self._on_said = on_said
         self._expected: dict[Flow, list[Callable[[], None]]] = {}  # on their way to us: what is asked of them
+        self._endings: list[Ending] = []  # in the order in which they were asked for
         self._left: set[Flow] = set()  # with lines that a predecessor has taken and not written
-        self._behind: set[Flow] = set()  # whose log does not tell yet what was dropped
+        self._behind: set[Flow] = set()  # see `Flow.is_behind`
         self._catch_up_at = 0.0
         self._null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         self._epoll = select.epoll()
@@ -111,14 +129,14 @@ class LogThread:
 
     def finish(self) -> None:
         """Asks the thread to end after what was asked of it before; waits for nothing."""
-        self._submit(self._end)
+        self._submit(self._stop)
 
     def stop(self, timeout: float = 5.0) -> bool:
         """Ends the thread after what was asked of it, and closes its descriptors; what pipes still hold is left to a
         successor. False when the disk keeps the thread for longer than `timeout` seconds: it is left behind then."""
         if self._wake < 0:
             return True
-        self._submit(self._end)
+        self._submit(self._stop)
         if self._thread.ident is None:
             try:
                 self._thread.start()  # it closes what it owns on its way out
@@ -143,14 +161,24 @@ class LogThread:
         flow = self._flows[key]
         self._submit_for(flow, lambda: self._change(flow, log, path, spool_fd))
 
-    def remove(self, key: str, done: Done | None = None) -> None:
-        """Writes what waits in the pipe and closes it; then calls `done` in the log thread."""
+    def remove(self, key: str, done: Done = _no_matter) -> Removed:
+        """Writes what waits in the pipe and closes it; then calls `done` in the log thread. As `flush`, it lasts as
+        long as a slow reader of the daemon's stdout, say, takes for it. A loss that its log does not tell of yet is
+        told by another stream that goes there, or else through `on_said`."""
         flow = self._flows.pop(key)
-        self._submit_for(flow, lambda: self._remove(flow, done))
+        removed = Removed(flow.counters, threading.Event())
 
-    def flush(self, key: str, done: Done | None = None) -> None:
+        def leave() -> None:
+            removed.ended.set()
+            done()
+
+        self._submit_for(flow, lambda: self._remove(flow, leave))
+        return removed
+
+    def flush(self, key: str, done: Done = _no_matter) -> None:
         """Writes what waits in the pipe now, and ends a line without an end where output is read by lines: the child
-        has died. Then calls `done` in the log thread."""
+        has died. Then calls `done` in the log thread: when all of it is written, or dropped and counted, or waits for a
+        file that can't be written."""
         flow = self._flows[key]
         self._submit_for(flow, lambda: self._flush(flow, done))
 
@@ -216,6 +244,11 @@ class LogThread:
         flow = self._flows[key]
         return flow.recent if flow.log.mode != "file" else b""
 
+    def recount(self, key: str, late: Counters) -> None:
+        """Adds what a predecessor has counted since `add`: it had not ended by then. To be called before `start`."""
+        flow = self._flows[key]
+        self._submit_for(flow, lambda: flow.recount(late))
+
     def tap(self, key: str, callback: Callable[[bytes], None] | None) -> None:
         """Gives every chunk that leaves the stream's pipe from now on to `callback` as well, in the log thread, also
         while the file can't be written. None ends that, but for a call that is on its way; so does a callback that
@@ -254,6 +287,7 @@ class LogThread:
                 moved = self._round(events, now)
                 for channel in self._places:
                     channel.tick(now)
+                self._end_all()
                 if self._behind and now >= self._catch_up_at:
                     self._catch_up(now)
                 if self._upkeep.due_at is not None and now >= self._upkeep.due_at:
@@ -272,6 +306,7 @@ class LogThread:
                 os.eventfd_read(self._wake)  # before the queue is emptied: what comes later wakes us again
             while self._commands:
                 self._command(self._commands.popleft())
+            self._end_all()
             self._turn_left(now)
             return 0
         room = {channel.fd: channel for channel in self._places}
@@ -285,8 +320,7 @@ class LogThread:
                 self._turn(flow, now)
                 moved += flow.read - before
             elif flow and flow.listening:  # EPOLLHUP alone: the pipe is empty and nobody can write any more
-                self._end_line(flow)
-                self._forget(flow)
+                self._remove(flow, _no_matter)
         return moved
 
     def _timeout(self) -> float | None:
@@ -317,7 +351,7 @@ class LogThread:
         self._busy = None
         if flow.file is not None and flow.listening is flow.waiting:
             self._listen(flow)
-        if flow.unreported or flow.waiting:
+        if flow.is_behind:
             self._is_behind(flow, now)
         if flow.file is not None and (news := flow.news(now)):
             self._on_said(news)
@@ -339,6 +373,9 @@ class LogThread:
         for flow in self._by_fd.values():
             if flow.file is not None:
                 flow.count_rotations(flow.file)
+                if flow.file.unrotated:
+                    flow.error = flow.file.error
+                    self._is_behind(flow, now)
                 flow.publish()
 
     def _is_behind(self, flow: Flow, now: float) -> None:
@@ -349,17 +386,19 @@ class LogThread:
     def _catch_up(self, now: float) -> None:
         """A log tells what was dropped as soon as it can be written, also when its program prints no more."""
         self._catch_up_at = now + RETRY_SECONDS
+        loses = any(flow.unreported or flow.waiting for flow in self._behind)
         for flow in list(self._behind):
             if flow.file is not None and flow.waiting:
                 self._turn(flow, now)
                 if flow.unfinished and not flow.waiting:
-                    self._flush(flow, None)
-            elif flow.unreported:
+                    self._flush(flow, _no_matter)
+            elif flow.file is not None or flow.unreported:
                 self._tell_loss(flow, now)
-            if not (flow.unreported or flow.waiting):
+            if not flow.is_behind:
                 self._behind.discard(flow)
         self._busy = None
-        self._on_loss()
+        if loses:
+            self._on_loss()
 
     def _tell_loss(self, flow: Flow, now: float) -> None:
         try:
@@ -371,12 +410,14 @@ class LogThread:
                 flow.channel.catch_up(flow, now, time.time())
         except Exception as error:  # noqa: BLE001  as above
             self._note(error)
+        if flow.file is not None and (news := flow.news(now)):
+            self._on_said(news)
         flow.publish()
 
     def _note(self, error: Exception) -> None:
         self.trouble = f"{type(error).__name__}: {error}"
 
-    def _end(self) -> None:
+    def _stop(self) -> None:
         self._stopping = True
 
     def _close_all(self) -> None:
@@ -394,6 +435,7 @@ class LogThread:
 
     def _add(self, flow: Flow, log: Log, path: str) -> None:
         os.set_blocking(flow.fd, False)
+        flow.rewind()  # whoever had it before may have gone on with it since the flow was made (`Interim.ended`)
         self._by_fd[flow.fd] = flow
         self._aim(flow, log, path)
 
@@ -421,8 +463,7 @@ class LogThread:
             file = self._files.setdefault(path, LogFile(path, log))
             file.log = log
             file.users += 1
-            if flow.spool:
-                file.claim(flow.spool)
+            flow.claim(file)
         flow.file, flow.log = file, log
         flow.go_on(time.monotonic())
         self._release(old)
@@ -477,13 +518,34 @@ class LogThread:
                 file.close()
                 del self._files[file.path]
 
-    def _remove(self, flow: Flow, done: Done | None) -> None:
-        self._flush(flow, None)
-        if flow.waiting and self._by_fd.get(flow.fd) is flow:
-            flow.drop_all("its pipe was closed")
-        self._forget(flow)
-        if done:
+    def _remove(self, flow: Flow, done: Done) -> None:
+        def leave() -> None:
+            if self._by_fd.get(flow.fd) is flow:
+                if flow.waiting or flow.held:
+                    why = flow.file.error if flow.file is not None else ""
+                    why = f" while its log could not be written: {why}" if why else ""
+                    flow.drop_all(f"its pipe was closed{why}")
+                if flow.unreported:
+                    self._pass_on_loss(flow, time.monotonic())
+                self._forget(flow)
+                flow.publish()
             done()
+
+        self._flush(flow, leave)
+
+    def _pass_on_loss(self, flow: Flow, now: float) -> None:
+        """Its log, or an heir, or the daemon's own log tells what was dropped: nobody would come back for it."""
+        self._tell_loss(flow, now)
+        self._forsake(flow)
+        if not flow.unreported:
+            return
+        for heir in self._by_fd.values():
+            same = heir.file is flow.file and heir.channel is flow.channel
+            if same and heir is not flow and (heir.file is not None or heir.process == flow.process):
+                heir.inherit(flow)
+                self._is_behind(heir, now)
+                return
+        self._on_said(flow.will())
 
     def _forget(self, flow: Flow) -> None:
         if self._by_fd.get(flow.fd) is flow:
@@ -530,19 +592,42 @@ class LogThread:
             flow.null = self._null
             self._add(flow, log, path)
 
-    def _flush(self, flow: Flow, done: Done | None) -> None:
+    def _flush(self, flow: Flow, done: Done) -> None:
+        end = 0
         if self._by_fd.get(flow.fd) is flow:
-            if flow.waiting:
-                self._turn(flow, time.monotonic())
             end = flow.read + bytes_waiting(flow.fd)  # not "until empty": another process may be writing without end
-            before = -1
-            while before < flow.read < end and flow.listening:
-                before = flow.read
-                self._turn(flow, time.monotonic())
+        self._endings.append(Ending(flow, end, done))
+        self._end_all()
+
+    def _end_all(self) -> None:
+        """Does what can be done of `_endings`; the rest when the channel, which is busy, has room again. Called then
+        before streams get their turns: nothing is taken behind an end that is not written."""
+        for ending in list(self._endings):
+            try:
+                ended = self._end(ending)
+            except Exception as error:  # noqa: BLE001  as in `_command`
+                self._note(error)
+                ended = True
+            if ended:
+                self._endings.remove(ending)
+                self._command(ending.then)
+
+    def _end(self, ending: Ending) -> bool:
+        """False where the channel is busy with what has come before."""
+        flow = ending.flow
+        if self._by_fd.get(flow.fd) is not flow:  # its pipe has ended, or it has gone to another thread
+            return True
+        if flow.waiting:
+            self._turn(flow, time.monotonic())
+        flow.until, before = ending.end, -1
+        while before < flow.read < ending.end and flow.listening:
+            before = flow.read
+            self._turn(flow, time.monotonic())
+        flow.until = None
+        if flow.channel is None or flow.channel.debtor is None:
             self._end_line(flow)
-            flow.unfinished = flow.waiting
-        if done:
-            done()
+        flow.unfinished = flow.waiting
+        return flow.channel is None or flow.channel.debtor is None
 
     def _reopen(self, stdout_fd: int | None, stderr_fd: int | None) -> None:
         for file in self._files.values():
@@ -570,6 +655,8 @@ class LogThread:
         """Ends a rest, in which somebody else may have moved bytes."""
         for flow in self._by_fd.values():
             flow.rewind()
+            if flow.file is not None:
+                flow.claim(flow.file)
         self._left = {flow for flow in self._by_fd.values() if flow.held}
         self._reopen(None, None)
 
@@ -583,4 +670,6 @@ class LogThread:
                 self._is_behind(flow, now)
         elif flow.channel is not None:
             flow.channel.end_line(flow, now, wall)
+            if flow.unreported:
+                self._is_behind(flow, now)
         flow.publish()

@@ -102,8 +102,11 @@ class Channel:
         self.print(flow, flow.pieces(wall), now)
 
     def end_line(self, flow: Flow, now: float, wall: float) -> None:
-        """A line that has no end yet, closed: no more of it will come. Not while the place is taken."""
-        if self.debtor is None:
+        """A line that has no end yet, closed: no more of it will come. Not while the place is taken; dropped where that
+        can't be done now."""
+        if now < self.retry_at and flow.held:
+            flow.give_up(flow.held, self.outlet.error)
+        elif self.debtor is None:
             self.print(flow, flow.pieces(wall, last=True), now)
 
     def catch_up(self, flow: Flow, now: float, wall: float) -> None:

@@ -120,6 +120,7 @@ class Flow:
         self.on_its_way = False
         self.waiting = False  # its bytes stay where they are: the file can't be written, and `on_error` is "block"
         self.unfinished = False  # its child has ended while it waited: its last line is to be ended
+        self.until: int | None = None  # not more than so many bytes are read: what follows is another child's
         self.trouble = ""
         self.process = stream.process
         self._capacity = fcntl.fcntl(self.fd, fcntl.F_GETPIPE_SZ)
@@ -158,6 +159,24 @@ class Flow:
         """The published counts; may be called from another thread."""
         numbers, error = self.published
         return Counters(*numbers, error=error)
+
+    def recount(self, late: Counters) -> None:
+        """Adds what a predecessor has counted since we were made; what it holds is in the spool."""
+        self.written += late.written
+        self.dropped += late.dropped
+        self.read += late.written + late.dropped
+        self.unreported += late.unreported
+        self._rotations += late.rotations
+        self._lines_split += late.lines_split
+        self._waits += late.waits
+        self._waited += late.waited
+        self.publish()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something is to be tried again, also while its program prints nothing: to tell of a loss, to write
+        what waits, to rotate its file."""
+        return bool(self.unreported or self.waiting or (self.file is not None and self.file.unrotated))
 
     def close_spool(self) -> None:
         """What is left in it belongs to a successor."""
@@ -262,6 +281,18 @@ class Flow:
             self.drop(reason)
         self.publish()
 
+    def inherit(self, other: Flow) -> None:
+        """Tells of what `other` has dropped and not told of, which ends."""
+        self.unreported += other.unreported
+        self._reason = other._reason
+        other.unreported = 0
+        self.publish()
+
+    def will(self) -> str:
+        """What the daemon's own log is to tell of a stream that ends, and whose log does not tell of a loss."""
+        count, self.unreported = self.unreported, 0
+        return f"{count} bytes of output of {self.process} were dropped, and its log does not tell: {self._reason}"
+
     def news(self, now: float) -> str:
         """What the daemon's own log should tell of this stream: that its file can't be written, and that it can again.
         "" when there is nothing new. Not more often than once in SAID_SECONDS."""
@@ -274,11 +305,14 @@ class Flow:
         return f"the log of {self.process} is written again (it was not: {before})"
 
     def catch_up(self, file: LogFile, now: float, wall: float) -> None:
-        """Tells in the log of what was dropped before, if it can be written by now: the program may print no more."""
+        """Tells in the log of what was dropped before, if it can be written by now, and rotates the file that could not
+        be rotated: the program may print no more."""
         if not file.usable(now):
             return
         try:
             with self._counting(file):
+                if file.unrotated:
+                    file.prepare(now)
                 self._report(file, now, wall)
         except OSError as error:
             file.fail(error, now)
@@ -309,6 +343,8 @@ class Flow:
         """Takes what waits in the pipe into the spool, `most` bytes at most. Raises OSError when there is no memory for
         it."""
         assert self.spool
+        if self.until is not None:
+            most = min(most, max(0, self.until - self.read))
         count = self.spool.take(self.fd, most)
         self.read += count
         self.error = ""
@@ -336,6 +372,15 @@ class Flow:
         if self.spool:
             self.spool.advance(count)
         self.lose(count, reason)
+
+    def claim(self, file: LogFile) -> None:
+        """Before anything is written to `file` by us: what of our lines somebody before us has written there counts."""
+        if self.spool:
+            file.claim(self.spool, self._found)
+
+    def _found(self, own: int) -> None:
+        self.written += own
+        self.publish()
 
     def rewind(self) -> None:
         """What is on its way waits again; somebody else may have worked with the spool."""

@@ -37,7 +37,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from procman.config import Log
@@ -92,8 +92,8 @@ class LogFile:
         self._retry_at = 0.0
         self._look_at = 0.0
         self._rotate_at = 0.0
-        self._claims: list[Spool] = []
-        self.news = self.raw = False
+        self._claims: dict[Spool, Callable[[int], None]] = {}
+        self.news = self.raw = self.unrotated = False
         self.boundary = 0.0
         self._period = 0.0  # when the hour, day or week began that `boundary` ends
         self._overdue = False
@@ -124,6 +124,8 @@ class LogFile:
             self._overdue = not self._rotate(now)
         while self._full() and now >= self._rotate_at and self._rotate(now):
             pass  # again, where the partial line alone fills the new file
+        if self.unrotated and not (self._overdue or self._full()):  # other rules
+            self.unrotated, self.error = False, ""
 
     def tick(self, now: float) -> None:
         """Rotates a file whose hour, day or week is over, though its program prints nothing. One that is not there is
@@ -202,15 +204,15 @@ class LogFile:
         self.size += written
         return written
 
-    def claim(self, spool: Spool) -> None:
-        """Has `spool` settled with the file as soon as it is open: before anything else is written there."""
+    def claim(self, spool: Spool, found: Callable[[int], None]) -> None:
+        """Has `spool` settled with the file as soon as it is open: before anything else is written there. Then calls
+        `found` with the number of bytes that turn out to be written."""
         if spool.intends:
-            self._claims.append(spool)
+            self._claims[spool] = found
 
     def disclaim(self, spool: Spool) -> None:
         """It will be closed."""
-        if spool in self._claims:
-            self._claims.remove(spool)
+        self._claims.pop(spool, None)
 
     def _whole(self, lines: bytes, written: int) -> int:
         """Cuts off what is no whole line of the `written` bytes. Raises OSError where nothing is left: why the disk
@@ -282,12 +284,14 @@ class LogFile:
         self._folder = open_folder(self._place, 0o750)
         self._recover()
         self._fd = open_regular(self._name, self.log.mode_bits, self._folder)
-        for spool in self._claims:
-            spool.settle(self._fd)
-        self._claims.clear()
+        while self._claims:
+            spool, found = next(iter(self._claims.items()))
+            found(spool.settle(self._fd))
+            del self._claims[spool]
         self.size = os.fstat(self._fd).st_size
         self._look_at = now + RETRY_SECONDS
         self.error = ""
+        self.unrotated = False
 
     @property
     def _shelf(self) -> Shelf:
@@ -385,6 +389,7 @@ class LogFile:
                 with contextlib.suppress(FileNotFoundError):
                     self._unlink(rest)
             self.error = f"rotation: {describe(error)}"
+            self.unrotated = True
             self._rotate_at = now + RETRY_SECONDS
             return False
         os.close(self._fd)

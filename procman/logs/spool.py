@@ -153,19 +153,21 @@ class Spool:
         """Whether a predecessor died between intent and success."""
         return bool(self._words[_INTENT] == self._words[_DONE] + 1)
 
-    def settle(self, file: int) -> None:
+    def settle(self, file: int) -> int:
         """Finds out how far the predecessor came in the open `file`, and cuts off what it wrote in part. To be done
-        before anything else is written there. Raises OSError."""
+        before anything else is written there. Returns how many bytes more are done by that. Raises OSError."""
         if not self.intends:
-            return
-        words, status = self._words, os.fstat(file)
+            return 0
+        found, words, status = 0, self._words, os.fstat(file)
         if (words[_DEVICE], words[_INODE]) == (status.st_dev, status.st_ino):
             if status.st_size >= words[_OFFSET] + words[_LENGTH]:
-                self.advance(min(int(words[_OWN]), self.waiting))
+                found = min(int(words[_OWN]), self.waiting)
+                self.advance(found)
             elif status.st_size > words[_OFFSET]:
                 os.ftruncate(file, int(words[_OFFSET]))
         self.call_off()
         crossing("log settle")
+        return found
 
     # --- memory -----------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from procman.config import Log, Room
-from procman.logs.capture import Done, LogThread
+from procman.logs.capture import Done, LogThread, Removed
 from procman.logs.flow import Counters, Stream
 from procman.logs.upkeep import Rules
 
@@ -89,12 +89,12 @@ class LogThreads:
         else:
             before.hand_over(key, thread, log, path, spool_fd)
 
-    def remove(self, key: str, done: Done | None = None) -> None:
+    def remove(self, key: str, done: Done = lambda: None) -> Removed:
         thread = self._homes[key][0]
         self._move_out(key)
-        thread.remove(key, done)
+        return thread.remove(key, done)
 
-    def flush(self, key: str, done: Done | None = None) -> None:
+    def flush(self, key: str, done: Done = lambda: None) -> None:
         self._homes[key][0].flush(key, done)
 
     def reopen(
@@ -165,6 +165,9 @@ class LogThreads:
 
     def recent(self, key: str) -> bytes:
         return self._homes[key][0].recent(key)
+
+    def recount(self, key: str, late: Counters) -> None:
+        self._homes[key][0].recount(key, late)
 
     def tap(self, key: str, callback: Callable[[bytes], None] | None) -> None:
         self._homes[key][0].tap(key, callback)
