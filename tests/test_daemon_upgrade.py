@@ -333,7 +333,7 @@ def test_operations_go_on_across_an_upgrade(daemon: MakeDaemon) -> None:
     waiting = threading.Thread(target=start)
     waiting.start()
     running.wait_for("slow", "STARTING")
-    pid = pids(running)["slow"]
+    pid = wait_until(lambda: pids(running)["slow"])
     over = threading.Event()
     asked: list[int] = []
 
