@@ -11,6 +11,7 @@ import contextlib
 import functools
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
@@ -36,6 +37,8 @@ from procman.telemetry import Telemetry
 
 log = logging.getLogger("procman")
 
+RIVALS_SECONDS = 5.0
+
 OUTPUT_LINES = 20
 """Lines of output that `why` shows."""
 
@@ -55,6 +58,8 @@ class Desk:
     ) -> None:
         self._rollouts = rollouts
         self._scaling = scaling
+        self._rivals: list[str] = []
+        self._rivals_at = 0.0
         self._change = change
         self._supervisor = supervisor
         self._link = link
@@ -431,13 +436,19 @@ class Desk:
         return [*more, *self._supervisor.problems(), *filter(None, [self._change.problem]), *self._ground.problems()]
 
     def rivals(self) -> list[str]:
-        """Which log files another daemon writes, too."""
+        """Which log files another daemon writes, too. Asked again after RIVALS_SECONDS: that reads all of /proc."""
+        now = time.monotonic()
+        if now < self._rivals_at:
+            return self._rivals
+        self._rivals_at = now + RIVALS_SECONDS
         sources = [s for process in self._supervisor.all() for s in launch.log_sources(process.program)]
-        found = rivals.writers({source.path for source in sources}, self._supervisor.snapshot.keeper_pid)
-        return [
-            f"{path} is also the log of another procmand (its supervisor is pid {pid}): give one another log_dir"
-            for path, pid in sorted(found.items())
-        ]
+        with contextlib.suppress(OSError):  # no descriptor is free: what was found before still counts
+            found = rivals.writers({source.path for source in sources}, self._supervisor.snapshot.keeper_pid)
+            self._rivals = [
+                f"{path} is also the log of another procmand (its supervisor is pid {pid}): give one another log_dir"
+                for path, pid in sorted(found.items())
+            ]
+        return self._rivals
 
     async def shutdown(self, peer: Peer) -> None:
         self._supervisor.shut_down(f"asked by uid {peer.uid}, pid {peer.pid}")

@@ -46,9 +46,9 @@ def replace_daemon(running: RunningDaemon, *arguments: str) -> None:
 
 
 def written_down(running: RunningDaemon, name: str) -> None:
-    """Wait until the state file says that `name` is RUNNING."""
-    wanted = f'"{name}":{{"state":"RUNNING"'
-    wait_until(lambda: wanted in state_file(running), what=f"{name} is written down")
+    """Wait until the state file says that `name` is RUNNING, with the child that it has now."""
+    wanted, pid = f'"{name}":{{"state":"RUNNING"', f'"pid":{running.status()[name]["pid"]},'
+    wait_until(lambda: wanted in (text := state_file(running)) and pid in text, what=f"{name} is written down")
 
 
 def state_file(running: RunningDaemon) -> str:
