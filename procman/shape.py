@@ -29,6 +29,12 @@ class Misfit(ValueError):
         self.at = at
 
 
+def flat(record: Any) -> dict[str, Any]:
+    """The fields of a dataclass that holds no other one. dataclasses.asdict copies deeply, and takes ten times as
+    long."""
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}
+
+
 def fit(value: object, kind: Any, at: str = "") -> Any:
     """`value` as the type `kind` declares it; `at` is where it stands, for the message. Raises Misfit.
 
