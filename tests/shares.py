@@ -35,7 +35,7 @@ SECONDS = {
     "spool": 20,
     **dict.fromkeys(("guarantee_resources", "guarantee_kill", "guarantee_soak", "loss"), 12),
     **dict.fromkeys(("daemon_logs", "daemon_modes", "daemon_reread", "guarantee_modes", "offered"), 12),
-    **dict.fromkeys(("daemon_reading", "logtext"), 12),
+    **dict.fromkeys(("daemon_reading", "daemon_reading_rotation", "reading_meanwhile", "logtext"), 12),
 }
 """What files take, roughly, where that is more than ORDINARY: only for an even share."""
 
