@@ -21,7 +21,7 @@ help:
 	@echo "make stop   stop the demo"
 	@echo "make test   run the tests          (PYTEST_ARGS='-k logs' for some of them)"
 	@echo "make check  ruff, mypy --strict, the test of the layers, and counts of what procman does beside those on record"
-	@echo "make bench  measure, beside its peers: 25 minutes (BENCH_ARGS='--quick', 'boot status', '--json FILE')"
+	@echo "make bench  measure, beside its peers: 30 minutes (BENCH_ARGS='--quick', 'boot status', '--json FILE')"
 	@echo "make crash  let the supervisor die at every boundary that it crosses: minutes (CRASH_ARGS='--every 5')"
 	@echo "make soak   make crash, kill it under load, 1,000 crash loops, and 100,000 restarts: minutes (SOAK_ARGS='--minutes 120' for hours)"
 	@echo "make fuzz   feed hostile input to all that procman reads: minutes (FUZZ_ARGS='--seed 7 table', '--guided 60')"
