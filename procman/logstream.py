@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from procman import logread, rpc
-from procman.logread import Position
+from procman.logread import Held, Position
 from procman.reading import Read
 from procman.rpc import LogSource, Object
 
@@ -23,8 +23,10 @@ MAX_TURN = 1024 * 1024  # bytes that a follower reads before it sends them
 T = TypeVar("T")
 
 
-def files(sources: Sequence[LogSource]) -> list[Object]:
-    """The logs with their files, the oldest first, as `logs.files` answers. Reads the disk: for a thread."""
+def files(sources: Sequence[LogSource], held: Held) -> list[Object]:
+    """The logs with their files, the oldest first, as `logs.files` answers; `held` has them from now on. Reads the
+    disk: for a thread."""
+    listed = held.files([(source.path, source.keep) for source in sources])
     return [
         {
             "name": source.name,
@@ -37,17 +39,18 @@ def files(sources: Sequence[LogSource]) -> list[Object]:
                     "bytes": one.size,
                     "modified": one.modified,
                     "zipped": one.zipped,
+                    "holds": one.holds,
                 }
-                for one in logread.files(source.path, source.keep)
+                for one in found
             ],
         }
-        for source in sources
+        for source, found in zip(sources, listed, strict=True)
     ]
 
 
-def piece(source: LogSource, file: str, offset: int, size: int) -> Object:
+def piece(source: LogSource, file: str, offset: int, size: int, held: Held) -> Object:
     """Bytes of one of these files, as `logs.read` answers. Reads the disk: for a thread."""
-    data = logread.read(source.path, source.keep, file, offset, size)
+    data = held.read(source.path, source.keep, file, offset, size)
     return {"gone": True} if data is None else {"gone": False, **rpc.log_data(data)}
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, Protocol
 from . import logstream, rpc, values
 from .canary import AS_TABLE, Wish
 from .errors import Failed
+from .logread import Held
 from .logstream import LogReader, ReadingThread
 from .reading import Read
 from .rpc import LogSource, Object, Peer, RpcError
@@ -134,7 +135,8 @@ class Call:
     """One call: its checked params and who asks.
 
     `tell` sends a notification and waits while the client is slow; `mention` only sends, for callbacks.
-    `outlive` awaits an operation that goes on when the client has gone. `read` calls a function in a thread.
+    `outlive` awaits an operation that goes on when the client has gone. `read` calls a function in a thread. `held`
+    tells which files of logs the connection holds, and has room for.
     """
 
     params: Object
@@ -143,6 +145,7 @@ class Call:
     mention: Callable[[str, Object], None]
     outlive: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]]
     read: Read
+    held: Callable[[], Held]
 
 
 Kind = Literal[
@@ -382,7 +385,7 @@ async def _logs(operations: Operations, call: Call) -> object:
 
 async def _log_files(operations: Operations, call: Call) -> object:
     sources = operations.log_sources(call.params["names"], call.params["stderr"])
-    return {"sources": await call.read(functools.partial(logstream.files, sources))}
+    return {"sources": await call.read(functools.partial(logstream.files, sources, call.held()))}
 
 
 async def _log_read(operations: Operations, call: Call) -> object:
@@ -391,7 +394,7 @@ async def _log_read(operations: Operations, call: Call) -> object:
     source = next((one for one in sources if (one.name, one.stream) == (name, stream)), None)
     if source is None:
         raise Failed(f"no log file holds the output {stream!r:.20} of {name!r:.80}")
-    return await call.read(functools.partial(logstream.piece, source, file, offset, size))
+    return await call.read(functools.partial(logstream.piece, source, file, offset, size, call.held()))
 
 
 async def _daemon_status(operations: Operations, _call: Call) -> object:

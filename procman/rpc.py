@@ -78,8 +78,8 @@ that are no UTF-8 come as `data`, in base64. `sources` comes first and says whos
     --> {"jsonrpc":"2.0","id":23,"method":"logs.files","params":{"names":["shop"]}}
     <-- {"jsonrpc":"2.0","id":23,"result":{"sources":[{"name":"shop:1","stream":"out",
          "path":"/var/log/procman/shop.log","files":[{"file":"2049:131","path":"/var/log/procman/shop.log.1.gz",
-         "bytes":5012,"modified":1895572800.0,"zipped":true},{"file":"2049:137","path":"/var/log/procman/shop.log",
-         "bytes":1024,"modified":1895572860.5,"zipped":false}]}]}}
+         "bytes":5012,"modified":1895572800.0,"zipped":true,"holds":50120},{"file":"2049:137",
+         "path":"/var/log/procman/shop.log","bytes":1024,"modified":1895572860.5,"zipped":false,"holds":1024}]}]}}
     --> {"jsonrpc":"2.0","id":24,"method":"logs.read","params":{"name":"shop:1","file":"2049:137","offset":1000}}
     <-- {"jsonrpc":"2.0","id":24,"result":{"gone":false,"text":"GET /x 200\n"}}
     --> {"jsonrpc":"2.0","id":25,"method":"logs","params":{"names":["shop"],"follow":true,

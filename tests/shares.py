@@ -32,10 +32,10 @@ SECONDS = {
     **dict.fromkeys(
         ("wsgi", "daemon_sites", "daemon_servers", "server", "daemon_operate", "daemon_life", "logs"), 20
     ),
-    "spool": 20,
+    **dict.fromkeys(("spool", "guard"), 20),
     **dict.fromkeys(("guarantee_resources", "guarantee_kill", "guarantee_soak", "loss"), 12),
     **dict.fromkeys(("daemon_logs", "daemon_modes", "daemon_reread", "guarantee_modes", "offered"), 12),
-    **dict.fromkeys(("daemon_reading", "logtext"), 12),
+    **dict.fromkeys(("daemon_reading", "daemon_reading_rotation", "reading_meanwhile", "logtext"), 12),
 }
 """What files take, roughly, where that is more than ORDINARY: only for an even share."""
 

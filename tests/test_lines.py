@@ -28,7 +28,7 @@ from procman.logs.lines import (
     whole_characters,
 )  # fmt: skip
 from procman.logs.outlet import Outlet
-from procman.logs.severity import severity
+from procman.logs.severity import Severities
 
 WALL = 1795757400.1239
 """2026-11-27T05:30:00.123Z, and a bit more."""
@@ -245,7 +245,7 @@ def test_names_have_colours_of_their_own_on_a_terminal() -> None:
     ],
 )
 def test_how_bad_a_line_is(line: bytes, error: bool, expected: int) -> None:
-    assert severity(line, error=error) == (expected, line)
+    assert Severities(error=error).of(line) == (expected, line)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,49 @@ def test_how_bad_a_line_is(line: bytes, error: bool, expected: int) -> None:
     [(b"<3>bad", (3, b"bad")), (b"<7>", (7, b"")), (b"<8>x", (6, b"<8>x")), (b"<>", (6, b"<>")), (b"<b>", (6, b"<b>"))],
 )
 def test_a_prefix_as_systemd_has_it_tells_and_is_taken_off(line: bytes, expected: tuple[int, bytes]) -> None:
-    assert severity(line, error=False) == expected
+    assert Severities(error=False).of(line) == expected
+
+
+TRACEBACKS = b"""\
+INFO:root:before
+Traceback (most recent call last):
+  File "a.py", line 1, in f
+    print("INFO: x")
+          ^^^^^^^^^
+KeyError: 'x'
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "a.py", line 2, in g
+  [Previous line repeated 5 more times]
+ValueError
+print
+  indented
+  + Exception Group Traceback (most recent call last):
+  |   File "a.py", line 1, in h
+  | ExceptionGroup: two (2 sub-exceptions)
+  +-+---------------- 1 ----------------
+    | ValueError: 1
+    +------------------------------------
+after
+Traceback (most recent call last):
+  File "a.py", line 1, in f
+INFO:root:of another thread
+  indented
+"""
+
+
+def test_all_lines_of_a_traceback_are_errors() -> None:
+    severities = Severities(error=False)
+    found = "".join(str(severities.of(line)[0]) for line in TRACEBACKS.splitlines())
+    assert found == "6_33333_636_3333_66_333333_6_33_66".replace("_", "")
+    pieces = syslog.messages(SHOP, apart=False)(TRACEBACKS, False, WALL)
+    assert [piece.data.startswith(b"<27>") for piece in pieces] == [number == "3" for number in found]
+    dress = journald.entries(SHOP, apart=False)
+    assert [fields(dress(line + b"\n", False, WALL)[0].data)["PRIORITY"] for line in TRACEBACKS.splitlines()] == [
+        number.encode() for number in found
+    ]
 
 
 def test_a_message_of_syslog() -> None:

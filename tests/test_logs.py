@@ -1361,6 +1361,24 @@ def test_who_waits_for_a_disk_holds_up_no_other(tmp_path: Path) -> None:
     close_all(threads, pipes)
 
 
+def test_a_stream_more_asks_for_no_disk_but_its_own(tmp_path: Path) -> None:
+    """A start of thousands of programs would take the square of it."""
+    asked: list[str] = []
+
+    def disk_of(path: str) -> str:
+        asked.append(path)
+        return first_folder(path)
+
+    threads, pipes = LogThreads(lambda path: None, -1, disk_of), {}
+    paths = [str(tmp_path / "good" / f"{number}.log") for number in range(50)]
+    threads.govern(Rules(logs=tuple(Kept("p", path, Log()) for path in paths)))
+    for path in paths:
+        read_fd, pipes[path] = make_pipe()
+        threads.add(Stream(path, path, Log(), path, read_fd))
+    assert len(asked) <= 3 * len(paths)
+    close_all(threads, pipes)
+
+
 def test_the_room_of_a_disk_is_asked_by_its_own_thread_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """log_min_free: the disk of log_dir hangs, and holds up no log on another one; nor has that one anything to say."""
     log_dir = tmp_path / "dead" / "logs"  # on the disk "dead", see `first_folder`
@@ -1395,26 +1413,6 @@ def test_the_room_of_a_disk_is_asked_by_its_own_thread_alone(tmp_path: Path, mon
     assert settled(threads, "b").written == 6
     back.set()
     wait_until(lambda: not (tmp_path / "dead/a.log.1").exists())
-    close_all(threads, pipes)
-
-
-def test_adding_a_log_does_not_look_at_all_the_others(tmp_path: Path) -> None:
-    """At the start of a large table that would be quadratic."""
-    asked: list[str] = []
-
-    def disk_of(path: str) -> str:
-        asked.append(path)
-        return "disk"
-
-    threads = LogThreads(lambda path: None, -1, disk_of)
-    paths = [str(tmp_path / f"{number}.log") for number in range(40)]
-    threads.govern(Rules(str(tmp_path), Room(), tuple(Kept(path, path, Log()) for path in paths)))
-    pipes = {}
-    for path in paths:
-        read_fd, pipes[path] = make_pipe()
-        threads.add(Stream(path, path, Log(), path, read_fd))
-    assert len(asked) <= 4 * len(paths)
-    threads.start()
     close_all(threads, pipes)
 
 

@@ -47,13 +47,23 @@ class Memory:
             "web",
             "out",
             tuple(
-                File(str(index), f"web.log.{index}", len(data), modified[index] if modified else 1e12, index < zipped)
+                File(
+                    str(index),
+                    f"web.log.{index}",
+                    len(data),
+                    modified[index] if modified else 1e12,
+                    index < zipped,
+                    len(files[index]),
+                )
                 for index, data in enumerate(self.content)
             ),
         )
 
     def sources(self, names: Sequence[str], *, stderr: bool) -> list[Source]:
         return [self.source]
+
+    def files(self, source: Source) -> tuple[File, ...]:
+        return self.source.files
 
     def read(self, source: Source, file: File, size: int, offset: int) -> bytes | None:
         data = self.content[int(file.id)][offset : offset + size]

@@ -160,10 +160,16 @@ class Reader:
                 merged = heapq.merge(*(self._placed(text) for text in self.texts), key=lambda item: item[0])
                 for _, key, record in merged:
                     self._print(key, record)
+            self.tell_losses()
             if self._args.follow:
                 self._follow(plain=plain)
         finally:
             self._printer.end()
+
+    def tell_losses(self) -> None:
+        """Says what was removed before it could be read."""
+        for text in self.texts:
+            text.tell_losses()
 
     def _count(self) -> int | None:
         """How many lines, or records; None for all."""
