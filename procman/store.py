@@ -34,6 +34,9 @@ SIZE_MAX = 256 * 1024 * 1024
 VERSION = 1
 """Of the document's format. Raise it when an older reader would misunderstand."""
 
+STAMP = ("version", "boot_id", "written_at")
+"""What each document gets on its way to the disk."""
+
 BAD_KEPT = 3
 
 LOCK_NAME = "lock"
@@ -86,6 +89,18 @@ def load(path: str) -> Loaded:
     return Loaded(None, f"the state file {path} {reason}; starting without it, {_put_aside(path)}")
 
 
+def holds(path: str, document: Mapping[str, Any]) -> bool:
+    """Whether `save` has written just this there. Never raises."""
+    try:
+        reason, content = _read(path)
+        found = None if reason else _understand(content)[1]
+    except OSError:
+        return False
+    if not isinstance(found, dict):
+        return False
+    return bool({name: found[name] for name in found if name not in STAMP} == json.loads(json.dumps(document)))
+
+
 def keep_copy(path: str) -> str:
     """Keeps the file that is there now as PATH.bad-N, also when another one is put in its place. Returns what was done,
     in words."""
@@ -128,8 +143,8 @@ def _understand(content: bytes) -> tuple[str, Any]:
 
 def stamped(document: Mapping[str, Any]) -> dict[str, Any]:
     """`document` with `version`, `boot_id` and `written_at` (RFC 3339). Raises OSError for want of a descriptor."""
-    stamp = {"version": VERSION, "boot_id": boot_id(), "written_at": dt.datetime.now(dt.UTC).isoformat()}
-    return {**document, **stamp}
+    stamp = (VERSION, boot_id(), dt.datetime.now(dt.UTC).isoformat())
+    return {**document, **dict(zip(STAMP, stamp, strict=True))}
 
 
 def save(path: str, document: Mapping[str, Any], *, durable: bool = False) -> None:
