@@ -129,6 +129,7 @@ class Desk:
             "state": str(status.state),
             "wanted": "up" if status.wanted else "down",
             "why": status.why,
+            "setback": report.setback(status),
             "behind": self._change.versions.behind(process.name),
             "exit": report.exit_info(status.exit),
             "history": history,
@@ -326,8 +327,9 @@ class Desk:
                 restarting.append(process)
 
         async def command(process: Process) -> None:
-            outcomes[process.name] = await self._ground.run_reload(process)
-            if not outcomes[process.name][0]:
+            outcomes[process.name] = good, reason = await self._ground.run_reload(process)
+            process.mark("" if good else f"its reload failed: {reason}")
+            if not good:
                 await self._ground.written([process.program])
                 recent = self._ground.recent(process.program)
                 lines = functools.partial(printed.last_lines, process.program, OUTPUT_LINES, recent)

@@ -148,6 +148,14 @@ class Process:
         if status.exit is exit and explained != exit:
             self.status = replace(status, exit=explained, why=status.why.replace(exit.reason, explained.reason))
 
+    def mark(self, setback: str) -> None:
+        """A reload or an apply has failed, and this child goes on (`Status.setback`); "": that is over."""
+        before = self.status
+        if setback or before.setback:
+            self.status = replace(before, setback=setback, setback_at=time.time())
+            self._surroundings.remember(self)
+            self._tell(before)
+
     def close(self) -> None:
         """It is no longer part of the table: no timer or watch may outlive it."""
         if self._timer is not None:

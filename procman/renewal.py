@@ -77,12 +77,14 @@ class Renewal:
         output = await self.output(bad.process)
         log.error("%s: its new version did not start, it goes back to what it was: %s", bad.process.name, bad.reason)
         numbers = {process.name: process.status.generation for process in processes}
-        then = await self.go_back(numbers, why, progress)
+        then = await self.go_back(numbers, why, progress, f"its new version did not start: {bad.reason}")
         return {"name": bad.process.name, "why": f"it did not start: {bad.reason}; {then}", "output": output}
 
-    async def go_back(self, numbers: Mapping[str, int], why: str, progress: Progress) -> str:
-        """These processes are what they were before: children up to `numbers` stop, and the next ones are that. Returns
-        in words what came of it."""
+    async def go_back(
+        self, numbers: Mapping[str, int], why: str, progress: Progress, failed: str = "its new version did not start"
+    ) -> str:
+        """These processes are what they were before: children up to `numbers` stop, and the next ones are that, marked
+        with what has `failed`. Returns in words what came of it."""
         supervisor, versions = self._supervisor, self._versions
         names = [name for name in numbers if name in supervisor.processes]
         versions.failed(names, CHANGE, {"half": "start", "why": why, "start": {}, "back": dict(numbers)})
@@ -95,7 +97,8 @@ class Renewal:
         processes = [supervisor.processes[name] for name in names if not supervisor.is_down(name)]
         for process in processes:
             if process.name in late and not process.status.wanted:
-                process.feed(Start("its new version did not start: it is what it was"))
+                process.feed(Start("it is what it was"))
+            process.mark(failed)
         bad = await self._bad(processes, progress)
         if bad is None:
             return "it was started again as it was before"

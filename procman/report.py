@@ -121,11 +121,17 @@ def info(
         "memory_bytes": sample and sample.memory_bytes,
         "exit": exit_info(status.exit),
         "why": status.why + next_start(status),
+        "setback": setback(status),
         "beside": None if other is None else beside(other),
         "scale": None if number is None else scale(program, number),
         "behind": list(behind),
         "output": output,
     }
+
+
+def setback(status: Status) -> Info | None:
+    """What came of the last reload or apply of a process that goes on as before, where that failed."""
+    return {"at": rfc3339(status.setback_at), "why": status.setback} if status.setback and status.wanted else None
 
 
 def scale(program: Program, number: int) -> Info | None:
@@ -192,7 +198,7 @@ def status_from(document: Any) -> Status:
 def note_of(status: Status) -> str:
     """A status as the keeper remembers it with the child. Reasons may be long, and are cut: it has no room for them."""
     exit = status.exit and replace(status.exit, reason=status.exit.reason[:REASON_MAX])
-    short = replace(status, why=status.why[:REASON_MAX], exit=exit)
+    short = replace(status, why=status.why[:REASON_MAX], setback=status.setback[:REASON_MAX], exit=exit)
     return json.dumps(status_document(short), separators=(",", ":"), ensure_ascii=False)
 
 
@@ -210,6 +216,7 @@ def _check_numbers(status: Status) -> None:
     counts = {"generation": status.generation, "failures": status.failures, "restarts": status.restarts}
     # The first two count from boot, and a machine that has slept makes them begin before that.
     times = {"started": abs(status.started), "deadline": abs(status.deadline or 0.0), "started_at": status.started_at}
+    times["setback_at"] = status.setback_at
     if exit is not None:
         times["exit.at"] = exit.at
         if not 0 <= (exit.code or 0) <= 255 or not 0 <= (exit.signal or 0) <= SIGNAL_MAX:

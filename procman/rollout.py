@@ -255,6 +255,7 @@ class Rollout:
         if self._supervisor.closing:
             raise _Abandoned
         self._say(process.name, "its successor starts")
+        process.mark("")
         number = self._supervisor.places.next_number(process)
         known = Status(generation=number, restarts=process.status.restarts)
         successor = self._supervisor.put_beside(program, known)
@@ -296,8 +297,10 @@ class Rollout:
             self._split = True
             for first in self._firsts:
                 self._ground.sockets.split(first, wish.share)
+            what = f"{wish.share * 100:g}% of new connections go to its successor for {wish.seconds:g} s"
+            decides = "procmanctl promote or rollback decides at once"
+            self._say(names[0], f"waits for its canary: {what}; {decides}", notice=True)
             for name in names:
-                what = f"{wish.share * 100:g}% of new connections go to its successor for {wish.seconds:g} s"
                 log.info("%s: canary: %s", name, what)
                 self._supervisor.note("rollout", name, what="canary", share=wish.share, seconds=wish.seconds)
             promoted, why, self._deaf = await self._unless_abandoned(self.proving.run())
@@ -431,6 +434,7 @@ class Rollout:
             log.warning("%s: rolled back: %s", name, reason)
             process = self._supervisor.processes[name]
             process.history.append((time.time(), process.status.state, f"{self._why}: rolled back: {reason}"))
+            process.mark("" if self._abandoned.is_set() else f"{reason}; rolled back")
             self._supervisor.note("rollout", name, what="rolled back", why=reason, output=self.output.get(name, []))
         self._link.release(HELD + self.name)
 
@@ -467,9 +471,9 @@ class Rollout:
         document |= {"firsts": self._firsts, "files": files}
         self._link.hand_over(HELD + self.name, document)
 
-    def _say(self, name: str, text: str) -> None:
+    def _say(self, name: str, text: str, **more: bool) -> None:
         process = self._supervisor.processes[name]
-        self._progress({"name": name, "state": str(process.status.state), "why": text})
+        self._progress({"name": name, "state": str(process.status.state), "why": text, **more})
 
     async def _unless_abandoned(self, work: Coroutine[Any, Any, T]) -> T:
         task = asyncio.ensure_future(work)

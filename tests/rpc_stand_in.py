@@ -44,6 +44,7 @@ def info(name: str, state: str = "RUNNING", **more: Any) -> Object:
         "memory_bytes": 41943040 if running else None,
         "exit": None if running else {"code": 1, "at": AT, "reason": "exit status 1"},
         "why": "autostart" if running else "exit status 1",
+        "setback": None,
         "beside": None,
         "scale": None,
         "behind": [],

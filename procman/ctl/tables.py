@@ -5,6 +5,7 @@ It knows no terminal: whether to colour and how wide is the caller's to say.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -148,7 +149,17 @@ def _log_problem(info: Object) -> str:
 def reason(info: Object) -> str:
     """Why a process is as it is, and that it is not what the table says, if so."""
     text, behind = printable(info.get("why") or ""), ", ".join(map(printable, info.get("behind") or ()))
+    if setback := info.get("setback"):
+        text += f"; at {printable(_short_time(str(setback.get('at'))))} {printable(setback.get('why'))}"
     return f"{text}; not as the table says: {behind}" if behind else text
+
+
+def _short_time(at: str) -> str:
+    """"2030-01-31 12:00", in local time, for RFC 3339."""
+    try:
+        return dt.datetime.fromisoformat(at).astimezone().strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError):
+        return at
 
 
 def _coloured(line: str, at: int, state: str) -> str:
