@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from procman import __version__, launch, operation, printed, report, rivals
 from procman.canary import AS_TABLE, Wish
@@ -124,15 +124,22 @@ class Desk:
         history = [{"at": rfc3339(at), "state": str(state), "why": why} for at, state, why in process.history]
         status = process.status
         program, recent = process.program, self._ground.recent(process.program)
+        setback = report.setback(status)
+        # What runs goes on to print into the same log: what has failed has words of its own.
+        failed = process.last_words if setback else []
+        if failed:
+            recent = ["\n".join(failed).encode()]
+            program = replace(program, log=replace(program.log, path="", error_path=""))
         return {
             "name": process.name,
             "state": str(status.state),
             "wanted": "up" if status.wanted else "down",
             "why": status.why,
-            "setback": report.setback(status),
+            "setback": setback,
             "behind": self._change.versions.behind(process.name),
             "exit": report.exit_info(status.exit),
             "history": history,
+            "output_of": "setback" if failed else "log",
             "output": await read(lambda: printed.last_lines(program, OUTPUT_LINES, recent)),
             "traceback": await read(lambda: printed.last_traceback(program, recent)),
         }

@@ -9,7 +9,7 @@ import asyncio
 import collections
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -61,6 +61,8 @@ class Process:
         self.canary: Callable[[], dict[str, Any]] | None = None
         """Tells how its canary stands, while it is one (`proving`)."""
         self.watchers: set[Callable[[Process], None]] = set()
+        self.last_words: list[str] = []
+        """The output of a successor, or new version, that has failed, as long as `Status.setback` tells of it."""
         self._surroundings = surroundings
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -148,9 +150,11 @@ class Process:
         if status.exit is exit and explained != exit:
             self.status = replace(status, exit=explained, why=status.why.replace(exit.reason, explained.reason))
 
-    def mark(self, setback: str) -> None:
-        """A reload or an apply has failed, and this child goes on (`Status.setback`); "": that is over."""
+    def mark(self, setback: str, printed: Sequence[str] = ()) -> None:
+        """A reload or an apply has failed, and this child goes on (`Status.setback`); "": that is over. `printed` is
+        what the other one had printed."""
         before = self.status
+        self.last_words = list(printed)
         if setback or before.setback:
             self.status = replace(before, setback=setback, setback_at=time.time())
             self._surroundings.remember(self)

@@ -426,7 +426,8 @@ class Rollout:
             await self._lead_back(successors, reason)
         await carry_out("stop", successors, reason, lambda info: None)
         await self._ground.written([process.program for process in successors])
-        self.output = {name: lines()[-LINES:] for name, lines in self._outputs.items()}
+        printed = {name: lines() for name, lines in self._outputs.items()}
+        self.output = {name: lines[-LINES:] for name, lines in printed.items()}
         self._ground.trials.over(self._keys)
         self._ground.trials.end(self._firsts)
         for name in names:
@@ -434,7 +435,8 @@ class Rollout:
             log.warning("%s: rolled back: %s", name, reason)
             process = self._supervisor.processes[name]
             process.history.append((time.time(), process.status.state, f"{self._why}: rolled back: {reason}"))
-            process.mark("" if self._abandoned.is_set() else f"{reason}; rolled back")
+            setback = "" if self._abandoned.is_set() else f"{reason}; rolled back"
+            process.mark(setback, printed.get(name, []) if setback else [])
             self._supervisor.note("rollout", name, what="rolled back", why=reason, output=self.output.get(name, []))
         self._link.release(HELD + self.name)
 

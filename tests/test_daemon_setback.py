@@ -97,6 +97,35 @@ def test_an_apply_that_mends_it_ends_it(daemon: MakeDaemon, tmp_path: Path, relo
     assert "its new version" not in job.why()
 
 
+def test_why_shows_what_has_failed_and_not_what_runs_on(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """Both print into the same log."""
+    job = Job(daemon, tmp_path)
+    job.running.write_table(job.table().replace("exec sleep 1000", "while :; do echo well; sleep 0.01; done"))
+    assert job.running.ctl("apply").returncode == 0
+    job.release.touch()
+    assert job.running.ctl("reload", "job").returncode == 1
+    told = job.running.json("why", "job")
+    assert told["output"] == ["bad release"]
+    assert "last output of what has failed:\n  bad release\n" in job.running.ctl("why", "job").stdout
+    job.release.unlink()
+    assert job.running.ctl("reload", "job").returncode == 0
+    assert "well" in job.running.json("why", "job")["output"]
+
+
+def test_the_output_of_a_version_that_did_not_start_is_its_own(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """Not that of the one before, nor of its way back."""
+    job = Job(daemon, tmp_path, 'reload = "restart"')
+    running = job.running
+    running.write_table(job.table().replace("exec sleep", "echo as before; exec sleep"))
+    assert running.ctl("apply").returncode == 0
+    job.release.touch()
+    running.write_table(job.table("2000").replace("exec sleep", "echo as before; exec sleep"))
+    done = running.ctl("apply")
+    assert done.returncode == 1
+    assert [line for line in done.stderr.splitlines() if line.startswith("  | ")] == ["  | bad release"]
+    job.release.unlink()
+
+
 def test_a_reload_by_a_command_that_fails(daemon: MakeDaemon, tmp_path: Path) -> None:
     job = Job(daemon, tmp_path, f'reload = ["test", "!", "-e", "{tmp_path}/release"]')
     job.release.touch()

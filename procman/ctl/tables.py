@@ -13,6 +13,9 @@ from procman.rpc import Object
 
 Cell = str
 Row = tuple[Cell, Cell, Cell, Cell, Cell, Cell, Cell, Cell, Cell]
+TRACEBACK_LINES = 40
+"""Of a traceback that are shown."""
+
 _RESET = "\x1b[0m"
 _COLOURS = {
     "RUNNING": "\x1b[32m",
@@ -197,8 +200,8 @@ def event(one: Object) -> str:
     words += [f"{key}={_plain(value)}" for key, value in rest.items()]
     words.append(one.get("why") and f"({one['why']})")
     line = " ".join(printable(word) for word in words if word not in (None, "", "()"))
-    trace = (one.get("traceback") or {}).get("text", "")
-    return "\n".join([line, *(f"  | {printable(part)}" for part in trace.split("\n") if trace)])
+    trace = _shortened(str((one.get("traceback") or {}).get("text", "")), str(one.get("name")))
+    return "\n".join([line, *(f"  | {printable(part)}" for part in trace)])
 
 
 _SIGNS = {"add": "+", "remove": "-", "ignore": "!"}
@@ -237,10 +240,30 @@ def why(answer: Object, *, colour: bool = False) -> list[str]:
     trace = str((answer.get("traceback") or {}).get("text", ""))
     if trace and "\n".join(output) in trace:
         output = []  # the traceback is all of it, and more
-    for title, text in (("last traceback", trace.split("\n") if trace else []), ("last output", output)):
+    shown = _shortened(trace, str(answer.get("name")))
+    of = " of what has failed" if answer.get("output_of") == "setback" else ""
+    for title, text in (("last traceback", shown), ("last output", output)):
         if text:
-            lines += ["", f"{title}:", *(f"  {printable(line)}" for line in text)]
+            lines += ["", f"{title}{of}:", *(f"  {printable(line)}" for line in text)]
     return lines
+
+
+def _shortened(trace: str, name: str) -> list[str]:
+    """The lines of a traceback for people: of a long one the first and the last exception."""
+    if trace.count("\n") < TRACEBACK_LINES:
+        return trace.split("\n") if trace else []
+    from procman import tracebacks  # which has many patterns
+
+    hint = f" (procmanctl logs {name} shows them)"
+    shown = []
+    for part in tracebacks.shortened(trace.split("\n"), TRACEBACK_LINES):
+        if isinstance(part, int):
+            shown.append(f"… {part} lines left out{hint}")
+            hint = ""
+        else:
+            shown.append(part)
+    return shown
+
 
 
 def ended(exit_: Object) -> str:
