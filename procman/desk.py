@@ -91,7 +91,8 @@ class Desk:
         number = numbers.get(process.program.program)
         sample, behind = self._supervisor.measures.latest(process.name), self._change.versions.behind(process.name)
         output = self._ground.output(process.program)
-        return report.info(process, sample, beside, number, behind, output=output)
+        idle = number is not None and bool(self._scaling.says(process))
+        return report.info(process, sample, beside, number, behind, idle=idle, output=output)
 
     async def infos_with_workers(self, names: Sequence[str], read: Read) -> list[Info]:
         processes = self.select(names)

@@ -96,11 +96,13 @@ def info(
     number: int | None = None,
     behind: Sequence[str] = (),
     *,
+    idle: bool = False,
     output: Info | None = None,
 ) -> Info:
     """The ProcessInfo of `process` (architecture, "Procmanctl"). `sample` is None while nothing was measured, `other`
-    is the one beside it while it is being replaced. `number` of its program are wanted, where that goes by load.
-    `behind` are the keys in which it is not what the table says. `output` is what became of its output, None while
+    is the one beside it while it is being replaced. `number` of its program are wanted, where that goes by load;
+    `idle`: this one is not, and well so. `behind` are the keys in which it is not what the table says. `output` is what
+    became of its output, None while
     nobody takes it."""
     program, status = process.program, process.status
     running = status.pid is not None
@@ -123,7 +125,7 @@ def info(
         "why": status.why + next_start(status),
         "setback": setback(status),
         "beside": None if other is None else beside(other),
-        "scale": None if number is None else scale(program, number),
+        "scale": None if number is None else scale(program, number, idle=idle),
         "behind": list(behind),
         "output": output,
     }
@@ -134,10 +136,10 @@ def setback(status: Status) -> Info | None:
     return {"at": rfc3339(status.setback_at), "why": status.setback} if status.setback and status.wanted else None
 
 
-def scale(program: Program, number: int) -> Info | None:
-    """How many processes of its program are wanted, of how many that there can be."""
+def scale(program: Program, number: int, *, idle: bool) -> Info | None:
+    """How many processes of its program are wanted, of how many that there can be; `idle`: without this one."""
     rule = program.scale
-    return None if rule is None else {"number": number, "min": rule.min, "max": rule.max}
+    return None if rule is None else {"number": number, "min": rule.min, "max": rule.max, "idle": idle}
 
 
 def beside(process: Process) -> Info:

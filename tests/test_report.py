@@ -75,7 +75,7 @@ def test_info() -> None:
             "beside": None, "scale": None, "behind": [], "output": None,
         }  # fmt: skip
         scaled = Process(replace(program, scale=Scale(min=1, max=4)), RUNNING, None)  # type: ignore[arg-type]
-        assert report.info(scaled, None, number=3)["scale"] == {"number": 3, "min": 1, "max": 4}
+        assert report.info(scaled, None, number=3)["scale"] == {"number": 3, "min": 1, "max": 4, "idle": False}
         process.status = replace(RUNNING, state=State.STOPPED, wanted=False, alive=False, pid=None, exit=KILLED)
         shown = report.info(process, None)
         for key in ("pid", "started_at", "uptime_seconds", "cpu_percent", "memory_bytes"):
