@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from procman import lifecycle
 from procman.config import Program
@@ -24,6 +24,14 @@ log = logging.getLogger("procman")
 
 HISTORY = 20
 """How many changes of state a process remembers for `procmanctl why`."""
+
+
+class Moment(NamedTuple):
+    """One change of state that a process remembers."""
+
+    at: float
+    state: State
+    why: str
 
 
 class Surroundings(Protocol):
@@ -56,7 +64,7 @@ class Process:
     def __init__(self, program: Program, status: Status, surroundings: Surroundings) -> None:
         self.program = program
         self.status = status
-        self.history: collections.deque[tuple[float, State, str]] = collections.deque(maxlen=HISTORY)
+        self.history: collections.deque[Moment] = collections.deque(maxlen=HISTORY)
         self.role = "successor"
         self.canary: Callable[[], dict[str, Any]] | None = None
         """Tells how its canary stands, while it is one (`proving`)."""
@@ -120,7 +128,7 @@ class Process:
         if after == before:
             return
         if (after.state, after.why) != (before.state, before.why):
-            self.history.append((time.time(), after.state, after.why))
+            self.history.append(Moment(time.time(), after.state, after.why))
         self._surroundings.changed(self, before)
         for watcher in list(self.watchers):
             watcher(self)

@@ -36,7 +36,7 @@ from procman.lifecycle import State, Status
 from procman.link import KeeperLink
 from procman.listeners import FileId
 from procman.operation import Outcome, Progress, begin, carry_out, reach
-from procman.process import Process
+from procman.process import Moment, Process
 from procman.proving import Proving
 from procman.sockets import beside
 from procman.supervisor import Supervisor
@@ -434,7 +434,7 @@ class Rollout:
             self._supervisor.take_away(name)
             log.warning("%s: rolled back: %s", name, reason)
             process = self._supervisor.processes[name]
-            process.history.append((time.time(), process.status.state, f"{self._why}: rolled back: {reason}"))
+            process.history.append(Moment(time.time(), process.status.state, f"{self._why}: rolled back: {reason}"))
             setback = "" if self._abandoned.is_set() else f"{reason}; rolled back"
             process.mark(setback, printed.get(name, []) if setback else [])
             self._supervisor.note("rollout", name, what="rolled back", why=reason, output=self.output.get(name, []))

@@ -56,7 +56,7 @@ from procman.recall import Recording, recall
 from procman.rollouts import Rollouts
 from procman.scaling import Scaling
 from procman.server import Access, Server
-from procman.supervisor import Supervisor
+from procman.supervisor import PAST, Supervisor
 from procman.versions import still_kept
 from procman.wayback import WayBack
 
@@ -422,7 +422,9 @@ class _Parts:
         passing = rollout.passing(left.rollouts, [program.name for program in self.config.programs])
         passing = {name: one._replace(beside=self._kept.tried.get(name)) for name, one in passing.items()}
         lost = any(not name.startswith(rollout.HELD) for name in left.lost)
-        supervisor.begin(self.snapshot, document, ending=left.ending, leaving=leaving, lost=lost, rollouts=passing)
+        known: dict[str, Any] = {"ending": left.ending, "leaving": leaving, "lost": lost}
+        supervisor.begin(self.snapshot, document, rollouts=passing, past=left.past, **known)
+        self.link.release(PAST)
         for name in left.lost:
             self.link.release(name)
         rollouts.resume(left.rollouts)
