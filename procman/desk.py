@@ -22,6 +22,7 @@ from procman.errors import Failed, NoSuchProgram, ProcmanError, WrongUse
 from procman.ground import Ground
 from procman.lifecycle import State
 from procman.link import KeeperLink
+from procman.logread import Position
 from procman.moments import rfc3339
 from procman.operation import Outcome, Progress, carry_out
 from procman.process import Process
@@ -409,6 +410,9 @@ class Desk:
 
     def watch_logs(self, keys: Sequence[str], callback: Callable[[], None]) -> Callable[[], None]:
         return self._ground.watch_logs(keys, callback)
+
+    def log_begins(self, key: str) -> tuple[str, Position] | None:
+        return self._ground.log_begins(key)
 
     def recent(self) -> list[Info]:
         return self._supervisor.events.recent()

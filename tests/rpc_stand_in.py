@@ -17,6 +17,7 @@ from typing import Any, Self
 from procman.canary import AS_TABLE, Wish
 from procman.client import Client
 from procman.errors import Failed, NoSuchProgram, WrongUse
+from procman.logread import Position
 from procman.reading import Read
 from procman.rpc import LogSource, Object, Peer
 from procman.server import Access, Server
@@ -208,6 +209,9 @@ class StandIn:
         self.asked.append(("watch", list(keys)))
         self.watchers.append(callback)
         return lambda: self.watchers.remove(callback)
+
+    def log_begins(self, key: str) -> tuple[str, Position] | None:
+        return None
 
     def recent(self) -> list[Object]:
         return list(self.events)

@@ -454,3 +454,43 @@ def test_what_procman_adds_to_lines_and_files_is_understood(daemon: MakeDaemon, 
     since = running.ctl("logs", "--since", "1h ago", "--grep", "number 5$|number 5\"", "app").stdout
     assert since.count("INFO number 5") == 1
     assert running.json("why", "app")["traceback"]["message"] == "849"
+
+
+@pytest.mark.parametrize("log", ["", "timestamps = true"])
+def test_following_goes_on_in_another_file(daemon: MakeDaemon, log: str) -> None:
+    """When a table moves the log: also into a file that holds something, of which nothing is shown."""
+    table = """
+        [program.lines]
+        command = "${{PYTHON}} -S -E ${{PROGRAMS}}/writer.py 200"
+        start_seconds = 0
+        log = {{ {log} }}
+        """
+    settings = [log, *(", ".join(filter(None, (log, f'path = "{path}"'))) for path in ("new/a.log", "b.log"))]
+    running = daemon(table.format(log=settings[0]))
+    (running.folder / "b.log").write_text("something old\n" * 5)
+    command = [sys.executable, "-c", CTL, "-s", str(running.socket), "logs", "-f", "-n", "1", "lines"]
+    said = running.folder / "said"
+    numbers: list[int] = []
+
+    def follow(shown: IO[bytes], count: int) -> None:
+        for _ in range(count):
+            line = shown.readline()
+            assert b"old" not in line
+            numbers.append(int(line.split()[-2]))
+
+    with said.open("wb") as stderr:
+        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=stderr)
+        assert process.stdout is not None
+        try:
+            follow(process.stdout, 20)
+            for each in settings[1:]:
+                running.write_table(table.format(log=each))
+                assert running.ctl("apply").returncode == 0
+                follow(process.stdout, 200)
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.stdout.close()
+            process.wait(20)
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    files = [f"procmanctl: lines: its log is {running.folder}/{name} now\n" for name in ("new/a.log", "b.log")]
+    assert said.read_text() == "".join(files)

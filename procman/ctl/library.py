@@ -16,6 +16,8 @@ from procman import rpc
 from procman.client import Client
 from procman.errors import NoSuchProgram, ProcmanError, Unreachable
 
+from .tables import printable
+
 if TYPE_CHECKING:
     from procman.logread import Follower
     from procman.rpc import LogSource, Object
@@ -108,7 +110,10 @@ class Remote:
         places = dict(places)
 
         def told(method: str, params: Object) -> None:
-            if method == "log":
+            if method == "moved":
+                said = f"its log is {params['path']} now" if params.get("path") else "no log file holds its output now"
+                print(f"procmanctl: {printable(params.get('name'))}: {printable(said)}", file=sys.stderr, flush=True)
+            elif method == "log":
                 key = str(params.get("name")), str(params.get("stream"))
                 places[key] = str(params.get("file", NOWHERE)), int(params.get("offset", 0))
                 heard(key, rpc.log_bytes(params))
