@@ -408,6 +408,11 @@ class Desk:
         sources = [s for process in self.select(names) for s in launch.log_sources(process.program)]
         return [source for source in sources if not stderr or source.stream == "err"]
 
+    def output_elsewhere(self, names: Sequence[str], stderr: bool) -> dict[str, str]:
+        programs = [process.program for process in self.select(names)]
+        found = {program.program: launch.elsewhere(program, stderr=stderr) for program in programs}
+        return {name: text for name, text in found.items() if text}
+
     def watch_logs(self, keys: Sequence[str], callback: Callable[[], None]) -> Callable[[], None]:
         return self._ground.watch_logs(keys, callback)
 
@@ -441,7 +446,8 @@ class Desk:
             "memory_bytes": usage.memory_bytes,
             "cpu_seconds": usage.cpu_seconds,
             "stopping": self._supervisor.closing,
-            "problems": _short(*pids) + self._problems(),
+            # Two outputs of one process may have the same one.
+            "problems": list(dict.fromkeys((*_short(*pids), *self._problems()))),
         }
 
     def _problems(self) -> list[str]:

@@ -91,6 +91,9 @@ class Operations(Protocol):
     def log_sources(self, names: Sequence[str], stderr: bool) -> list[LogSource]:
         """The logs that can be read; with `stderr` only those of standard error."""
 
+    def output_elsewhere(self, names: Sequence[str], stderr: bool) -> dict[str, str]:
+        """Of the programs whose output is in no such log, where it goes, in words."""
+
     def watch_logs(self, keys: Sequence[str], callback: Callable[[], None]) -> Callable[[], None]:
         """Calls back in the loop when one of these logs (LogSource.key) has grown; returns what ends that."""
 
@@ -435,7 +438,9 @@ class _Moves:
 
 async def _log_files(operations: Operations, call: Call) -> object:
     sources = operations.log_sources(call.params["names"], call.params["stderr"])
-    return {"sources": await call.read(functools.partial(logstream.files, sources))}
+    elsewhere = operations.output_elsewhere(call.params["names"], call.params["stderr"])
+    told = [{"name": name, "text": text} for name, text in elsewhere.items()]
+    return {"sources": await call.read(functools.partial(logstream.files, sources)), "elsewhere": told}
 
 
 async def _log_read(operations: Operations, call: Call) -> object:

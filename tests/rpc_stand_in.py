@@ -205,6 +205,9 @@ class StandIn:
         stream, end = ("err", ".err.log") if stderr else ("out", ".log")
         return [LogSource(one["name"], stream, str(self.folder / (one["name"] + end)), 2) for one in self.find(names)]
 
+    def output_elsewhere(self, names: Sequence[str], stderr: bool) -> dict[str, str]:
+        return {}
+
     def watch_logs(self, keys: Sequence[str], callback: Callable[[], None]) -> Callable[[], None]:
         self.asked.append(("watch", list(keys)))
         self.watchers.append(callback)

@@ -171,7 +171,8 @@ def test_inherit_keeps_stdout_and_stderr_apart(daemon: MakeDaemon) -> None:
     ("environment", "coloured"), [({"TERM": "xterm"}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
 )
 def test_names_are_coloured_on_a_terminal(daemon: MakeDaemon, environment: dict[str, str], coloured: bool) -> None:
-    running = daemon(f'{BOTH}\n[program.talker]\nlog.mode = "inherit"', start=False)
+    talker = r'command = ["sh", "-c", "printf \"\\033]0;title\\007\\thi\\n\"; echo out; exec sleep 1000"]'
+    running = daemon(f'{BOTH}\n[program.talker]\n{talker}\nlog.mode = "inherit"', start=False)
     running.environment.pop("NO_COLOR", None)
     running.environment |= environment
     ours, theirs = pty.openpty()
@@ -190,6 +191,7 @@ def test_names_are_coloured_on_a_terminal(daemon: MakeDaemon, environment: dict[
     os.close(ours)
     expected = rb"\x1b\[\d\dmtalker \|\x1b\[0m out" if coloured else rb"(?m)^talker \| out"
     assert re.search(expected, shown), shown
+    assert b"\\x1b]0;title\\x07\thi" in shown  # nothing that could change the terminal
 
 
 @needs_namespace

@@ -347,6 +347,7 @@ def test_summary_as_json_and_as_text(stopped: RunningDaemon) -> None:
         (("--until", "25:99"), "--until: '25:99' is no time"),
         (("--level", "loud"), "--level: 'loud' is none: it must be debug, info"),
         (("--grep", "("), "--grep: '(' is no regular expression: missing )"),
+        (("--since", "09:00", "--until", "2020-01-31"), "--since 09:00 is later than --until 2020-01-31"),
         (("-f", "--summary"), "-f never ends"),
         (("-f", "--until", "1h"), "-f never ends"),
         (("-n", "ten"), "'ten' is no number of lines"),
@@ -357,6 +358,46 @@ def test_wrong_use_is_said(tmp_path: Path, arguments: tuple[str, ...], words: st
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert words in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--since", "--until"])
+@pytest.mark.parametrize("more", [(), ("--summary",), ("--level", "error")])
+def test_a_log_without_times_is_said(stopped: RunningDaemon, option: str, more: tuple[str, ...]) -> None:
+    (stopped.log_dir / "web.log.2.gz").unlink()
+    (stopped.log_dir / "web.log.1").unlink()
+    (stopped.log_dir / "web.log").write_text("one\ntwo\n")
+    done = offline(stopped, "logs", option, "1 min ago", *more)
+    assert done.returncode == 0
+    assert done.stderr == (
+        "procmanctl: web: lines there tell no time, so --since and --until can't choose among them;"
+        " log = { timestamps = true } in the program table puts one before each line\n"
+    )
+    assert offline(stopped, "logs", option, "1 min ago", *more, "api").stderr == ""
+    assert offline(stopped, "logs", "web").stderr == ""
+
+
+ELSEWHERE = {
+    "": (True, 'its standard error is in DIR/web.log with the rest (log.stderr = "merge"): leave out --stderr'),
+    'stderr = "discard"': (True, 'its standard error is dropped (log.stderr = "discard")'),
+    'mode = "discard"': (False, 'its output is dropped (log.mode = "discard")'),
+    'mode = "inherit"': (False, "its output goes to the stdout of procmand, or what that was started with"),
+    'mode = "syslog"': (True, 'its output goes to the syslog of the machine (log.mode = "syslog")'),
+    'mode = "journal"': (False, "its output goes to the journal: journalctl PROCMAN_PROGRAM=web (log.mode"),
+}
+
+
+@pytest.mark.parametrize("log", ELSEWHERE)
+def test_where_output_goes_that_is_in_no_log(daemon: MakeDaemon, log: str) -> None:
+    """With a daemon and without one."""
+    running = daemon(IDLE.format(name="web") + f"log = {{ {log} }}\n" + IDLE.format(name="api"), start=False)
+    stderr, words = ELSEWHERE[log]
+    asked = ("logs", *(["--stderr"] if stderr else []), "web")
+    done = offline(running, *asked)
+    assert done.stderr.startswith(f"procmanctl: web: {words.replace('DIR', str(running.log_dir))}"), done.stderr
+    assert done.stdout == ""
+    running.start()
+    assert running.ctl(*asked).stderr == done.stderr
+    assert running.ctl("logs").stderr == ""  # of all: there are others
 
 
 def test_a_table_that_is_bad_is_said_offline(stopped: RunningDaemon) -> None:

@@ -19,6 +19,7 @@ from procman.errors import NoSuchProgram, ProcmanError, Unreachable
 from .tables import printable
 
 if TYPE_CHECKING:
+    from procman.config import Program
     from procman.logread import Follower
     from procman.rpc import LogSource, Object
 
@@ -64,7 +65,10 @@ Places = dict[tuple[str, str], tuple[str, int]]
 
 
 class Library(Protocol):
-    """Logs that can be read."""
+    """Logs that can be read. `elsewhere` says of the programs that `sources` has left out, by name, where their output
+    goes."""
+
+    elsewhere: dict[str, str]
 
     def sources(self, names: Sequence[str], *, stderr: bool) -> list[Source]:
         """The logs of these names (none: all), as they are now. Raises ProcmanError."""
@@ -82,10 +86,12 @@ class Remote:
     def __init__(self, connect: Callable[[float | None], Client], client: Client) -> None:
         self._connect = connect
         self._client = client
+        self.elsewhere: dict[str, str] = {}
 
     def sources(self, names: Sequence[str], *, stderr: bool) -> list[Source]:
         """See `Library`, as for the next two."""
         answer = self._client.call("logs.files", names=list(names), stderr=stderr)
+        self.elsewhere = {str(one["name"]): str(one["text"]) for one in answer.get("elsewhere") or ()}
         return [
             Source(
                 one["name"],
@@ -155,13 +161,17 @@ class Local:
 
         self._config = tables.parse(table, files.Machine())
         self._logs: dict[tuple[str, str], LogSource] = {}
+        self.elsewhere: dict[str, str] = {}
 
     def sources(self, names: Sequence[str], *, stderr: bool) -> list[Source]:
         """See `Library`, as for the next two."""
-        from procman import logread
+        from procman import launch, logread
 
         found = []
-        for log in self._named(names):
+        for program in self._named(names):
+            if text := launch.elsewhere(program, stderr=stderr):
+                self.elsewhere[program.program] = text
+        for log in (log for program in self._named(names) for log in launch.log_sources(program)):
             if not stderr or log.stream == "err":
                 self._logs[log.name, log.stream] = log
                 files = (
@@ -171,17 +181,15 @@ class Local:
                 found.append(Source(log.name, log.stream, tuple(files)))
         return found
 
-    def _named(self, names: Sequence[str]) -> Iterator[LogSource]:
+    def _named(self, names: Sequence[str]) -> Iterator[Program]:
         """Names mean what they mean to the daemon: a process, a program, a group, all."""
-        from procman import launch
-
         programs = self._config.programs
         for name in names:
             if name != "all" and not any(name in (p.name, p.program, *p.groups) for p in programs):
                 raise NoSuchProgram(f"no such program: {name[:200]!r}", hint=f"it is not in {self._config.path}")
         for program in programs:
             if not names or {"all", program.name, program.program, *program.groups} & set(names):
-                yield from launch.log_sources(program)
+                yield program
 
     def read(self, source: Source, file: File, size: int, offset: int) -> bytes | None:
         from procman import logread

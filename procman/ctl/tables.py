@@ -339,6 +339,8 @@ def _value(key: str, value: object) -> str:
             return f"0o{value:03o}"
         if key.endswith(("_bytes", "max_size")):
             return size(value)
+    if key == "problems" and isinstance(value, list) and value:
+        return "; ".join(map(printable, value))
     if isinstance(value, dict) and value:
         return ", ".join(f"{inner.replace('_', ' ')} {_value(inner, one)}" for inner, one in value.items())
     return _plain(value)

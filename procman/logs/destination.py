@@ -50,7 +50,8 @@ class Destinations:
                 name = STDERR if stream.is_error else STDOUT
                 outlet = self._outlets[name]
                 flow.channel = self._channel(name, lambda: outlet)
-                flow.dress = _dress(log, origin, lines.prefix(origin.process, colour=outlet.coloured))
+                name_before = lines.prefix(origin.process, colour=outlet.coloured)
+                flow.dress = _dress(log, origin, name_before, safe=outlet.terminal)
             case _:
                 flow.dress = _dress(log, origin, b"") if log.by_lines else None
 
@@ -78,7 +79,7 @@ class Destinations:
         return channel
 
 
-def _dress(log: Log, origin: Origin, name: bytes) -> Dress:
+def _dress(log: Log, origin: Origin, name: bytes, *, safe: bool = False) -> Dress:
     if log.format == "json":
         return lines.json_objects(origin)
-    return lines.text(name, timestamps=log.timestamps)
+    return lines.text(name, timestamps=log.timestamps, safe=safe)
