@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 
+from procman import shape
 from procman.config import Program
 from procman.rpc import LogSource
 
@@ -124,7 +124,7 @@ def request(program: Program, generation: int, env: Mapping[str, str], listen: M
     """The keeper's "spawn" request for child number `generation`. `listen` maps listener names to held names, in
     order."""
     out, err = log_pipes(program)
-    limits = {key: value for key, value in asdict(program.limits).items() if value not in (None, ())}
+    limits = {key: value for key, value in shape.flat(program.limits).items() if value not in (None, ())}
     asked: dict[str, object] = {
         "child": child_id(program.key, generation),
         "argv": list(program.argv),

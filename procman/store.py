@@ -16,7 +16,6 @@ import functools
 import json
 import os
 import re
-import secrets
 import select
 import stat
 import time
@@ -221,7 +220,7 @@ def _take(fd: int, state_dir: str, pid: int) -> Lock:
     try:
         _wait_for(fd)
         known = _house(fd)
-        number = known or secrets.randbelow((1 << HOUSE_BITS) - 1) + 1
+        number = known or int.from_bytes(os.urandom(8)) % ((1 << HOUSE_BITS) - 1) + 1
         text = f"{pid}\n{HOUSE_PREFIX}{number}\n".encode()
         os.pwrite(fd, text, 0)  # over the old text: no moment at which the house is not there
         os.ftruncate(fd, len(text))

@@ -491,8 +491,10 @@ def _recalled(path: str, held: Mapping[str, int]) -> Config | None:
         return None
     before, now = recall(os.dup(held["first table"])), recall(os.dup(held["table"]))
     # What needs a restart of the daemon is as it was when it started: a crash is no restart.
-    began = table.parse(path, before).daemon
+    began = None if before == now else table.parse(path, before).daemon
     config = table.parse(path, now, began)
+    if began is None:
+        return config
     return replace(config, daemon=apply.daemon_in_force(began, config.daemon))
 
 

@@ -1398,6 +1398,26 @@ def test_the_room_of_a_disk_is_asked_by_its_own_thread_alone(tmp_path: Path, mon
     close_all(threads, pipes)
 
 
+def test_adding_a_log_does_not_look_at_all_the_others(tmp_path: Path) -> None:
+    """At the start of a large table that would be quadratic."""
+    asked: list[str] = []
+
+    def disk_of(path: str) -> str:
+        asked.append(path)
+        return "disk"
+
+    threads = LogThreads(lambda path: None, -1, disk_of)
+    paths = [str(tmp_path / f"{number}.log") for number in range(40)]
+    threads.govern(Rules(str(tmp_path), Room(), tuple(Kept(path, path, Log()) for path in paths)))
+    pipes = {}
+    for path in paths:
+        read_fd, pipes[path] = make_pipe()
+        threads.add(Stream(path, path, Log(), path, read_fd))
+    assert len(asked) <= 4 * len(paths)
+    threads.start()
+    close_all(threads, pipes)
+
+
 def close_all(threads: LogThreads, pipes: dict[str, int]) -> None:
     for fd in pipes.values():
         os.close(fd)

@@ -207,7 +207,7 @@ class LogThreads:
 
     def _thread(self, disk: str) -> LogThread:
         """That of `disk`, which is made if need be. Where it can't be, or there are enough, another one does it too."""
-        thread = self._by_disk.get(disk)
+        thread = known = self._by_disk.get(disk)
         if thread is None and len(self._by_disk) <= THREADS_MAX:
             try:
                 aside = {"on_wish": self._on_wish, "on_said": self._on_said}
@@ -219,7 +219,8 @@ class LogThreads:
                 if self._started:
                     thread.start()
                 self._by_disk[disk] = thread
-                self._govern(thread)
+                if thread is not known:  # else it has its rules; to look through all logs for each one is quadratic
+                    self._govern(thread)
                 return thread
             except RuntimeError:  # no process is left for a thread
                 thread.stop()
