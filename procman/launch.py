@@ -89,7 +89,7 @@ def elsewhere(program: Program, *, stderr: bool) -> str:
     goes = {
         "discard": "is dropped",
         "inherit": "goes to the stdout of procmand, or what that was started with",
-        "syslog": "goes to the syslog of the machine",
+        "syslog": f"goes to the syslog {f'at {log.address}' if log.address else 'of the machine'}",
         "journal": f"goes to the journal: journalctl PROCMAN_PROGRAM={program.program}",
     }
     return f'its output {goes[log.mode]} (log.mode = "{log.mode}")'

@@ -41,10 +41,11 @@ class Destinations:
         flow.channel = None
         match log.mode:
             case "syslog":
-                flow.channel = self._channel(log.mode, lambda: Datagrams(syslog.SOCKET))
+                address = log.address or syslog.ADDRESS
+                flow.channel = self._channel(f"{log.mode} {address}", lambda: Datagrams(address))
                 flow.dress, flow.limit = syslog.messages(origin, apart=apart), syslog.MESSAGE_LIMIT
             case "journal":
-                flow.channel = self._channel(log.mode, lambda: Datagrams(journald.SOCKET, journald.send_large))
+                flow.channel = self._channel(log.mode, lambda: Datagrams(journald.ADDRESS, journald.send_large))
                 flow.dress, flow.limit = journald.entries(origin, apart=apart), journald.MESSAGE_LIMIT
             case "inherit":
                 name = STDERR if stream.is_error else STDOUT
