@@ -34,6 +34,10 @@ STUCK_SECONDS = 5.0
 """Longer than this nobody waits for the disk."""
 
 
+Make = Callable[[], dict[str, Any] | None]
+"""Makes a document; None where the file has it already."""
+
+
 class Journal:
     """Writes what `document` returns to the state file `path` after each `dirty`.
 
@@ -54,7 +58,7 @@ class Journal:
         self._document = document
         self._forget = forget
         self._hand_over = hand_over
-        self._beside: dict[str, dict[str, Any]] = {}  # other files of the state folder that are still to be written
+        self._beside: dict[str, Make] = {}  # other files of the state folder that are still to be written
         self._ended: dict[str, str] = {}  # process → its child that ended last
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._thread.submit(int)  # makes the thread now: later there may be no process left for one
@@ -73,9 +77,9 @@ class Journal:
         elif self._timer is None and not self.closed:
             self._timer = self._loop.call_at(self._next(), self._start)
 
-    def beside(self, path: str, document: dict[str, Any]) -> None:
-        """The file `path` is to hold `document`: with the next write."""
-        self._beside[path] = document
+    def beside(self, path: str, make: Make) -> None:
+        """The file `path` is to hold what `make` makes, in the thread: with the next write."""
+        self._beside[path] = make
         self.dirty()
 
     def _next(self) -> float:
@@ -137,12 +141,12 @@ class Journal:
         """The document, and of when it is: monotonic time."""
         return {"at": self._loop.time(), **self._document()}
 
-    def _save(self, beside: dict[str, dict[str, Any]], document: dict[str, Any], *, durable: bool) -> None:
+    def _save(self, beside: dict[str, Make], document: dict[str, Any], *, durable: bool) -> None:
         store.save(self._path, document, durable=durable)
-        for path, other in beside.items():
-            if not store.holds(path, other):
+        for path, make in beside.items():
+            if (other := make()) is not None:
                 store.save(path, other, durable=durable)
-            if self._beside.get(path) is other:
+            if self._beside.get(path) is make:
                 del self._beside[path]
 
     async def _write(self) -> None:

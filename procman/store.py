@@ -33,9 +33,6 @@ SIZE_MAX = 256 * 1024 * 1024
 VERSION = 1
 """Of the document's format. Raise it when an older reader would misunderstand."""
 
-STAMP = ("version", "boot_id", "written_at")
-"""What each document gets on its way to the disk."""
-
 BAD_KEPT = 3
 
 LOCK_NAME = "lock"
@@ -88,16 +85,14 @@ def load(path: str) -> Loaded:
     return Loaded(None, f"the state file {path} {reason}; starting without it, {_put_aside(path)}")
 
 
-def holds(path: str, document: Mapping[str, Any]) -> bool:
-    """Whether `save` has written just this there. Never raises."""
+def entry(path: str, name: str) -> Any:
+    """What a document that `save` has written there says of `name`; None where there is none. Never raises."""
     try:
         reason, content = _read(path)
         found = None if reason else _understand(content)[1]
     except OSError:
-        return False
-    if not isinstance(found, dict):
-        return False
-    return bool({name: found[name] for name in found if name not in STAMP} == json.loads(json.dumps(document)))
+        return None
+    return found.get(name) if isinstance(found, dict) else None
 
 
 def keep_copy(path: str) -> str:
@@ -142,8 +137,8 @@ def _understand(content: bytes) -> tuple[str, Any]:
 
 def stamped(document: Mapping[str, Any]) -> dict[str, Any]:
     """`document` with `version`, `boot_id` and `written_at` (RFC 3339). Raises OSError for want of a descriptor."""
-    stamp = (VERSION, boot_id(), dt.datetime.now(dt.UTC).isoformat())
-    return {**document, **dict(zip(STAMP, stamp, strict=True))}
+    stamp = {"version": VERSION, "boot_id": boot_id(), "written_at": dt.datetime.now(dt.UTC).isoformat()}
+    return {**document, **stamp}
 
 
 def save(path: str, document: Mapping[str, Any], *, durable: bool = False) -> None:

@@ -209,9 +209,9 @@ class _Parts:
 
     def settled(self, *, works: bool) -> None:
         try:
-            for path, document in self._back.documents(self._memory if works else -1):
-                self._journal.beside(path, document)
-        except (OSError, ProcmanError) as error:
+            for path, make in self._back.documents(self._memory if works else -1):
+                self._journal.beside(path, make)
+        except OSError as error:
             log.error("a daemon that is started anew may not know the way back to this table: %s", error)
 
     def _find_way_back(self) -> None:

@@ -7,6 +7,9 @@ where its own table says something else, for then somebody has edited it, or it 
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +18,8 @@ from typing import Any
 from procman import memo, store
 from procman.errors import Failed
 from procman.files import Machine
-from procman.recall import Recalled, recall
+from procman.journal import Make
+from procman.recall import Recalled, recall, recalled
 
 HELD_NAME = "previous table"
 """Held by the keeper: the table that was in force before."""
@@ -71,16 +75,27 @@ class WayBack:
         self.memory = before
         return {HELD_NAME: before}
 
-    def documents(self, good: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    def documents(self, good: int) -> Iterator[tuple[str, Make]]:
         """What is to be written where: `good` is the memory of a table that works, -1 where that in force does not.
-        No variables of the environment but those that reading it may have asked for: others may be secret. Raises
-        OSError and Failed."""
+        Raises OSError."""
         for name, memory in ((BEFORE_NAME, self.memory), (GOOD_NAME, good)):  # a kill between them costs nothing
             if memory >= 0:
-                machine = recall(os.dup(memory))
-                environ = {name: machine.environ[name] for name in FOR_FOLDERS if name in machine.environ}
-                told = {"cwd": machine.cwd, "environ": environ | _named(machine), "answers": machine.answers}
-                yield self._file(name), {"path": self.path, **told}
+                content = os.pread(memory, memo.MAX_SIZE, 0)
+                yield self._file(name), functools.partial(self._document, self._file(name), content)
+
+    def _document(self, file: str, content: bytes) -> dict[str, Any] | None:
+        """What is to stand in `file` of such a memory; None where it does, or the memory is damaged. For a thread.
+        No variables of the environment but those that reading it may have asked for: others may be secret."""
+        of = hashlib.blake2b(content + self.path.encode(errors="surrogateescape"), digest_size=16).hexdigest()
+        if store.entry(file, "of") == of:
+            return None  # most supervisors find it so, and need not look at what is in it
+        try:
+            machine = recalled(json.loads(content))
+        except (ValueError, RecursionError):
+            return None  # said when somebody goes back to it
+        environ = {name: machine.environ[name] for name in FOR_FOLDERS if name in machine.environ}
+        told = {"cwd": machine.cwd, "environ": environ | _named(machine), "answers": machine.answers}
+        return {"of": of, "path": self.path, **told}
 
     def _file(self, name: str) -> str:
         return os.path.join(self.state_dir, name)

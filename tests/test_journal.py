@@ -289,7 +289,7 @@ def test_other_files_are_written_with_it_and_tried_again(tmp_path: Path) -> None
     async def check() -> None:
         async with journaling(tmp_path) as written:
             other.mkdir()
-            written.journal.beside(str(other), {"of": [1, 2]})
+            written.journal.beside(str(other), lambda: {"of": [1, 2]})
             await written.journal.saved()
             assert "other.json" in written.journal.problem
             assert written.on_disk() == 0
@@ -299,10 +299,10 @@ def test_other_files_are_written_with_it_and_tried_again(tmp_path: Path) -> None
                     await written.journal.saved()
             first = other.read_bytes()
             assert json.loads(first)["of"] == [1, 2]
-            written.journal.beside(str(other), {"of": (1, 2)})
+            written.journal.beside(str(other), lambda: None)
             await written.journal.saved()
             assert other.read_bytes() == first
-            written.journal.beside(str(other), {"of": 3})
+            written.journal.beside(str(other), lambda: {"of": 3})
             await written.journal.saved()
             assert json.loads(other.read_bytes())["of"] == 3
 
