@@ -97,8 +97,9 @@ def _look(options: argparse.Namespace) -> int:
             print(table.socket_path(path, files.Machine()))
         else:
             config = table.parse(path, files.Machine())
-            for warning in (*units.doubtful(config), *offered.warnings(config)):
-                print(f"{path}: warning: {warning}", file=sys.stderr)
+            doubts = (*units.doubtful(config), *offered.warnings(config))
+            for warning in table.located(config, files.Machine(), doubts):
+                print(warning, file=sys.stderr)
             print(f"{path}: good: {len(config.programs)} processes, {len(config.listeners)} listeners")
     except ConfigError as error:
         print(error, file=sys.stderr)

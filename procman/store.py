@@ -85,6 +85,16 @@ def load(path: str) -> Loaded:
     return Loaded(None, f"the state file {path} {reason}; starting without it, {_put_aside(path)}")
 
 
+def entry(path: str, name: str) -> Any:
+    """What a document that `save` has written there says of `name`; None where there is none. Never raises."""
+    try:
+        reason, content = _read(path)
+        found = None if reason else _understand(content)[1]
+    except OSError:
+        return None
+    return found.get(name) if isinstance(found, dict) else None
+
+
 def keep_copy(path: str) -> str:
     """Keeps the file that is there now as PATH.bad-N, also when another one is put in its place. Returns what was done,
     in words."""
