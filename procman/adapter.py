@@ -103,8 +103,8 @@ def daphne(backlog: int, arguments: list[str]) -> Callable[[], object]:
 class _Drain:
     """The end of a daphne. It takes no new connections, answers what is asked on those that it has, and closes them."""
 
-    def __init__(self, server: Any, seconds: float) -> None:
-        self._reactor, self._server = _module("twisted.internet.reactor"), server
+    def __init__(self, seconds: float) -> None:
+        self._reactor, self._port = _module("twisted.internet.reactor"), _inside(_module("twisted.internet.tcp"), "Port")
         self._channels: set[Any] = set()
         self._seconds, self._began = seconds, -1.0
 
@@ -124,8 +124,9 @@ class _Drain:
         """Comes in the place of an end at once. Returns the Deferred that daphne's end waits for."""
         self._began = self._reactor.seconds()
         done = _module("twisted.internet.defer").Deferred()
-        for listener in self._server.listeners:
-            listener.addCallback(self._accept_no_more)
+        for reader in self._reactor.getReaders():  # daphne keeps no list of its ports
+            if isinstance(reader, self._port):
+                reader.stopReading()
         for channel in self._channels:
             if channel.requests and channel._handlingRequest:
                 channel.persistent = False
@@ -133,11 +134,6 @@ class _Drain:
                     self.persists(channel.requests[-1])
         self._look(done)
         return done
-
-    def _accept_no_more(self, port: Any) -> Any:
-        if port is not None:  # else it did not listen
-            port.stopReading()
-        return port
 
     def _look(self, done: Any) -> None:
         passed = self._reactor.seconds() - self._began
@@ -162,7 +158,7 @@ def _drain_daphne(seconds: float) -> None:
     drains: list[_Drain] = []
 
     def run(self: Any) -> None:
-        drains.append(_Drain(self, seconds))
+        drains.append(_Drain(seconds))
         start(self)
 
     def connection_made(self: Any) -> None:

@@ -462,6 +462,35 @@ def test_the_last_answer_of_a_connection_says_so(serve: Serve, request_: Request
     assert server.process.wait(10) == 0
 
 
+@parameters("daphne")
+def test_a_stopping_daphne_leaves_new_connections_to_its_successor(
+    serve: Serve, request_: Request, tmp_path: Path
+) -> None:
+    server = serve(request_)
+    server.wait_ready()
+    mark = tmp_path / "begun"
+    name = server.sockets[0].getsockname()
+    kept = HTTPConnection(name[0], name[1], timeout=20)
+
+    def says_close() -> bool:  # so it has heard the signal
+        kept.request("GET", "/")
+        answer = kept.getresponse()
+        answer.read()
+        return (answer.headers["Connection"] or "").lower() == "close"
+
+    with ThreadPoolExecutor(2) as clients, contextlib.closing(kept):
+        last = clients.submit(server.get, f"/slow?s=1&mark={quote(str(mark))}")
+        wait_until(mark.exists)
+        assert not says_close()
+        server.process.terminate()
+        wait_until(says_close)
+        new = clients.submit(server.get, "/pid")
+        assert last.result() == (200, "slept\n")
+        assert server.process.wait(20) == 0
+        successor = serve(request_, server.sockets)
+        assert new.result() == (200, f"{successor.process.pid}\n")
+
+
 OWN_GRACE = {"gunicorn": {"graceful-timeout": 1}}
 
 
