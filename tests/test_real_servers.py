@@ -26,7 +26,7 @@ from urllib.parse import quote
 
 import pytest
 
-from procman import listeners, probes, wsgi
+from procman import listeners, probes, queues, wsgi
 from procman.config import Address, Listener
 from procman.servers import Plan, Request, plan, told_at
 from tests.harness import PROJECT, group, wait_until
@@ -489,6 +489,28 @@ def test_a_stopping_daphne_leaves_new_connections_to_its_successor(
         assert server.process.wait(20) == 0
         successor = serve(request_, server.sockets)
         assert new.result() == (200, f"{successor.process.pid}\n")
+
+
+AT_ONCE = 20
+
+
+@parameters("gunicorn", "gunicorn preloaded, threads", "uwsgi", "wsgi", "hypercorn", "hypercorn workers", "daphne")
+def test_who_comes_in_the_moment_of_a_stop_is_answered(serve: Serve, request_: Request) -> None:
+    """By this server or the next one. They wait at its socket when it hears of the stop."""
+    server = serve(request_)
+    server.wait_ready()
+    if request_.server == "uwsgi":  # READY=1 is a moment sooner
+        wait_until(lambda: "(master-start)" in server.output.read_text())
+    port = server.sockets[0].getsockname()[1]
+    os.killpg(server.process.pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(AT_ONCE) as clients:
+        asked = [clients.submit(server.get) for _ in range(AT_ONCE)]
+        wait_until(lambda: len(queues.backlog(port).clients) == AT_ONCE)
+        server.process.send_signal(server.plan.stop_signal)
+        os.killpg(server.process.pid, signal.SIGCONT)
+        assert server.process.wait(20) == 0
+        serve(request_, server.sockets)
+        assert [each.result() for each in asked] == [hello(request_)] * AT_ONCE
 
 
 OWN_GRACE = {"gunicorn": {"graceful-timeout": 1}}
