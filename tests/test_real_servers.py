@@ -491,6 +491,17 @@ def test_a_stopping_daphne_leaves_new_connections_to_its_successor(
         assert new.result() == (200, f"{successor.process.pid}\n")
 
 
+@parameters("uwsgi", "uwsgi lazy", "uwsgi threads")
+def test_each_answer_of_uwsgi_says_that_it_is_the_last_one(serve: Serve, request_: Request) -> None:
+    """So no proxy keeps the connection, to lose the next request with it."""
+    server = serve(request_)
+    server.wait_ready()
+    name = server.sockets[0].getsockname()
+    with contextlib.closing(HTTPConnection(name[0], name[1], timeout=20)) as client:
+        client.request("GET", "/")
+        assert client.getresponse().headers["Connection"] == "close"
+
+
 AT_ONCE = 20
 
 
