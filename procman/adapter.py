@@ -106,7 +106,8 @@ class _Drain:
     """The end of a daphne. It takes no new connections, answers what is asked on those that it has, and closes them."""
 
     def __init__(self, seconds: float) -> None:
-        self._reactor, self._port = _module("twisted.internet.reactor"), _inside(_module("twisted.internet.tcp"), "Port")
+        self._reactor = _module("twisted.internet.reactor")
+        self._port = _inside(_module("twisted.internet.tcp"), "Port")
         self._channels: set[Any] = set()
         self._seconds, self._began = seconds, -1.0
 

@@ -215,8 +215,8 @@ _UWSGI_STOP = (
 )
 
 _UWSGI_LAST = "--add-header=Connection: close"
-"""It answers one request on a connection and closes it, which it does not say. A proxy that keeps connections would give
-the next request to one that just ends, and fail it if that is a POST."""
+"""It answers one request on a connection and closes it, which it does not say. A proxy that keeps connections would
+give the next request to one that just ends, and fail it if that is a POST."""
 
 
 def _uwsgi(request: Request) -> Plan:
