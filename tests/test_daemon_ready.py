@@ -72,6 +72,7 @@ def test_one_of_three_that_never_serves_is_not_ready(daemon: MakeDaemon, tmp_pat
         gates[2].unlink()
         for name in HOW:
             os.kill(running.status()[f"{name}:2"]["pid"], signal.SIGKILL)
+            wait_until(lambda: "SIGKILL" in running.status()[f"{name}:2"]["why"])  # noqa: B023
         wait_for_refusals()
         gates[2].touch()
         wait_until(all_run, 40)
