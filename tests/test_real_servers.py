@@ -233,6 +233,7 @@ SERVERS = {
     "wsgi of a virtualenv": replace(BASIC, server="wsgi", virtualenv=sys.prefix),
     "uvicorn": replace(ASGI, server="uvicorn"),
     "uvicorn workers": replace(ASGI, server="uvicorn", workers=2),
+    "uvicorn of a virtualenv": replace(ASGI, server="uvicorn", workers=2, virtualenv=sys.prefix),
     "hypercorn": replace(ASGI, server="hypercorn"),
     "hypercorn workers": replace(ASGI, server="hypercorn", workers=2),
     "hypercorn workers of a virtualenv": replace(ASGI, server="hypercorn", workers=2, virtualenv=sys.prefix),
@@ -242,6 +243,7 @@ SERVERS = {
     "granian workers": replace(ASGI, server="granian", workers=2),
     "granian of a virtualenv": replace(ASGI, server="granian", virtualenv=sys.prefix),
     "granian for WSGI": replace(BASIC, server="granian", threads=3, options={"interface": "wsgi"}),
+    "granian for RSGI": replace(ASGI, server="granian", app="asgi_site:rsgi", options={"interface": "rsgi"}),
 }
 
 
@@ -418,8 +420,7 @@ def test_stop_answers_what_is_worked_on(serve: Serve, request_: Request, tmp_pat
         wait_until(mark.exists)
         status, seconds = server.stop()
         assert answer.result() == (200, "slept\n")
-    # uvicorn without workers sends the signal to itself again, when it has done its work.
-    assert status == (-signal.SIGTERM if request_ == SERVERS["uvicorn"] else 0)
+    assert status == stopped(request_)
     assert seconds > 0.5
     assert wait_until(server.group_is_empty)
 
@@ -439,27 +440,42 @@ def test_daphne_cuts_off_what_takes_too_long(serve: Serve, request_: Request, tm
     assert wait_until(server.group_is_empty)
 
 
-@parameters("wsgi", "hypercorn", "hypercorn workers", "daphne")
+TELLING = (
+    *("wsgi", "uvicorn", "uvicorn workers", "uvicorn of a virtualenv", "hypercorn", "hypercorn workers", "daphne"),
+    *("granian", "granian workers", "granian for WSGI", "granian for RSGI"),
+)
+
+
+@parameters(*TELLING)
 def test_the_last_answer_of_a_connection_says_so(serve: Serve, request_: Request) -> None:
-    """On a kept connection, when it was told to stop; one that nobody uses it closes."""
+    """On a kept connection, in use or not, when it was told to stop; one that nobody uses any more it closes."""
     server = serve(request_)
     server.wait_ready()
     name = server.sockets[0].getsockname()
-    kept, idle = (HTTPConnection(name[0], name[1], timeout=20) for _ in range(2))
-    with contextlib.closing(kept), contextlib.closing(idle):
-        for connection in (kept, idle):
-            connection.request("GET", "/")
-            assert connection.getresponse().read() == hello(request_)[1].encode()
+
+    def ask(connection: HTTPConnection) -> bool:
+        connection.request("GET", "/")
+        answer = connection.getresponse()
+        assert answer.read() == hello(request_)[1].encode()
+        return (answer.headers["Connection"] or "").lower() == "close"
+
+    kept, late, idle = connections = [HTTPConnection(name[0], name[1], timeout=20) for _ in range(3)]
+    with contextlib.ExitStack() as stack:
+        for connection in connections:
+            stack.enter_context(contextlib.closing(connection))
+            assert not ask(connection)
         server.process.terminate()
-        said = ""
-        while said != "close":
-            kept.request("GET", "/")
-            answer = kept.getresponse()
-            assert answer.read() == hello(request_)[1].encode()
-            said = (answer.headers["Connection"] or "").lower()
+        for connection in (kept, late):  # of several workers one hears of it later
+            while not ask(connection):
+                assert connection.sock is not None
         assert idle.sock is not None
         assert idle.sock.recv(1) == b""
-    assert server.process.wait(10) == 0
+    assert server.process.wait(10) == stopped(request_)
+
+
+def stopped(request: Request) -> int:
+    """The exit status after a stop: a uvicorn without workers sends the signal to itself again."""
+    return -signal.SIGTERM if request.server == "uvicorn" and not request.workers else 0
 
 
 @parameters("daphne")
@@ -505,7 +521,10 @@ def test_each_answer_of_uwsgi_says_that_it_is_the_last_one(serve: Serve, request
 AT_ONCE = 20
 
 
-@parameters("gunicorn", "gunicorn preloaded, threads", "uwsgi", "wsgi", "hypercorn", "hypercorn workers", "daphne")
+@parameters(
+    *("gunicorn", "gunicorn preloaded, threads", "uwsgi", "wsgi", "uvicorn", "uvicorn workers"),
+    *("hypercorn", "hypercorn workers", "daphne"),
+)
 def test_who_comes_in_the_moment_of_a_stop_is_answered(serve: Serve, request_: Request) -> None:
     """By this server or the next one. They wait at its socket when it hears of the stop."""
     server = serve(request_)
@@ -519,7 +538,7 @@ def test_who_comes_in_the_moment_of_a_stop_is_answered(serve: Serve, request_: R
         wait_until(lambda: len(queues.backlog(port).clients) == AT_ONCE)
         server.process.send_signal(server.plan.stop_signal)
         os.killpg(server.process.pid, signal.SIGCONT)
-        assert server.process.wait(20) == 0
+        assert server.process.wait(20) == stopped(request_)
         serve(request_, server.sockets)
         assert [each.result() for each in asked] == [hello(request_)] * AT_ONCE
 

@@ -39,6 +39,9 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "lifespan":
         await _lifespan(receive, send)
         return
+    if scope["type"] == "websocket":
+        await _websocket(receive, send)
+        return
     if scope["path"].removeprefix(scope.get("root_path", "")).startswith("/n/"):
         await numbered_site.asgi(scope, receive, send)
         return
@@ -46,6 +49,11 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     status, text = await _answer(scope, query)
     await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
     await send({"type": "http.response.body", "body": text.encode()})
+
+
+async def rsgi(scope: Any, protocol: Any) -> None:
+    """The first page by granian's own interface."""
+    protocol.response_str(200, [("content-type", "text/plain")], "asgi\n")
 
 
 class Site:
@@ -70,6 +78,15 @@ async def _lifespan(receive: Receive, send: Send) -> None:
     if wanted:
         Path(wanted).touch()
     await send({"type": "lifespan.shutdown.complete"})
+
+
+async def _websocket(receive: Receive, send: Send) -> None:
+    """Says whether its end was told to it, and how."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (event := await receive())["type"] != "websocket.disconnect":
+        await send({"type": "websocket.send", "text": event["text"]})
+    print(f"websocket ended by {event['code']}", flush=True)
 
 
 async def _answer(scope: Scope, query: dict[str, str]) -> tuple[int, str]:
