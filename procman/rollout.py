@@ -54,6 +54,12 @@ GRACE_SECONDS = 1.0
 DRY_SECONDS = 60.0
 """So long the one before may work on its queue: who waits there is lost when its socket closes."""
 
+HANDSHAKE_SECONDS = 4.0
+"""Who had begun to connect to it may take so long: a lost packet is sent again after 1 and after 3 seconds. Who is not
+there by then is reset, or will never come."""
+
+HANDSHAKE_LOOK_SECONDS = 0.1
+
 QUEUE_SECONDS = 10.0
 """A successor that is given up and does not empty its queue within this time does not answer any more."""
 
@@ -388,13 +394,19 @@ class Rollout:
         await self._roll_back(reason)
 
     async def _run_dry(self) -> None:
-        """Until nothing waits for the one before, and it has read what it accepted."""
+        """Until nothing waits for the one before, nor is on its way to its sockets, and it has read what it accepted."""
         if not self._firsts and not any(program.listen for program in self._programs.values()):
             return
+        trials, end = self._ground.trials, time.monotonic() + HANDSHAKE_SECONDS
+        connecting = await trials.connecting(self._firsts)  # some to the successor: it will not take long
         try:
             async with asyncio.timeout(DRY_SECONDS):
-                while any(self._ground.sockets.waiting(first) for first in self._firsts):
-                    await self._unless_abandoned(asyncio.sleep(LOOK_SECONDS))
+                while connecting or any(self._ground.sockets.waiting(first) for first in self._firsts):
+                    pause = HANDSHAKE_LOOK_SECONDS if connecting else LOOK_SECONDS
+                    await self._unless_abandoned(asyncio.sleep(pause))
+                    if connecting:
+                        late = time.monotonic() >= end
+                        connecting = frozenset() if late else connecting & await trials.connecting(self._firsts)
         except TimeoutError:
             log.warning("%s: connections still wait for the one before", ", ".join(self._unit.names))
         current = [self._supervisor.processes[name] for name in self._unit.names]

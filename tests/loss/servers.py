@@ -21,7 +21,7 @@ class Server:
 
     `lines` of its program, where procman knows the server; `module` must be installed. `command` runs it where procman
     does not know it (yet): the socket is descriptor 3. `keeps` connections alive; takes `chunked` uploads; `pipelines`;
-    `tells` which answer is the last one of a connection.
+    `drops` at its stop whom it has accepted and not heard.
     """
 
     module: str
@@ -31,7 +31,7 @@ class Server:
     keeps: bool = True
     chunked: bool = True
     pipelines: bool = True
-    tells: bool = True
+    drops: bool = False
 
     @property
     def binds_itself(self) -> bool:
@@ -68,7 +68,7 @@ SERVERS = {
     "uwsgi": Server("pyuwsgi", WSGI + "workers = 4", "uwsgi", keeps=False, chunked=False, pipelines=False),
     "uvicorn": Server(
         "uvicorn", ASGI + LONG.format("timeout-keep-alive"), "uvicorn",
-        ("-m", "uvicorn", "--fd", "3", "--log-level=warning", "numbered_site:asgi"), tells=False,
+        ("-m", "uvicorn", "--fd", "3", "--log-level=warning", "numbered_site:asgi"),
     ),
     "hypercorn": Server(
         "hypercorn", ASGI + LONG.format("keep-alive"), "hypercorn",
@@ -78,7 +78,7 @@ SERVERS = {
     "granian": Server(
         "granian", ASGI, "granian",
         ("-m", "granian", "--interface=asgi", "--no-ws", "--host={host}", "--port={port}", "numbered_site:asgi"),
-        tells=False,
+        drops=True,
     ),
 }  # fmt: skip
 """By the names of `--server`. granian takes no socket: it binds its own until procman knows better."""
