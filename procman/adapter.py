@@ -15,7 +15,7 @@ uvicorn    when it stops it closes every connection between two requests at once
            Here it waits for the next request a while, and answers it with `Connection: close`.
 
 Each is mended by replacing a few functions of the server. Where one is not as expected it says so and ends, for a
-server that listens somewhere else would be worse; uvicorn, which finds its socket by itself, goes on as it is.
+server that listens somewhere else would be worse. A granian or uvicorn whose stop can't be mended says so and serves.
 This module must not know procman: it runs in the application's virtualenv.
 """
 
@@ -86,7 +86,7 @@ def _obedient(target: Callable[..., object], interface: str, grace: float, *argu
     """In a worker of granian: until it has handlers of its own, a signal ends it."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    _drain_granian(interface, grace)
+    _as_far_as_known(_drain_granian, interface, grace)
     return target(*arguments)
 
 
@@ -397,24 +397,24 @@ def _drain_hypercorn(listening: list[int]) -> None:
 def uvicorn(backlog: int, arguments: list[str]) -> Callable[[], object]:
     """Let it drain when it stops, its workers too. (The backlog is an option of its own.)"""
     run: Callable[[], object] = _inside(_module("uvicorn.main"), "main")
-    parent = _module("uvicorn.supervisors.multiprocess")
-    try:
+
+    def drain_workers() -> None:
+        parent = _module("uvicorn.supervisors.multiprocess")
         make = _inside(parent, "get_subprocess")
-        _drain_uvicorn()
-    except SystemExit as unknown:
-        sys.stderr.write(f"{unknown}: a stop of this uvicorn may lose what comes on kept connections\n")
-        return run
 
-    def with_drain(config: object, target: Callable[..., object], *rest: object) -> object:
-        return make(config, functools.partial(_draining, target), *rest)
+        def with_drain(config: object, target: Callable[..., object], *rest: object) -> object:
+            return make(config, functools.partial(_draining, target), *rest)
 
-    parent.get_subprocess = with_drain
+        parent.get_subprocess = with_drain
+
+    for drain in (_drain_uvicorn, drain_workers):
+        _as_far_as_known(drain)
     return run
 
 
 def _draining(target: Callable[..., object], *arguments: object, **named: object) -> object:
     """In a worker of uvicorn."""
-    _drain_uvicorn()
+    _as_far_as_known(_drain_uvicorn)
     return target(*arguments, **named)
 
 
@@ -450,7 +450,7 @@ def _is_busy(connection: Any) -> bool | None:
     if not hasattr(connection, "cycle"):
         return None
     cycle, scope = connection.cycle, connection.scope
-    if cycle is not None and not cycle.response_complete or connection.transport.get_write_buffer_size():
+    if (cycle is not None and not cycle.response_complete) or connection.transport.get_write_buffer_size():
         return True
     of_h11, _ = getattr(getattr(connection, "conn", None), "trailing_data", (b"", False))
     of_httptools = scope is not None and (cycle is None or cycle.scope is not scope)
@@ -502,8 +502,19 @@ def _inside(owner: Any, name: str) -> Any:
     return getattr(owner, name)
 
 
+NO_SOCKET, NO_DRAIN = "can't hand the socket over", "a stop may lose what comes on kept connections"
+
+
 def _unknown(what: str, why: str) -> SystemExit:
-    return SystemExit(f"procman: can't hand the socket over: {what} is not as this procman knows it ({why})")
+    return SystemExit(f"procman: {NO_SOCKET}: {what} is not as this procman knows it ({why})")
+
+
+def _as_far_as_known(drain: Callable[..., None], *arguments: object) -> None:
+    """Mend the stop of a server that serves all the same where it is not as expected: then that is only said."""
+    try:
+        drain(*arguments)
+    except SystemExit as unknown:
+        sys.stderr.write(f"{unknown}\n".replace(NO_SOCKET, NO_DRAIN))
 
 
 SERVERS = {"granian": granian, "daphne": daphne, "hypercorn": hypercorn, "uvicorn": uvicorn}

@@ -394,7 +394,7 @@ class Rollout:
         await self._roll_back(reason)
 
     async def _run_dry(self) -> None:
-        """Until nothing waits for the one before, nor is on its way to its sockets, and it has read what it accepted."""
+        """Until nothing waits for the one before or is on its way to it, and it has read what it accepted."""
         if not self._firsts and not any(program.listen for program in self._programs.values()):
             return
         trials, end = self._ground.trials, time.monotonic() + HANDSHAKE_SECONDS

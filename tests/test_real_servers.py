@@ -518,6 +518,64 @@ def test_each_answer_of_uwsgi_says_that_it_is_the_last_one(serve: Serve, request
         assert client.getresponse().headers["Connection"] == "close"
 
 
+@contextlib.contextmanager
+def raw(server: Running, *lines: str) -> Iterator[socket.socket]:
+    """A connection on which a request was sent."""
+    with socket.create_connection(server.sockets[0].getsockname(), timeout=20) as client:
+        client.sendall("\r\n".join([*lines, "Host: localhost", "", ""]).encode())
+        yield client
+
+
+@parameters("uvicorn", "uvicorn workers")
+def test_uvicorn_ends_websockets_at_once_and_answers_in_full(serve: Serve, request_: Request, tmp_path: Path) -> None:
+    """A websocket is told 1012, as by uvicorn itself; what has begun before the stop is whole, and what comes on that
+    connection then, or in parts meanwhile, is answered."""
+    pytest.importorskip("wsproto")
+    server = serve(request_)
+    server.wait_ready()
+    mark = tmp_path / "begun"
+    upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
+    with (
+        raw(server, "GET /ws HTTP/1.1", *upgrade, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==") as websocket,
+        raw(server, "GET /stream?s=1.5 HTTP/1.1") as streamed,
+        raw(server, f"GET /slow?s=1.5&mark={quote(str(mark))} HTTP/1.1") as slow,
+        socket.create_connection(server.sockets[0].getsockname(), timeout=20) as in_parts,
+    ):
+        assert websocket.recv(4096).startswith(b"HTTP/1.1 101")
+        streamed_lines = streamed.makefile("rb")
+        wait_until(lambda: streamed_lines.readline() == b"begun\n")
+        in_parts.sendall(b"GET / HT")
+        wait_until(mark.exists)
+        server.process.terminate()
+        assert websocket.recv(4096)[2:4] == struct.pack("!H", 1012)
+        wait_until(lambda: streamed_lines.readline() == b"0\r\n")
+        streamed.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"\r\nconnection: close\r\n" in streamed_lines.read().lower()
+        assert whole(slow).endswith(b"slept\n\r\n0\r\n\r\n")
+        in_parts.sendall(b"TP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = whole(in_parts)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"connection: close" in answer.lower()
+    assert server.process.wait(10) == stopped(request_)
+    assert "websocket ended by 1012" in server.output.read_text()
+
+
+def whole(client: socket.socket) -> bytes:
+    """All that comes until the end, which must be orderly."""
+    return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+@parameters("uvicorn")
+def test_uvicorn_cuts_off_what_takes_too_long(serve: Serve, request_: Request, tmp_path: Path) -> None:
+    """Within its own timeout, which the wait for last answers is part of."""
+    server = serve(replace(request_, options={"timeout-graceful-shutdown": 2}))
+    server.wait_ready()
+    mark = tmp_path / "begun"
+    with raw(server, f"GET /slow?s=19&mark={quote(str(mark))} HTTP/1.1"):
+        wait_until(mark.exists)
+        assert 1.5 < server.stop()[1] < 6
+
+
 AT_ONCE = 20
 
 
@@ -742,6 +800,30 @@ INSIDES: list[tuple[str, str, str]] = [
     ("daphne", "daphne.server", "Server"),
     ("hypercorn", "hypercorn.run", "_populate"),
 ]
+
+
+UVICORN_INSIDES = (
+    ("uvicorn.server", "Server._wait_tasks_to_complete"),
+    ("uvicorn.supervisors.multiprocess", "get_subprocess"),
+)
+
+
+@pytest.mark.parametrize(("module", "name"), UVICORN_INSIDES)
+def test_a_uvicorn_with_other_insides_says_so_and_goes_on(module: str, name: str) -> None:
+    """It finds its socket by itself."""
+    pytest.importorskip("uvicorn")
+    code = f"import sys, {module} as module; del module.{name}; from procman import adapter; adapter.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "uvicorn", "77", "--version"],
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("Running uvicorn ")
+    assert f"a stop may lose what comes on kept connections: {module}.{name} is not as this procman" in done.stderr
 
 
 @pytest.mark.parametrize(("server", "module", "name"), INSIDES)

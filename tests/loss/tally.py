@@ -42,10 +42,10 @@ class Tally:
     """What became of the requests of one mode.
 
     A keep-alive connection that the server closes while it is idle is no failure, for a client may ask again (RFC 9112,
-    section 9.3.1): `idle_closed` counts them, but for those after which nobody asked for a while (`unused_closed`); `idle_closed_most` those of the one connection that had most; `retried`
-    are the requests that met such a close on the wire, and were asked again. `told_close`: answers with `Connection:
-    close` to a client that would have gone on; `behind_close` are pipelined requests behind such an answer, which are
-    asked again as well (section 9.6).
+    section 9.3.1): `idle_closed` counts them, but for those that nobody had used for a while (`unused_closed`);
+    `idle_closed_most` those of the one connection that had most; `retried` are the requests that met such a close on
+    the wire, and were asked again. `told_close`: answers with `Connection: close` to a client that would have gone on;
+    `behind_close` are pipelined requests behind such an answer, which are asked again as well (section 9.6).
     """
 
     requests: int = 0
@@ -77,7 +77,8 @@ class Tally:
 
     def add(self, other: Self) -> None:
         """Takes in what another connection saw."""
-        for name in ("requests", "ok", "idle_closed", "unused_closed", "retried", "told_close", "behind_close", "connections"):
+        counted = ("requests", "ok", "idle_closed", "unused_closed", "retried", "told_close", "behind_close", "connections")
+        for name in counted:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.failed = dict(Counter(self.failed) + Counter(other.failed))
         self.failures = sorted(self.failures + other.failures, key=lambda failure: failure.at)[:FAILURES_SHOWN]
