@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
 import fcntl
 import functools
 import importlib
@@ -33,6 +34,7 @@ import socket
 import sys
 import termios
 import threading
+import time
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -86,13 +88,15 @@ def _obedient(target: Callable[..., object], interface: str, grace: float, *argu
     """In a worker of granian: until it has handlers of its own, a signal ends it."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    _as_far_as_known(_drain_granian, interface, grace)
+    parts = [part for argument in arguments if isinstance(argument, tuple) for part in argument]
+    listener = next((part for part in parts if isinstance(part, socket.socket)), None)
+    _as_far_as_known(_drain_granian, interface, grace, listener)
     return target(*arguments)
 
 
-def _drain_granian(interface: str, grace: float) -> None:
-    """In a worker: when it is told to stop, let it go on for `grace` seconds, in which every answer is the last one of
-    its connection."""
+def _drain_granian(interface: str, grace: float, listener: socket.socket | None) -> None:
+    """In a worker: when it is told to stop, let it go on for up to `grace` seconds, as long as it has connections. It
+    accepts no more, and every answer is the last one of its connection."""
     worker, signals = _module("granian.server.mp"), _module("granian._signals")
     told = threading.Event()
     name = "_asgi_call_wrap" if interface == "asginl" else f"_{interface}_call_wrap"
@@ -102,12 +106,11 @@ def _drain_granian(interface: str, grace: float) -> None:
         stop = begin(*loop)
 
         def leave(*_: object) -> None:
-            if told.is_set():
+            if told.is_set() or listener is None:
                 stop.set()
-            told.set()
-            last = threading.Timer(grace, stop.set)
-            last.daemon = True
-            last.start()
+            else:
+                told.set()
+                threading.Thread(target=_run_dry, args=(listener, grace, stop.set), daemon=True).start()
 
         try:
             loop[0].add_signal_handler(signal.SIGTERM, leave)
@@ -118,6 +121,50 @@ def _drain_granian(interface: str, grace: float) -> None:
     setattr(worker, name, lambda application, *rest: wrap(telling(application, told), *rest))
     for each in ("set_loop_signals", "set_sync_signals"):
         setattr(signals, each, functools.partial(prepare, _inside(signals, each)))
+
+
+def _run_dry(listener: socket.socket, grace: float, end: Callable[[], object]) -> None:
+    """Accept no more, and call `end` when no connection is left, or `grace` seconds are over."""
+    name, until = listener.getsockname(), time.monotonic() + grace
+    _put_aside(listener)
+    while time.monotonic() < until and any(_came_to(name, descriptor) for descriptor in _descriptors()):
+        time.sleep(LOOK_SECONDS)
+    end()
+
+
+def _put_aside(listener: socket.socket) -> None:
+    """Let each descriptor of `listener` in this process be one at which nobody ever comes: who waits at the true one is
+    left to others. (It is closed nowhere, and shutdown(2) would end it for all.)"""
+    me = os.fstat(listener.fileno())
+    with socket.socket(socket.AF_UNIX) as nobodys:
+        nobodys.bind("")  # a name of the kernel's
+        nobodys.listen(1)
+        nobodys.setblocking(False)
+        for descriptor in _descriptors():
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(descriptor), me):
+                    os.dup2(nobodys.fileno(), descriptor, inheritable=False)
+
+
+def _came_to(name: object, descriptor: int) -> bool:
+    """Whether it is a connection of the listener with this name."""
+    copy = -1
+    try:
+        copy = os.dup(descriptor)
+        with socket.socket(fileno=copy) as found:
+            copy = -1
+            found.getpeername()
+            here = found.getsockname()
+    except OSError:
+        return False
+    finally:
+        if copy >= 0:
+            os.close(copy)
+    return bool(here == name or (isinstance(here, tuple) and isinstance(name, tuple) and here[1] == name[1]))
+
+
+def _descriptors() -> list[int]:
+    return [int(name) for name in os.listdir("/proc/self/fd")]
 
 
 def _tell_asgi(application: Callable[..., Any], told: threading.Event) -> Callable[..., Any]:

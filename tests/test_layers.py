@@ -55,7 +55,7 @@ RESERVED = [
     ("wait3 wait4 waitpid waitid", "keeper daemon"),
     ("execv execve execvp execvpe", "keeper daemon"),
     ("create_subprocess_exec create_subprocess_shell system popen", ""),
-    ("bind create_server start_server", "listeners notify probes wsgi"),
+    ("bind create_server start_server", "listeners notify probes wsgi adapter"),
     ("sleep", "probes rollout proving logs client ctl wsgi adapter"),
 ]
 ONLY_IN = {call: set(modules.split()) for names, modules in RESERVED for call in names.split()}

@@ -77,8 +77,8 @@ class Tally:
 
     def add(self, other: Self) -> None:
         """Takes in what another connection saw."""
-        counted = ("requests", "ok", "idle_closed", "unused_closed", "retried", "told_close", "behind_close", "connections")
-        for name in counted:
+        counted = "requests ok idle_closed unused_closed retried told_close behind_close connections"
+        for name in counted.split():
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.failed = dict(Counter(self.failed) + Counter(other.failed))
         self.failures = sorted(self.failures + other.failures, key=lambda failure: failure.at)[:FAILURES_SHOWN]
