@@ -4,7 +4,8 @@
 granian    has no option for a socket that is open already. Its parent makes one for its workers; here it is given
            descriptor 3 instead. So nothing is closed or refused between one granian and the next. And a worker that is
            told to stop while it starts would not hear it: it has the handlers of its parent until it has its own. And
-           a stop closes every idle connection at once: here its answers say `Connection: close` for a while before.
+           a stop closes every idle connection at once, and drops what was just accepted: here it accepts no more, and
+           its answers say `Connection: close`, for a while before.
 daphne     takes every descriptor for IPv4. A Unix socket would be its own: mode 0666, a queue of 50, and shut down and
            removed when it stops. And a stop cuts off what it works on: here `--graceful-timeout=SECONDS` is what that
            gets, and the last answer of each connection says `Connection: close`.

@@ -20,8 +20,7 @@ class Server:
     """One kind of server.
 
     `lines` of its program, where procman knows the server; `module` must be installed. `command` runs it where procman
-    does not know it (yet): the socket is descriptor 3. `keeps` connections alive; takes `chunked` uploads; `pipelines`;
-    `drops` at its stop whom it has accepted and not heard.
+    does not know it (yet): the socket is descriptor 3. `keeps` connections alive; takes `chunked` uploads; `pipelines`.
     """
 
     module: str
@@ -31,7 +30,6 @@ class Server:
     keeps: bool = True
     chunked: bool = True
     pipelines: bool = True
-    drops: bool = False
 
     @property
     def binds_itself(self) -> bool:
@@ -78,7 +76,6 @@ SERVERS = {
     "granian": Server(
         "granian", ASGI, "granian",
         ("-m", "granian", "--interface=asgi", "--no-ws", "--host={host}", "--port={port}", "numbered_site:asgi"),
-        drops=True,
     ),
 }  # fmt: skip
 """By the names of `--server`. granian takes no socket: it binds its own until procman knows better."""
