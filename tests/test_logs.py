@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from procman import crossing
 from procman.config import Log, Room
 from procman.logs import Counters, Kept, LogThread, LogThreads, Rules, Stream, channel, logfile, make_pipe
+from procman.logs.datagrams import Datagrams
 from procman.logs.flow import Flow
 from procman.logs.lines import Piece
 from procman.logs.logfile import LogFile
@@ -1049,6 +1050,115 @@ def test_a_stdout_that_nobody_reads_drops_after_a_second_and_recovers(
     logs.close()
     os.close(reader)
     os.close(stdout)
+
+
+@pytest.mark.parametrize("make", [_pipe, _socket])
+def test_a_stdout_is_printed_to_again_as_soon_as_somebody_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[], tuple[int, int]]
+) -> None:
+    """A program at full speed loses gigabytes in a second: a reader that paused is found at the next turn."""
+    monkeypatch.setattr(channel, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr(channel, "RETRY_SECONDS", 3600.0)
+    reader, stdout = make()
+    logs = Capture(tmp_path, stdout)
+    pipe = logs.add("loud", INHERIT)
+    for turn in range(2):
+        with full_speed(pipe):
+            dropped = logs.thread.counters("loud").dropped
+            wait_until(lambda: logs.thread.counters("loud").dropped > dropped + (1 << 20))  # noqa: B023
+        logs.settle("loud")
+        printed = drain(reader)
+        before = logs.thread.counters("loud")
+        os.write(pipe, b"again %d\n" % turn)
+        printed += wait_for_bytes(reader, b"again %d\n" % turn)
+        after = logs.settle("loud")
+        assert (after.dropped, after.unreported, after.error) == (before.dropped, 0, "")
+    logs.close()
+    os.close(reader)
+    os.close(stdout)
+
+
+def test_who_was_given_up_is_not_waited_for_again_before_it_takes_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "STALL_SECONDS", 0.2)
+    reader, stdout = os.pipe()
+    logs = Capture(tmp_path, stdout)
+    pipe = logs.add("loud", INHERIT)
+    with full_speed(pipe):
+        wait_until(lambda: logs.thread.counters("loud").dropped)
+        monkeypatch.setattr(channel, "STALL_SECONDS", 3600.0)
+        wait_until(lambda: logs.thread.counters("loud").dropped > 1 << 24)
+        assert debtor(logs) is None
+    drain(reader)
+    os.write(pipe, b"again\n")
+    wait_for_bytes(reader, b"again\n")
+    with full_speed(pipe):
+        wait_until(lambda: debtor(logs) is not None)  # it lives again, and is waited for
+    logs.thread.reopen(os.open(os.devnull, os.O_WRONLY))
+    logs.close()
+    os.close(reader)
+    os.close(stdout)
+
+
+def test_a_socket_that_has_room_and_takes_nothing_keeps_nobody_awake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ENOBUFS: the kernel has no memory for it, and epoll says all the same that there is room."""
+    monkeypatch.setattr(channel, "STALL_SECONDS", 0.3)
+    tries = 0
+
+    def deliver(_self: Datagrams, _sock: socket.socket, _data: bytes) -> int:
+        nonlocal tries
+        tries += 1
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+    monkeypatch.setattr(Datagrams, "_deliver", deliver)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as reader:
+        reader.bind(("127.0.0.1", 0))
+        logs = Capture(tmp_path)
+        log = Log(mode="syslog", address=f"udp:127.0.0.1:{reader.getsockname()[1]}")
+        os.write(logs.add("shop", log), b"hello\n")
+        wait_until(lambda: logs.thread.counters("shop").dropped)
+    logs.close()
+    assert 2 <= tries < 50
+
+
+def test_syslog_over_a_stream_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """unix-stream of syslog-ng: its reader is slow, so messages go out in parts; then it is started anew."""
+    monkeypatch.setattr(channel, "STALL_SECONDS", 3600.0)
+    path, lines = tmp_path / "log.sock", [b"%d %s" % (number, b"x" * 3000) for number in range(400)]
+    lines[7] = b"7 with a NUL\0<0>and no message of its own"
+
+    def listen() -> socket.socket:
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(path))
+        listener.listen(1)
+        return listener
+
+    with listen() as listener:
+        logs = Capture(tmp_path)
+        pipe = logs.add("shop", Log(mode="syslog", address=f"unix:{path}"))
+        printing = threading.Thread(target=lambda: os.writev(pipe, [b"\n".join(lines) + b"\n"]))
+        printing.start()
+        connection, _ = listener.accept()
+        wait_until(lambda: debtor(logs) is not None)
+        found = b""
+        while found.count(b"\0") < len(lines):
+            assert select.select([connection], [], [], 10)[0]
+            found += connection.recv(1000)
+        printing.join(10)
+    connection.close()
+    lines[7] = lines[7].replace(b"\0", b" ")
+    assert [message.partition(b" stdout - ")[2] for message in found.split(b"\0")[:-1]] == lines
+    with listen() as listener:
+        os.write(pipe, b"and again\n")
+        connection, _ = listener.accept()
+        with connection:
+            assert wait_for_bytes(connection.fileno(), b"\0").endswith(b" stdout - and again\0")
+        assert logs.settle("shop").dropped == 0
+        logs.close()
 
 
 def drain(fd: int) -> bytes:

@@ -293,7 +293,7 @@ def test_the_raw_mode_has_no_spool_and_nothing_in_user_space(logs: Capture) -> N
 def test_lines_wait_for_a_socket_that_is_made_anew(logs: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing of it is lost, nor does the thread spin meanwhile."""
     path = logs.folder / "socket"
-    monkeypatch.setattr("procman.logs.syslog.SOCKET", str(path))
+    monkeypatch.setattr("procman.logs.syslog.ADDRESS", f"unix:{path}")
     monkeypatch.setattr("procman.logs.channel.STALL_SECONDS", 60.0)
     pipe = logs.add("shop", Log(mode="syslog"))
     reader = Reader(path)
@@ -311,7 +311,7 @@ def test_lines_wait_for_a_socket_that_is_made_anew(logs: Capture, monkeypatch: p
 def test_a_reader_that_is_slow_gets_every_message_in_order(logs: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its queue is full most of the time: the kernel tells when there is room again."""
     path = logs.folder / "socket"
-    monkeypatch.setattr("procman.logs.journald.SOCKET", str(path))
+    monkeypatch.setattr("procman.logs.journald.ADDRESS", f"unix:{path}")
     monkeypatch.setattr("procman.logs.channel.STALL_SECONDS", 60.0)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
         server.bind(str(path))
@@ -426,7 +426,7 @@ import sys, threading
 from procman.config import Log
 from procman.logs import LogThread, Stream, datagrams, destination, journald, syslog
 path, mode, form, pipe, spool, out = sys.argv[1:]
-syslog.SOCKET = journald.SOCKET = path
+syslog.ADDRESS = journald.ADDRESS = f"unix:{path}"
 thread = LogThread(stdout_fd=int(out))
 forms = {"raw": {}, "times": {"timestamps": True}, "json": {"format": "json"}}
 log = Log(mode=mode, max_size=200_000, keep=100000, **forms[form])
