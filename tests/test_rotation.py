@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from procman.config import Every
-from procman.logs.rotation import Rotated, due, last_boundary, next_boundary, numbers, oldest_first, surplus
+from procman.logs.rotation import Rotated, due, last_boundary, next_boundary, oldest_first, split, surplus
 
 EVERY: list[Every] = ["hourly", "daily", "weekly"]
 ZONES = [
@@ -154,4 +154,6 @@ def test_of_the_same_moment_the_higher_number_goes_first() -> None:
 def test_only_names_that_we_give_are_ours() -> None:
     ours = ["log", "log.1", "log.2.gz", "log.2", "log.10.gz"]
     others = ["log.03", "log.0", "log.x", "log.1.bz2", "log.gz.partial", "xlog.4", "log.5.gz.gz", "log.123456"]
-    assert numbers([*ours, *others], "log") == [1, 2, 10]
+    found = [split(name) for name in [*ours, *others]]
+    assert sorted(number for log, number in filter(None, found) if log == "log") == [1, 2, 2, 10]
+    assert split("log.1.2") == ("log.1", 2)

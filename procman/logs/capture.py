@@ -29,8 +29,9 @@ from procman.logs import spool
 from procman.logs.destination import Destinations
 from procman.logs.flow import Begun, Counters, Flow, Stream, bytes_waiting
 from procman.logs.logfile import RETRY_SECONDS, LogFile
+from procman.logs.room import Rules
 from procman.logs.spool import Spool
-from procman.logs.upkeep import Rules, Upkeep
+from procman.logs.upkeep import Upkeep
 
 # A program that prints line by line would wake the thread for every line: 11 CPU seconds per GB, against 1.6. After a
 # small round that followed closely on another, the thread lets some more come first. A single line is never delayed.

@@ -107,8 +107,11 @@ def surplus(files: Iterable[Rotated], total: int) -> list[Rotated]:
     return gone
 
 
-def numbers(names: Iterable[str], name: str) -> list[int]:
-    """The numbers of the rotated files of the log `name` among the names of a folder: `name.3` and `name.3.gz`. Not
-    `name.03`, which is somebody else's."""
-    pattern = re.compile(re.escape(name) + r"\.([1-9][0-9]{0,4})(\.gz)?")
-    return sorted({int(match[1]) for each in names if (match := pattern.fullmatch(each))})
+_ROTATED = re.compile(r"(.+)\.([1-9][0-9]{0,4})(?:\.gz)?", re.DOTALL)
+
+
+def split(name: str) -> tuple[str, int] | None:
+    """The log and the number of a rotated file by its name: ("web.log", 3) of `web.log.3` and of `web.log.3.gz`. None
+    for another name; not so `web.log.03`, which is somebody else's."""
+    found = _ROTATED.fullmatch(name) if name[-1:].isdigit() or name.endswith(".gz") else None
+    return (found[1], int(found[2])) if found else None

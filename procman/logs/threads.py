@@ -17,7 +17,7 @@ from dataclasses import replace
 from procman.config import Log, Room
 from procman.logs.capture import Done, LogThread, Removed
 from procman.logs.flow import Begun, Counters, Stream
-from procman.logs.upkeep import Rules
+from procman.logs.room import Rules
 
 THREADS_MAX = 16
 """Log threads at most; more disks share them."""
