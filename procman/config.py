@@ -248,6 +248,11 @@ class Daemon:
     exit_when: Literal["never", "any-fatal", "all-exited"] = "never"
     sampling: Sampling = field(default_factory=Sampling)
 
+    @property
+    def own_log(self) -> str:
+        """The daemon's own log, when it runs in the background."""
+        return f"{self.log_dir}/procmand.log"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:

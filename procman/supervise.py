@@ -62,7 +62,6 @@ from procman.wayback import WayBack
 
 log = logging.getLogger("procman")
 
-DAEMON_LOG = "procmand.log"
 """In `log_dir`: where a daemon in the background writes its own messages."""
 
 STUCK_SECONDS = 5.0
@@ -303,7 +302,7 @@ class _Parts:
         logging.getLogger("asyncio").setLevel(logging.WARNING)
 
     def _open_own_log(self) -> int:
-        path = os.path.join(self.daemon.log_dir, DAEMON_LOG)
+        path = self.daemon.own_log
         try:
             return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
         except OSError as error:

@@ -44,6 +44,7 @@ from procman.config import Log
 from procman.crossing import crossing
 from procman.errors import is_shortage
 from procman.folders import open_folder, others_may_write
+from procman.lognames import NEXT, PARTIAL
 from procman.logs.rotation import due, last_boundary, next_boundary
 from procman.logs.shelf import Job, Shelf
 from procman.logs.spool import Spool
@@ -356,11 +357,11 @@ class LogFile:
 
     @property
     def _partial(self) -> str:
-        return f"{self._name}.partial"
+        return f"{self._name}{PARTIAL}"
 
     @property
     def _next(self) -> str:
-        return f"{self._name}.next"
+        return f"{self._name}{NEXT}"
 
     def _rename(self, name: str, new: str) -> None:
         self._shelf.rename(name, new)

@@ -1,4 +1,4 @@
-"""When a log file is rotated by the clock, which rotated files go first, and how they are named. Pure.
+"""When a log file is rotated by the clock, which rotated files go first. Pure.
 
     rotate_every   boundary
     hourly         each full hour of local time
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -105,13 +104,3 @@ def surplus(files: Iterable[Rotated], total: int) -> list[Rotated]:
             gone.append(file)
             size -= file.size
     return gone
-
-
-_ROTATED = re.compile(r"(.+)\.([1-9][0-9]{0,4})(?:\.gz)?", re.DOTALL)
-
-
-def split(name: str) -> tuple[str, int] | None:
-    """The log and the number of a rotated file by its name: ("web.log", 3) of `web.log.3` and of `web.log.3.gz`. None
-    for another name; not so `web.log.03`, which is somebody else's."""
-    found = _ROTATED.fullmatch(name) if name[-1:].isdigit() or name.endswith(".gz") else None
-    return (found[1], int(found[2])) if found else None

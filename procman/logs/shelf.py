@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 from procman.crossing import crossing
 from procman.folders import others_may_write
-from procman.logs.rotation import split
+from procman.lognames import PACKING, split
 
 FORMS = ("", ".gz")
 OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
@@ -139,7 +139,7 @@ class Shelf:
 
     @property
     def _partial(self) -> str:
-        return f"{self._name}.gz.partial"
+        return f"{self._name}{PACKING}"
 
     def clean(self) -> None:
         """Removes what a compression that came to nothing has left."""
