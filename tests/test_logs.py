@@ -413,7 +413,7 @@ def _file_as_folder(path: Path) -> None:
     ("spoil", "error"),
     [
         (_directory, "Is a directory (EISDIR)"),
-        (_symlink, "Too many levels of symbolic links (ELOOP)"),
+        (_symlink, "it is a symlink, which is not followed (ELOOP)"),
         (_fifo, "not a regular file (EINVAL)"),
         (_file_as_folder, "Not a directory (ENOTDIR)"),
     ],

@@ -450,6 +450,10 @@ def open_regular(name: str, mode: int, folder: int) -> int:
         fd = os.open(name, OPEN_FLAGS, dir_fd=folder)
     except FileNotFoundError:
         fd = create(name, mode, folder)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a symlink, which is not followed") from None
+        raise
     status = os.fstat(fd)
     problem = "" if stat.S_ISREG(status.st_mode) else "not a regular file"
     if status.st_nlink > 1 and os.geteuid() == 0 and others_may_write(os.fstat(folder)):
