@@ -13,7 +13,7 @@ Looking:
     <-- {"jsonrpc":"2.0","id":1,"result":[{"name":"shop:1","program":"shop","instance":1,"groups":["web"],
          "state":"RUNNING","wanted":"up","ready":true,"health":null,"pid":4711,"started_at":"2030-01-31T12:00:00.000Z",
          "uptime_seconds":62.5,"restarts":0,"cpu_percent":1.5,"memory_bytes":41943040,"exit":null,"why":"autostart",
-         "beside":null,"scale":{"number":1,"min":0,"max":4},"behind":[],
+         "setback":null,"beside":null,"scale":{"number":1,"min":0,"max":4,"idle":false},"behind":[],
          "output":{"read":1024,"written":1024,"dropped":0,"error":""}}]}
     --> {"jsonrpc":"2.0","id":18,"method":"status","params":{"names":["shop:1"],"workers":true}}
     <-- {"jsonrpc":"2.0","id":18,"result":[{"name":"shop:1","state":"RUNNING","workers":{"problem":null,
@@ -117,8 +117,8 @@ OURS = -32000
 
 PROCESS_FIELDS = (
     "name", "program", "instance", "groups", "state", "wanted", "ready", "health", "pid", "started_at",
-    "uptime_seconds", "restarts", "cpu_percent", "memory_bytes", "exit", "why", "beside", "scale", "behind",
-    "output",
+    "uptime_seconds", "restarts", "cpu_percent", "memory_bytes", "exit", "why", "setback", "beside", "scale",
+    "behind", "output",
 )  # fmt: skip
 """The keys of every ProcessInfo, in their order: what `status` lists and `show` begins with."""
 

@@ -40,10 +40,12 @@ SECOND_ERR = Origin.of("blog:2", error=True)
 OUTPUT = st.lists(
     st.sampled_from([b"a", b"\t", b"\n", b"\n", b"\xff", b"\x7f", b"\\", b'"', b"\r", b"\0", "ä€😀".encode()])
 )
+SAFE = text(b"a | ", timestamps=False, safe=True)
 DRESSES = {
     "plain": plain,
     "name": text(b"shop | ", timestamps=False),
     "time": text(b"", timestamps=True),
+    "terminal": text(b"shop | ", timestamps=False, safe=True),
     "json": json_objects(SHOP),
     "syslog": syslog.messages(SHOP, apart=False),
     "journal": journald.entries(SHOP, apart=False),
@@ -116,6 +118,9 @@ def test_a_time_is_rfc_3339_with_milliseconds(wall: float, expected: str) -> Non
         (text(b"shop | ", timestamps=False), b"one\n\n\0\xff\n", False, b"shop | one\nshop | \nshop | \0\xff\n"),
         (text(b"shop | ", timestamps=False), b"half", True, b"shop | half\\\n"),
         (text(b"", timestamps=True), b"one\ntwo\n", False, f"{STAMP} one\n{STAMP} two\n".encode()),
+        (SAFE, b"one\n\x1b[31mred\n", False, b"a | one\na | \x1b[31mred\x1b[0m\n"),
+        (SAFE, b"\x1b]0;title\x07\n", False, b"a | \\x1b]0;title\\x07\n"),
+        (SAFE, b"half\x1b[2J", True, b"a | half\\x1b[2J\\\n"),
         (text(b"a | ", timestamps=True), b"\n", False, f"a | {STAMP} \n".encode()),
     ],
 )
@@ -185,11 +190,12 @@ def test_how_much_of_the_source_is_written() -> None:
     assert piece.own_in(12, 7, 4) == 1, "from within a line"
 
 
-@given(st.lists(st.integers(1, 9), min_size=1), st.lists(st.binary(max_size=8), max_size=8))
-def test_an_outlet_counts_own_bytes_exactly(steps: list[int], lines: list[bytes]) -> None:
+@given(st.lists(st.integers(1, 9), min_size=1), st.lists(st.binary(max_size=8), max_size=8), st.booleans())
+def test_an_outlet_counts_own_bytes_exactly(steps: list[int], lines: list[bytes], safe: bool) -> None:
     """However little is printed at a time, a line counts when it is out, and none is counted twice."""
     output = b"".join(line + b"\n" for line in lines)
-    pieces = [Piece(b"lost\n", b"", 5), *(text(b"p | ", timestamps=False)(output, False, WALL) if output else [])]
+    dress = text(b"p | ", timestamps=False, safe=safe)
+    pieces = [Piece(b"lost\n", b"", 5), *(dress(output, False, WALL) if output else [])]
     read_fd, write_fd = os.pipe()
     outlet = Outlet(write_fd)
     outlet.queue(pieces)

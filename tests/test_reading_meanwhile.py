@@ -80,6 +80,7 @@ class Disk:
         self._rng = rng
         self._keep = keep
         self._held = Held(room)
+        self.elsewhere: dict[str, str] = {}
 
     def sources(self, names: Sequence[str] = (), *, stderr: bool = False) -> list[Source]:
         [found] = self._held.files([(str(self._writer.path), self._keep)])

@@ -16,7 +16,10 @@ from procman import rpc
 from procman.client import Client
 from procman.errors import NoSuchProgram, ProcmanError, Unreachable
 
+from .tables import printable
+
 if TYPE_CHECKING:
+    from procman.config import Program
     from procman.logread import Follower, LogFile
     from procman.rpc import LogSource, Object
 
@@ -67,7 +70,10 @@ Places = dict[tuple[str, str], tuple[str, int]]
 
 
 class Library(Protocol):
-    """Logs that can be read."""
+    """Logs that can be read. `elsewhere` says of the programs that `sources` has left out, by name, where their output
+    goes."""
+
+    elsewhere: dict[str, str]
 
     def sources(self, names: Sequence[str], *, stderr: bool) -> list[Source]:
         """The logs of these names (none: all), as they are now. Their files stay readable from the first time on, as
@@ -89,10 +95,12 @@ class Remote:
     def __init__(self, connect: Callable[[float | None], Client], client: Client) -> None:
         self._connect = connect
         self._client = client
+        self.elsewhere: dict[str, str] = {}
 
     def sources(self, names: Sequence[str], *, stderr: bool) -> list[Source]:
         """See `Library`, as for the next three."""
         answer = self._client.call("logs.files", names=list(names), stderr=stderr)
+        self.elsewhere = {str(one["name"]): str(one["text"]) for one in answer.get("elsewhere") or ()}
         return [Source(one["name"], one["stream"], tuple(map(_file, one["files"]))) for one in answer["sources"]]
 
     def files(self, source: Source) -> tuple[File, ...]:
@@ -115,7 +123,10 @@ class Remote:
         places = dict(places)
 
         def told(method: str, params: Object) -> None:
-            if method == "log":
+            if method == "moved":
+                said = f"its log is {params['path']} now" if params.get("path") else "no log file holds its output now"
+                print(f"procmanctl: {printable(params.get('name'))}: {printable(said)}", file=sys.stderr, flush=True)
+            elif method == "log":
                 key = str(params.get("name")), str(params.get("stream"))
                 places[key] = str(params.get("file", NOWHERE)), int(params.get("offset", 0))
                 heard(key, rpc.log_bytes(params))
@@ -159,10 +170,17 @@ class Local:
         self._config = tables.parse(table, files.Machine())
         self._logs: dict[tuple[str, str], LogSource] = {}
         self._held = Held(_room())
+        self.elsewhere: dict[str, str] = {}
 
     def sources(self, names: Sequence[str], *, stderr: bool) -> list[Source]:
         """See `Library`, as for the next three."""
-        logs = [log for log in self._named(names) if not stderr or log.stream == "err"]
+        from procman import launch
+
+        logs = []
+        for program in self._named(names):
+            if text := launch.elsewhere(program, stderr=stderr):
+                self.elsewhere[program.program] = text
+            logs += [log for log in launch.log_sources(program) if not stderr or log.stream == "err"]
         self._logs = {(log.name, log.stream): log for log in logs}
         listed = self._held.files([(log.path, log.keep) for log in logs])
         return [
@@ -176,17 +194,15 @@ class Local:
         log = self._logs[source.key]
         return tuple(map(_own_file, logread.files(log.path, log.keep)))
 
-    def _named(self, names: Sequence[str]) -> Iterator[LogSource]:
+    def _named(self, names: Sequence[str]) -> Iterator[Program]:
         """Names mean what they mean to the daemon: a process, a program, a group, all."""
-        from procman import launch
-
         programs = self._config.programs
         for name in names:
             if name != "all" and not any(name in (p.name, p.program, *p.groups) for p in programs):
                 raise NoSuchProgram(f"no such program: {name[:200]!r}", hint=f"it is not in {self._config.path}")
         for program in programs:
             if not names or {"all", program.name, program.program, *program.groups} & set(names):
-                yield from launch.log_sources(program)
+                yield program
 
     def read(self, source: Source, file: File, size: int, offset: int) -> bytes | None:
         log = self._logs[source.key]

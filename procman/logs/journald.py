@@ -19,7 +19,7 @@ import struct
 from procman.logs.lines import Dress, Origin, Piece, each
 from procman.logs.severity import Severities
 
-SOCKET = "/run/systemd/journal/socket"
+ADDRESS = "unix:/run/systemd/journal/socket"
 
 MESSAGE_LIMIT = 512 * 1024
 """Bytes of output in one entry."""

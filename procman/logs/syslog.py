@@ -1,4 +1,5 @@
-"""Lines as messages of syslog (RFC 5424), for the socket of the machine's syslog daemon.
+"""Lines as messages of syslog (RFC 5424), for the socket of a syslog daemon, which is the machine's unless a table says
+otherwise.
 
     <30>1 2026-11-27T05:30:00.123Z host shop shop:1 stdout - hello
 
@@ -12,7 +13,7 @@ import os
 from procman.logs.lines import CUT, Dress, Origin, Piece, each, stamp
 from procman.logs.severity import Severities
 
-SOCKET = "/dev/log"
+ADDRESS = "unix:/dev/log"
 FACILITY = 3
 MESSAGE_LIMIT = 7 * 1024
 """Bytes of output in one message: with its header it stays below the 8 KiB that rsyslog takes."""

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from procman.config import Log, Room
 from procman.logs.capture import Done, LogThread, Removed
-from procman.logs.flow import Counters, Stream
+from procman.logs.flow import Begun, Counters, Stream
 from procman.logs.upkeep import Rules
 
 THREADS_MAX = 16
@@ -165,6 +165,9 @@ class LogThreads:
 
     def recent(self, key: str) -> bytes:
         return self._homes[key][0].recent(key)
+
+    def begun(self, key: str) -> Begun | None:
+        return self._homes[key][0].begun(key)
 
     def recount(self, key: str, late: Counters) -> None:
         self._homes[key][0].recount(key, late)
