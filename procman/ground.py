@@ -30,6 +30,7 @@ from procman.keeper.wire import Message
 from procman.launch import log_paths
 from procman.lifecycle import Exit, Ready, State, Status
 from procman.link import KeeperLink
+from procman.logread import Position
 from procman.logs import Counters, LogThreads, Removed
 from procman.places import Places
 from procman.process import Process
@@ -644,6 +645,14 @@ class Ground:
         if program.log.mode == "file":
             return []
         return [self._logs.recent(key) for key in self._holdings.captured(program)]
+
+    def log_begins(self, key: str) -> tuple[str, Position] | None:
+        """Where the output of a log (LogSource.key) goes now, and from which place on; None where that is not known."""
+        name, _, stream = key.rpartition("/")
+        process = self._places.current.get(name)
+        captured = () if process is None else self._holdings.captured(process.program)
+        begun = next((self._logs.begun(each) for each in captured if each.rpartition("/")[2] == stream), None)
+        return None if begun is None else (begun.path, Position(begun.device, begun.inode, begun.size))
 
     def watch_logs(self, keys: Sequence[str], callback: Callable[[], None]) -> Callable[[], None]:
         """See `methods.Operations`."""

@@ -225,8 +225,19 @@ async def _try_http(ready: Ready, address: Address, let_through: LetThrough | No
                 status = await _status(ready, address, made[0])
             except ValueError:
                 return _NO_HTTP
-        return "" if ready.any_status or 200 <= status <= 399 else f"HTTP {status}"
+        return _judged(ready, address, status)
     return f"answered by {other}, which has the same socket"
+
+
+def _judged(ready: Ready, address: Address, status: int) -> str:
+    """"" or why this status of an answer is not a good one."""
+    if ready.any_status or 200 <= status <= 399:
+        return ""
+    if status != 400:
+        return f"HTTP {status}"
+    said = f"HTTP 400 to the host {_host(ready, address)}"
+    key = f'ready = {{ http = "{ready.path or "/"}", host = "..." }}'
+    return said if ready.host else f"{said}; say one that it serves (Django: of ALLOWED_HOSTS): {key}"
 
 
 async def _ours(shared: Shared, clients: Sequence[TransportSocket]) -> tuple[int, str]:
@@ -252,14 +263,19 @@ async def _status(ready: Ready, address: Address, connection: _Connection) -> in
     return status
 
 
-def _request(ready: Ready, address: Address) -> bytes:
+def _host(ready: Ready, address: Address) -> str:
+    """The Host header of a request."""
     if address.kind == "unix":
         here = "localhost"
     else:
         here = str(Address("tcp", _LOOPBACK.get(address.host, address.host), address.port))
+    return "".join(char for char in ready.host or here if char.isprintable())
+
+
+def _request(ready: Ready, address: Address) -> bytes:
     # Whatever is no visible ASCII goes percent-encoded, so no path can add a header (RFC 3986, section 2.1).
     path = "".join(chr(byte) if 0x21 <= byte <= 0x7E else f"%{byte:02X}" for byte in (ready.path or "/").encode())
-    host = "".join(char for char in ready.host or here if char.isprintable())
+    host = _host(ready, address)
     lines = (f"GET {path} HTTP/1.1", f"Host: {host}", "User-Agent: procman", "Accept: */*", "Connection: close", "", "")
     return "\r\n".join(lines).encode()
 

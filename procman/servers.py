@@ -81,9 +81,11 @@ def speaks_http(server: str, argv: Sequence[str]) -> bool:
 
 def in_place(program: Program, slot: int) -> Program:
     """`program` for a child in one of its two places (`Program.slot`): what its server makes itself has a place too."""
+    if program.slot == slot:
+        return program
     moved = replace(program, slot=slot)
     where = _own_socket(program)
-    if program.slot == slot or not where:
+    if not where:
         return moved
     path = control_socket(posixpath.dirname(posixpath.dirname(where)), moved.key, program.server)
     option, ready = TELLING[program.server], program.ready

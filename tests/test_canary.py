@@ -317,9 +317,8 @@ def test_what_a_table_tells_of_it_beforehand() -> None:
     config = made(*TWO, BLOG)
     assert doubtful(config) == []
     config = replace(config, programs=tuple(replace(p, canary=0.1) for p in config.programs[:2]) + config.programs[2:])
-    assert doubtful(config) == [
-        "program.shop.canary: program.blog has the listener 'web', too: there is no canary while that one runs"
-    ]
+    said = "program.blog has the listener 'web', too: there is no canary while that one runs"
+    assert doubtful(config) == [(("program", "shop", "canary"), said)]
     assert doubtful(replace(config, programs=config.programs[:2])) == []
 
 

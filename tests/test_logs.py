@@ -1361,6 +1361,24 @@ def test_who_waits_for_a_disk_holds_up_no_other(tmp_path: Path) -> None:
     close_all(threads, pipes)
 
 
+def test_a_stream_more_asks_for_no_disk_but_its_own(tmp_path: Path) -> None:
+    """A start of thousands of programs would take the square of it."""
+    asked: list[str] = []
+
+    def disk_of(path: str) -> str:
+        asked.append(path)
+        return first_folder(path)
+
+    threads, pipes = LogThreads(lambda path: None, -1, disk_of), {}
+    paths = [str(tmp_path / "good" / f"{number}.log") for number in range(50)]
+    threads.govern(Rules(logs=tuple(Kept("p", path, Log()) for path in paths)))
+    for path in paths:
+        read_fd, pipes[path] = make_pipe()
+        threads.add(Stream(path, path, Log(), path, read_fd))
+    assert len(asked) <= 3 * len(paths)
+    close_all(threads, pipes)
+
+
 def test_the_room_of_a_disk_is_asked_by_its_own_thread_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """log_min_free: the disk of log_dir hangs, and holds up no log on another one; nor has that one anything to say."""
     log_dir = tmp_path / "dead" / "logs"  # on the disk "dead", see `first_folder`

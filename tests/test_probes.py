@@ -113,7 +113,7 @@ HTTP_ANSWERS = [
     (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 500 No\r\n\r\n", False, "HTTP 500"),
     (b"HTTP/1.1 200 OK\n\n", False, "ready"),
     (b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 300_000, False, "ready"),
-    (b"HTTP/1.1 400 Bad Request\r\n\r\n", False, "HTTP 400"),
+    (b"HTTP/1.1 401 Unauthorized\r\n\r\n", False, "HTTP 401"),
     (b"HTTP/1.1 404 Not Found\r\n\r\n", True, "ready"),
     (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", False, "HTTP 503"),
     (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", True, "ready"),
@@ -125,6 +125,21 @@ HTTP_ANSWERS = [
     (b"\0" * 200_000, True, "the answer is no HTTP"),
     (b"HTTP/1.1 103 Early Hints\r\n" * 3, True, "the connection was closed without an answer"),
 ]
+
+
+@pytest.mark.parametrize("host", ["", "shop.example"])
+def test_400_tells_of_the_host(host: str) -> None:
+    """Django says it to who is not in its ALLOWED_HOSTS."""
+
+    def client(address: Address) -> Awaitable[str]:
+        return outcome(Ready(kind="http", address=address, path="/up", host=host))
+
+    said = with_server(Canned([b"HTTP/1.1 400 Bad Request\r\n\r\n"]), client)
+    if host:
+        assert said == "HTTP 400 to the host shop.example"
+    else:
+        assert said.startswith("HTTP 400 to the host 127.0.0.1:")
+        assert said.endswith('(Django: of ALLOWED_HOSTS): ready = { http = "/up", host = "..." }')
 
 
 @pytest.mark.parametrize(("answer", "any_status", "expected"), HTTP_ANSWERS)

@@ -27,7 +27,7 @@ from typing import NamedTuple
 from procman.config import Log
 from procman.logs import spool
 from procman.logs.destination import Destinations
-from procman.logs.flow import Counters, Flow, Stream, bytes_waiting
+from procman.logs.flow import Begun, Counters, Flow, Stream, bytes_waiting
 from procman.logs.logfile import RETRY_SECONDS, LogFile
 from procman.logs.spool import Spool
 from procman.logs.upkeep import Rules, Upkeep
@@ -243,6 +243,11 @@ class LogThread:
         """The end of what came through the stream's pipe, `flow.RECENT_BYTES` at most; b"" while a file keeps it."""
         flow = self._flows[key]
         return flow.recent if flow.log.mode != "file" else b""
+
+    def begun(self, key: str) -> Begun | None:
+        """Where its output begins in the file that it goes to; None while there is none."""
+        flow = self._flows[key]
+        return flow.begun if flow.log.mode == "file" else None
 
     def recount(self, key: str, late: Counters) -> None:
         """Adds what a predecessor has counted since `add`: it had not ended by then. To be called before `start`."""
@@ -463,6 +468,8 @@ class LogThread:
             file = self._files.setdefault(path, LogFile(path, log))
             file.log = log
             file.users += 1
+            if flow.begun is None or flow.begun.path != path:
+                flow.begun = Begun.at(path)
             flow.claim(file)
         flow.file, flow.log = file, log
         flow.go_on(time.monotonic())
