@@ -225,14 +225,12 @@ async def _try_http(ready: Ready, address: Address, let_through: LetThrough | No
                 status = await _status(ready, address, made[0])
             except ValueError:
                 return _NO_HTTP
-        return _judged(ready, address, status)
+        return "" if ready.any_status or 200 <= status <= 399 else _refused(ready, address, status)
     return f"answered by {other}, which has the same socket"
 
 
-def _judged(ready: Ready, address: Address, status: int) -> str:
-    """"" or why this status of an answer is not a good one."""
-    if ready.any_status or 200 <= status <= 399:
-        return ""
+def _refused(ready: Ready, address: Address, status: int) -> str:
+    """What is said of a status that is not good."""
     if status != 400:
         return f"HTTP {status}"
     said = f"HTTP 400 to the host {_host(ready, address)}"

@@ -441,6 +441,21 @@ def test_a_path_that_can_not_be_written_drops_and_counts(
     assert path.read_bytes() == marker.encode() + b"again\n"
 
 
+@pytest.mark.usefixtures("no_delay")
+def test_that_a_loss_is_told_is_news_as_well(logs: Capture) -> None:
+    """Also where that was in the turn of its stream, and not when losses are looked at: else it stays on record."""
+    said: list[int] = []
+    (logs.folder / "shop.log").mkdir()
+    pipe = logs.add("shop", Log())
+    logs.thread._on_loss = lambda: said.append(logs.thread.counters("shop").unreported)
+    os.write(pipe, b"lost\n")
+    wait_until(lambda: said == [5])
+    (logs.folder / "shop.log").rmdir()
+    os.write(pipe, b"again\n")
+    assert logs.settle("shop").unreported == 0
+    wait_until(lambda: said[-1] == 0)
+
+
 @pytest.mark.skipif(AS_ROOT, reason="root may write anywhere")
 def test_a_folder_without_permission_drops_and_counts(logs: Capture) -> None:
     (logs.folder / "logs").mkdir(0o500)

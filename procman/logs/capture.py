@@ -391,7 +391,8 @@ class LogThread:
     def _catch_up(self, now: float) -> None:
         """A log tells what was dropped as soon as it can be written, also when its program prints no more."""
         self._catch_up_at = now + RETRY_SECONDS
-        loses = any(flow.unreported or flow.waiting for flow in self._behind)
+        # One that was told in a turn of its own since the last look is news, too.
+        loses = any(flow.unreported or flow.waiting or not flow.is_behind for flow in self._behind)
         for flow in list(self._behind):
             if flow.file is not None and flow.waiting:
                 self._turn(flow, now)
