@@ -22,8 +22,8 @@ TESTS = Path(__file__).parent
 
 SECONDS = {
     "daemon_canary": 160,
-    **dict.fromkeys(("real_servers", "daemon_scale"), 120),
-    **dict.fromkeys(("daemon_overlap", "daemon_loss", "bench"), 80),
+    **dict.fromkeys(("real_servers", "daemon_scale", "daemon_loss"), 120),
+    **dict.fromkeys(("daemon_overlap", "bench"), 80),
     "guarantee_crash": 60,
     **dict.fromkeys(("daemon_recovery", "daemon_adoption", "daemon_rotation", "fuzz"), 40),
     **dict.fromkeys(("daemon_upgrade", "guarantee_disks", "guarantee_processes", "keeper", "daemon_apply"), 30),
