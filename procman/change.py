@@ -151,7 +151,7 @@ class Change:
         self._again = False
         self._turn = asyncio.Lock()
         supervisor.on_hang_up = self.hang_up
-        rollouts.passed = self.versions.passed
+        rollouts.passed, rollouts.listening = self.versions.passed, self.versions.listening
 
     async def reread(
         self,

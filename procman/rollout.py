@@ -6,10 +6,12 @@
               comes of it decides (`proving`)
     back      it was decided against it: all new connections go to the one before, the successor answers what it has
     passed    new connections go to the successor, which is the current process from now on; the one before answers
-              what waits in its queue and what it has accepted, then it gets its stop signal
+              what waits in its queue and what it has accepted
+    leaving   where it has an address that closes with it: nobody more comes there, and it answers who has come
+    stopping  it gets its stop signal
     (done)    it has gone, its sockets are closed
 
-What goes wrong in the trial, or while the one before still serves, ends the successor, and all is as it was. Each phase
+What goes wrong in the trial, or in the phase "passed", ends the successor, and all is as it was. Each phase
 is handed to the keeper before it begins: a supervisor that comes up in a trial or a canary ends the successor, and one
 that comes up later goes on to the end. So whoever dies, one of the two versions serves.
 
@@ -23,7 +25,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -66,10 +68,13 @@ STRANGER_SECONDS = 2.0
 LINES = 20
 """Of the output of a successor that failed, so many lines are shown."""
 
-PHASES = ("trial", "canary", "back", "passed")
+PHASES = ("trial", "canary", "back", "passed", "leaving")
 
 Passed = Callable[[str, Program | None], None]
 """Told of a process whose successor is the current one from now on (None), or of the program that it is once more."""
+
+Listening = Callable[[], Container[str]]
+"""Which listeners some process has, or is to have."""
 
 T = TypeVar("T")
 
@@ -100,6 +105,11 @@ class Memo:
     successors: dict[str, int]
     firsts: list[str]
     files: dict[str, list[int]]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the successors are the current processes."""
+        return self.phase in ("passed", "leaving")
 
     def known_files(self) -> dict[str, FileId]:
         """The files as `sockets` has them."""
@@ -132,8 +142,10 @@ class Rollout:
         passed: Passed = lambda name, kept: None,
         wish: Canary | None = None,
         at_once: int = 1,
+        listening: Listening = frozenset,
     ) -> None:
-        """`at_once` successors start at a time."""
+        """`at_once` successors start at a time. The one before leaves the listeners that are not `listening`."""
+        self._listening = listening
         self._passed = passed
         self._at_once = max(1, at_once)
         self._canary = wish
@@ -350,12 +362,15 @@ class Rollout:
             self._say(name, "new connections go to the successor; the one before runs dry")
         return await self._let_go()
 
-    async def _let_go(self) -> str:
-        """The one before runs dry and stops; if the successor fails meanwhile, it goes on. Returns as `_pass_on`."""
+    async def _let_go(self, *, decided: bool = False) -> str:
+        """The one before runs dry and stops; if the successor fails meanwhile, it goes on, unless it was `decided` that
+        it does not. Returns as `_pass_on`."""
         names = self._unit.names
         try:
-            await self._run_dry()
-            self._check([self._supervisor.processes[name] for name in names])
+            if not decided:
+                await self._run_dry(self._firsts)
+                self._check([self._supervisor.processes[name] for name in names])
+            await self._leave()
         except _Abandoned:
             pass  # the one before just stops
         except _Failed as error:
@@ -384,13 +399,30 @@ class Rollout:
             self._supervisor.switch(name)
         await self._roll_back(reason)
 
-    async def _run_dry(self) -> None:
-        """Until nothing waits for the one before, and it has read what it accepted."""
-        if not self._firsts and not any(program.listen for program in self._programs.values()):
+    async def _leave(self) -> None:
+        """Nobody more comes to the addresses that close with the one before, and it answers who has come."""
+        before = [self._beside(name).program for name in self._unit.names]
+        needed, sockets = self._listening(), self._ground.sockets
+        closing = [each for each in self._supervisor.config.listeners if each.name not in needed]
+        there = [(one.name, each) for one in before for each in closing if each.name in one.listen]
+        left = list(dict.fromkeys(sockets.current(listener, name) for name, listener in there))
+        if not left:
+            return
+        self._tell("leaving")
+        for name in left:
+            try:
+                sockets.leave(name)
+            except ProcmanError as error:
+                log.warning("%s: %s", ", ".join(self._unit.names), error)
+        await self._run_dry(left)
+
+    async def _run_dry(self, queues: Sequence[str]) -> None:
+        """Until nobody waits in these queues for the one before, and it has read what it accepted."""
+        if not any(self._beside(name).program.listen for name in self._unit.names):
             return
         try:
             async with asyncio.timeout(DRY_SECONDS):
-                while any(self._ground.sockets.waiting(first) for first in self._firsts):
+                while any(map(self._ground.sockets.waiting, queues)):
                     await self._unless_abandoned(asyncio.sleep(LOOK_SECONDS))
         except TimeoutError:
             log.warning("%s: connections still wait for the one before", ", ".join(self._unit.names))
@@ -446,9 +478,9 @@ class Rollout:
             if memo.phase == "back":
                 await self._roll_back(memo.why)
                 self.outcome = False, self._result(memo.why)
-            elif memo.phase != "passed":
+            elif not memo.passed:
                 await self._roll_back(f"the supervisor was replaced during its {memo.phase}")
-            elif not (problem := await self._let_go()):
+            elif not (problem := await self._let_go(decided=memo.phase == "leaving")):
                 self.outcome = True, f"{self._why}; the supervisor was replaced meanwhile"
             else:
                 self.outcome = False, problem
@@ -525,7 +557,7 @@ def passing(memos: Mapping[str, Memo], names: Iterable[str]) -> dict[str, Passin
     """Which place is the current one of each process that is being replaced."""
     known = set(names)
     return {
-        name: Passing(slot if memo.phase == "passed" else 1 - slot)
+        name: Passing(slot if memo.passed else 1 - slot)
         for memo in memos.values()
         for name, slot in memo.successors.items()
         if name in known

@@ -18,7 +18,7 @@ from procman.lifecycle import State
 from procman.link import KeeperLink
 from procman.operation import Outcome, Progress, carry_out
 from procman.process import Process
-from procman.rollout import HELD, Memo, Passed, Rollout, World, overlaps, running, serves
+from procman.rollout import HELD, Listening, Memo, Passed, Rollout, World, overlaps, running, serves
 from procman.sockets import FIRST, base_name
 from procman.supervisor import Supervisor
 from procman.units import Unit, no_canary, units
@@ -36,6 +36,8 @@ class Rollouts:
         self._resumed: set[Rollout] = set()
         self.passed: Passed = lambda name, again: None
         """Is told of rollouts that a supervisor before had begun, as `replace` tells its caller."""
+        self.listening: Listening = frozenset
+        """Which listeners are needed when a rollout has passed."""
         self._ages = Ages(self._too_old)
         supervisor.on_change = self.watch_age
         supervisor.on_closing = self._give_way
@@ -164,8 +166,9 @@ class Rollouts:
                     outcomes.update(dict.fromkeys(unit.names, (False, f"a reload of {busy[0]} is under way already")))
                     return
                 rollout = Rollout(
-                    self.world, unit, by_name, why, progress=progress, passed=passed, wish=proof, at_once=at_once
-                )
+                    self.world, unit, by_name, why, progress=progress, passed=passed, wish=proof, at_once=at_once,
+                    listening=self.listening,
+                )  # fmt: skip
                 self._running |= dict.fromkeys(unit.names, rollout)
                 try:
                     outcome = await rollout.run()
@@ -241,7 +244,7 @@ class Rollouts:
         for rollout, memo in memos.items():
             sockets = self._ground.sockets
             # One whose child has to be asked for again gets what it had; once it serves, that is the current one.
-            on_trial = memo.phase != "passed"
+            on_trial = not memo.passed
             keys = [place(name, slot) for name, slot in memo.successors.items() if on_trial and name in names]
             known = self._supervisor.config.listeners
             there = self._ground.trials.resume(keys, memo.firsts, memo.known_files(), known)
@@ -250,7 +253,7 @@ class Rollouts:
                 self._ground.trials.hold(rollout, memo.successors, listen)
             for first in there:
                 try:
-                    (sockets.pass_on if memo.phase == "passed" else sockets.take_back)(first)
+                    (sockets.pass_on if memo.passed else sockets.take_back)(first)
                 except ProcmanError as error:
                     log.error("%s", error)
 
@@ -267,7 +270,7 @@ class Rollouts:
                 self._link.release(HELD + name)
                 self._ground.close_unused(self._supervisor.config)
                 continue
-            rollout = Rollout(self.world, unit, {}, memo.why, passed=self.passed)
+            rollout = Rollout(self.world, unit, {}, memo.why, passed=self.passed, listening=self.listening)
             rollout.name = name
             self._resumed.add(rollout)
             self._running |= dict.fromkeys(unit.names, rollout)

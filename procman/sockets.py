@@ -249,6 +249,17 @@ class Sockets:
                 self._files[name] = files[name]
         self._current[base_name(first)] = first
 
+    def leave(self, name: str) -> None:
+        """For good, nobody more comes to the socket `name`, which will close; who waits in its queue is accepted as
+        before. Can be done again. Raises Failed."""
+        copy, listener = self._copy(name), self._open.get(name)
+        if copy is None or listener is None:
+            raise Failed(f"{name} is not open")
+        try:
+            listeners.leave(copy, listener, self._files.get(name))
+        except OSError as error:
+            raise Failed(f"connections to {listener.address} can't be refused: {error.strerror}") from error
+
     def files(self, firsts: Iterable[str]) -> dict[str, listeners.FileId]:
         """The files of both sockets of these listeners, by held name, as far as they have some."""
         names = [name for first in firsts for name in (first, beside(first))]

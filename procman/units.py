@@ -33,7 +33,7 @@ def units(config: Config, programs: Sequence[Program], running: Container[str]) 
     everyone = tuple(program.name for program in chosen)
     common = {p.name: [each for each in p.listen if each in after[p.name].listen] for p in chosen}
     every = tuple(dict.fromkeys(listener for each in common.values() for listener in each))
-    shared = {listener for listener in every if len(users[listener]) > 1}
+    shared = {listener for listener in users if len(users[listener]) > 1 and not users[listener].isdisjoint(everyone)}
     if shared and all(users[listener] == set(everyone) for listener in shared):
         return [Unit(everyone, every)]
     return [Unit((name,), tuple(each for each in listen if each not in shared)) for name, listen in common.items()]

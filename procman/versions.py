@@ -41,6 +41,11 @@ class Versions:
         found = set(names).intersection((*self.kept.programs, *self.kept.tried))
         return sorted((one for one in self.table.programs if one.name in found), key=lambda one: one.priority)
 
+    def listening(self) -> set[str]:
+        """The listeners that some process has, or will have when it is what the table says."""
+        programs = (*self.table.programs, *self.kept.of(self.table).programs)
+        return {listener for program in programs for listener in program.listen}
+
     def left(self) -> list[str]:
         """The processes that are not what the table says."""
         return sorted((*self.kept.programs, *self.kept.absent))

@@ -140,9 +140,11 @@ REUSED = replace(HTTP, name="127.0.0.1:80 reuse_port", reuse_port=True)
 @pytest.mark.parametrize(
     ("before", "after", "reload", "action", "cost"),
     [
-        (HTTP, MOVED, "overlap", "replace", "no request is lost, but of who still comes to {} until"),
+        (HTTP, MOVED, "overlap", "replace", "a successor takes over; no request is lost, {} closes"),
         (HTTP, MOVED, "restart", "restart", "it stops, then it starts; connections wait meanwhile, {} closes"),
-        (HTTP, WIDE, "overlap", "replace", "lost, connections to 0.0.0.0:80 wait until it is ready, but of who"),
+        (HTTP, WIDE, "overlap", "replace", "a successor takes over; no request is lost$"),
+        (HTTP, WIDE, "restart", "restart", "it stops, then it starts; connections wait meanwhile$"),
+        (WIDE, HTTP, "overlap", "replace", "lost, connections to {} wait until it is ready, 0.0.0.0:80 closes$"),
         (HTTP, REUSED, "restart", "restart", "connections are refused meanwhile"),
         (REUSED, HTTP, "overlap", "restart", "connections are refused meanwhile"),
         (HTTP, HTTP, "restart", "restart", "it stops, then it starts; connections wait meanwhile"),
@@ -162,7 +164,7 @@ def test_what_a_new_version_costs(
     old, new = table(before, "1"), table(after, "2")
     (line,) = lines(old, new, plan(old, new))
     assert line.action == action
-    assert cost.format(HTTP.address) in line.cost
+    assert cost.format(HTTP.address) in f"{line.cost}$"
 
 
 def test_a_listener_that_is_called_otherwise() -> None:
