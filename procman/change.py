@@ -459,7 +459,7 @@ class Change:
                 return failed
             self._ground.close_unused(self._supervisor.config, versions.table.listeners)
         leaving = [self._supervisor.processes[name] for name in rest.remove if name in versions.kept.programs]
-        await bring_down(leaving, rest.why)
+        await bring_down(leaving, rest.why, self._supervisor.aside)
         await self._ground.written([process.program for process in leaving])
         for process in leaving:
             if self._supervisor.closing:

@@ -416,6 +416,13 @@ class Rollout:
                 log.warning("%s: %s", ", ".join(self._unit.names), error)
         await self._run_dry(left)
 
+    async def _aside(self, before: Sequence[Process], why: str) -> None:
+        """The ones before `before` stop on sockets that have not passed on: the successors go on with them."""
+        listen, needed = {each for process in before for each in process.program.listen}, self._listening()
+        known = [each for each in self._supervisor.config.listeners if each.name in listen and each.name in needed]
+        shared = [each for each in known if beside(self._ground.sockets.current(each, "")) not in self._firsts]
+        await self._ground.parting.aside(before, shared, why)
+
     async def _run_dry(self, queues: Sequence[str]) -> None:
         """Until nobody waits in these queues for the one before, and it has read what it accepted."""
         if not any(self._beside(name).program.listen for name in self._unit.names):
@@ -434,7 +441,7 @@ class Rollout:
         self._ground.trials.release(self.name)
         names = self._unit.names
         before = [self._beside(name) for name in names]
-        await carry_out("stop", before, "its successor serves", lambda info: None)
+        await carry_out("stop", before, "its successor serves", lambda info: None, self._aside)
         await self._ground.written([process.program for process in before])
         for process in before:
             now = self._supervisor.processes.get(process.name)

@@ -40,7 +40,7 @@ class Rollouts:
         """Which listeners are needed when a rollout has passed."""
         self._ages = Ages(self._too_old)
         supervisor.on_change = self.watch_age
-        supervisor.on_closing = self._give_way
+        supervisor.on_closing, supervisor.under_way = self._give_way, self.under_way
 
     def under_way(self, name: str) -> bool:
         """Whether the process `name` is being replaced."""
@@ -136,14 +136,12 @@ class Rollouts:
             if wish.share is not None:  # an operator has said so, and it could be done a moment ago
                 return dict.fromkeys(by_name, (False, f"no canary: {problem}")), {}
             why += f"; without its canary: {problem}"
-            log.warning("%s: without its canary: %s", programs[0].program, problem)
-            for name in by_name:
-                state = str(self._supervisor.processes[name].status.state)
-                progress({"name": name, "state": state, "why": f"without its canary: {problem}"})
+            self._without_canary(by_name, problem, progress)
             proof = None
         outcomes: dict[str, Outcome] = {}
         outputs: dict[str, list[str]] = {}
         serving: dict[str, str] = {}
+        stopped: dict[str, str] = {}  # meanwhile: that is no reason to leave the others what they are
 
         async def work() -> None:
             while todo and all(good for good, _ in outcomes.values()):
@@ -157,10 +155,11 @@ class Rollouts:
                 if outcome is not None:
                     outcomes.update(dict.fromkeys(unit.names, outcome))
                     continue
-                gone = [name for name in unit.names if not self._may(name)]
-                if gone:
-                    outcomes.update(dict.fromkeys(unit.names, (False, f"{gone[0]} does not run any more")))
+                left = tuple(name for name in unit.names if self._may(name))
+                stopped.update((name, f"{name} does not run any more") for name in unit.names if name not in left)
+                if not left:
                     continue
+                unit = Unit(left, unit.listeners)
                 busy = [name for name in unit.names if name in self._running]
                 if busy:
                     outcomes.update(dict.fromkeys(unit.names, (False, f"a reload of {busy[0]} is under way already")))
@@ -184,7 +183,14 @@ class Rollouts:
         failed = next((name for name, (good, _) in outcomes.items() if not good), "")
         for unit in todo:
             outcomes.update(dict.fromkeys(unit.names, (False, f"not tried: {failed} failed")))
-        return outcomes, outputs
+        return outcomes | {name: (False, why) for name, why in stopped.items()}, outputs
+
+    def _without_canary(self, programs: Mapping[str, Program], problem: str, progress: Progress) -> None:
+        """Say so, by the names of the processes."""
+        log.warning("%s: without its canary: %s", next(iter(programs.values())).program, problem)
+        for name in programs:
+            state = str(self._supervisor.processes[name].status.state)
+            progress({"name": name, "state": state, "why": f"without its canary: {problem}"})
 
     def _still(self, name: str, child: str) -> bool:
         """Whether this child, to which the process has passed on, serves."""

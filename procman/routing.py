@@ -14,7 +14,7 @@ import socket
 import struct
 from collections.abc import Sequence
 
-SO_ATTACH_REUSEPORT_CBPF = 51
+SO_ATTACH_FILTER, SO_ATTACH_REUSEPORT_CBPF = 26, 51
 
 # Instructions (linux/filter.h, linux/bpf_common.h): code, jump if true, jump if false, operand.
 _LOAD_BYTE, _LOAD_HALF, _SHIFT_RIGHT = 0x30, 0x28, 0x74
@@ -42,6 +42,11 @@ def lead_port(sock: socket.socket, port: int, place: int, others: int, share: fl
     """A connection from the source port `port` goes to the socket at `place`, all others as `lead_share` has it: so we
     can ask a server that nobody else shall meet yet, or not everybody. Raises OSError."""
     _attach(sock, from_port(port, place, by_chance(share, place, others)))
+
+
+def deafen(sock: socket.socket) -> None:
+    """Whoever is led to `sock` is not heard, and gets no answer: TCP asks again a second later. Raises OSError."""
+    _attach(sock, [(_RETURN, 0, 0, 0)], SO_ATTACH_FILTER)
 
 
 def by_chance(share: float, place: int, others: int) -> list[_Instruction]:
@@ -78,8 +83,10 @@ def waiting(sock: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def _attach(sock: socket.socket, program: Sequence[_Instruction]) -> None:
+def _attach(
+    sock: socket.socket, program: Sequence[_Instruction], option: int = SO_ATTACH_REUSEPORT_CBPF
+) -> None:
     """struct sock_fprog: the count, and the address of the instructions."""
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in program))
     filtering = struct.pack("@HP", len(program), ctypes.addressof(code))
-    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, filtering)
+    sock.setsockopt(socket.SOL_SOCKET, option, filtering)

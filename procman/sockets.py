@@ -68,6 +68,7 @@ class Sockets:
         self._files: dict[str, listeners.FileId | None] = {}  # of Unix listeners
         self._shares: dict[str, float] = {}  # of new connections that go to the second socket, by the first
         self._watched: set[str] = set()
+        self._deaf: dict[str, socket.socket] = {}  # beside an open one, while nobody is to come to that
         seconds = [name for name in received if name.startswith(SECOND)]
         self._current = {
             beside(name): name for name in seconds if beside(name) not in received or beside(name) in known
@@ -248,6 +249,31 @@ class Sockets:
             if name in files:
                 self._files[name] = files[name]
         self._current[base_name(first)] = first
+
+    # --- for a moment -----------------------------------------------------------------------------------------------
+
+    def shut(self, name: str) -> bool:
+        """Until `reopen`, or until this supervisor ends, who connects to the TCP socket `name` is not heard, and TCP
+        asks again a second later. False, and nothing is done, where it can't be, or is passed on now. Raises Failed."""
+        copy, listener = self._copy(name), self._open.get(name)
+        busy = name in self._deaf or self._holder.holds(beside(name))
+        if copy is None or listener is None or busy or listener.address.kind == "unix" or listener.reuse_port:
+            return False
+        self._lead(copy, listener, 0)
+        deaf = listeners.join(listener)
+        try:
+            with self._failures(listener):
+                routing.deafen(deaf)
+                routing.lead(copy, 1)
+        except BaseException:
+            deaf.close()
+            raise
+        self._deaf[name] = deaf  # the keeper has none of it: when we die it is gone, and the first one is alone again
+        return True
+
+    def reopen(self, name: str) -> None:
+        """The reverse of `shut`."""
+        self._deaf.pop(name).close()
 
     def leave(self, name: str) -> None:
         """For good, nobody more comes to the socket `name`, which will close; who waits in its queue is accepted as

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
-from procman.config import Config, Program
+from procman.config import Config, Listener, Program
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,13 @@ def company(config: Config, names: Container[str], listen: Container[str], runni
     """Who runs and has one of the listeners `listen`, but for `names`: in the order of the table. Pure."""
     others = (program for program in config.programs if program.name in running and program.name not in names)
     return [program.name for program in others if any(listener in listen for listener in program.listen)]
+
+
+def shared(config: Config, names: Container[str], running: Container[str]) -> list[Listener]:
+    """The listeners that others go on with when the processes `names` stop. Pure."""
+    theirs = {listen for program in config.programs if program.name in names for listen in program.listen}
+    listeners = (listener for listener in config.listeners if listener.name in theirs)
+    return [each for each in listeners if company(config, names, [each.name], running)]
 
 
 def no_canary(config: Config, found: Sequence[Unit], running: Container[str]) -> str:

@@ -29,6 +29,7 @@ SECONDS = {
     **dict.fromkeys(("daemon_upgrade", "guarantee_disks", "guarantee_processes", "keeper", "daemon_apply"), 30),
     "daemon_renew": 30,
     "daemon_moves": 100,
+    "daemon_fewer": 40,
     "guarantee_disks_killed": 30,
     **dict.fromkeys(
         ("wsgi", "daemon_sites", "daemon_servers", "server", "daemon_operate", "daemon_life", "logs"), 20
