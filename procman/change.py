@@ -360,10 +360,12 @@ class Change:
         does not serve. Returns what has failed, if any."""
         supervisor, why = self._supervisor, self._why
         processes, config = supervisor.processes, supervisor.config
-        wanted |= await bring_down([processes[program.name] for program in (*plan.removed, *plan.restart)], why)
+        await self.versions.leave([processes[program.name] for program in plan.removed], self._ground.parting)
+        going = [processes[program.name] for program in (*plan.removed, *plan.restart)]
+        wanted |= await bring_down(going, why, supervisor.aside)
         if supervisor.closing:
             return STOPPING  # nothing may start any more
-        await self._ground.written([processes[program.name].program for program in (*plan.removed, *plan.restart)])
+        await self._ground.written([process.program for process in going])
         for program in plan.removed:
             supervisor.remove(program.name)
         for program in plan.restart:

@@ -342,7 +342,7 @@ class Desk:
         commands = asyncio.gather(*map(command, commanded))
         (replaced, lines), restarted = await asyncio.gather(
             self._rollouts.replace([p.program for p in overlapping], why, progress, at_once=at_once, wish=wish),
-            _in_turn(restarting, why, progress, at_once),
+            _in_turn(restarting, why, progress, at_once, self._supervisor.aside),
         )
         await commands
         outputs |= lines
@@ -490,7 +490,9 @@ def _short(keeper: int, supervisor: int) -> list[str]:
     return [f"{who}: {text}" for who, text in found.items() if text]
 
 
-async def _in_turn(processes: Sequence[Process], why: str, progress: Progress, at_once: int) -> dict[str, Outcome]:
+async def _in_turn(
+    processes: Sequence[Process], why: str, progress: Progress, at_once: int, aside: operation.Aside
+) -> dict[str, Outcome]:
     """Restart them: programs side by side, `at_once` processes of one program at a time, up to the first failure."""
     by_program: dict[str, list[Process]] = {}
     for process in processes:
@@ -501,7 +503,7 @@ async def _in_turn(processes: Sequence[Process], why: str, progress: Progress, a
         failed = ""
         while waiting and not failed:
             part, waiting = waiting[:at_once], waiting[at_once:]
-            outcomes |= await carry_out("restart", part, why, progress)
+            outcomes |= await carry_out("restart", part, why, progress, aside)
             failed = next((name for name, (good, _) in outcomes.items() if not good), "")
         return outcomes | {process.name: (False, f"not tried: {failed} failed") for process in waiting}
 

@@ -88,7 +88,7 @@ def fits(sock: socket.socket, listener: Listener, made: FileId | None = None) ->
     try:
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) or sock.type is not socket.SOCK_STREAM:
             return False
-        if address.kind == "tcp" and _is_left(sock):
+        if address.kind == "tcp" and is_left(sock):
             return False
         where = sock.getsockname()
         if address.kind == "unix":
@@ -129,13 +129,14 @@ def leave(sock: socket.socket, listener: Listener, made: FileId | None) -> None:
     if listener.address.kind == "unix":
         if made is not None:
             remove_socket_file(listener.address.path, made)
-    elif not _is_left(sock):
+    elif not is_left(sock):
         # No shutdown(2), that resets the queue, and the server's accept(2) would fail: the kernel finds a socket for
         # who connects by the interface, too (SO_BINDTODEVICE, socket(7)), and does not ask whether there is such a one.
         sock.setsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX, NOWHERE)
 
 
-def _is_left(sock: socket.socket) -> bool:
+def is_left(sock: socket.socket) -> bool:
+    """Whether nobody comes to this TCP socket any more."""
     return sock.getsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX) == NOWHERE
 
 

@@ -7,16 +7,18 @@ milliseconds where answers are quick and of GRACE_SECONDS at most, the kernel do
 by itself, a second later. Those who stay are not touched, and need not be started anew for the sake of one that goes.
 
 Not for Unix sockets, where nobody asks again.
+
+An address that closes with who stops is *left* first: there nobody need be kept out, who comes is refused for good.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
 from procman import queues, servers
-from procman.config import Address, Listener
+from procman.config import Address, Listener, Program
 from procman.errors import ProcmanError
 from procman.lifecycle import Stop
 from procman.process import Process
@@ -41,6 +43,27 @@ class Parting:
     def __init__(self, sockets: Sockets) -> None:
         self._sockets = sockets
         self._turn = asyncio.Lock()
+
+    def closing(self, programs: Iterable[Program], needed: Container[str]) -> list[str]:
+        """The held names of the sockets that close with these, since nobody needs their listeners."""
+        there = {program.name: {each for each in program.listen if each not in needed} for program in programs}
+        return self._sockets.of(there)
+
+    def address(self, name: str) -> Address:
+        """Of an open socket."""
+        return self._sockets.address(name)
+
+    async def leave(self, names: Sequence[str], seconds: float) -> None:
+        """Nobody more comes to these sockets, which will close; wait until who has come was accepted, for `seconds` at
+        most, and GRACE_SECONDS longer, for that to be read."""
+        for name in names:
+            try:
+                self._sockets.leave(name)
+            except ProcmanError as error:
+                log.warning("%s", error)
+        if names:
+            await _until(lambda: any(map(self._sockets.waiting, names)), seconds)
+            await asyncio.sleep(GRACE_SECONDS)
 
     async def aside(
         self,

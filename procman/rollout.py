@@ -402,26 +402,20 @@ class Rollout:
     async def _leave(self) -> None:
         """Nobody more comes to the addresses that close with the one before, and it answers who has come."""
         before = [self._beside(name).program for name in self._unit.names]
-        needed, sockets = self._listening(), self._ground.sockets
-        closing = [each for each in self._supervisor.config.listeners if each.name not in needed]
-        there = [(one.name, each) for one in before for each in closing if each.name in one.listen]
-        left = list(dict.fromkeys(sockets.current(listener, name) for name, listener in there))
+        left = self._ground.parting.closing(before, self._listening())
         if not left:
             return
         self._tell("leaving")
-        for name in left:
-            try:
-                sockets.leave(name)
-            except ProcmanError as error:
-                log.warning("%s: %s", ", ".join(self._unit.names), error)
-        await self._run_dry(left)
+        await self._unless_abandoned(self._ground.parting.leave(left, DRY_SECONDS))
 
-    async def _aside(self, before: Sequence[Process], why: str) -> None:
-        """The ones before `before` stop on sockets that have not passed on: the successors go on with them."""
-        listen, needed = {each for process in before for each in process.program.listen}, self._listening()
+    async def _aside(self, processes: Sequence[Process], why: str) -> None:
+        """These stop, while those in their other places go on with the sockets that do not pass on."""
+        listen, needed = {each for process in processes for each in process.program.listen}, self._listening()
         known = [each for each in self._supervisor.config.listeners if each.name in listen and each.name in needed]
-        shared = [each for each in known if beside(self._ground.sockets.current(each, "")) not in self._firsts]
-        await self._ground.parting.aside(before, shared, why)
+        current = {each.name: self._ground.sockets.current(each, "") for each in known}
+        passing = {*self._firsts, *map(beside, self._firsts)}
+        shared = [each for each in known if current[each.name] not in passing]
+        await self._ground.parting.aside(processes, shared, why)
 
     async def _run_dry(self, queues: Sequence[str]) -> None:
         """Until nobody waits in these queues for the one before, and it has read what it accepted."""
@@ -460,7 +454,7 @@ class Rollout:
         successors = [self._beside(name) for name in names]
         if self._split:
             await self._lead_back(successors, reason)
-        await carry_out("stop", successors, reason, lambda info: None)
+        await carry_out("stop", successors, reason, lambda info: None, self._aside)
         await self._ground.written([process.program for process in successors])
         self.output = {name: lines()[-LINES:] for name, lines in self._outputs.items()}
         self._ground.trials.over(self._keys)

@@ -72,7 +72,7 @@ class Rollouts:
             programs = [each.program for each in self._company(process)]
             outcomes, _ = await self.replace(programs, why, lambda info: None, wish=NO_CANARY)
         else:
-            outcomes = await carry_out("restart", [process], why, lambda info: None)
+            outcomes = await carry_out("restart", [process], why, lambda info: None, self._supervisor.aside)
         now = self._supervisor.processes.get(name)
         good, reason = outcomes.get(name, (True, ""))
         if not good and now is not None:

@@ -87,12 +87,26 @@ class Sockets:
         base = held_name(listener, process)
         return self._current.get(base, base)
 
+    def of(self, listen: Mapping[str, Container[str]]) -> list[str]:
+        """The held names of the open sockets that processes get: `listen` has their listeners, by process."""
+        found = []
+        for name in self._holder.held():
+            listener = self._open.get(name)
+            if listener is not None and name == self._now(name):
+                own = name.partition("@")[2] if listener.reuse_port else ""
+                users = [theirs for process, theirs in listen.items() if own in ("", process)]
+                found += [name] if any(listener.name in theirs for theirs in users) else []
+        return found
+
     def _now(self, name: str) -> str:
         return self._current.get(base_name(name), base_name(name))
 
     def open(self, listener: Listener, process: str) -> str:
         """As `current`; the socket is opened if need be. Raises Failed when it can't be bound."""
         name = self.current(listener, process)
+        there = self._copy(name)
+        if there is not None and listener.address.kind == "tcp" and listeners.is_left(there):
+            self.close(name)  # what was to close has not closed
         if not self._holder.holds(name):
             ours = listener.address.kind == "tcp" and self._is_ours(listener)
             self._keep(name, listener, listeners.join(listener) if ours else listeners.open_listener(listener))

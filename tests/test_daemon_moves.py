@@ -112,6 +112,23 @@ def test_nobody_is_lost_at_an_address_that_moves(
     assert all(set(each.answered) == {"2"} for each in after.values())
 
 
+@pytest.mark.parametrize("what", ["restart", "remove"])
+def test_nobody_is_lost_at_an_address_that_closes(daemon: MakeDaemon, tmp_path: Path, what: str) -> None:
+    """With a program that can only restart, at another address, and with one that leaves the table."""
+    lines = f'{DROPS}\nreload = "restart"'
+    moving = Moving(daemon, tmp_path, {"drops": lines})
+    old, new = (f"127.0.0.1:{port}" for port in (moving.ports["drops"], free_port()))
+    moving.start(lambda name: old)
+    with moving.visited(lambda name: old) as visitors:
+        if what == "restart":
+            moving.apply(lambda name: new)
+        else:
+            moving.running.write_table('[program.other]\ncommand = "sleep 1000"')
+            assert moving.running.ctl("apply").returncode == 0
+        wait_until(lambda: visitors["drops"].refused)
+    nobody_lost(visitors, refused=True)
+
+
 def test_nobody_is_lost_or_refused_from_one_address_to_all_and_back(daemon: MakeDaemon, tmp_path: Path) -> None:
     """Clients of 127.0.0.1 need not move."""
     moving = Moving(daemon, tmp_path, FEW)
