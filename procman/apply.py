@@ -194,7 +194,8 @@ def _no_canary(old: Config, program: Program, plan: Plan, running: Collection[st
     if not program.canary:
         return ""
     together = [each for each in plan.replace if each.program == program.program]
-    return units.no_canary(old, units.units(old, together, running), running)
+    leaving = {each.name for each in plan.removed if each.program == program.program}
+    return units.no_canary(old, units.units(old, together, running, leaving), running)
 
 
 _KEYS = {

@@ -451,7 +451,7 @@ class Change:
             if restarts:
                 failed = await self._renewal.renew(group, rest.restart, rest.why, progress)
             else:
-                failed = await self._pass_over(group, f"the table has changed ({rest.why})", progress)
+                failed = await self._pass_over(group, f"the table has changed ({rest.why})", progress, rest.remove)
             programs = {program.program for program in group}
             more = [process for process in later if process.program.program in programs]
             if not failed and not self._supervisor.closing:
@@ -470,11 +470,16 @@ class Change:
             versions.let_go([process.name])
         return {}
 
-    async def _pass_over(self, programs: Sequence[Program], why: str, progress: Progress) -> Info:
-        """Successors take over from these. Returns what has failed, if anything."""
+    async def _pass_over(
+        self, programs: Sequence[Program], why: str, progress: Progress, leaving: Sequence[str]
+    ) -> Info:
+        """Successors take over from these, and from those of the same programs that are `leaving`. Returns what has
+        failed, if anything."""
         waiting = {*self.versions.kept.programs, *self.versions.kept.tried}  # others have done it meanwhile
         programs = [program for program in programs if program.name in waiting]
-        outcomes, outputs = await self._rollouts.replace(programs, why, progress, passed=self.versions.passed)
+        outcomes, outputs = await self._rollouts.replace(
+            programs, why, progress, passed=self.versions.passed, leaving=leaving
+        )
         self.versions.let_go(name for name, (good, _) in outcomes.items() if good)
         for name, (good, reason) in outcomes.items():
             if not good:

@@ -26,7 +26,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
 from procman import servers, shape
@@ -73,8 +73,8 @@ PHASES = ("trial", "canary", "back", "passed", "leaving")
 Passed = Callable[[str, Program | None], None]
 """Told of a process whose successor is the current one from now on (None), or of the program that it is once more."""
 
-Listening = Callable[[], Container[str]]
-"""Which listeners some process has, or is to have."""
+Listening = Callable[[Container[str]], Container[str]]
+"""Which listeners some process has, or is to have, but for these processes, which leave."""
 
 T = TypeVar("T")
 
@@ -105,6 +105,8 @@ class Memo:
     successors: dict[str, int]
     firsts: list[str]
     files: dict[str, list[int]]
+    leaving: list[str] = field(default_factory=list)
+    """Processes without a successor, which stop with the ones before."""
 
     @property
     def passed(self) -> bool:
@@ -142,7 +144,7 @@ class Rollout:
         passed: Passed = lambda name, kept: None,
         wish: Canary | None = None,
         at_once: int = 1,
-        listening: Listening = frozenset,
+        listening: Listening = lambda but: frozenset(),
     ) -> None:
         """`at_once` successors start at a time. The one before leaves the listeners that are not `listening`."""
         self._listening = listening
@@ -223,9 +225,10 @@ class Rollout:
     # --- the trial --------------------------------------------------------------------------------------------------
 
     async def _trial(self) -> None:
-        self._ground.trials.hold(self.name, self._unit.names, self._unit.listeners)
+        everyone = (*self._unit.names, *self._unit.leaving)
+        self._ground.trials.hold(self.name, everyone, self._unit.listeners)
         up = running(self._supervisor.all())
-        if others := company(self._supervisor.config, self._unit.names, self._unit.listeners, up):
+        if others := company(self._supervisor.config, everyone, self._unit.listeners, up):
             raise _Failed(f"{others[0]}, which has the same listener, was started meanwhile")
         # Until the keeper has closed the sockets of a rollout before, one that nobody accepts from is in the group, and
         # the places in it are others (`routing`).
@@ -402,7 +405,7 @@ class Rollout:
     async def _leave(self) -> None:
         """Nobody more comes to the addresses that close with the one before, and it answers who has come."""
         before = [self._beside(name).program for name in self._unit.names]
-        left = self._ground.parting.closing(before, self._listening())
+        left = self._ground.parting.closing(before, self._listening(self._unit.leaving))
         if not left:
             return
         self._tell("leaving")
@@ -410,7 +413,7 @@ class Rollout:
 
     async def _aside(self, processes: Sequence[Process], why: str) -> None:
         """These stop, while those in their other places go on with the sockets that do not pass on."""
-        listen, needed = {each for process in processes for each in process.program.listen}, self._listening()
+        listen, needed = {each for process in processes for each in process.program.listen}, self._listening(())
         known = [each for each in self._supervisor.config.listeners if each.name in listen and each.name in needed]
         current = {each.name: self._ground.sockets.current(each, "") for each in known}
         passing = {*self._firsts, *map(beside, self._firsts)}
@@ -435,7 +438,11 @@ class Rollout:
         self._ground.trials.release(self.name)
         names = self._unit.names
         before = [self._beside(name) for name in names]
-        await carry_out("stop", before, "its successor serves", lambda info: None, self._aside)
+        leaving = [process for name in self._unit.leaving if (process := self._supervisor.processes.get(name))]
+        await asyncio.gather(
+            carry_out("stop", before, "its successor serves", lambda info: None, self._aside),
+            carry_out("stop", leaving, self._why, lambda info: None),
+        )
         await self._ground.written([process.program for process in before])
         for process in before:
             now = self._supervisor.processes.get(process.name)
@@ -497,7 +504,7 @@ class Rollout:
     def _tell(self, phase: str, why: str = "") -> None:
         files = self._ground.sockets.files(self._firsts)
         document = {"phase": phase, "why": why or self._why, "successors": self._slots}
-        document |= {"firsts": self._firsts, "files": files}
+        document |= {"firsts": self._firsts, "files": files, "leaving": list(self._unit.leaving)}
         self._link.hand_over(HELD + self.name, document)
 
     def _say(self, name: str, text: str) -> None:

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from procman import canary
 from procman.ages import Ages
@@ -36,7 +37,7 @@ class Rollouts:
         self._resumed: set[Rollout] = set()
         self.passed: Passed = lambda name, again: None
         """Is told of rollouts that a supervisor before had begun, as `replace` tells its caller."""
-        self.listening: Listening = frozenset
+        self.listening: Listening = lambda but: frozenset()
         """Which listeners are needed when a rollout has passed."""
         self._ages = Ages(self._too_old)
         supervisor.on_change = self.watch_age
@@ -106,12 +107,14 @@ class Rollouts:
         at_once: int = 1,
         passed: Passed = lambda name, kept: None,
         wish: Wish = AS_TABLE,
+        leaving: Container[str] = (),
     ) -> tuple[dict[str, Outcome], dict[str, list[str]]]:
         """Replace the processes of `programs`, which are what the successors are to be. Programs go side by side, the
         units of one program one after the other (`at_once` of them together; so many start at a time), and none
         follows on one that failed.
         `wish` says which canary there is. `passed` is told in the moment when a successor is the current process, and
-        when it is that no more.
+        when it is that no more. Processes of these programs that are `leaving` stop when the others have passed on, if
+        they share a socket with them.
 
         Returns what came of each, and the last output of successors that failed."""
         by_program: dict[str, list[Program]] = {}
@@ -119,7 +122,7 @@ class Rollouts:
             by_program.setdefault(program.program, []).append(program)
         found = await asyncio.gather(
             *(
-                self._replace_program(group, why, progress, at_once=at_once, passed=passed, wish=wish)
+                self._replace_program(group, why, progress, at_once=at_once, passed=passed, wish=wish, leaving=leaving)
                 for group in by_program.values()
             )
         )
@@ -127,11 +130,12 @@ class Rollouts:
         return outcomes, {name: lines for _, each in found for name, lines in each.items()}
 
     async def _replace_program(
-        self, programs: Sequence[Program], why: str, progress: Progress, *, at_once: int, passed: Passed, wish: Wish
+        self, programs: Sequence[Program], why: str, progress: Progress, *, at_once: int, passed: Passed, wish: Wish,
+        leaving: Container[str],
     ) -> tuple[dict[str, Outcome], dict[str, list[str]]]:
         by_name = {program.name: program for program in programs}
         proof, up = wish.of(programs[0]), running(self._supervisor.all())
-        todo = units(self._supervisor.config, programs, up)
+        todo = units(self._supervisor.config, programs, up, leaving)
         if proof is not None and (problem := no_canary(self._supervisor.config, todo, up)):
             if wish.share is not None:  # an operator has said so, and it could be done a moment ago
                 return dict.fromkeys(by_name, (False, f"no canary: {problem}")), {}
@@ -159,7 +163,7 @@ class Rollouts:
                 stopped.update((name, f"{name} does not run any more") for name in unit.names if name not in left)
                 if not left:
                     continue
-                unit = Unit(left, unit.listeners)
+                unit = replace(unit, names=left)
                 busy = [name for name in unit.names if name in self._running]
                 if busy:
                     outcomes.update(dict.fromkeys(unit.names, (False, f"a reload of {busy[0]} is under way already")))
@@ -256,7 +260,7 @@ class Rollouts:
             there = self._ground.trials.resume(keys, memo.firsts, memo.known_files(), known)
             if not names.isdisjoint(memo.successors):
                 listen = [base_name(first).removeprefix(FIRST) for first in there]
-                self._ground.trials.hold(rollout, memo.successors, listen)
+                self._ground.trials.hold(rollout, (*memo.successors, *memo.leaving), listen)
             for first in there:
                 try:
                     (sockets.pass_on if memo.passed else sockets.take_back)(first)
@@ -271,7 +275,8 @@ class Rollouts:
         for process in self._supervisor.all():
             self.watch_age(process)
         for name, memo in memos.items():
-            unit = Unit(tuple(each for each in memo.successors if each in self._supervisor.places.beside), ())
+            names = tuple(each for each in memo.successors if each in self._supervisor.places.beside)
+            unit = Unit(names, (), tuple(memo.leaving))
             if not unit.names:  # they have left the table
                 self._link.release(HELD + name)
                 self._ground.close_unused(self._supervisor.config)

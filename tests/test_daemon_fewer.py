@@ -99,6 +99,60 @@ def test_who_stops_beside_others_answers_what_it_has_accepted(
             before = shop.pids()
 
 
+@pytest.mark.parametrize("kind", ["tcp", "unix", "moved"])
+def test_a_new_version_of_fewer_processes(daemon: MakeDaemon, tmp_path: Path, kind: str) -> None:
+    """Nobody meets it before all its processes are ready, and nobody is lost when all of before stop."""
+    old = f"unix:{tmp_path}/shop.sock" if kind == "unix" else f"127.0.0.1:{free_port()}"
+    new = f"127.0.0.1:{free_port()}" if kind == "moved" else old
+    gate = tmp_path / "gate"
+
+    def at(address: str, number: int, version: int) -> str:
+        lines = table(0, f"instances = {number}", version).replace("127.0.0.1:0", address)
+        return lines.replace(f"command = {DROPS}", f'command = ["sh", "-c", """{script}"""]')
+
+    script = f"while test $VERSION = 2 -a -e {gate}; do sleep 0.02; done; exec {' '.join(json.loads(DROPS))}"
+    running = daemon(at(old, 3, 1))
+    before = {info["pid"] for info in running.status().values()}
+    gate.touch()
+    with Visitors(old, 40) as visitors:
+        visitors.goes_on()
+        running.write_table(at(new, 2, 2))
+        assert running.ctl("apply", "--no-wait").returncode == 0
+        wait_until(lambda: any((info["beside"] or {}).get("pid") for info in running.status().values()))
+        visitors.goes_on()
+        assert set(visitors.answered) == {"1"}
+        gate.unlink()
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in before), 30)
+        if kind != "moved":
+            wait_until(lambda: visitors.answered["2"] > 10, 20)
+    assert (visitors.lost, visitors.refused > 0) == ([], kind == "moved")
+    wait_until(lambda: set(running.status()) == {"shop:1", "shop:2"})
+    wait_until(lambda: running.ctl("diff").returncode == 0)
+
+
+def test_a_bad_version_of_fewer_processes_leaves_all_as_they_are(daemon: MakeDaemon) -> None:
+    shop = Shop(daemon, "instances = 3")
+    before = shop.pids()
+    with shop.visited():
+        shop.running.write_table(table(shop.port, "instances = 2").replace('"2"]', '"no number"]'))
+        assert shop.running.ctl("apply", timeout=60).returncode == 1
+    assert shop.pids() == before
+
+
+def test_the_supervisor_dies_while_fewer_take_over(daemon: MakeDaemon) -> None:
+    """When they serve already: the next one lets all of before go."""
+    shop = Shop(daemon, "instances = 3")
+    before = shop.pids()
+    with shop.visited():
+        shop.running.write_table(table(shop.port, "instances = 2", 2))
+        assert shop.running.ctl("apply", "--no-wait").returncode == 0
+        wait_until(lambda: (shop.running.status()["shop:1"]["beside"] or {}).get("role") == "the one before", 20)
+        os.kill(shop.running.supervisor_pid, signal.SIGKILL)
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in before.values()), 30)
+    wait_until(lambda: set(shop.pids()) == {"shop:1", "shop:2"})
+    wait_until(lambda: shop.running.ctl("diff").returncode == 0)
+
+
 def test_a_smaller_number_by_hand(daemon: MakeDaemon) -> None:
     """Those that stay are not touched."""
     shop = Shop(daemon, "scale = { min = 0, max = 3, idle_timeout = '1h' }")
