@@ -38,11 +38,11 @@ LOOK_SECONDS = 0.02
 
 
 class Parting:
-    """Of all processes that stand on `sockets`; one parting at a time."""
+    """Of all processes that stand on `sockets`; one parting at a time: while `turn` is taken, somebody is not heard."""
 
     def __init__(self, sockets: Sockets) -> None:
         self._sockets = sockets
-        self._turn = asyncio.Lock()
+        self.turn = asyncio.Lock()
 
     def closing(self, programs: Iterable[Program], needed: Container[str]) -> list[str]:
         """The held names of the sockets that close with these, since nobody needs their listeners."""
@@ -75,7 +75,7 @@ class Parting:
         """Tell those of `processes` to stop that may drop what they have accepted, and `still` are to; returns when
         they accept no more from the sockets of `listeners`, which others go on with. What can't be told like that is
         left to the caller."""
-        async with self._turn:
+        async with self.turn:
             doomed = [process for process in processes if process.status.pid and servers.may_drop(process.program)]
             shut: list[str] = []
             try:

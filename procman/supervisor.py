@@ -503,8 +503,9 @@ class Supervisor:
         if not await self._ground.pause_logs():
             return  # a disk is stuck: the keeper does not wait for long, and goes on with us
         await self.journal.saved()
-        if self._upgrade is not None and not self._upgrade.done():  # else the keeper has given up waiting for us
-            self._link.stand_still()
+        async with self._ground.parting.turn:  # nobody may be kept out while we do nothing
+            if self._upgrade is not None and not self._upgrade.done():  # else the keeper has given up waiting for us
+                self._link.stand_still()
         self._ground.resume_logs()
         self.journal.dirty()
 

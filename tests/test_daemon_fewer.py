@@ -165,12 +165,16 @@ def test_a_smaller_number_by_hand(daemon: MakeDaemon) -> None:
         assert len(shop.pids()) == number
 
 
-def test_the_supervisor_dies_while_nobody_is_heard(daemon: MakeDaemon) -> None:
-    """That ends with it: who connects is heard again."""
+@pytest.mark.parametrize("upgrade", [False, True])
+def test_the_supervisor_goes_while_nobody_is_heard(daemon: MakeDaemon, upgrade: bool) -> None:
+    """That ends with it when it is killed, and before it stands still: who connects is heard again."""
     shop = Shop(daemon, "instances = 2")
     with shop.visited(work=300) as visitors:
         shop.ctl("stop", "--no-wait", "shop:2")
-        os.kill(shop.running.supervisor_pid, signal.SIGKILL)
+        if upgrade:
+            shop.ctl("daemon", "upgrade")
+        else:
+            os.kill(shop.running.supervisor_pid, signal.SIGKILL)
         visitors.goes_on()
     wait_until(lambda: shop.running.status()["shop:1"]["state"] == "RUNNING")
 
