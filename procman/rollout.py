@@ -245,7 +245,8 @@ class Rollout:
         self._firsts = self._ground.trials.firsts(passing)
         await self._unless_abandoned(self._alone())
         self._tell("trial")
-        self._ground.trials.begin(self._keys, passing)
+        new = {each for program in programs.values() for each in program.listen}.difference(unit.listeners)
+        self._ground.trials.begin(self._keys, passing, [each for each in listeners.values() if each.name in new])
         self._tell("trial")
         waiting = list(programs)
         while waiting:
@@ -306,6 +307,7 @@ class Rollout:
                 self._say(name, f"canary: {text}")
 
         self._tell("canary")
+        self._hear_all(self._slots)
         self.proving = Proving(self._ground, wish, successors, before, firsts=self._firsts, said=said)
         try:
             self._split = True
@@ -357,6 +359,7 @@ class Rollout:
         except ProcmanError as error:
             await self._take_back(str(error))
             return self._result(str(error))
+        self._hear_all(self._slots)
         for name in self._unit.names:
             self._supervisor.switch(name)
             self._passed(name, None)
@@ -364,6 +367,14 @@ class Rollout:
         for name in self._unit.names:
             self._say(name, "new connections go to the successor; the one before runs dry")
         return await self._let_go()
+
+    def _hear_all(self, names: Iterable[str]) -> None:
+        """Everybody may come to the addresses that are new with the successors."""
+        for name in self._ground.sockets.of({name: self._successor(name).program.listen for name in names}):
+            try:
+                self._ground.sockets.hear_all(name)
+            except ProcmanError as error:
+                log.error("%s", error)
 
     async def _let_go(self, *, decided: bool = False) -> str:
         """The one before runs dry and stops; if the successor fails meanwhile, it goes on, unless it was `decided` that
@@ -482,6 +493,8 @@ class Rollout:
         self._keys = [place(name, slot) for name, slot in self._slots.items()]
         self._firsts = list(memo.firsts)
         try:
+            if memo.passed:
+                self._hear_all(self._slots)
             self._split = memo.phase in ("canary", "back")
             if memo.phase == "back":
                 await self._roll_back(memo.why)
@@ -497,6 +510,11 @@ class Rollout:
             self._ended.set()
 
     # --- around -----------------------------------------------------------------------------------------------------
+
+    def _successor(self, name: str) -> Process:
+        """In either place."""
+        process = self._supervisor.processes[name]
+        return process if process.program.slot == self._slots[name] else self._beside(name)
 
     def _beside(self, name: str) -> Process:
         return self._supervisor.places.beside[name]

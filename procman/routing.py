@@ -8,17 +8,19 @@ place. A place that does not exist means: as if there were no program.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import select
 import socket
 import struct
 from collections.abc import Sequence
 
-SO_ATTACH_FILTER, SO_ATTACH_REUSEPORT_CBPF = 26, 51
+SO_ATTACH_FILTER, SO_DETACH_FILTER, SO_ATTACH_REUSEPORT_CBPF = 26, 27, 51
 
 # Instructions (linux/filter.h, linux/bpf_common.h): code, jump if true, jump if false, operand.
 _LOAD_BYTE, _LOAD_HALF, _SHIFT_RIGHT = 0x30, 0x28, 0x74
 _JUMP, _JUMP_IF_EQUAL, _RETURN = 0x05, 0x15, 0x06
+_JUMP_IF_SET, _SYN, _FLAGS, _SOURCE_PORT, _ALL = 0x45, 0x02, 13, 0, 0xFFFFFFFF  # of a TCP header; all of the packet
 _LOAD_WORD, _JUMP_IF_NOT_LESS = 0x20, 0x35
 _RANDOM = 0xFFFFF000 + 56  # SKF_AD_OFF + SKF_AD_RANDOM: a number of 32 bits
 _NETWORK_HEADER = 0xFFF00000  # SKF_NET_OFF: where the IP header begins
@@ -47,6 +49,25 @@ def lead_port(sock: socket.socket, port: int, place: int, others: int, share: fl
 def deafen(sock: socket.socket) -> None:
     """Whoever is led to `sock` is not heard, and gets no answer: TCP asks again a second later. Raises OSError."""
     _attach(sock, [(_RETURN, 0, 0, 0)], SO_ATTACH_FILTER)
+
+
+def hear_only(sock: socket.socket, port: int = 0) -> None:
+    """Who connects to `sock` from another source port than this is not heard, as `deafen` has it. Raises OSError."""
+    code = [
+        (_LOAD_BYTE, 0, 0, _FLAGS),
+        (_JUMP_IF_SET, 0, 3, _SYN),
+        (_LOAD_HALF, 0, 0, _SOURCE_PORT),
+        (_JUMP_IF_EQUAL, 1, 0, port),
+        (_RETURN, 0, 0, 0),
+        (_RETURN, 0, 0, _ALL),
+    ]
+    _attach(sock, code, SO_ATTACH_FILTER)
+
+
+def hear_all(sock: socket.socket) -> None:
+    """The reverse; can be done again, and without it."""
+    with contextlib.suppress(FileNotFoundError):  # ENOENT: it has no filter
+        sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
 
 
 def by_chance(share: float, place: int, others: int) -> list[_Instruction]:

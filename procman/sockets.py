@@ -264,6 +264,32 @@ class Sockets:
                 self._files[name] = files[name]
         self._current[base_name(first)] = first
 
+    def open_quietly(self, listener: Listener) -> str:
+        """Open the TCP socket of `listener` where one of ours that is wider serves its clients: they are not heard
+        before `hear_all`, and should it close before that, they come to the wider one when TCP asks again. Returns its
+        held name; "" where it is open already, or there is no such wider one. Raises Failed."""
+        name = self.current(listener, "")
+        there = [self._open[each].address for each in self._holder.held() if each in self._open and each != name]
+        inside = any(values.covers(address, listener.address) for address in there)
+        if listener.address.kind == "unix" or listener.reuse_port or self._holder.holds(name) or not inside:
+            return ""
+        self.open(listener, "")
+        self.hear_only(name, 0)
+        return name
+
+    def hear_only(self, name: str, port: int) -> None:
+        """Who connects to the TCP socket `name` from the local port `port` is heard, and nobody else. Raises Failed."""
+        if (copy := self._copy(name)) is not None:
+            with self._failures(self._open[name]):
+                routing.hear_only(copy, port)
+
+    def hear_all(self, name: str) -> None:
+        """The reverse; can be done again, and without it. Raises Failed."""
+        copy = self._copy(name)
+        if copy is not None and copy.family != socket.AF_UNIX:
+            with self._failures(self._open[name]):
+                routing.hear_all(copy)
+
     # --- for a moment -----------------------------------------------------------------------------------------------
 
     def shut(self, name: str) -> bool:

@@ -149,6 +149,21 @@ def test_nobody_is_lost_or_refused_from_one_address_to_all_and_back(daemon: Make
     assert all(set(each.answered) == {"1", "2", "3"} for each in visitors.values())
 
 
+def test_a_successor_that_fails_at_a_narrower_address(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """Who comes there in its trial is answered by the one before."""
+    moving = Moving(daemon, tmp_path, {"drops": DROPS})
+    port = moving.ports["drops"]
+    moving.start(lambda name: f":{port}")
+    with moving.visited(lambda name: f"127.0.0.1:{port}") as visitors:
+        moving.servers = {"drops": 'command = ["sh", "-c", "sleep 2; exit 1"]\nready = { http = "/" }'}
+        moving.running.write_table(moving.table(lambda name: f"127.0.0.1:{port}"))
+        done = moving.running.ctl("apply", timeout=60)
+        assert (done.returncode, "rolled back" in done.stderr) == (1, True), done.stderr
+        visitors["drops"].goes_on()
+    nobody_lost(visitors, refused=False)
+    assert set(visitors["drops"].answered) == {"1"}
+
+
 @pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
 @pytest.mark.parametrize("refuses", [False, True], ids=["passed", "leaving"])
 def test_the_supervisor_dies_meanwhile(daemon: MakeDaemon, tmp_path: Path, unix: bool, refuses: bool) -> None:
