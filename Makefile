@@ -20,8 +20,8 @@ help:
 	@echo "make run    install procman in $(VENV), start the demo (etc/demo), show its status and an answer of its site"
 	@echo "make stop   stop the demo"
 	@echo "make test   run the tests          (PYTEST_ARGS='-k logs' for some of them)"
-	@echo "make check  ruff, mypy --strict, and the test of the layers"
-	@echo "make bench  measure, beside its peers: 25 minutes (BENCH_ARGS='--quick', 'boot status', '--json FILE')"
+	@echo "make check  ruff, mypy --strict, the test of the layers, and counts of what procman does beside those on record"
+	@echo "make bench  measure, beside its peers: 30 minutes (BENCH_ARGS='--quick', 'boot status', '--json FILE')"
 	@echo "make crash  let the supervisor die at every boundary that it crosses: minutes (CRASH_ARGS='--every 5')"
 	@echo "make soak   make crash, kill it under load, 1,000 crash loops, and 100,000 restarts: minutes (SOAK_ARGS='--minutes 120' for hours)"
 	@echo "make fuzz   feed hostile input to all that procman reads: minutes (FUZZ_ARGS='--seed 7 table', '--guided 60')"
@@ -40,6 +40,7 @@ check: $(VENV)/installed-dev
 	$(bin)/ruff check
 	$(bin)/mypy
 	$(bin)/python -m pytest -q tests/test_layers.py
+	$(bin)/python -m tests.guard
 
 # The peers go to .run/bench, with a procman that is really installed. What can't be had is said and left out.
 bench: $(VENV)/installed-dev

@@ -25,7 +25,7 @@ HOT = frozenset(
 HOT_LOG = frozenset(
     {
         "mode", "path", "error_path", "max_size", "rotate_every", "keep", "keep_total", "compress", "timestamps",
-        "format", "on_error", "mode_bits",
+        "format", "on_error", "mode_bits", "address",
     }
 )  # fmt: skip
 """Keys of its log that can change between two bytes; `mode` as long as there is a pipe, see `_has_pipe`."""

@@ -76,12 +76,15 @@ class Tables(Protocol):
         """The table as its files say it now. Raises ConfigError. For a thread: it may be slow."""
 
     def previous(self) -> Read:
-        """The table that was in force before. Raises Failed where there was none in this life of the daemon."""
+        """The table that was in force before, maybe in another daemon's life. Raises Failed where none is known."""
 
     def in_force(self, read: Read, config: Config, together: Mapping[str, int], *, other: bool) -> None:
         """`config` is in force from now on, which is `read` with the settings that a running daemon keeps, but for what
         is kept of the one before. The keeper takes the descriptors `together` in the same moment. `other`: it is
         another table than the one before, and that one worked: it becomes the previous one."""
+
+    def settled(self, *, works: bool) -> None:
+        """No change is under way any more. `works`: nothing is left of the table before that in force."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,11 +422,16 @@ class Change:
         if self._supervisor.closing:
             return failed
         self._ground.close_unused(self._supervisor.config)
-        self.versions.settled()
+        self.settled()
         await self._supervisor.journal.saved()
         for name in (HELD_NAME, NEXT_TABLE):
             self._link.release(name)
         return failed
+
+    def settled(self) -> None:
+        """No change is under way: what is so now is for a daemon to come."""
+        self.versions.settled()
+        self._tables.settled(works=not self.versions.left())
 
     @staticmethod
     def _begin(processes: Iterable[Process], rest: Unfinished) -> None:

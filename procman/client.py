@@ -25,7 +25,7 @@ from .rpc import Object
 
 _RECEIVE = 256 * 1024  # bytes at a time
 
-ASK_AGAIN = frozenset({"status", "show", "why", "daemon.status"})
+ASK_AGAIN = frozenset({"status", "show", "why", "daemon.status", "logs.files", "logs.read"})
 """Methods that change nothing: asked once more when the daemon's supervisor is replaced under the call."""
 
 

@@ -89,13 +89,15 @@ Every = Literal["", "hourly", "daily", "weekly"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
-    """Where the output of a process goes. `error_path` is used when `stderr` is "separate". `keep_total` is bytes, for
-    all the rotated files of its program; 0: no limit."""
+    """Where the output of a process goes. `error_path` is used when `stderr` is "separate". `address` is that of a
+    syslog: "unix:/path", "udp:HOST:PORT", or "" for the machine's own. `keep_total` is bytes, for all the rotated files
+    of its program; 0: no limit."""
 
     mode: Literal["file", "inherit", "syslog", "journal", "discard"] = "file"
     path: str = ""
     error_path: str = ""
     stderr: Literal["merge", "separate", "discard"] = "merge"
+    address: str = ""
     max_size: int = 50 * 1024 * 1024
     rotate_every: Every = ""
     keep: int = 10

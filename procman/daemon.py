@@ -43,9 +43,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _keep(options, lambda: None)
 
 
+class _Help(argparse.HelpFormatter):
+    """With a width of its own: to ask for the terminal's, argparse imports shutil and with it bz2 and lzma, which both
+    processes would carry for all their life."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=100)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="procmand", description="The procman daemon: runs the programs of a table. In the foreground by default."
+        prog="procmand",
+        description="The procman daemon: runs the programs of a table. In the foreground by default.",
+        formatter_class=_Help,
     )
     parser.add_argument("-c", "--config", metavar="FILE", help="the program table (default: see below)")
     parser.add_argument("-d", "--daemonize", action="store_true", help="go to the background once the table runs")
@@ -87,8 +97,9 @@ def _look(options: argparse.Namespace) -> int:
             print(table.socket_path(path, files.Machine()))
         else:
             config = table.parse(path, files.Machine())
-            for warning in (*units.doubtful(config), *offered.warnings(config)):
-                print(f"{path}: warning: {warning}", file=sys.stderr)
+            doubts = (*units.doubtful(config), *offered.warnings(config))
+            for warning in table.located(config, files.Machine(), doubts):
+                print(warning, file=sys.stderr)
             print(f"{path}: good: {len(config.programs)} processes, {len(config.listeners)} listeners")
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -162,7 +173,7 @@ def _wait_for_background(pid: int, ready: int) -> int:
 
 
 def _supervisor(arguments: list[str]) -> NoReturn:
-    parser = argparse.ArgumentParser(prog="procmand supervisor")
+    parser = argparse.ArgumentParser(prog="procmand supervisor", formatter_class=_Help)
     parser.add_argument("--config", required=True)
     parser.add_argument("--log-to-file", action="store_true")
     parser.add_argument("wire", type=int)

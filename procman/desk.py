@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from procman import __version__, launch, operation, printed, report, rivals
 from procman.canary import AS_TABLE, Wish
@@ -22,6 +22,7 @@ from procman.errors import Failed, NoSuchProgram, ProcmanError, WrongUse
 from procman.ground import Ground
 from procman.lifecycle import State
 from procman.link import KeeperLink
+from procman.logread import Position
 from procman.moments import rfc3339
 from procman.operation import Outcome, Progress, carry_out
 from procman.process import Process
@@ -91,7 +92,8 @@ class Desk:
         number = numbers.get(process.program.program)
         sample, behind = self._supervisor.measures.latest(process.name), self._change.versions.behind(process.name)
         output = self._ground.output(process.program)
-        return report.info(process, sample, beside, number, behind, output=output)
+        idle = number is not None and bool(self._scaling.says(process))
+        return report.info(process, sample, beside, number, behind, idle=idle, output=output)
 
     async def infos_with_workers(self, names: Sequence[str], read: Read) -> list[Info]:
         processes = self.select(names)
@@ -124,14 +126,22 @@ class Desk:
         history = [{"at": rfc3339(at), "state": str(state), "why": why} for at, state, why in process.history]
         status = process.status
         program, recent = process.program, self._ground.recent(process.program)
+        setback = report.setback(status)
+        # What runs goes on to print into the same log: what has failed has words of its own.
+        failed = process.last_words if setback else []
+        if failed:
+            recent = ["\n".join(failed).encode()]
+            program = replace(program, log=replace(program.log, path="", error_path=""))
         return {
             "name": process.name,
             "state": str(status.state),
             "wanted": "up" if status.wanted else "down",
             "why": status.why,
+            "setback": setback,
             "behind": self._change.versions.behind(process.name),
             "exit": report.exit_info(status.exit),
             "history": history,
+            "output_of": "setback" if failed else "log",
             "output": await read(lambda: printed.last_lines(program, OUTPUT_LINES, recent)),
             "traceback": await read(lambda: printed.last_traceback(program, recent)),
         }
@@ -331,8 +341,9 @@ class Desk:
                 restarting.append(process)
 
         async def command(process: Process) -> None:
-            outcomes[process.name] = await self._ground.run_reload(process)
-            if not outcomes[process.name][0]:
+            outcomes[process.name] = good, reason = await self._ground.run_reload(process)
+            process.mark("" if good else f"its reload failed: {reason}")
+            if not good:
                 await self._ground.written([process.program])
                 recent = self._ground.recent(process.program)
                 lines = functools.partial(printed.last_lines, process.program, OUTPUT_LINES, recent)
@@ -402,8 +413,16 @@ class Desk:
         sources = [s for process in self.select(names) for s in launch.log_sources(process.program)]
         return [source for source in sources if not stderr or source.stream == "err"]
 
+    def output_elsewhere(self, names: Sequence[str], stderr: bool) -> dict[str, str]:
+        programs = [process.program for process in self.select(names)]
+        found = {program.program: launch.elsewhere(program, stderr=stderr) for program in programs}
+        return {name: text for name, text in found.items() if text}
+
     def watch_logs(self, keys: Sequence[str], callback: Callable[[], None]) -> Callable[[], None]:
         return self._ground.watch_logs(keys, callback)
+
+    def log_begins(self, key: str) -> tuple[str, Position] | None:
+        return self._ground.log_begins(key)
 
     def recent(self) -> list[Info]:
         return self._supervisor.events.recent()
@@ -432,7 +451,8 @@ class Desk:
             "memory_bytes": usage.memory_bytes,
             "cpu_seconds": usage.cpu_seconds,
             "stopping": self._supervisor.closing,
-            "problems": _short(*pids) + self._problems(),
+            # Two outputs of one process may have the same one.
+            "problems": list(dict.fromkeys((*_short(*pids), *self._problems()))),
         }
 
     def _problems(self) -> list[str]:

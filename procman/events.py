@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,10 @@ class EventLog:
         self._recent: collections.deque[Occurrence] = collections.deque(maxlen=KEPT)
         self._held: collections.deque[_Held] = collections.deque()
         self._subscribers: list[Callable[[Occurrence], None]] = []
+
+    def follow(self, before: Iterable[Occurrence]) -> None:
+        """These come before all others."""
+        self._recent.extend(before)
 
     def add(self, at: float, kind: str, name: str, **details: object) -> None:
         """`kind` is "state", "operation" or "daemon"; `at` is seconds since the epoch."""

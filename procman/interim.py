@@ -15,7 +15,7 @@ import os
 import resource
 import socket
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from procman import memo, shape
@@ -53,7 +53,7 @@ class _Item:
 def plan(outputs: Iterable[Output]) -> int:
     """A descriptor (memfd_create(2)) that holds the plan for the next supervisor."""
     document = [
-        {"key": key, "process": process, "log": asdict(log), "path": path} for key, process, log, path in outputs
+        {"key": key, "process": process, "log": shape.flat(log), "path": path} for key, process, log, path in outputs
     ]
     return memo.write("interim", document)
 

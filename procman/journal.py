@@ -3,7 +3,7 @@
 The disk may be slow, full or stuck: writing happens in a thread of its own, and what fails is said once and tried
 again. What must not be lost meanwhile, whoever dies, is handed to the keeper: what an operator waits for before it is
 written, and each document that the disk did not take. Of that one and the file's, a successor believes the later
-(`statefile.later`).
+(`statefile.later`). Other files of the state folder are written in the same way, after it (`beside`).
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ STUCK_SECONDS = 5.0
 """Longer than this nobody waits for the disk."""
 
 
+Make = Callable[[], dict[str, Any] | None]
+"""Makes a document; None where the file has it already."""
+
+
 class Journal:
     """Writes what `document` returns to the state file `path` after each `dirty`.
 
@@ -54,6 +58,7 @@ class Journal:
         self._document = document
         self._forget = forget
         self._hand_over = hand_over
+        self._beside: dict[str, Make] = {}  # other files of the state folder that are still to be written
         self._ended: dict[str, str] = {}  # process → its child that ended last
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._thread.submit(int)  # makes the thread now: later there may be no process left for one
@@ -71,6 +76,11 @@ class Journal:
             self._again = True
         elif self._timer is None and not self.closed:
             self._timer = self._loop.call_at(self._next(), self._start)
+
+    def beside(self, path: str, make: Make) -> None:
+        """The file `path` is to hold what `make` makes, in the thread: with the next write."""
+        self._beside[path] = make
+        self.dirty()
 
     def _next(self) -> float:
         """When a change of now is to be written: loop time."""
@@ -131,6 +141,14 @@ class Journal:
         """The document, and of when it is: monotonic time."""
         return {"at": self._loop.time(), **self._document()}
 
+    def _save(self, beside: dict[str, Make], document: dict[str, Any], *, durable: bool) -> None:
+        store.save(self._path, document, durable=durable)
+        for path, make in beside.items():
+            if (other := make()) is not None:
+                store.save(path, other, durable=durable)
+            if self._beside.get(path) is make:
+                del self._beside[path]
+
     async def _write(self) -> None:
         self._since = self._loop.time()
         waiting, self._waiting = self._waiting, []
@@ -143,7 +161,7 @@ class Journal:
             document = self._now()
             if held:
                 self._hand_over(store.stamped(document))
-            save = functools.partial(store.save, self._path, document, durable=bool(waiting))
+            save = functools.partial(self._save, dict(self._beside), document, durable=bool(waiting))
             await self._loop.run_in_executor(self._thread, save)
         except Failed as error:
             if not self.problem:

@@ -187,7 +187,10 @@ class Section:
     def find(self, key: str) -> Layer | None:
         """The layer that decides this key."""
         assert key in self.known, f"{key} is not declared"
-        return next((layer for layer in self.layers if key in layer.content), None)
+        for layer in self.layers:  # of all that reads a table this is called most
+            if key in layer.content:
+                return layer
+        return None
 
     def has(self, key: str) -> bool:
         """Whether any layer has the key."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 
+from procman import shape
 from procman.config import Program
 from procman.rpc import LogSource
 
@@ -77,6 +77,24 @@ def log_sources(program: Program) -> list[LogSource]:
     return sources
 
 
+def elsewhere(program: Program, *, stderr: bool) -> str:
+    """Where the output of `program`, or its standard error, goes that is in no log file of its own; "" where it is."""
+    log = program.log
+    if log.mode == "file":
+        if not stderr or log.stderr == "separate":
+            return ""
+        if log.stderr == "discard":
+            return 'its standard error is dropped (log.stderr = "discard")'
+        return f'its standard error is in {log.path} with the rest (log.stderr = "merge"): leave out --stderr'
+    goes = {
+        "discard": "is dropped",
+        "inherit": "goes to the stdout of procmand, or what that was started with",
+        "syslog": f"goes to the syslog {f'at {log.address}' if log.address else 'of the machine'}",
+        "journal": f"goes to the journal: journalctl PROCMAN_PROGRAM={program.program}",
+    }
+    return f'its output {goes[log.mode]} (log.mode = "{log.mode}")'
+
+
 def log_pipes(program: Program) -> tuple[str | None, str | None]:
     """Names under which the keeper holds the pipes for stdout and stderr; None is /dev/null.
 
@@ -106,7 +124,7 @@ def request(program: Program, generation: int, env: Mapping[str, str], listen: M
     """The keeper's "spawn" request for child number `generation`. `listen` maps listener names to held names, in
     order."""
     out, err = log_pipes(program)
-    limits = {key: value for key, value in asdict(program.limits).items() if value not in (None, ())}
+    limits = {key: value for key, value in shape.flat(program.limits).items() if value not in (None, ())}
     asked: dict[str, object] = {
         "child": child_id(program.key, generation),
         "argv": list(program.argv),

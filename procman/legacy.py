@@ -17,7 +17,7 @@ from procman import kept, memo, rollout, shape
 from procman.change import HELD_NAME, NEXT_TABLE, Read, Unfinished
 from procman.errors import ProcmanError
 from procman.kept import Kept
-from procman.supervisor import CLOSING, STATE, Ending
+from procman.supervisor import CLOSING, NO_PAST, PAST, STATE, Ending, Past
 
 ReadTable = Callable[[int], Read]
 """Makes a table of such a memory, which stays open. Raises ProcmanError."""
@@ -30,6 +30,7 @@ class Legacy:
     unfinished: Unfinished | None = None
     ending: Ending | None = None
     rollouts: dict[str, rollout.Memo] = field(default_factory=dict)
+    past: Past = NO_PAST
     lost: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -48,6 +49,11 @@ def take(held: dict[str, int], read_table: ReadTable) -> Legacy:
     except (OSError, ValueError) as error:
         legacy.lost.append(CLOSING)
         legacy.problems.append(f"why all was to be stopped can't be read, and is set aside: {error}")
+    try:
+        if (memory := held.pop(PAST, None)) is not None:
+            legacy.past = Past.of(memo.read(memory))
+    except (OSError, ValueError) as error:
+        legacy.problems.append(f"events and history before the upgrade can't be read, and begin anew: {error}")
     for name in [name for name in held if name.startswith(rollout.HELD)]:
         try:
             legacy.rollouts[name.removeprefix(rollout.HELD)] = rollout.memo_of(memo.read(held.pop(name)))

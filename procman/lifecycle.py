@@ -100,6 +100,8 @@ class Status:
     `failures`    failed or too short starts in a row
     `restarts`    how often procman started it again by itself
     `why`         one sentence: the reason for this state
+    `setback`     what came of the last reload or apply, where that failed while this child went on; "" else. At
+                  `setback_at`, seconds since the epoch, that was last set
     """
 
     state: State = State.STOPPED
@@ -115,6 +117,8 @@ class Status:
     restarts: int = 0
     exit: Exit | None = None
     why: str = "not started yet"
+    setback: str = ""
+    setback_at: float = 0.0
 
     @property
     def ready(self) -> bool:
@@ -269,7 +273,11 @@ def later(known: Status, noted: Status | None) -> Status:
     if noted.generation > known.generation:
         return noted
     same = (noted.state, noted.wanted, noted.ending, noted.failures)
-    return known if same == (known.state, known.wanted, known.ending, known.failures) else noted
+    if same != (known.state, known.wanted, known.ending, known.failures):
+        return noted
+    if noted.setback_at <= known.setback_at:
+        return known
+    return replace(known, setback=noted.setback, setback_at=noted.setback_at)
 
 
 def adopted(program: Program, status: Status, generation: int, started: float, now: float) -> Status:
@@ -326,6 +334,8 @@ def _spawn(program: Program, status: Status, why: str, now: float) -> Result:
         deadline=now + program.start_timeout,
         ending="",
         why=why,
+        setback="",
+        setback_at=0.0,
     )
     return starting, [Spawn(generation)]
 

@@ -13,6 +13,7 @@ between any two calls here. What makes that safe:
     files may have one time, so what it holds must have the same size and the same beginning, too.
   * The inode of a file that was removed is given to the next one. So a place that is told to somebody, who may come
     back with it any time later, knows the first lines of its file.
+  * What somebody is reading stays open (`Held`), so neither compression nor `keep` takes it away from him.
 
 Knows files only: no pipes, no thread, no programs. Memory is bounded, whatever the size of the files.
 """
@@ -24,7 +25,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from procman import rpc
@@ -72,7 +73,8 @@ class Position:
 @dataclass(frozen=True, slots=True)
 class LogFile:
     """A file of a log as it is now. `size` and `head`, the bytes by which it is known again, are of the file itself,
-    compressed or not; `modified` is in seconds since the epoch."""
+    compressed or not; `holds` is the size of what it holds, of a compressed one modulo 2**32; `modified` is in seconds
+    since the epoch."""
 
     path: str
     device: int
@@ -80,6 +82,7 @@ class LogFile:
     size: int
     modified: float
     head: bytes
+    holds: int
 
     @property
     def id(self) -> str:
@@ -92,18 +95,77 @@ class LogFile:
         return self.path.endswith(ZIPPED)
 
 
+class Held:
+    """Files of logs that stay open from when they are listed: what was there then can be read, whatever rotates since.
+
+    No more than `room` of them: of each log the newest, which changes most, and the oldest, which go first. One thread
+    at a time may use it, and any may close it.
+    """
+
+    def __init__(self, room: int = 0) -> None:
+        self.room = room
+        self._open: dict[str, _Descriptor] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def files(self, logs: Sequence[tuple[str, int]]) -> list[list[LogFile]]:
+        """As `files`, for several logs, each a path and its `keep`; holds these from now on, not those before."""
+        self._open = {}
+        found: list[list[LogFile]] = []
+        for number, (path, keep) in enumerate(logs):
+            room, mine = (self.room - len(self._open)) // (len(logs) - number), dict[str, _Descriptor]()
+            found.append([])
+            for file, fd in _from_the_newest(path, keep):
+                found[-1].append(file)
+                with suppress(OSError):  # no descriptor is left: it can be read as long as it is there
+                    mine[file.id] = _Descriptor(fd)
+                if len(mine) > room:
+                    del mine[list(mine)[min(1, room)]]
+            found[-1].reverse()
+            self._open |= mine
+        return found
+
+    def read(self, path: str, keep: int, wanted: str, offset: int, size: int) -> bytes | None:
+        """As `read`; a file that is held need not be there any more."""
+        file = self._open.get(wanted)
+        if file is not None:
+            return os.pread(file.fd, size, offset)
+        return read(path, keep, wanted, offset, size)
+
+    def close(self) -> None:
+        """Holds none any more. A file that is being read this moment is closed after that."""
+        self._open = {}
+
+
+class _Descriptor:
+    """A copy of one, closed when nobody refers to it any more."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = -1
+        self.fd = os.dup(fd)
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
 def files(path: str, keep: int) -> list[LogFile]:
     """The files of a log, the oldest first. Raises Failed when they can't be read."""
-    found: list[LogFile] = []
+    return [file for file, _ in _from_the_newest(path, keep)][::-1]
+
+
+def _from_the_newest(path: str, keep: int) -> Iterator[tuple[LogFile, int]]:
+    """The files of a log, each with a descriptor that is closed when the next one is asked for."""
     seen = _Seen()
     for name in _names(path, keep):
         if not _maybe_there(name):
             continue
         with _opened(name) as file:
             if file is not None and seen.new(file):
-                status = os.fstat(file.fd)
-                found.append(LogFile(name, status.st_dev, status.st_ino, status.st_size, status.st_mtime, file.head))
-    return found[::-1]
+                status, head = os.fstat(file.fd), file.head
+                stands = status.st_dev, status.st_ino, status.st_size, status.st_mtime
+                yield LogFile(name, *stands, head, file.told_size if file.zipped else status.st_size), file.fd
 
 
 def read(path: str, keep: int, wanted: str, offset: int, size: int) -> bytes | None:
@@ -204,11 +266,11 @@ class _Known:
 
 class _Seen:
     """The files of a log that were looked at, the newest first: a rotation that overtakes us shows one again, under a
-    higher number, and compression shows it as another file of the same time and size."""
+    higher number, and compression shows it as another file of the same time and size, which begins as it did."""
 
     def __init__(self) -> None:
         self._identities: set[Identity] = set()
-        self._contents: set[tuple[int, int]] = set()
+        self._contents: dict[tuple[int, int], list[tuple[int, int]]] = {}
 
     def new(self, file: _File) -> bool:
         """Whether it is another one than all before."""
@@ -218,8 +280,8 @@ class _Seen:
         self._identities.add(_identity(status))
         content = status.st_mtime_ns, file.told_size
         if file.zipped:
-            return content not in self._contents
-        self._contents.add(content)
+            return not any(file.holds(head) for head in self._contents.get(content, ()))
+        self._contents.setdefault(content, []).append(rpc.mark(file.head))
         return True
 
 

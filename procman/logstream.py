@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from procman import logread, rpc
-from procman.logread import Position
+from procman.logread import Held, Position
 from procman.reading import Read
 from procman.rpc import LogSource, Object
 
@@ -23,8 +23,10 @@ MAX_TURN = 1024 * 1024  # bytes that a follower reads before it sends them
 T = TypeVar("T")
 
 
-def files(sources: Sequence[LogSource]) -> list[Object]:
-    """The logs with their files, the oldest first, as `logs.files` answers. Reads the disk: for a thread."""
+def files(sources: Sequence[LogSource], held: Held) -> list[Object]:
+    """The logs with their files, the oldest first, as `logs.files` answers; `held` has them from now on. Reads the
+    disk: for a thread."""
+    listed = held.files([(source.path, source.keep) for source in sources])
     return [
         {
             "name": source.name,
@@ -37,25 +39,34 @@ def files(sources: Sequence[LogSource]) -> list[Object]:
                     "bytes": one.size,
                     "modified": one.modified,
                     "zipped": one.zipped,
+                    "holds": one.holds,
                 }
-                for one in logread.files(source.path, source.keep)
+                for one in found
             ],
         }
-        for source in sources
+        for source, found in zip(sources, listed, strict=True)
     ]
 
 
-def piece(source: LogSource, file: str, offset: int, size: int) -> Object:
+def piece(source: LogSource, file: str, offset: int, size: int, held: Held) -> Object:
     """Bytes of one of these files, as `logs.read` answers. Reads the disk: for a thread."""
-    data = logread.read(source.path, source.keep, file, offset, size)
+    data = held.read(source.path, source.keep, file, offset, size)
     return {"gone": True} if data is None else {"gone": False, **rpc.log_data(data)}
 
 
 class LogReader:
     """Reads one log, in a thread, from its last `lines` or from `start` on. Ends no piece within a character."""
 
-    def __init__(self, source: LogSource, lines: int, start: Position | None = None) -> None:
+    def __init__(
+        self,
+        source: LogSource,
+        lines: int,
+        start: Position | None = None,
+        begins: Callable[[], Position | None] = lambda: None,
+    ) -> None:
+        """`begins` tells where to start for who does not call `open`: None while nobody knows."""
         self.source = source
+        self._begins = begins
         self._lines = lines
         self._start = start
         self._follower: logread.Follower | None = None
@@ -76,6 +87,11 @@ class LogReader:
 
     def news(self) -> bytes:
         """The next bytes, b"" when there are no more now."""
+        if self._follower is None:
+            self._start = self._begins()
+            if self._start is None:
+                return b""
+            self.open()
         assert self._follower is not None
         data = self._rest + self._follower.read(CHUNK)
         self._after = self._follower.position
@@ -128,8 +144,9 @@ class ReadingThread:
     """Lets readers work in a thread, one at a time, since a disk may be slow; knows which logs have grown meanwhile."""
 
     def __init__(self, readers: Sequence[LogReader], read: Read) -> None:
-        self._readers = readers
+        self._readers = list(readers)
         self._read = read
+        self._woken = False
         self._grown = dict.fromkeys(readers)  # a set that keeps its order
         self._arrived = asyncio.Event()
         self._work: asyncio.Task[Any] | None = None
@@ -139,6 +156,16 @@ class ReadingThread:
         self._grown[reader] = None
         self._arrived.set()
 
+    def add(self, reader: LogReader) -> None:
+        """One more log."""
+        self._readers.append(reader)
+        self.grown(reader)
+
+    def wake(self) -> None:
+        """Whoever waits for `news` is to look up, though there may be none."""
+        self._woken = True
+        self._arrived.set()
+
     async def run(self, work: Callable[[], T]) -> T:
         """Calls `work` in the thread."""
         task = asyncio.get_running_loop().create_task(self._read(work))
@@ -146,10 +173,11 @@ class ReadingThread:
         return await asyncio.shield(task)
 
     async def news(self) -> list[tuple[LogReader, bytes]]:
-        """What has come; waits for it. Little more than MAX_TURN bytes at once."""
-        while not self._grown:
+        """What has come; waits for it, or for `wake`. Little more than MAX_TURN bytes at once."""
+        while not self._grown and not self._woken:
             self._arrived.clear()
             await self._arrived.wait()
+        self._woken = False
         readers = list(self._grown)
         self._grown.clear()
         found = await self.run(functools.partial(_read_turn, readers))

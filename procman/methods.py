@@ -15,7 +15,8 @@ from typing import Any, Final, Literal, Protocol
 
 from . import logstream, rpc, values
 from .canary import AS_TABLE, Wish
-from .errors import Failed
+from .errors import Failed, ProcmanError
+from .logread import Held, Position
 from .logstream import LogReader, ReadingThread
 from .reading import Read
 from .rpc import LogSource, Object, Peer, RpcError
@@ -90,8 +91,14 @@ class Operations(Protocol):
     def log_sources(self, names: Sequence[str], stderr: bool) -> list[LogSource]:
         """The logs that can be read; with `stderr` only those of standard error."""
 
+    def output_elsewhere(self, names: Sequence[str], stderr: bool) -> dict[str, str]:
+        """Of the programs whose output is in no such log, where it goes, in words."""
+
     def watch_logs(self, keys: Sequence[str], callback: Callable[[], None]) -> Callable[[], None]:
         """Calls back in the loop when one of these logs (LogSource.key) has grown; returns what ends that."""
+
+    def log_begins(self, key: str) -> tuple[str, Position] | None:
+        """Which file the output of one of these logs goes to now, and from which place on; None: not known yet."""
 
     def recent(self) -> list[Object]:
         """The last events, oldest first."""
@@ -134,7 +141,8 @@ class Call:
     """One call: its checked params and who asks.
 
     `tell` sends a notification and waits while the client is slow; `mention` only sends, for callbacks.
-    `outlive` awaits an operation that goes on when the client has gone. `read` calls a function in a thread.
+    `outlive` awaits an operation that goes on when the client has gone. `read` calls a function in a thread. `held`
+    tells which files of logs the connection holds, and has room for.
     """
 
     params: Object
@@ -143,6 +151,7 @@ class Call:
     mention: Callable[[str, Object], None]
     outlive: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]]
     read: Read
+    held: Callable[[], Held]
 
 
 Kind = Literal[
@@ -359,6 +368,15 @@ async def _logs(operations: Operations, call: Call) -> object:
     readers = [LogReader(source, lines, starts.get((source.name, source.stream))) for source in sources]
     thread = ReadingThread(readers, call.read)
     unwatch: list[Callable[[], None]] = []
+    moves = _Moves(operations, call, sources)
+
+    def moved(event: Object) -> None:
+        for reader in moves.looked(event):
+            unwatch.append(operations.watch_logs([reader.source.key], functools.partial(thread.grown, reader)))
+            thread.add(reader)
+        if moves.told:
+            thread.wake()
+
     try:
         if call.params["follow"]:
             # Before the first look: nothing that comes after it is missed.
@@ -366,12 +384,16 @@ async def _logs(operations: Operations, call: Call) -> object:
                 operations.watch_logs([reader.source.key], functools.partial(thread.grown, reader))
                 for reader in readers
             )
+            unwatch.append(operations.subscribe(moved))
         for reader in readers:
             await thread.run(reader.open)
             while not call.params["follow"] and (data := await thread.run(reader.last)):
                 await call.tell("log", reader.params(data))
         while call.params["follow"]:
-            for reader, data in await thread.news():
+            found = await thread.news()
+            while moves.told:
+                await call.tell("moved", moves.told.popleft())
+            for reader, data in found:
                 await call.tell("log", reader.params(data))
     finally:
         for end in unwatch:
@@ -380,9 +402,47 @@ async def _logs(operations: Operations, call: Call) -> object:
     return {}
 
 
+class _Moves:
+    """Logs that are followed while `apply` has them go to other files. `told`: what the client is to be told of it."""
+
+    def __init__(self, operations: Operations, call: Call, sources: Sequence[LogSource]) -> None:
+        self._operations, self._call = operations, call
+        self._known = {(source.name, source.stream): source.path for source in sources}
+        self._all = set(self._known.items())
+        self.told: deque[Object] = deque()
+
+    def looked(self, event: Object) -> list[LogReader]:
+        """Something has happened. Returns readers of the files that output goes to from now on."""
+        if event["type"] not in ("daemon", "rollout") and event.get("state") != "STARTING":
+            return []
+        try:
+            now = self._operations.log_sources(self._call.params["names"], self._call.params["stderr"])
+        except ProcmanError:
+            now = []  # they have left the table
+        paths = {(source.name, source.stream): source.path for source in now}
+        readers = []
+        for key in sorted(self._known.keys() | paths.keys()):
+            if (path := paths.get(key, "")) != self._known.get(key):
+                self.told.append({"name": key[0], "stream": key[1], "path": path})
+        for source in now:
+            place = (source.name, source.stream), source.path
+            if place not in self._all:
+                self._all.add(place)
+                readers.append(LogReader(source, 0, begins=functools.partial(self._begins, source)))
+        self._known = {key: paths.get(key, "") for key in self._known | paths}
+        return readers
+
+    def _begins(self, source: LogSource) -> Position | None:
+        """Where it begins in that file; None: nothing has come there yet."""
+        begun = self._operations.log_begins(source.key)
+        return begun[1] if begun is not None and begun[0] == source.path else None
+
+
 async def _log_files(operations: Operations, call: Call) -> object:
     sources = operations.log_sources(call.params["names"], call.params["stderr"])
-    return {"sources": await call.read(functools.partial(logstream.files, sources))}
+    elsewhere = operations.output_elsewhere(call.params["names"], call.params["stderr"])
+    told = [{"name": name, "text": text} for name, text in elsewhere.items()]
+    return {"sources": await call.read(functools.partial(logstream.files, sources, call.held())), "elsewhere": told}
 
 
 async def _log_read(operations: Operations, call: Call) -> object:
@@ -391,7 +451,7 @@ async def _log_read(operations: Operations, call: Call) -> object:
     source = next((one for one in sources if (one.name, one.stream) == (name, stream)), None)
     if source is None:
         raise Failed(f"no log file holds the output {stream!r:.20} of {name!r:.80}")
-    return await call.read(functools.partial(logstream.piece, source, file, offset, size))
+    return await call.read(functools.partial(logstream.piece, source, file, offset, size, call.held()))
 
 
 async def _daemon_status(operations: Operations, _call: Call) -> object:

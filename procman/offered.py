@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from procman.config import Account, Config, Program
+from procman.positions import KeyPath
 
 MODULES = ("gunicorn", "uvicorn", "hypercorn", "daphne", "granian")
 """Servers that are asked as `python -m SERVER --help`."""
@@ -33,8 +34,8 @@ PLUGINS = frozenset({"plugin", "plugins", "need-plugin", "need-plugins", "ini", 
 _OPTION = re.compile(r"(?<![\w-])--([A-Za-z0-9][A-Za-z0-9_-]*)")
 
 
-def warnings(config: Config) -> Iterator[str]:
-    """What the servers of `config` will not understand, in words. Each server is asked once for each user."""
+def warnings(config: Config) -> Iterator[tuple[KeyPath, str]]:
+    """Keys of `config` that its servers will not understand, and why. Each server is asked once for each user."""
     asked: dict[tuple[object, ...], frozenset[str]] = {}
     said = set()
     for program in config.programs:
@@ -44,15 +45,15 @@ def warnings(config: Config) -> Iterator[str]:
         key = (*command, program.account)
         if key not in asked:
             asked[key] = options(_ask(command, program.account))
-        for text in unknown(program.server, program.argv, asked[key]):
-            warning = f"program.{program.program}: {text}"
+        for option, text in unknown(program.server, program.argv, asked[key]):
+            warning = ("program", program.program, "server_options", option), text
             if warning not in said:
                 said.add(warning)
                 yield warning
 
 
-def unknown(server: str, argv: Sequence[str], known: frozenset[str]) -> list[str]:
-    """What of `argv` a server does not know whose help names the options `known`. Pure."""
+def unknown(server: str, argv: Sequence[str], known: frozenset[str]) -> list[tuple[str, str]]:
+    """The options of `argv` that a server does not know whose help names `known`, and what to say of each. Pure."""
     given = [match[1] for word in argv if (match := _OPTION.match(word))]
     if len(known) < LEAST or (server == "uwsgi" and not PLUGINS.isdisjoint(given)):
         return []
@@ -63,7 +64,7 @@ def unknown(server: str, argv: Sequence[str], known: frozenset[str]) -> list[str
             continue
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        found.append(f"the {server} that is installed knows no option {name!r}{hint}")
+        found.append((name, f"the {server} that is installed knows no option {name!r}{hint}"))
     return found
 
 

@@ -9,9 +9,9 @@ import asyncio
 import collections
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from procman import lifecycle
 from procman.config import Program
@@ -24,6 +24,14 @@ log = logging.getLogger("procman")
 
 HISTORY = 20
 """How many changes of state a process remembers for `procmanctl why`."""
+
+
+class Moment(NamedTuple):
+    """One change of state that a process remembers."""
+
+    at: float
+    state: State
+    why: str
 
 
 class Surroundings(Protocol):
@@ -56,11 +64,13 @@ class Process:
     def __init__(self, program: Program, status: Status, surroundings: Surroundings) -> None:
         self.program = program
         self.status = status
-        self.history: collections.deque[tuple[float, State, str]] = collections.deque(maxlen=HISTORY)
+        self.history: collections.deque[Moment] = collections.deque(maxlen=HISTORY)
         self.role = "successor"
         self.canary: Callable[[], dict[str, Any]] | None = None
         """Tells how its canary stands, while it is one (`proving`)."""
         self.watchers: set[Callable[[Process], None]] = set()
+        self.last_words: list[str] = []
+        """The output of a successor, or new version, that has failed, as long as `Status.setback` tells of it."""
         self._surroundings = surroundings
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -118,7 +128,7 @@ class Process:
         if after == before:
             return
         if (after.state, after.why) != (before.state, before.why):
-            self.history.append((time.time(), after.state, after.why))
+            self.history.append(Moment(time.time(), after.state, after.why))
         self._surroundings.changed(self, before)
         for watcher in list(self.watchers):
             watcher(self)
@@ -147,6 +157,16 @@ class Process:
         status = self.status
         if status.exit is exit and explained != exit:
             self.status = replace(status, exit=explained, why=status.why.replace(exit.reason, explained.reason))
+
+    def mark(self, setback: str, printed: Sequence[str] = ()) -> None:
+        """A reload or an apply has failed, and this child goes on (`Status.setback`); "": that is over. `printed` is
+        what the other one had printed."""
+        before = self.status
+        self.last_words = list(printed)
+        if setback or before.setback:
+            self.status = replace(before, setback=setback, setback_at=time.time())
+            self._surroundings.remember(self)
+            self._tell(before)
 
     def close(self) -> None:
         """It is no longer part of the table: no timer or watch may outlive it."""

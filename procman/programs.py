@@ -17,7 +17,7 @@ from procman.keys import Layer, Place, Scope, Section, World
 from procman.values import BadValue
 
 LOG_FILE_KEYS = ("path", "max_size", "rotate_every", "keep", "keep_total", "compress", "on_error", "mode_bits")
-LOG_KEYS = ("mode", "stderr", *LOG_FILE_KEYS, "timestamps", "format")
+LOG_KEYS = ("mode", "stderr", "address", *LOG_FILE_KEYS, "timestamps", "format")
 READY_KINDS = ("http", "tcp", "unix", "command", "log", "notify")
 READY_KEYS = (*READY_KINDS, "host")
 LIMITS_KEYS = ("open_files", "processes", "core", "nice", "oom_score_adj", "cpu_affinity", "no_new_privileges")
@@ -53,6 +53,7 @@ _LOG_MODE: tuple[Literal["file", "inherit", "syslog", "journal", "discard"], ...
 _LOG_FORMAT: tuple[Literal["raw", "json"], ...] = ("raw", "json")
 _LOG_ONLY = (
     (LOG_FILE_KEYS, ("file",)),
+    (("address",), ("syslog",)),
     (("timestamps", "format"), ("file", "inherit")),  # the others have a form of their own, with the time in it
 )
 """Keys of a log, and the modes that they are for."""
@@ -498,12 +499,14 @@ def _log(section: Section, identity: _Identity, log_dir: str) -> Log:
     usual = f"{identity.program}-{identity.instance}.log" if identity.several else f"{identity.program}.log"
     path = table.path("path", f"{log_dir}/{usual}")
     stderr = table.value("stderr", values.choice(_STDERR), _LOG.stderr)
+    address = table.path("address", _LOG.address, values.syslog_address)
     is_file = mode == "file"
     return Log(
         mode=mode,
         path=path if is_file else "",
         error_path=f"{path.removesuffix('.log')}.err.log" if is_file and stderr == "separate" else "",
         stderr=stderr,
+        address=address if mode == "syslog" else "",
         max_size=table.value("max_size", values.size, _LOG.max_size),
         rotate_every=table.value("rotate_every", values.choice(_EVERY), _LOG.rotate_every),
         keep=table.value("keep", values.integer(0, 10000), _LOG.keep),

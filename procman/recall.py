@@ -105,9 +105,14 @@ class Recalled(Machine):
 def recall(memory: int) -> Recalled:
     """The machine that `Recording.memory` wrote down. Closes `memory`. Raises Failed for what is no such thing."""
     try:
-        found: _Memory = shape.fit(memo.read(memory), _Memory)
-        for content in found.answers.read.values():
-            base64.b85decode(content)
+        return recalled(memo.read(memory))
     except (OSError, ValueError, RecursionError) as error:
         raise Failed(f"the table in force can't be read from memory: {error}") from error
+
+
+def recalled(document: object) -> Recalled:
+    """The same from the document that is in that memory. Raises ValueError, or RecursionError, for what is none."""
+    found: _Memory = shape.fit(document, _Memory)
+    for content in found.answers.read.values():
+        base64.b85decode(content)
     return Recalled(cwd=found.cwd, environ=found.environ, answers=found.answers.asked())

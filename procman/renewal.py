@@ -15,9 +15,11 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
-from procman import printed, servers
+from procman import printed as logged
+from procman import servers
 from procman.config import Program
 from procman.errors import ProcmanError
 from procman.lifecycle import Start, State
@@ -63,26 +65,37 @@ class Renewal:
         self._versions.trying(names)
         await self._become(programs, why)
         processes = [supervisor.processes[name] for name in names]
+        outputs = {process.name: self._ground.remember_output(process.program) for process in processes}
         for process in processes:
             fresh = process.status.generation > before[process.name]
             if not fresh and not process.status.wanted and not supervisor.is_down(process.name):
                 process.feed(Start(f"the table has changed ({why})"))
         bad = await self._bad([process for process in processes if not supervisor.is_down(process.name)], progress)
         supervisor.replacing = set()
+        if bad is not None and not supervisor.closing:
+            await self._ground.written([process.program for process in processes])
+        printed = {name: lines() for name, lines in outputs.items()}
         if supervisor.closing:
             return STOPPING
         if bad is None or not bad.process.status.wanted:  # that was an operator, and says nothing of the version
             self._versions.let_go(names)
             return {} if bad is None else {"name": bad.process.name, "why": f"it did not start: {bad.reason}"}
-        output = await self.output(bad.process)
         log.error("%s: its new version did not start, it goes back to what it was: %s", bad.process.name, bad.reason)
         numbers = {process.name: process.status.generation for process in processes}
-        then = await self.go_back(numbers, why, progress)
+        then = await self.go_back(numbers, why, progress, f"its new version did not start: {bad.reason}", printed)
+        output = printed[bad.process.name][-OUTPUT_LINES:]
         return {"name": bad.process.name, "why": f"it did not start: {bad.reason}; {then}", "output": output}
 
-    async def go_back(self, numbers: Mapping[str, int], why: str, progress: Progress) -> str:
-        """These processes are what they were before: children up to `numbers` stop, and the next ones are that. Returns
-        in words what came of it."""
+    async def go_back(
+        self,
+        numbers: Mapping[str, int],
+        why: str,
+        progress: Progress,
+        failed: str = "its new version did not start",
+        printed: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    ) -> str:
+        """These processes are what they were before: children up to `numbers` stop, and the next ones are that, marked
+        with what has `failed`, and what that had `printed`. Returns in words what came of it."""
         supervisor, versions = self._supervisor, self._versions
         names = [name for name in numbers if name in supervisor.processes]
         versions.failed(names, CHANGE, {"half": "start", "why": why, "start": {}, "back": dict(numbers)})
@@ -95,7 +108,8 @@ class Renewal:
         processes = [supervisor.processes[name] for name in names if not supervisor.is_down(name)]
         for process in processes:
             if process.name in late and not process.status.wanted:
-                process.feed(Start("its new version did not start: it is what it was"))
+                process.feed(Start("it is what it was"))
+            process.mark(failed, printed.get(process.name, ()))
         bad = await self._bad(processes, progress)
         if bad is None:
             return "it was started again as it was before"
@@ -105,7 +119,7 @@ class Renewal:
         """The last lines of its log."""
         with contextlib.suppress(ProcmanError, OSError, RuntimeError):  # no descriptor or thread is left
             recent = self._ground.recent(process.program)
-            return await asyncio.to_thread(printed.last_lines, process.program, OUTPUT_LINES, recent)
+            return await asyncio.to_thread(logged.last_lines, process.program, OUTPUT_LINES, recent)
         return []
 
     async def _stop(self, names: Iterable[str], why: str) -> None:

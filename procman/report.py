@@ -96,11 +96,13 @@ def info(
     number: int | None = None,
     behind: Sequence[str] = (),
     *,
+    idle: bool = False,
     output: Info | None = None,
 ) -> Info:
     """The ProcessInfo of `process` (architecture, "Procmanctl"). `sample` is None while nothing was measured, `other`
-    is the one beside it while it is being replaced. `number` of its program are wanted, where that goes by load.
-    `behind` are the keys in which it is not what the table says. `output` is what became of its output, None while
+    is the one beside it while it is being replaced. `number` of its program are wanted, where that goes by load;
+    `idle`: this one is not, and well so. `behind` are the keys in which it is not what the table says. `output` is what
+    became of its output, None while
     nobody takes it."""
     program, status = process.program, process.status
     running = status.pid is not None
@@ -121,17 +123,23 @@ def info(
         "memory_bytes": sample and sample.memory_bytes,
         "exit": exit_info(status.exit),
         "why": status.why + next_start(status),
+        "setback": setback(status),
         "beside": None if other is None else beside(other),
-        "scale": None if number is None else scale(program, number),
+        "scale": None if number is None else scale(program, number, idle=idle),
         "behind": list(behind),
         "output": output,
     }
 
 
-def scale(program: Program, number: int) -> Info | None:
-    """How many processes of its program are wanted, of how many that there can be."""
+def setback(status: Status) -> Info | None:
+    """What came of the last reload or apply of a process that goes on as before, where that failed."""
+    return {"at": rfc3339(status.setback_at), "why": status.setback} if status.setback and status.wanted else None
+
+
+def scale(program: Program, number: int, *, idle: bool) -> Info | None:
+    """How many processes of its program are wanted, of how many that there can be; `idle`: without this one."""
     rule = program.scale
-    return None if rule is None else {"number": number, "min": rule.min, "max": rule.max}
+    return None if rule is None else {"number": number, "min": rule.min, "max": rule.max, "idle": idle}
 
 
 def beside(process: Process) -> Info:
@@ -192,7 +200,7 @@ def status_from(document: Any) -> Status:
 def note_of(status: Status) -> str:
     """A status as the keeper remembers it with the child. Reasons may be long, and are cut: it has no room for them."""
     exit = status.exit and replace(status.exit, reason=status.exit.reason[:REASON_MAX])
-    short = replace(status, why=status.why[:REASON_MAX], exit=exit)
+    short = replace(status, why=status.why[:REASON_MAX], setback=status.setback[:REASON_MAX], exit=exit)
     return json.dumps(status_document(short), separators=(",", ":"), ensure_ascii=False)
 
 
@@ -210,6 +218,7 @@ def _check_numbers(status: Status) -> None:
     counts = {"generation": status.generation, "failures": status.failures, "restarts": status.restarts}
     # The first two count from boot, and a machine that has slept makes them begin before that.
     times = {"started": abs(status.started), "deadline": abs(status.deadline or 0.0), "started_at": status.started_at}
+    times["setback_at"] = status.setback_at
     if exit is not None:
         times["exit.at"] = exit.at
         if not 0 <= (exit.code or 0) <= 255 or not 0 <= (exit.signal or 0) <= SIGNAL_MAX:

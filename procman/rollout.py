@@ -38,7 +38,7 @@ from procman.lifecycle import State, Status
 from procman.link import KeeperLink
 from procman.listeners import FileId
 from procman.operation import Outcome, Progress, begin, carry_out, reach
-from procman.process import Process
+from procman.process import Moment, Process
 from procman.proving import Proving
 from procman.sockets import beside
 from procman.supervisor import Supervisor
@@ -271,6 +271,7 @@ class Rollout:
         if self._supervisor.closing:
             raise _Abandoned
         self._say(process.name, "its successor starts")
+        process.mark("")
         number = self._supervisor.places.next_number(process)
         known = Status(generation=number, restarts=process.status.restarts)
         successor = self._supervisor.put_beside(program, known)
@@ -313,8 +314,10 @@ class Rollout:
             self._split = True
             for first in self._firsts:
                 self._ground.sockets.split(first, wish.share)
+            what = f"{wish.share * 100:g}% of new connections go to its successor for {wish.seconds:g} s"
+            decides = "procmanctl promote or rollback decides at once"
+            self._say(names[0], f"waits for its canary: {what}; {decides}", notice=True)
             for name in names:
-                what = f"{wish.share * 100:g}% of new connections go to its successor for {wish.seconds:g} s"
                 log.info("%s: canary: %s", name, what)
                 self._supervisor.note("rollout", name, what="canary", share=wish.share, seconds=wish.seconds)
             promoted, why, self._deaf = await self._unless_abandoned(self.proving.run())
@@ -474,14 +477,17 @@ class Rollout:
             await self._lead_back(successors, reason)
         await carry_out("stop", successors, reason, lambda info: None, self._aside)
         await self._ground.written([process.program for process in successors])
-        self.output = {name: lines()[-LINES:] for name, lines in self._outputs.items()}
+        printed = {name: lines() for name, lines in self._outputs.items()}
+        self.output = {name: lines[-LINES:] for name, lines in printed.items()}
         self._ground.trials.over(self._keys)
         self._ground.trials.end(self._firsts)
         for name in names:
             self._supervisor.take_away(name)
             log.warning("%s: rolled back: %s", name, reason)
             process = self._supervisor.processes[name]
-            process.history.append((time.time(), process.status.state, f"{self._why}: rolled back: {reason}"))
+            process.history.append(Moment(time.time(), process.status.state, f"{self._why}: rolled back: {reason}"))
+            setback = "" if self._abandoned.is_set() else f"{reason}; rolled back"
+            process.mark(setback, printed.get(name, []) if setback else [])
             self._supervisor.note("rollout", name, what="rolled back", why=reason, output=self.output.get(name, []))
         self._link.release(HELD + self.name)
 
@@ -525,9 +531,9 @@ class Rollout:
         document |= {"firsts": self._firsts, "files": files, "leaving": list(self._unit.leaving)}
         self._link.hand_over(HELD + self.name, document)
 
-    def _say(self, name: str, text: str) -> None:
+    def _say(self, name: str, text: str, **more: bool) -> None:
         process = self._supervisor.processes[name]
-        self._progress({"name": name, "state": str(process.status.state), "why": text})
+        self._progress({"name": name, "state": str(process.status.state), "why": text, **more})
 
     async def _unless_abandoned(self, work: Coroutine[Any, Any, T]) -> T:
         task = asyncio.ensure_future(work)

@@ -13,7 +13,7 @@ Looking:
     <-- {"jsonrpc":"2.0","id":1,"result":[{"name":"shop:1","program":"shop","instance":1,"groups":["web"],
          "state":"RUNNING","wanted":"up","ready":true,"health":null,"pid":4711,"started_at":"2030-01-31T12:00:00.000Z",
          "uptime_seconds":62.5,"restarts":0,"cpu_percent":1.5,"memory_bytes":41943040,"exit":null,"why":"autostart",
-         "beside":null,"scale":{"number":1,"min":0,"max":4},"behind":[],
+         "setback":null,"beside":null,"scale":{"number":1,"min":0,"max":4,"idle":false},"behind":[],
          "output":{"read":1024,"written":1024,"dropped":0,"error":""}}]}
     --> {"jsonrpc":"2.0","id":18,"method":"status","params":{"names":["shop:1"],"workers":true}}
     <-- {"jsonrpc":"2.0","id":18,"result":[{"name":"shop:1","state":"RUNNING","workers":{"problem":null,
@@ -78,8 +78,8 @@ that are no UTF-8 come as `data`, in base64. `sources` comes first and says whos
     --> {"jsonrpc":"2.0","id":23,"method":"logs.files","params":{"names":["shop"]}}
     <-- {"jsonrpc":"2.0","id":23,"result":{"sources":[{"name":"shop:1","stream":"out",
          "path":"/var/log/procman/shop.log","files":[{"file":"2049:131","path":"/var/log/procman/shop.log.1.gz",
-         "bytes":5012,"modified":1895572800.0,"zipped":true},{"file":"2049:137","path":"/var/log/procman/shop.log",
-         "bytes":1024,"modified":1895572860.5,"zipped":false}]}]}}
+         "bytes":5012,"modified":1895572800.0,"zipped":true,"holds":50120},{"file":"2049:137",
+         "path":"/var/log/procman/shop.log","bytes":1024,"modified":1895572860.5,"zipped":false,"holds":1024}]}]}}
     --> {"jsonrpc":"2.0","id":24,"method":"logs.read","params":{"name":"shop:1","file":"2049:137","offset":1000}}
     <-- {"jsonrpc":"2.0","id":24,"result":{"gone":false,"text":"GET /x 200\n"}}
     --> {"jsonrpc":"2.0","id":25,"method":"logs","params":{"names":["shop"],"follow":true,
@@ -117,8 +117,8 @@ OURS = -32000
 
 PROCESS_FIELDS = (
     "name", "program", "instance", "groups", "state", "wanted", "ready", "health", "pid", "started_at",
-    "uptime_seconds", "restarts", "cpu_percent", "memory_bytes", "exit", "why", "beside", "scale", "behind",
-    "output",
+    "uptime_seconds", "restarts", "cpu_percent", "memory_bytes", "exit", "why", "setback", "beside", "scale",
+    "behind", "output",
 )  # fmt: skip
 """The keys of every ProcessInfo, in their order: what `status` lists and `show` begins with."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import select
 import socket
 import struct
@@ -20,6 +21,7 @@ from typing import Any, TypeVar, cast
 from . import rpc
 from .crossing import crossing
 from .errors import Failed, NotAllowed, ProcmanError, is_shortage
+from .logread import Held
 from .methods import METHODS, Call, Operations, Role, bind
 from .reading import Reading
 from .rpc import Object, Peer, RpcError
@@ -34,6 +36,9 @@ MAX_UNREAD = 4 * 1024 * 1024  # bytes of answers that a client may leave unread 
 MAX_HELD = 64 * 1024 * 1024  # bytes of half-sent requests, and of unread answers, on all connections together
 PATIENCE = 30.0  # seconds for the rest of a line, and for reading what was sent
 QUIET = 60.0  # seconds in which it is not said again that nobody can be let in
+HELD_EACH = 256  # files of logs that are held open for one connection
+HELD_ALL = 1024  # and for all together; no more than a quarter of the descriptors that this process may have
+HELD_SECONDS = 60.0  # since the last call: a reader that has been left in a pager does not keep room on the disk
 FLUSH = 1.0  # seconds for last answers when the daemon goes
 
 SO_PEERGROUPS = 59  # unix(7), since Linux 4.13; Python has no name for it
@@ -143,6 +148,12 @@ class Server:
         task.add_done_callback(self._serving.discard)
         return task
 
+    def room_to_hold(self, connection: Connection) -> int:
+        """How many files of logs this connection may hold open."""
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+        others = sum(len(other.held) for other in self.connections if other is not connection)
+        return max(0, min(HELD_EACH, HELD_ALL - others, limit - others))
+
     def crowded(self, connection: Connection) -> bool:
         """Whether this new connection is one too many: of all, or of its user."""
         uid = connection.peer.uid
@@ -182,6 +193,8 @@ class Connection(asyncio.Protocol):
         self.peer = Peer(0, 0)
         self._stranger: asyncio.TimerHandle | None = None
         self._groups: frozenset[int] = frozenset()
+        self.held = Held()
+        self._let_go: asyncio.TimerHandle | None = None
 
     # --- what asyncio tells us
 
@@ -223,6 +236,8 @@ class Connection(asyncio.Protocol):
         if self._stranger is not None:
             self._stranger.cancel()
         self._unwatch_hangup()
+        self._hold(for_a_while=False)
+        self.held.close()
         self._forget()
         self._writable.set()
         self._server.left(self)
@@ -346,11 +361,25 @@ class Connection(asyncio.Protocol):
             if not answered:
                 self._mention(name, said)
 
-        call = Call(params, self.peer, self._tell, mention, self._server.outlive, self._read)
+        self._hold(for_a_while=False)
+        call = Call(params, self.peer, self._tell, mention, self._server.outlive, self._read, self._holds)
         try:
             return await method.function(self._server.operations, call)
         finally:
             answered = True
+            self._hold(for_a_while=True)
+
+    def _holds(self) -> Held:
+        self.held.room = self._server.room_to_hold(self)
+        return self.held
+
+    def _hold(self, *, for_a_while: bool) -> None:
+        """Files of logs are held while a call is at work, and some time after that."""
+        if self._let_go is not None:
+            self._let_go.cancel()
+            self._let_go = None
+        if for_a_while and self.held:
+            self._let_go = asyncio.get_running_loop().call_later(HELD_SECONDS, self.held.close)
 
     async def _read(self, work: Callable[[], T], /) -> T:
         return await self._server.reading.run(self.peer.uid, work)

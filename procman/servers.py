@@ -91,9 +91,11 @@ def speaks_http(server: str, argv: Sequence[str]) -> bool:
 
 def in_place(program: Program, slot: int) -> Program:
     """`program` for a child in one of its two places (`Program.slot`): what its server makes itself has a place too."""
+    if program.slot == slot:
+        return program
     moved = replace(program, slot=slot)
     where = _own_socket(program)
-    if program.slot == slot or not where:
+    if not where:
         return moved
     path = control_socket(posixpath.dirname(posixpath.dirname(where)), moved.key, program.server)
     option, ready = TELLING[program.server], program.ready
@@ -224,6 +226,10 @@ _UWSGI_STOP = (
     "--die-on-term",
 )
 
+_UWSGI_LAST = "--add-header=Connection: close"
+"""It answers one request on a connection and closes it, which it does not say. A proxy that keeps connections would
+give the next request to one that just ends, and fail it if that is a POST."""
+
 
 def _uwsgi(request: Request) -> Plan:
     """READY=1 is the truth, unless the workers import the application (lazy-apps): then the first answer is."""
@@ -247,7 +253,8 @@ def _uwsgi(request: Request) -> Plan:
     argv += preset.long_options(first, {})
     if request.virtualenv:
         argv.append(f"--virtualenv={request.virtualenv}")
-    argv += ["--master", "--need-app", f"--protocol={protocol}", *_UWSGI_STOP, *stats]
+    argv += ["--master", "--need-app", f"--protocol={protocol}", *_UWSGI_STOP]
+    argv += [_UWSGI_LAST, *stats] if protocol == "http" else stats
     argv += preset.counts(request, "--processes", "--threads")
     if request.threads > 1:
         argv.append("--enable-threads")

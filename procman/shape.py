@@ -12,7 +12,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, Union
 
@@ -27,6 +27,22 @@ class Misfit(ValueError):
     def __init__(self, at: str, text: str) -> None:
         super().__init__(f"{at or 'it'}: {text}")
         self.at = at
+        self._text = text
+
+    def inside(self, place: str) -> Misfit:
+        """The same, seen from outside: what it was said of stands at `place`."""
+        dot = "." if place and self.at and not self.at.startswith("[") else ""
+        return Misfit(f"{place}{dot}{self.at}", self._text)
+
+
+Reader = Callable[[object], Any]
+"""From a value of a document to what was declared. Raises Misfit, with a place below that value."""
+
+
+def flat(record: Any) -> dict[str, Any]:
+    """The fields of a dataclass that holds no other one. dataclasses.asdict copies deeply, and takes ten times as
+    long."""
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}
 
 
 def fit(value: object, kind: Any, at: str = "") -> Any:
@@ -36,30 +52,33 @@ def fit(value: object, kind: Any, at: str = "") -> Any:
     dict[str, X], dataclasses (from an object; fields with a default may be missing) and NamedTuples (from an array). A
     bool is no number, and a number is finite.
     """
+    try:
+        return reader(kind)(value)
+    except Misfit as error:
+        raise error.inside(at) from None
+
+
+@functools.cache
+def reader(kind: Any) -> Reader:
+    """`fit` for one type. To look at a type takes longer than to look at a value, so it is done once."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
-        return value
+        return lambda value: value
     if origin in (types.UnionType, Union):
-        return _either(value, arguments, at)
+        return _either(arguments)
     if origin is Literal:
-        if any(value == one and type(value) is type(one) for one in arguments):
-            return value
-        raise _misfit(value, "one of " + ", ".join(map(repr, arguments)), at)
+        return _literal(arguments)
     if origin in (list, tuple, frozenset):
-        if not isinstance(value, list):
-            raise _misfit(value, "an array", at)
-        return origin(fit(item, arguments[0], f"{at}[{number}]") for number, item in enumerate(value))
+        return _array(origin, arguments[0])
     if origin is dict:
-        return {key: fit(item, arguments[1], place(at, key)) for key, item in _object(value, at).items()}
+        return _mapping(arguments[1])
     if is_dataclass(kind):
-        return _instance(value, kind, at)
+        return _instance(kind)
     if hasattr(kind, "_fields"):
-        return _named_tuple(value, kind, at)
+        return _named_tuple(kind)
     if isinstance(kind, type) and issubclass(kind, enum.StrEnum):
-        if isinstance(value, str) and value in {str(member) for member in kind}:
-            return kind(value)
-        raise _misfit(value, "one of " + ", ".join(map(str, kind)), at)
-    return _plain(value, kind, at)
+        return _member(kind)
+    return _plain(kind)
 
 
 def sane(document: object, parts: dict[str, Any], at: str = "") -> tuple[dict[str, Any], list[str]]:
@@ -84,40 +103,114 @@ def sane(document: object, parts: dict[str, Any], at: str = "") -> tuple[dict[st
     return kept, wrong
 
 
-def _object(value: object, at: str) -> dict[str, Any]:
+def _object(value: object, at: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _misfit(value, "an object", at)
     return value
 
 
-def _either(value: object, kinds: Sequence[Any], at: str) -> Any:
-    for kind in kinds:
+def _either(kinds: Sequence[Any]) -> Reader:
+    readers = [reader(kind) for kind in kinds]
+
+    def read(value: object) -> Any:
+        for each in readers:
+            try:
+                return each(value)
+            except Misfit as error:
+                if error.at:  # it has looked inside: that is the one that was meant
+                    raise
+        raise _misfit(value, " or ".join(map(_word, kinds)))
+
+    return read
+
+
+def _literal(words: Sequence[Any]) -> Reader:
+    def read(value: object) -> Any:
+        if any(value == one and type(value) is type(one) for one in words):
+            return value
+        raise _misfit(value, "one of " + ", ".join(map(repr, words)))
+
+    return read
+
+
+def _member(kind: type[enum.StrEnum]) -> Reader:
+    members = {str(member): member for member in kind}
+
+    def read(value: object) -> Any:
+        if isinstance(value, str) and value in members:
+            return members[value]
+        raise _misfit(value, "one of " + ", ".join(members))
+
+    return read
+
+
+def _array(origin: Any, kind: Any) -> Reader:
+    item = reader(kind)
+
+    def read(value: object) -> Any:
+        if not isinstance(value, list):
+            raise _misfit(value, "an array")
+        found: list[Any] = []
         try:
-            return fit(value, kind, at)
+            for each in value:
+                found.append(item(each))  # noqa: PERF401 - its length is the place of a misfit
         except Misfit as error:
-            if error.at != at:  # it has looked inside: that is the one that was meant
-                raise
-    raise _misfit(value, " or ".join(map(_word, kinds)), at)
+            raise error.inside(f"[{len(found)}]") from None
+        return found if origin is list else origin(found)
+
+    return read
 
 
-def _instance(value: object, kind: Any, at: str) -> Any:
-    given = _object(value, at)
-    hints = _hints(kind)
-    for key in given:
-        if key not in hints:
-            raise Misfit(place(at, key), "is unknown")
-    for field in fields(kind):
-        if field.name not in given and field.default is MISSING and field.default_factory is MISSING:
-            raise Misfit(place(at, field.name), "is missing")
-    return kind(**{key: fit(item, hints[key], place(at, key)) for key, item in given.items()})
+def _mapping(kind: Any) -> Reader:
+    item = reader(kind)
+
+    def read(value: object) -> dict[str, Any]:
+        given = _object(value)
+        return _read_fields(given, dict.fromkeys(given, item))
+
+    return read
 
 
-def _named_tuple(value: object, kind: Any, at: str) -> Any:
+def _instance(kind: Any) -> Reader:
+    readers = {name: reader(hint) for name, hint in _hints(kind).items()}
+    needed = [
+        field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING
+    ]  # fmt: skip
+
+    def read(value: object) -> Any:
+        given = _object(value)
+        for key in given:
+            if key not in readers:
+                raise Misfit(place("", key), "is unknown")
+        for name in needed:
+            if name not in given:
+                raise Misfit(place("", name), "is missing")
+        return kind(**_read_fields(given, readers))
+
+    return read
+
+
+def _named_tuple(kind: Any) -> Reader:
     names = kind._fields
-    if not isinstance(value, list) or len(value) != len(names):
-        raise _misfit(value, f"an array of {len(names)}", at)
-    hints = _hints(kind)
-    return kind(*(fit(item, hints[name], place(at, name)) for name, item in zip(names, value, strict=True)))
+    readers = {name: reader(hint) for name, hint in _hints(kind).items()}
+
+    def read(value: object) -> Any:
+        if not isinstance(value, list) or len(value) != len(names):
+            raise _misfit(value, f"an array of {len(names)}")
+        return kind(**_read_fields(dict(zip(names, value, strict=True)), readers))
+
+    return read
+
+
+def _read_fields(given: Mapping[str, object], readers: Mapping[str, Reader]) -> dict[str, Any]:
+    """Each of them, read by the reader of its key."""
+    found = {}
+    for key, item in given.items():
+        try:
+            found[key] = readers[key](item)
+        except Misfit as error:
+            raise error.inside(place("", key)) from None
+    return found
 
 
 @functools.cache
@@ -125,20 +218,35 @@ def _hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def _plain(value: object, kind: Any, at: str) -> object:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = {
-        bool: isinstance(value, bool),
-        str: isinstance(value, str),
-        int: number and isinstance(value, int) and -NUMBERS <= value < NUMBERS,
-        # Compared before it is converted: an int may be too large for that.
-        float: number and -NUMBERS <= value < NUMBERS and math.isfinite(value),  # type: ignore[operator, arg-type]
-        type(None): value is None,
-        None: value is None,
-    }
-    if not fits[kind]:
-        raise _misfit(value, _word(kind), at)
-    return value
+def _is_number(value: object) -> bool:
+    # Compared before it is converted: an int may be too large for that.
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and -NUMBERS <= value < NUMBERS
+        and math.isfinite(value)
+    )
+
+
+_PLAIN: Mapping[Any, Callable[[object], bool]] = {
+    bool: lambda value: isinstance(value, bool),
+    str: lambda value: isinstance(value, str),
+    int: lambda value: isinstance(value, int) and _is_number(value),
+    float: _is_number,
+    type(None): lambda value: value is None,
+    None: lambda value: value is None,
+}
+
+
+def _plain(kind: Any) -> Reader:
+    fits = _PLAIN[kind]
+
+    def read(value: object) -> Any:
+        if not fits(value):
+            raise _misfit(value, _word(kind))
+        return value
+
+    return read
 
 
 def _word(kind: Any) -> str:
@@ -146,7 +254,7 @@ def _word(kind: Any) -> str:
     return words.get(kind) or str(getattr(kind, "__name__", kind))
 
 
-def _misfit(value: object, expected: str, at: str) -> Misfit:
+def _misfit(value: object, expected: str, at: str = "") -> Misfit:
     return Misfit(at, f"must be {expected}, not {shown(value)}")
 
 

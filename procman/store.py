@@ -16,7 +16,6 @@ import functools
 import json
 import os
 import re
-import secrets
 import select
 import stat
 import time
@@ -84,6 +83,16 @@ def load(path: str) -> Loaded:
     if not reason:
         return Loaded(document)
     return Loaded(None, f"the state file {path} {reason}; starting without it, {_put_aside(path)}")
+
+
+def entry(path: str, name: str) -> Any:
+    """What a document that `save` has written there says of `name`; None where there is none. Never raises."""
+    try:
+        reason, content = _read(path)
+        found = None if reason else _understand(content)[1]
+    except OSError:
+        return None
+    return found.get(name) if isinstance(found, dict) else None
 
 
 def keep_copy(path: str) -> str:
@@ -206,7 +215,7 @@ def _take(fd: int, state_dir: str, pid: int) -> Lock:
     try:
         _wait_for(fd)
         known = _house(fd)
-        number = known or secrets.randbelow((1 << HOUSE_BITS) - 1) + 1
+        number = known or int.from_bytes(os.urandom(8)) % ((1 << HOUSE_BITS) - 1) + 1
         text = f"{pid}\n{HOUSE_PREFIX}{number}\n".encode()
         os.pwrite(fd, text, 0)  # over the old text: no moment at which the house is not there
         os.ftruncate(fd, len(text))

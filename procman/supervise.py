@@ -28,7 +28,6 @@ from procman import (
     kept,
     legacy,
     listeners,
-    memo,
     orphans,
     rollout,
     servers,
@@ -36,6 +35,7 @@ from procman import (
     store,
     table,
     takeover,
+    wayback,
 )
 from procman.change import Change, Read
 from procman.compression import Compression
@@ -56,8 +56,9 @@ from procman.recall import Recording, recall
 from procman.rollouts import Rollouts
 from procman.scaling import Scaling
 from procman.server import Access, Server
-from procman.supervisor import Supervisor
+from procman.supervisor import PAST, Supervisor
 from procman.versions import still_kept
+from procman.wayback import WayBack
 
 log = logging.getLogger("procman")
 
@@ -71,9 +72,6 @@ LOGS_SECONDS = 5.0
 
 HOLD_AGAIN_SECONDS = 1.0
 """When the keeper could not be given something for want of a descriptor, the next try follows this much later."""
-
-PREVIOUS = "previous table"
-"""Held by the keeper: the table that was in force before."""
 
 EXIT_FAILED, EXIT_BAD_TABLE = 1, 2
 
@@ -113,13 +111,13 @@ class _Parts:
         self._own_log = -1
         self._running: Daemon | None = None
         self._memory = -1
-        self._previous = self.held.pop(PREVIOUS, -1)
         self._kept = Kept()
         self._places: Places | None = None
         self._damage = ""
         self._says = OwnLog(2)
         self.config = self._table_in_force()
         self.daemon = self._running = self.config.daemon
+        self._back = WayBack(path, self.daemon.state_dir, self.held.pop(wayback.HELD_NAME, -1))
         self._take_lock()
         self._set_up()
 
@@ -151,10 +149,14 @@ class _Parts:
             self.link.release(kept.HELD_NAME)
         return self._kept.of(recalled)
 
+    def _take_over_tables(self, document: Mapping[str, Any]) -> None:
+        """A daemon before has left the way back to its tables on disk, and maybe a change that failed."""
+        if self._table_is_new:
+            self._find_way_back()
+            self._keep_what_ran(document)
+
     def _keep_what_ran(self, document: Mapping[str, Any]) -> None:
-        """A daemon before may have had a change that failed, and the table may still say what had failed."""
-        if not self._table_is_new:
-            return
+        """The table may still say what had failed: then what ran goes on."""
         path = os.path.join(self.daemon.state_dir, store.STATE_NAME)
         found = still_kept(self._table, document)
         if found and (why := files.Machine().trusted(path)):
@@ -179,17 +181,15 @@ class _Parts:
             raise Failed(f"the table can't be read now: {error.strerror}") from error
 
     def previous(self) -> Read:
-        if self._previous < 0:
-            raise Failed("there is no table before this one", hint="the daemon has had no other since it was started")
-        config = table.parse(self.path, recall(os.dup(self._previous)), self._running)
-        return Read(config, os.dup(self._previous))
+        config = table.parse(self.path, self._back.recall(), self._running)
+        return Read(config, os.dup(self._back.memory))
 
     def in_force(self, read: Read, config: Config, together: Mapping[str, int], *, other: bool) -> None:
-        going_back = self._previous >= 0 and memo.same(read.memory, self._previous)
-        tried_again = memo.same(read.memory, self._memory)
-        # Who goes back may ask again, and must not come forward by that; nor may a second try lose the way back.
-        if other and not going_back and not tried_again:
-            together = {**together, **self._keep_previous()}
+        if other:
+            try:
+                together = {**together, **self._back.left(self._memory, read.memory)}
+            except OSError as error:
+                log.error("there is no way back to the table before: %s", error.strerror)
         os.dup2(read.memory, self._memory, inheritable=False)
         self.daemon = config.daemon
         self._hold_table("table", together=together)
@@ -207,17 +207,20 @@ class _Parts:
         ]
         self._log_threads.govern(Rules(config.daemon.log_dir, config.daemon.log_min_free, tuple(files)))
 
-    def _keep_previous(self) -> dict[str, int]:
-        """What is in force becomes the table before; for the keeper too."""
+    def settled(self, *, works: bool) -> None:
         try:
-            before = os.dup(self._memory)
+            for path, make in self._back.documents(self._memory if works else -1):
+                self._journal.beside(path, make)
         except OSError as error:
-            log.error("there is no way back to the table before: %s", error.strerror)
-            return {}
-        if self._previous >= 0:
-            os.close(self._previous)
-        self._previous = before
-        return {PREVIOUS: before}
+            log.error("a daemon that is started anew may not know the way back to this table: %s", error)
+
+    def _find_way_back(self) -> None:
+        if self._back.memory >= 0:
+            return
+        for problem in self._back.find(self._memory):
+            log.error("%s; apply --previous does without it", problem)
+        if self._back.memory >= 0:
+            self.link.hold({wayback.HELD_NAME: self._back.memory})
 
     def _next_table(self, memory: int) -> Read:
         """The table of a change that the supervisor before was about (`legacy`)."""
@@ -348,7 +351,7 @@ class _Parts:
     async def supervise(self) -> int:
         """From the first listener to the last goodbye."""
         document = self._state()
-        self._keep_what_ran(document)
+        self._take_over_tables(document)
         if document.get("keeper", "") != self.snapshot.identity or self.snapshot.starts == 1:
             # Nothing was written in this life of the daemon: the supervisors before have died too soon.
             lock = self.lock if self.lock.house else store.held_lock(self.lock.fd)
@@ -410,6 +413,7 @@ class _Parts:
         self, supervisor: Supervisor, change: Change, rollouts: Rollouts, document: dict[str, Any]
     ) -> None:
         """Take up the processes, and what the supervisor before was about."""
+        self._journal = supervisor.journal
         left = legacy.take(self.held, self._next_table)
         for problem in left.problems:
             log.error("%s", problem)
@@ -418,14 +422,16 @@ class _Parts:
         passing = rollout.passing(left.rollouts, [program.name for program in self.config.programs])
         passing = {name: one._replace(beside=self._kept.tried.get(name)) for name, one in passing.items()}
         lost = any(not name.startswith(rollout.HELD) for name in left.lost)
-        supervisor.begin(self.snapshot, document, ending=left.ending, leaving=leaving, lost=lost, rollouts=passing)
+        known: dict[str, Any] = {"ending": left.ending, "leaving": leaving, "lost": lost}
+        supervisor.begin(self.snapshot, document, rollouts=passing, past=left.past, **known)
+        self.link.release(PAST)
         for name in left.lost:
             self.link.release(name)
         rollouts.resume(left.rollouts)
         if left.unfinished is not None:
             change.resume(left.unfinished)
         else:
-            change.versions.settled()
+            change.settled()
 
     def _state(self) -> dict[str, Any]:
         """What the state file says, or the keeper where it knows better, as far as it can be believed; nothing where
@@ -485,8 +491,10 @@ def _recalled(path: str, held: Mapping[str, int]) -> Config | None:
         return None
     before, now = recall(os.dup(held["first table"])), recall(os.dup(held["table"]))
     # What needs a restart of the daemon is as it was when it started: a crash is no restart.
-    began = table.parse(path, before).daemon
+    began = None if before == now else table.parse(path, before).daemon
     config = table.parse(path, now, began)
+    if began is None:
+        return config
     return replace(config, daemon=apply.daemon_in_force(began, config.daemon))
 
 

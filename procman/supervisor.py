@@ -12,7 +12,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
@@ -29,7 +29,7 @@ from procman.measures import Measures
 from procman.operation import carry_out, levels
 from procman.orphans import Register
 from procman.places import Places
-from procman.process import HISTORY, Process
+from procman.process import HISTORY, Moment, Process
 from procman.report import Info
 from procman.snapshot import NEEDED, Keeper, Snapshot, about_child
 
@@ -46,6 +46,9 @@ CLOSING = "closing"
 
 STATE = "state"
 """Held by the keeper: a document that the state file may lack (`journal`)."""
+
+PAST = "past"
+"""Held by the keeper during an upgrade: what the supervisor before had seen (`Past`)."""
 
 CONTINUED = "continued after the supervisor was replaced"
 
@@ -70,6 +73,27 @@ class Ending(NamedTuple):
         return Ending(**told)
 
 
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What a supervisor has seen, for `procmanctl events` and `why`: by process, what of it is no part of a status."""
+
+    events: list[dict[str, Any]] = field(default_factory=list)
+    history: dict[str, list[Moment]] = field(default_factory=dict)
+    last_words: dict[str, list[str]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(document: Any) -> Past:
+        """From what the keeper held. Raises ValueError for what makes no sense."""
+        past: Past = shape.fit(document, Past)
+        for name, moments in past.history.items():
+            if not all(0 <= moment.at < report.TIME_MAX for moment in moments):
+                raise ValueError(f"history.{name}: is no time")
+        return past
+
+
+NO_PAST = Past()
+
+
 class Supervisor:
     """All processes of one table, and what can be done to them."""
 
@@ -89,6 +113,7 @@ class Supervisor:
         self.versions: Callable[[], dict[str, Any]] = dict
         self.changing = False
         self.damage = ""
+        self._past = Past()
         self._link = link
         self._ground = ground
         self._down: set[str] = set()
@@ -119,6 +144,7 @@ class Supervisor:
         leaving: Container[str] = (),
         lost: bool = False,
         rollouts: Mapping[str, takeover.Passing] = MappingProxyType({}),
+        past: Past = NO_PAST,
     ) -> None:
         """Take up the processes: those of a supervisor that died as they are now, else start what is to be started.
 
@@ -126,9 +152,11 @@ class Supervisor:
         or tells of children of a daemon that was killed. A daemon that is new takes those up too; but it was started to
         run the programs, whatever the old one was about to do. `ending`: all was being stopped, as the keeper was told
         (CLOSING). A change of the table is stopping those in `leaving`; those in `rollouts` pass on to a successor.
-        `lost`: what the supervisor before was about is not known any more (`legacy`).
+        `lost`: what the supervisor before was about is not known any more (`legacy`). `past`: what it had seen.
         """
         self.snapshot = snapshot
+        self._past = past
+        self.events.follow(past.events)
         self.keeper = snapshot.keeper
         state: Mapping[str, Any] = document or {}
         ours = state.get("keeper", "") == snapshot.identity
@@ -159,7 +187,7 @@ class Supervisor:
                 process.feed(Start("autostart"))
             elif fresh and process.name in self._down:
                 process.status = Status(why="stopped by an operator before the daemon was started")
-        self._beginning = False
+        self._beginning, self._past = False, NO_PAST
         for process in self.all():
             self._check_exit_when(process)
         self.journal.dirty()
@@ -418,6 +446,8 @@ class Supervisor:
     def add(self, program: Program, status: Status) -> Process:
         """A process of the table."""
         process = Process(program, status, self._ground)
+        process.history.extend(self._past.history.get(program.name, ()))
+        process.last_words = self._past.last_words.get(program.name, [])
         self.places.add(process)
         self._ground.prepare(program, self.config)
         return process
@@ -505,9 +535,18 @@ class Supervisor:
         await self.journal.saved()
         async with self._ground.parting.turn:  # nobody may be kept out while we do nothing
             if self._upgrade is not None and not self._upgrade.done():  # else the keeper has given up waiting for us
+                self._link.hand_over(PAST, self._seen())
                 self._link.stand_still()
+                self._link.release(PAST)
         self._ground.resume_logs()
         self.journal.dirty()
+
+    def _seen(self) -> Info:
+        """For the successor in an upgrade: the `Past`."""
+        processes = self.all()
+        history = {process.name: [list(each) for each in process.history] for process in processes}
+        words = {process.name: process.last_words for process in processes if process.last_words}
+        return {"events": self.events.recent(), "history": history, "last_words": words}
 
     def _keeper_is(self, keeper: Keeper) -> None:
         """News of the keeper's own code: an upgrade has come to its end."""

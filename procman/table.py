@@ -10,18 +10,19 @@ from __future__ import annotations
 import posixpath
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from procman import positions, programs, rpc, values
 from procman.config import Address, Config, Daemon, Listener, Sampling
 from procman.errors import ConfigError, Problem
-from procman.keys import Layer, Place, Report, Scope, Section, Source, World
+from procman.keys import Layer, Place, Report, Scope, Section, Source, World, dotted
+from procman.positions import KeyPath
 from procman.programs import Around, Definition
 from procman.values import BadValue
 
-__all__ = ["KEYS", "World", "parse", "socket_path"]
+__all__ = ["KEYS", "World", "located", "parse", "socket_path"]
 
 SAMPLING_KEYS = ("interval", "memory")
 DAEMON_KEYS = (
@@ -95,6 +96,22 @@ def _identified(listener: Listener) -> Listener:
     name = str(listener.address)
     own = " reuse_port" if listener.reuse_port else ""  # has no socket in common with one of the other kind
     return replace(listener, name=name + own, label="" if listener.name == name else listener.name)
+
+
+def located(config: Config, world: World, doubts: Iterable[tuple[KeyPath, str]]) -> list[Problem]:
+    """Warnings about keys of a table that is good: each with the file and the line in which its key stands, or that of
+    [defaults]; else the nearest thing around it."""
+    files = _Files([layer for path in config.files if (layer := _read_file(path, None, world, Report())) is not None])
+    found = []
+    for key, message in doubts:
+        own = [layer.place for layer in files.layers if key[:2] in layer.place.source.lines]
+        places = [Place(place.source, key) for place in own]
+        places += [Place(layer.place.source, ("defaults", *key[2:])) for layer in files.layers[:1]]
+        there = (place for place in places if place.path in place.source.lines)
+        place = next(there, places[0]) if places else None
+        if place is not None:
+            found.append(Problem(place.source.path, place.line, "", f"warning: {dotted(key)}: {message}"))
+    return sorted(found)
 
 
 def socket_path(path: str, world: World) -> str:

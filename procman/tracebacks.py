@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ _CHAIN = (
 )
 _FRAME = re.compile(r'[\s|+-]*File "(?P<file>[^"\n]*)", line (?P<line>\d+)(?:, in (?P<function>.*))?')
 _RAISED = re.compile(r"[\s|+-]*(?P<type>[A-Za-z_][\w.]*(?:\.<locals>\.[\w.]+)*)(?:: (?P<message>.*))?")
+_LEFT_OUT = re.compile(r"  \[(\d+) lines left out\]")
 _ENDINGS = ("Group", "Error", "Exception", "Warning", "Interrupt", "Exit")  # of names of exceptions, in a group
 
 
@@ -177,6 +178,24 @@ class _Text:
         """All of it, without empty lines at its end."""
         more = [f"  [{self._left_out} lines left out]"] if self._left_out else []
         return "\n".join([*self._first, *more, *self._last]).rstrip("\n")
+
+
+def shortened(lines: Sequence[str], most: int) -> list[str | int]:
+    """What to show of a traceback in about `most` lines: of its first exception and of its last one the beginning and
+    the end. A number stands for so many lines that are left out."""
+    joints = [number for number, line in enumerate(lines) if line.strip(" |") in _CHAIN]
+    sections = [(0, joints[0]), (joints[-1], len(lines))] if joints else [(0, len(lines))]
+    room = most // len(sections) // 2
+    keep = {n for begin, end in sections for n in range(begin, end) if n < begin + room or n >= end - room}
+    shown: list[str | int] = []
+    for number, line in enumerate(lines):
+        if number in keep:
+            shown.append(line)
+            continue
+        before = shown.pop() if shown and isinstance(shown[-1], int) else 0
+        found = _LEFT_OUT.fullmatch(line)
+        shown.append(int(before) + (int(found[1]) if found else 1))
+    return shown
 
 
 def scan(lines: Iterable[str]) -> Iterator[Traceback]:

@@ -9,6 +9,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from procman.config import Config, Listener, Program
+from procman.positions import KeyPath
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +83,16 @@ def no_canary(config: Config, found: Sequence[Unit], running: Container[str]) ->
     return ""
 
 
-def doubtful(config: Config) -> list[str]:
-    """What of a table is good, and will leave out a canary all the same, in words: programs that share a listener are
-    not replaced together. Pure."""
-    found: dict[str, None] = {}
+def doubtful(config: Config) -> list[tuple[KeyPath, str]]:
+    """Keys of a table that is good, by which a canary will be left out all the same, and why: programs that share a
+    listener are not replaced together. Pure."""
+    found: dict[tuple[KeyPath, str], None] = {}
     titles = {listener.name: listener.title for listener in config.listeners}
     for program in config.programs:
         others = (other for other in config.programs if other.program != program.program and program.canary)
         for other in others:
             if shared := [listener for listener in program.listen if listener in other.listen]:
                 what = f"program.{other.program} has the listener {titles[shared[0]]!r}, too"
-                found[f"program.{program.program}.canary: {what}: there is no canary while that one runs"] = None
+                key = ("program", program.program, "canary")
+                found[key, f"{what}: there is no canary while that one runs"] = None
     return list(found)

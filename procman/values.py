@@ -365,6 +365,19 @@ def address(raw: object, folder: str) -> Address:
     return Address("tcp", host=_host(word, host), port=int(port))
 
 
+def syslog_address(raw: object, folder: str) -> str:
+    """Where a syslog daemon listens: "unix:/path" or "udp:IP:PORT"."""
+    word = text(raw)
+    if word.startswith("unix:"):
+        return f"unix:{unix_path(word.removeprefix('unix:'), folder)}"
+    if not re.fullmatch(r"udp:.*:[^:]*", word):
+        raise BadValue(f'bad address {word!r}: must be like "unix:/run/syslog.sock" or "udp:192.0.2.1:514"')
+    found = address(word.removeprefix("udp:"), folder)
+    if found.kind != "tcp" or not re.fullmatch(r"[0-9.]+|[0-9a-f:.]*:[0-9a-f:.]*", found.host):
+        raise BadValue(f"bad address {word!r}: must name an IP address, for no name is looked up while output waits")
+    return f"udp:{found}"
+
+
 def _host(word: str, host: str) -> str:
     if host.startswith("[") and host.endswith("]"):
         try:

@@ -104,6 +104,9 @@ class Versions:
         programs = {one.program for one in self.kept.programs.values()}
         programs |= {one.program for one in self.table.programs if one.name in self.kept.absent}
         names = [one.name for one in self.table.programs if one.program in programs]
+        for name in self._left.programs.keys() - self.kept.programs.keys():
+            if (process := self._supervisor.processes.get(name)) is not None:
+                process.mark("")  # it had failed, and is what the table says
         self._left = self.kept
         self._refused = kept.keep(self.table, names, {listener.name: listener for listener in self.table.listeners})
         self._supervisor.journal.dirty()

@@ -17,6 +17,7 @@ from typing import Any, Self
 from procman.canary import AS_TABLE, Wish
 from procman.client import Client
 from procman.errors import Failed, NoSuchProgram, WrongUse
+from procman.logread import Position
 from procman.reading import Read
 from procman.rpc import LogSource, Object, Peer
 from procman.server import Access, Server
@@ -44,6 +45,7 @@ def info(name: str, state: str = "RUNNING", **more: Any) -> Object:
         "memory_bytes": 41943040 if running else None,
         "exit": None if running else {"code": 1, "at": AT, "reason": "exit status 1"},
         "why": "autostart" if running else "exit status 1",
+        "setback": None,
         "beside": None,
         "scale": None,
         "behind": [],
@@ -203,10 +205,16 @@ class StandIn:
         stream, end = ("err", ".err.log") if stderr else ("out", ".log")
         return [LogSource(one["name"], stream, str(self.folder / (one["name"] + end)), 2) for one in self.find(names)]
 
+    def output_elsewhere(self, names: Sequence[str], stderr: bool) -> dict[str, str]:
+        return {}
+
     def watch_logs(self, keys: Sequence[str], callback: Callable[[], None]) -> Callable[[], None]:
         self.asked.append(("watch", list(keys)))
         self.watchers.append(callback)
         return lambda: self.watchers.remove(callback)
+
+    def log_begins(self, key: str) -> tuple[str, Position] | None:
+        return None
 
     def recent(self) -> list[Object]:
         return list(self.events)

@@ -27,17 +27,18 @@ SECONDS = {
     "guarantee_crash": 60,
     **dict.fromkeys(("daemon_recovery", "daemon_adoption", "daemon_rotation", "fuzz"), 40),
     **dict.fromkeys(("daemon_upgrade", "guarantee_disks", "guarantee_processes", "keeper", "daemon_apply"), 30),
-    "daemon_renew": 30,
+    **dict.fromkeys(("daemon_renew", "daemon_ready"), 30),
+    **dict.fromkeys(("daemon_wayback", "daemon_setback"), 12),
     "daemon_moves": 100,
-    "daemon_fewer": 40,
+    "daemon_fewer": 70,
     "guarantee_disks_killed": 30,
     **dict.fromkeys(
         ("wsgi", "daemon_sites", "daemon_servers", "server", "daemon_operate", "daemon_life", "logs"), 20
     ),
-    "spool": 20,
+    **dict.fromkeys(("spool", "guard"), 20),
     **dict.fromkeys(("guarantee_resources", "guarantee_kill", "guarantee_soak", "loss"), 12),
     **dict.fromkeys(("daemon_logs", "daemon_modes", "daemon_reread", "guarantee_modes", "offered"), 12),
-    **dict.fromkeys(("daemon_reading", "logtext"), 12),
+    **dict.fromkeys(("daemon_reading", "daemon_reading_rotation", "reading_meanwhile", "logtext"), 12),
 }
 """What files take, roughly, where that is more than ORDINARY: only for an even share."""
 

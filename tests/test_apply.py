@@ -46,7 +46,7 @@ RESTART_CHANGES: dict[str, object] = {
 HOT_LOG_CHANGES: dict[str, object] = {
     "path": "/l", "error_path": "/e", "max_size": 1, "keep": 1, "mode_bits": 0o600, "mode": "journal",
     "rotate_every": "daily", "keep_total": 1, "compress": "none", "on_error": "block",
-    "timestamps": True, "format": "json",
+    "timestamps": True, "format": "json", "address": "unix:/s",
 }  # fmt: skip
 RESTART_LOG_CHANGES: dict[str, object] = {"stderr": "separate"}
 HOT_DAEMON_CHANGES: dict[str, object] = {

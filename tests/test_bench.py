@@ -26,8 +26,9 @@ ROWS = {
     "boot": "boot",
     "idle": "idle idle-sampling idle-wake-ups idle-wake-ups-sampling",
     "memory": "memory memory-dirty",
-    "status": "status status-call",
+    "status": "status status-call status-call-p99",
     "again": "again",
+    "print": "print",
     "recover": "recover",
     "stop": "stop stop-command",
     "rpc": "rpc-1 rpc-1-p99 rpc-50 rpc-50-p99",
@@ -91,7 +92,7 @@ class Run:
 
 
 PARTS = (
-    "boot idle memory again status recover stop", "restart rpc", "logs many", "crash",
+    "boot idle memory again print status recover stop", "restart rpc", "logs many", "crash",
     "losses --server gunicorn", "modes reading",
 )  # fmt: skip
 """Runs that go on at the same time: they mostly wait, and no figure of theirs matters."""

@@ -77,6 +77,9 @@ LINES = [
     ("spawned uWSGI worker 1 (pid: 19655, cores: 1)", Counts()),
     # uvicorn
     ('INFO:     127.0.0.1:54321 - "GET / HTTP/1.1" 500 Internal Server Error', Counts(1, 1)),
+    # granian, daphne
+    ('[2026-11-26 23:00:29 +0000] 127.0.0.1 - "GET /a?x=0 HTTP/1.1" 503 1.414', Counts(1, 1)),
+    ('127.0.0.1:54321 - - [26/Nov/2026:23:00:29] "GET /a?x=0" 500 2', Counts(1, 1)),
     # anybody
     ("Traceback (most recent call last):", Counts(tracebacks=1)),
     ("  File \"x.py\", line 1, in app\n    raise RuntimeError('\"GET / HTTP/1.1 500')", Counts()),
@@ -325,9 +328,8 @@ def test_what_a_table_tells_of_it_beforehand() -> None:
     config = made(*TWO, BLOG)
     assert doubtful(config) == []
     config = replace(config, programs=tuple(replace(p, canary=0.1) for p in config.programs[:2]) + config.programs[2:])
-    assert doubtful(config) == [
-        "program.shop.canary: program.blog has the listener 'web', too: there is no canary while that one runs"
-    ]
+    said = "program.blog has the listener 'web', too: there is no canary while that one runs"
+    assert doubtful(config) == [(("program", "shop", "canary"), said)]
     assert doubtful(replace(config, programs=config.programs[:2])) == []
 
 

@@ -4,6 +4,7 @@ pipes and signals run the program."""
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import pty
@@ -27,6 +28,7 @@ from procman.client import Client
 from procman.config import Config
 from procman.ctl import resuming, session, starter, tables
 from procman.ctl.main import main, parser
+from procman.ctl.operating import Progress
 from procman.methods import METHODS
 from procman.rpc import PROCESS_FIELDS
 from tests.harness import CTL, PROJECT, wait_until
@@ -741,6 +743,19 @@ def test_progress_on_a_terminal(daemon: Daemon, in_place: bool) -> None:
         assert terminal.text() == "".join(f"\r\x1b[K{line}" for line in shown) + "\r\x1b[K"
     else:
         assert terminal.text() == "".join(f"{line}\n" for line in shown)
+
+
+def test_what_is_waited_for_long_is_said_once_also_in_a_pipe() -> None:
+    """On a terminal on a line of its own; never where a program reads."""
+    told = {"name": "web", "state": "RUNNING", "why": "waits for its canary", "notice": True}
+    pipe, quiet = io.StringIO(), io.StringIO()
+    for stream, silent in ((pipe, False), (quiet, True)):
+        progress = Progress(stream, quiet=silent)
+        for params in (told, told, {**told, "notice": False, "why": "119 s left"}):
+            progress.heard("progress", params)
+        progress.clear()
+    assert pipe.getvalue() == "procmanctl: web: waits for its canary\n"
+    assert quiet.getvalue() == ""
 
 
 def test_no_progress_in_a_pipe(daemon: Daemon) -> None:

@@ -532,6 +532,9 @@ def test_apply_has_the_canary_of_the_table(daemon: MakeDaemon, tmp_path: Path) -
         assert visitors.seen[200, "fails"]
     assert done.returncode == 1
     assert "answers were 5xx" in done.stderr + done.stdout
+    waits = [line for line in done.stderr.splitlines() if "waits for its canary" in line]
+    what = "20% of new connections go to its successor for 120 s; procmanctl promote or rollback decides at once"
+    assert waits == [f"procmanctl: web: waits for its canary: {what}"]
     assert [visit(site.port) for _ in range(10)] == [(200, "one")] * 10
 
 

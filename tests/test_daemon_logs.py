@@ -374,3 +374,27 @@ def test_two_daemons_that_write_one_log_file(daemon: MakeDaemon) -> None:
     assert [problem for problem in second.json("daemon", "status")["problems"] if said in problem]
     wait_until(lambda: len(first.json("daemon", "status")["problems"]) == 1)
     assert f"{path} is also the log" in first.json("daemon", "status")["problems"][0]
+
+
+def test_what_two_outputs_have_in_common_is_one_problem(daemon: MakeDaemon) -> None:
+    running = daemon(
+        """
+        [program.talker]
+        command = "sh -c 'while :; do echo out; echo err >&2; sleep 0.05; done'"
+        start_seconds = 0
+        log = { path = "blocked/a.log", stderr = "separate" }
+        """,
+        start=False,
+    )
+    (running.folder / "blocked").write_text("no folder")
+    running.start()
+
+    def both() -> list[str]:
+        dropped = [log for log in running.json("show", "talker")["log"] if log["dropped"]]
+        assert len(dropped) == 2, dropped
+        problems: list[str] = running.json("daemon", "status")["problems"]
+        return problems
+
+    problems = wait_until(both, 20)
+    assert len(problems) == 1, problems
+    assert problems[0] in running.ctl("daemon", "status").stdout

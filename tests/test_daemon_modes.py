@@ -8,6 +8,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -171,7 +172,8 @@ def test_inherit_keeps_stdout_and_stderr_apart(daemon: MakeDaemon) -> None:
     ("environment", "coloured"), [({"TERM": "xterm"}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
 )
 def test_names_are_coloured_on_a_terminal(daemon: MakeDaemon, environment: dict[str, str], coloured: bool) -> None:
-    running = daemon(f'{BOTH}\n[program.talker]\nlog.mode = "inherit"', start=False)
+    talker = r'command = ["sh", "-c", "printf \"\\033]0;title\\007\\thi\\n\"; echo out; exec sleep 1000"]'
+    running = daemon(f'{BOTH}\n[program.talker]\n{talker}\nlog.mode = "inherit"', start=False)
     running.environment.pop("NO_COLOR", None)
     running.environment |= environment
     ours, theirs = pty.openpty()
@@ -190,6 +192,7 @@ def test_names_are_coloured_on_a_terminal(daemon: MakeDaemon, environment: dict[
     os.close(ours)
     expected = rb"\x1b\[\d\dmtalker \|\x1b\[0m out" if coloured else rb"(?m)^talker \| out"
     assert re.search(expected, shown), shown
+    assert b"\\x1b]0;title\\x07\thi" in shown  # nothing that could change the terminal
 
 
 @needs_namespace
@@ -310,8 +313,8 @@ def test_a_line_without_an_end_that_fills_the_pipe_stops_nobody(daemon: MakeDaem
         """
     )
     running.wait_for("long", timeout=20)
-    found = counters(running, "long")
-    assert (found["written"], found["lines_split"]) == (3_000_007, 45)
+    wait_until(lambda: counters(running, "long")["written"] == 3_000_007)  # it is ready a moment before that
+    assert counters(running, "long")["lines_split"] == 45
 
 
 def test_a_pipe_of_the_raw_mode_has_no_spool(daemon: MakeDaemon) -> None:
@@ -357,3 +360,36 @@ def test_the_end_of_the_daemon_waits_for_a_slow_reader_of_its_stdout(daemon: Mak
         os.close(reader)
     found = re.findall(rb"^talker \| (\d+) x+$", b"".join(chunks), re.MULTILINE)
     assert list(map(int, found)) == list(range(5000))
+
+
+def test_syslog_elsewhere(daemon: MakeDaemon) -> None:
+    """At another socket, by UDP, and by UDP at another address as soon as the table says so."""
+    table = "\n".join(
+        f'[program.{name}]\ncommand = "sh -c \'while :; do echo {name}; sleep 0.05; done\'"\nstart_seconds = 0\n'
+        f'log.mode = "syslog"\nlog.address = "{{{name}}}"\n'
+        for name in ("local", "remote")
+    )
+    running = daemon(table.format(local="unix:log.sock", remote="udp:127.0.0.1:9"), start=False)
+    reader = syslogs.Reader(running.folder / "log.sock")
+    try:
+        kind = socket.SOCK_DGRAM
+        with socket.socket(socket.AF_INET, kind) as one, socket.socket(socket.AF_INET6, kind) as two:
+            one.bind(("127.0.0.1", 0))
+            two.bind(("::1", 0))
+            pids: list[int] = []
+            for each, address in ((one, f"127.0.0.1:{one.getsockname()[1]}"), (two, f"[::1]:{two.getsockname()[1]}")):
+                each.settimeout(20)
+                running.write_table(table.format(local="unix:log.sock", remote=f"udp:{address}"))
+                if pids:
+                    assert running.ctl("apply").returncode == 0
+                else:
+                    running.start()
+                pids.append(running.wait_for("remote")["pid"])
+                assert re.fullmatch(rb"<30>1 \S+ \S+ remote remote stdout - remote", each.recv(8192))
+            assert pids[0] == pids[1]
+        wait_until(lambda: any(message.endswith(b" local local stdout - local") for message in reader.messages))
+        assert running.status()["remote"]["output"]["dropped"] == 0
+        assert f"goes to the syslog at unix:{running.folder}/log.sock" in running.ctl("logs", "local").stderr
+    finally:
+        running.stop()
+        reader.close()

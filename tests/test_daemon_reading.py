@@ -347,6 +347,7 @@ def test_summary_as_json_and_as_text(stopped: RunningDaemon) -> None:
         (("--until", "25:99"), "--until: '25:99' is no time"),
         (("--level", "loud"), "--level: 'loud' is none: it must be debug, info"),
         (("--grep", "("), "--grep: '(' is no regular expression: missing )"),
+        (("--since", "09:00", "--until", "2020-01-31"), "--since 09:00 is later than --until 2020-01-31"),
         (("-f", "--summary"), "-f never ends"),
         (("-f", "--until", "1h"), "-f never ends"),
         (("-n", "ten"), "'ten' is no number of lines"),
@@ -357,6 +358,46 @@ def test_wrong_use_is_said(tmp_path: Path, arguments: tuple[str, ...], words: st
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert words in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--since", "--until"])
+@pytest.mark.parametrize("more", [(), ("--summary",), ("--level", "error")])
+def test_a_log_without_times_is_said(stopped: RunningDaemon, option: str, more: tuple[str, ...]) -> None:
+    (stopped.log_dir / "web.log.2.gz").unlink()
+    (stopped.log_dir / "web.log.1").unlink()
+    (stopped.log_dir / "web.log").write_text("one\ntwo\n")
+    done = offline(stopped, "logs", option, "1 min ago", *more)
+    assert done.returncode == 0
+    assert done.stderr == (
+        "procmanctl: web: lines there tell no time, so --since and --until can't choose among them;"
+        " log = { timestamps = true } in the program table puts one before each line\n"
+    )
+    assert offline(stopped, "logs", option, "1 min ago", *more, "api").stderr == ""
+    assert offline(stopped, "logs", "web").stderr == ""
+
+
+ELSEWHERE = {
+    "": (True, 'its standard error is in DIR/web.log with the rest (log.stderr = "merge"): leave out --stderr'),
+    'stderr = "discard"': (True, 'its standard error is dropped (log.stderr = "discard")'),
+    'mode = "discard"': (False, 'its output is dropped (log.mode = "discard")'),
+    'mode = "inherit"': (False, "its output goes to the stdout of procmand, or what that was started with"),
+    'mode = "syslog"': (True, 'its output goes to the syslog of the machine (log.mode = "syslog")'),
+    'mode = "journal"': (False, "its output goes to the journal: journalctl PROCMAN_PROGRAM=web (log.mode"),
+}
+
+
+@pytest.mark.parametrize("log", ELSEWHERE)
+def test_where_output_goes_that_is_in_no_log(daemon: MakeDaemon, log: str) -> None:
+    """With a daemon and without one."""
+    running = daemon(IDLE.format(name="web") + f"log = {{ {log} }}\n" + IDLE.format(name="api"), start=False)
+    stderr, words = ELSEWHERE[log]
+    asked = ("logs", *(["--stderr"] if stderr else []), "web")
+    done = offline(running, *asked)
+    assert done.stderr.startswith(f"procmanctl: web: {words.replace('DIR', str(running.log_dir))}"), done.stderr
+    assert done.stdout == ""
+    running.start()
+    assert running.ctl(*asked).stderr == done.stderr
+    assert running.ctl("logs").stderr == ""  # of all: there are others
 
 
 def test_a_table_that_is_bad_is_said_offline(stopped: RunningDaemon) -> None:
@@ -454,3 +495,43 @@ def test_what_procman_adds_to_lines_and_files_is_understood(daemon: MakeDaemon, 
     since = running.ctl("logs", "--since", "1h ago", "--grep", "number 5$|number 5\"", "app").stdout
     assert since.count("INFO number 5") == 1
     assert running.json("why", "app")["traceback"]["message"] == "849"
+
+
+@pytest.mark.parametrize("log", ["", "timestamps = true"])
+def test_following_goes_on_in_another_file(daemon: MakeDaemon, log: str) -> None:
+    """When a table moves the log: also into a file that holds something, of which nothing is shown."""
+    table = """
+        [program.lines]
+        command = "${{PYTHON}} -S -E ${{PROGRAMS}}/writer.py 200"
+        start_seconds = 0
+        log = {{ {log} }}
+        """
+    settings = [log, *(", ".join(filter(None, (log, f'path = "{path}"'))) for path in ("new/a.log", "b.log"))]
+    running = daemon(table.format(log=settings[0]))
+    (running.folder / "b.log").write_text("something old\n" * 5)
+    command = [sys.executable, "-c", CTL, "-s", str(running.socket), "logs", "-f", "-n", "1", "lines"]
+    said = running.folder / "said"
+    numbers: list[int] = []
+
+    def follow(shown: IO[bytes], count: int) -> None:
+        for _ in range(count):
+            line = shown.readline()
+            assert b"old" not in line
+            numbers.append(int(line.split()[-2]))
+
+    with said.open("wb") as stderr:
+        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=stderr)
+        assert process.stdout is not None
+        try:
+            follow(process.stdout, 20)
+            for each in settings[1:]:
+                running.write_table(table.format(log=each))
+                assert running.ctl("apply").returncode == 0
+                follow(process.stdout, 200)
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.stdout.close()
+            process.wait(20)
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    files = [f"procmanctl: lines: its log is {running.folder}/{name} now\n" for name in ("new/a.log", "b.log")]
+    assert said.read_text() == "".join(files)

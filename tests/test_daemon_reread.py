@@ -278,6 +278,7 @@ def test_a_refused_table_is_a_problem_until_a_good_one_comes(daemon: MakeDaemon)
     running.write_table("[program.it]\ncomand = 1\n")
     os.kill(running.keeper_pid, signal.SIGHUP)
     problems = wait_until(lambda: running.json("daemon", "status")["problems"])
+    assert len(problems) == 1
     assert "the table was refused (SIGHUP)" in problems[0]
     assert "did you mean 'command'?" in problems[0]
     running.write_table(program("it"))

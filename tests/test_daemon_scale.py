@@ -216,6 +216,7 @@ def test_operators(daemon: MakeDaemon, tmp_path: Path) -> None:
     assert done.stdout.count("nothing to reload: scaled down (0 of 3)") == 3
     assert running.ctl("restart", "shop").returncode == 0
     assert shop.states() == ["STOPPED"] * 3
+    assert running.ctl("status", "shop").returncode == 0  # nobody has come yet: all is well
     done = running.ctl("start", "shop")
     assert done.returncode == 0, done.stderr
     assert shop.states() == ["RUNNING", "STOPPED", "STOPPED"]
@@ -230,8 +231,10 @@ def test_operators(daemon: MakeDaemon, tmp_path: Path) -> None:
     assert running.ctl("restart", "shop").returncode == 0
     assert shop.states() == ["RUNNING", "STOPPED", "RUNNING"]
     assert not {after[0], after[2]} & {info["pid"] for info in running.status().values()}
+    assert running.ctl("status", "shop").returncode == 0
     assert running.ctl("stop", "shop").returncode == 0
     assert shop.number() == 0
+    assert running.ctl("status", "shop").returncode == 3  # nobody who comes gets an answer
     with shop.connect() as sock:
         sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
         os.kill(running.supervisor_pid, signal.SIGKILL)

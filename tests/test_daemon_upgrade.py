@@ -320,6 +320,29 @@ def test_what_waits_goes_on_after_a_failed_trial(
     assert len(crasher.all("begin")) == crasher.crashes + 1
 
 
+def test_events_and_history_go_over(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """Also what a release that had failed before the upgrade has printed."""
+    release = tmp_path / "release"
+    command = f"test -e {release} && echo bad release && exit 3; exec sleep 1000"
+    running = daemon(f'[program.job]\ncommand = ["sh", "-c", "{command}"]\nstart_seconds = 0.3\nreload = "overlap"\n')
+    running.wait_for("job")
+    release.touch()
+    assert running.ctl("reload", "job").returncode == 1
+    before, events = running.json("why", "job"), running.ctl("events").stdout
+    assert before["output"] == ["bad release"]
+    for _ in range(2):
+        assert running.ctl("daemon", "upgrade").returncode == 0
+    assert running.json("why", "job") == before
+    now = running.ctl("events").stdout
+    assert now.startswith(events)
+    assert now.count("what=upgrade version=") == 2
+    old = running.supervisor_pid
+    os.kill(old, signal.SIGKILL)  # that memory was for the upgrade alone
+    wait_until(lambda: running.supervisor_pid != old)
+    wait_until(running.answers)
+    assert running.json("why", "job")["history"] == []
+
+
 def test_operations_go_on_across_an_upgrade(daemon: MakeDaemon) -> None:
     """Who waits for a command, or asks something, while the daemon is upgraded gets a true answer."""
     table = '[program.slow]\ncommand = "${PYTHON} -S -E ${PROGRAMS}/ready.py"\nstart_seconds = 3\nautostart = false\n'

@@ -280,3 +280,30 @@ def test_who_waits_does_not_wait_for_the_rest(tmp_path: Path, monkeypatch: pytes
                 assert written.on_disk() == number
 
     asyncio.run(check())
+
+
+def test_other_files_are_written_with_it_and_tried_again(tmp_path: Path) -> None:
+    """The state file does not wait for them; one that says it already is left alone."""
+    other = tmp_path / "other.json"
+
+    async def check() -> None:
+        async with journaling(tmp_path) as written:
+            other.mkdir()
+            written.journal.beside(str(other), lambda: {"of": [1, 2]})
+            await written.journal.saved()
+            assert "other.json" in written.journal.problem
+            assert written.on_disk() == 0
+            other.rmdir()
+            async with asyncio.timeout(10):
+                while written.journal.problem:
+                    await written.journal.saved()
+            first = other.read_bytes()
+            assert json.loads(first)["of"] == [1, 2]
+            written.journal.beside(str(other), lambda: None)
+            await written.journal.saved()
+            assert other.read_bytes() == first
+            written.journal.beside(str(other), lambda: {"of": 3})
+            await written.journal.saved()
+            assert json.loads(other.read_bytes())["of"] == 3
+
+    asyncio.run(check())

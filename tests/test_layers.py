@@ -19,14 +19,15 @@ PACKAGE = PROJECT / "procman"
 
 BANDS = {
     "pure": "errors config positions values keys programs table preset asgi servers apply lifecycle launch rpc crossing"
-    " shape kept workload canary units scale logformat moments accesslog tracebacks logrecords logsummary unzip",
+    " shape kept workload canary units scale logformat moments accesslog tracebacks logrecords logsummary unzip"
+    " terminal",
     "keeper": "keeper",
     "edge": "disks files folders listeners logs logread resources probes notify store salvage routing workers queues"
     " offered rivals",
     "daemon": "memo ownlog events snapshot interim link process report operation journal measures holdings recall"
     " sockets trials proving places ages rollout rollouts orphans ground takeover supervisor change legacy desk"
     " supervise reading methods server statefile daemon telemetry scaling versions renewal compression logstream"
-    " printed parting",
+    " printed parting wayback",
     "client": "client ctl",
     "program": "wsgi adapter compressor",
 }

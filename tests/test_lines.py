@@ -28,7 +28,7 @@ from procman.logs.lines import (
     whole_characters,
 )  # fmt: skip
 from procman.logs.outlet import Outlet
-from procman.logs.severity import severity
+from procman.logs.severity import Severities
 
 WALL = 1795757400.1239
 """2026-11-27T05:30:00.123Z, and a bit more."""
@@ -40,10 +40,12 @@ SECOND_ERR = Origin.of("blog:2", error=True)
 OUTPUT = st.lists(
     st.sampled_from([b"a", b"\t", b"\n", b"\n", b"\xff", b"\x7f", b"\\", b'"', b"\r", b"\0", "ä€😀".encode()])
 )
+SAFE = text(b"a | ", timestamps=False, safe=True)
 DRESSES = {
     "plain": plain,
     "name": text(b"shop | ", timestamps=False),
     "time": text(b"", timestamps=True),
+    "terminal": text(b"shop | ", timestamps=False, safe=True),
     "json": json_objects(SHOP),
     "syslog": syslog.messages(SHOP, apart=False),
     "journal": journald.entries(SHOP, apart=False),
@@ -116,6 +118,9 @@ def test_a_time_is_rfc_3339_with_milliseconds(wall: float, expected: str) -> Non
         (text(b"shop | ", timestamps=False), b"one\n\n\0\xff\n", False, b"shop | one\nshop | \nshop | \0\xff\n"),
         (text(b"shop | ", timestamps=False), b"half", True, b"shop | half\\\n"),
         (text(b"", timestamps=True), b"one\ntwo\n", False, f"{STAMP} one\n{STAMP} two\n".encode()),
+        (SAFE, b"one\n\x1b[31mred\n", False, b"a | one\na | \x1b[31mred\x1b[0m\n"),
+        (SAFE, b"\x1b]0;title\x07\n", False, b"a | \\x1b]0;title\\x07\n"),
+        (SAFE, b"half\x1b[2J", True, b"a | half\\x1b[2J\\\n"),
         (text(b"a | ", timestamps=True), b"\n", False, f"a | {STAMP} \n".encode()),
     ],
 )
@@ -185,11 +190,12 @@ def test_how_much_of_the_source_is_written() -> None:
     assert piece.own_in(12, 7, 4) == 1, "from within a line"
 
 
-@given(st.lists(st.integers(1, 9), min_size=1), st.lists(st.binary(max_size=8), max_size=8))
-def test_an_outlet_counts_own_bytes_exactly(steps: list[int], lines: list[bytes]) -> None:
+@given(st.lists(st.integers(1, 9), min_size=1), st.lists(st.binary(max_size=8), max_size=8), st.booleans())
+def test_an_outlet_counts_own_bytes_exactly(steps: list[int], lines: list[bytes], safe: bool) -> None:
     """However little is printed at a time, a line counts when it is out, and none is counted twice."""
     output = b"".join(line + b"\n" for line in lines)
-    pieces = [Piece(b"lost\n", b"", 5), *(text(b"p | ", timestamps=False)(output, False, WALL) if output else [])]
+    dress = text(b"p | ", timestamps=False, safe=safe)
+    pieces = [Piece(b"lost\n", b"", 5), *(dress(output, False, WALL) if output else [])]
     read_fd, write_fd = os.pipe()
     outlet = Outlet(write_fd)
     outlet.queue(pieces)
@@ -245,7 +251,7 @@ def test_names_have_colours_of_their_own_on_a_terminal() -> None:
     ],
 )
 def test_how_bad_a_line_is(line: bytes, error: bool, expected: int) -> None:
-    assert severity(line, error=error) == (expected, line)
+    assert Severities(error=error).of(line) == (expected, line)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +259,49 @@ def test_how_bad_a_line_is(line: bytes, error: bool, expected: int) -> None:
     [(b"<3>bad", (3, b"bad")), (b"<7>", (7, b"")), (b"<8>x", (6, b"<8>x")), (b"<>", (6, b"<>")), (b"<b>", (6, b"<b>"))],
 )
 def test_a_prefix_as_systemd_has_it_tells_and_is_taken_off(line: bytes, expected: tuple[int, bytes]) -> None:
-    assert severity(line, error=False) == expected
+    assert Severities(error=False).of(line) == expected
+
+
+TRACEBACKS = b"""\
+INFO:root:before
+Traceback (most recent call last):
+  File "a.py", line 1, in f
+    print("INFO: x")
+          ^^^^^^^^^
+KeyError: 'x'
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "a.py", line 2, in g
+  [Previous line repeated 5 more times]
+ValueError
+print
+  indented
+  + Exception Group Traceback (most recent call last):
+  |   File "a.py", line 1, in h
+  | ExceptionGroup: two (2 sub-exceptions)
+  +-+---------------- 1 ----------------
+    | ValueError: 1
+    +------------------------------------
+after
+Traceback (most recent call last):
+  File "a.py", line 1, in f
+INFO:root:of another thread
+  indented
+"""
+
+
+def test_all_lines_of_a_traceback_are_errors() -> None:
+    severities = Severities(error=False)
+    found = "".join(str(severities.of(line)[0]) for line in TRACEBACKS.splitlines())
+    assert found == "6_33333_636_3333_66_333333_6_33_66".replace("_", "")
+    pieces = syslog.messages(SHOP, apart=False)(TRACEBACKS, False, WALL)
+    assert [piece.data.startswith(b"<27>") for piece in pieces] == [number == "3" for number in found]
+    dress = journald.entries(SHOP, apart=False)
+    assert [fields(dress(line + b"\n", False, WALL)[0].data)["PRIORITY"] for line in TRACEBACKS.splitlines()] == [
+        number.encode() for number in found
+    ]
 
 
 def test_a_message_of_syslog() -> None:

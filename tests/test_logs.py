@@ -441,6 +441,21 @@ def test_a_path_that_can_not_be_written_drops_and_counts(
     assert path.read_bytes() == marker.encode() + b"again\n"
 
 
+@pytest.mark.usefixtures("no_delay")
+def test_that_a_loss_is_told_is_news_as_well(logs: Capture) -> None:
+    """Also where that was in the turn of its stream, and not when losses are looked at: else it stays on record."""
+    said: list[int] = []
+    (logs.folder / "shop.log").mkdir()
+    pipe = logs.add("shop", Log())
+    logs.thread._on_loss = lambda: said.append(logs.thread.counters("shop").unreported)
+    os.write(pipe, b"lost\n")
+    wait_until(lambda: said == [5])
+    (logs.folder / "shop.log").rmdir()
+    os.write(pipe, b"again\n")
+    assert logs.settle("shop").unreported == 0
+    wait_until(lambda: said[-1] == 0)
+
+
 @pytest.mark.skipif(AS_ROOT, reason="root may write anywhere")
 def test_a_folder_without_permission_drops_and_counts(logs: Capture) -> None:
     (logs.folder / "logs").mkdir(0o500)
@@ -1358,6 +1373,24 @@ def test_who_waits_for_a_disk_holds_up_no_other(tmp_path: Path) -> None:
     back.set()
     assert settled(threads, "b").written == 2
     assert threads.stuck(0.0) == []
+    close_all(threads, pipes)
+
+
+def test_a_stream_more_asks_for_no_disk_but_its_own(tmp_path: Path) -> None:
+    """A start of thousands of programs would take the square of it."""
+    asked: list[str] = []
+
+    def disk_of(path: str) -> str:
+        asked.append(path)
+        return first_folder(path)
+
+    threads, pipes = LogThreads(lambda path: None, -1, disk_of), {}
+    paths = [str(tmp_path / "good" / f"{number}.log") for number in range(50)]
+    threads.govern(Rules(logs=tuple(Kept("p", path, Log()) for path in paths)))
+    for path in paths:
+        read_fd, pipes[path] = make_pipe()
+        threads.add(Stream(path, path, Log(), path, read_fd))
+    assert len(asked) <= 3 * len(paths)
     close_all(threads, pipes)
 
 

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from procman import logrecords, logsummary, moments, tracebacks
-from procman.ctl import loglines, logtext
+from procman import logrecords, logsummary, moments, terminal, tracebacks
+from procman.ctl import logtext
 from procman.ctl.library import File, Heard, Places, Source
 from procman.ctl.logtext import LogText, Place
 from procman.logformat import Clock
@@ -40,6 +40,8 @@ def records(data: bytes, cut: int = 1 << 30) -> list[Record]:
 class Memory:
     """A library of one log whose files are in memory. It counts what is read."""
 
+    elsewhere: dict[str, str] = {}  # noqa: RUF012
+
     def __init__(self, files: Sequence[bytes], *, zipped: int = 0, modified: Sequence[float] = ()) -> None:
         self.content = [gzip.compress(data) if index < zipped else data for index, data in enumerate(files)]
         self.bytes_read = 0
@@ -47,13 +49,23 @@ class Memory:
             "web",
             "out",
             tuple(
-                File(str(index), f"web.log.{index}", len(data), modified[index] if modified else 1e12, index < zipped)
+                File(
+                    str(index),
+                    f"web.log.{index}",
+                    len(data),
+                    modified[index] if modified else 1e12,
+                    index < zipped,
+                    len(files[index]),
+                )
                 for index, data in enumerate(self.content)
             ),
         )
 
     def sources(self, names: Sequence[str], *, stderr: bool) -> list[Source]:
         return [self.source]
+
+    def files(self, source: Source) -> tuple[File, ...]:
+        return self.source.files
 
     def read(self, source: Source, file: File, size: int, offset: int) -> bytes | None:
         data = self.content[int(file.id)][offset : offset + size]
@@ -386,7 +398,7 @@ def test_any_text_is_a_time_or_said_to_be_none(text: str) -> None:
 
 @given(st.binary(max_size=100))
 def test_nothing_reaches_a_terminal_but_text_and_colours(line: bytes) -> None:
-    shown = loglines.visible(line.replace(b"\n", b"") + b"\n").decode()
+    shown = terminal.visible(line.replace(b"\n", b"") + b"\n").decode()
     assert shown.endswith("\n")
     plain = re.sub("\x1b\\[[0-9;:]*m", "", shown[:-1])
     assert all(character.isprintable() or character == "\t" for character in plain)

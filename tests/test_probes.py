@@ -10,7 +10,8 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from asyncio.trsock import TransportSocket
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ HTTP_ANSWERS = [
     (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 500 No\r\n\r\n", False, "HTTP 500"),
     (b"HTTP/1.1 200 OK\n\n", False, "ready"),
     (b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 300_000, False, "ready"),
-    (b"HTTP/1.1 400 Bad Request\r\n\r\n", False, "HTTP 400"),
+    (b"HTTP/1.1 401 Unauthorized\r\n\r\n", False, "HTTP 401"),
     (b"HTTP/1.1 404 Not Found\r\n\r\n", True, "ready"),
     (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", False, "HTTP 503"),
     (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", True, "ready"),
@@ -124,6 +125,21 @@ HTTP_ANSWERS = [
     (b"\0" * 200_000, True, "the answer is no HTTP"),
     (b"HTTP/1.1 103 Early Hints\r\n" * 3, True, "the connection was closed without an answer"),
 ]
+
+
+@pytest.mark.parametrize("host", ["", "shop.example"])
+def test_400_tells_of_the_host(host: str) -> None:
+    """Django says it to who is not in its ALLOWED_HOSTS."""
+
+    def client(address: Address) -> Awaitable[str]:
+        return outcome(Ready(kind="http", address=address, path="/up", host=host))
+
+    said = with_server(Canned([b"HTTP/1.1 400 Bad Request\r\n\r\n"]), client)
+    if host:
+        assert said == "HTTP 400 to the host shop.example"
+    else:
+        assert said.startswith("HTTP 400 to the host 127.0.0.1:")
+        assert said.endswith('(Django: of ALLOWED_HOSTS): ready = { http = "/up", host = "..." }')
 
 
 @pytest.mark.parametrize(("answer", "any_status", "expected"), HTTP_ANSWERS)
@@ -159,6 +175,31 @@ def test_a_server_sees_no_broken_connection() -> None:
 
     assert with_server(canned, client) == "ready"
     assert canned.clean_ends == 1
+
+
+def test_an_answer_counts_only_if_it_is_the_right_process_that_gives_it() -> None:
+    """Of those that have the socket. Nobody else is sent a request, and each sees an orderly end."""
+    single: list[list[str | None]] = [[None], [None], ["web:1"]]  # nobody yet, then another one
+    two_at_once: list[list[str | None]] = [["web:1", None], ["web:1", "web:2"]]
+    after_a_pause: list[list[str | None]] = [["web:1"], [None, "web:1"], ["", "web:1"]]
+    told = single + two_at_once + after_a_pause
+
+    async def accepted_by(clients: Sequence[TransportSocket]) -> list[str | None]:
+        names = told.pop(0)
+        assert len(clients) == len(names)
+        return names
+
+    async def client(address: Address) -> list[str]:
+        reasons: list[str] = []
+        ready = Ready(kind="http", address=address, path="/")
+        await wait_ready(ready, no_command, reasons.append, shared=probes.Shared(accepted_by, 2))
+        return reasons
+
+    canned = Canned([None, None, None, None, OK, None])
+    assert with_server(canned, client) == ["answered by web:1, which has the same socket"]
+    assert told == []
+    assert len(canned.requests) == 1
+    assert canned.clean_ends == canned.connections == 6
 
 
 def test_http_over_unix_and_ipv6(tmp_path: Path) -> None:

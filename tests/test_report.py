@@ -71,11 +71,11 @@ def test_info() -> None:
         assert shown == {
             "name": "web:2", "program": "web", "instance": 2, "groups": ["site"], "state": "RUNNING", "wanted": "up",
             "ready": True, "health": None, "pid": 77, "started_at": "2001-09-09T01:46:40.000Z", "restarts": 0,
-            "cpu_percent": 12.5, "memory_bytes": 1000, "exit": None, "why": "autostart", "beside": None,
-            "scale": None, "behind": [], "output": None,
+            "cpu_percent": 12.5, "memory_bytes": 1000, "exit": None, "why": "autostart", "setback": None,
+            "beside": None, "scale": None, "behind": [], "output": None,
         }  # fmt: skip
         scaled = Process(replace(program, scale=Scale(min=1, max=4)), RUNNING, None)  # type: ignore[arg-type]
-        assert report.info(scaled, None, number=3)["scale"] == {"number": 3, "min": 1, "max": 4}
+        assert report.info(scaled, None, number=3)["scale"] == {"number": 3, "min": 1, "max": 4, "idle": False}
         process.status = replace(RUNNING, state=State.STOPPED, wanted=False, alive=False, pid=None, exit=KILLED)
         shown = report.info(process, None)
         for key in ("pid", "started_at", "uptime_seconds", "cpu_percent", "memory_bytes"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
 import os
@@ -1065,13 +1066,46 @@ def test_the_files_of_a_log_and_their_bytes(daemon: Daemon) -> None:
         (daemon.folder / "blog.log.1").rename(daemon.folder / "blog.log.2")
         assert read(1)["text"] == "old\n"  # whatever its name is now
         (daemon.folder / "blog.log.2").unlink()
-        assert read(1) == {"gone": True}
+        assert read(1)["text"] == "old\n"  # it was listed for this connection, which holds it
+        with daemon.client() as other:
+            assert other.call("logs.read", name="blog", file=files[1]["file"]) == {"gone": True}
         (daemon.folder / "secret").write_bytes(b"secret\n")
         status = (daemon.folder / "secret").stat()
         secret = rpc.file_id(status.st_dev, status.st_ino)
         assert client.call("logs.read", name="blog", file=secret) == {"gone": True}  # it is no file of this log
         with pytest.raises(Failed, match="no log file holds the output 'err'"):
             client.call("logs.read", name="blog", stream="err", file=secret)
+
+
+def open_logs(daemon: Daemon) -> list[str]:
+    """The files of its logs that this process, in which the daemon runs, has open."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return sorted(os.path.basename(one) for one in found if one.startswith(f"{daemon.folder}/blog.log"))
+
+
+def test_what_a_reader_holds_open_is_bounded_and_let_go(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By him and by all together; a while after his last call, and when he goes."""
+    monkeypatch.setattr(server, "HELD_EACH", 2)
+    monkeypatch.setattr(server, "HELD_ALL", 3)
+    for name in ("blog.log", "blog.log.1", "blog.log.2"):
+        (daemon.folder / name).write_text(f"{name}\n")
+    with daemon.client() as one, daemon.client() as two:
+        one.call("logs.files", names=["blog"])
+        assert open_logs(daemon) == ["blog.log", "blog.log.2"]
+        one.call("logs.files", names=["blog"])
+        two.call("logs.files", names=["blog"])
+        assert open_logs(daemon) == ["blog.log", "blog.log", "blog.log.2"]
+        one.close()
+        wait_until(lambda: open_logs(daemon) == ["blog.log"])
+        monkeypatch.setattr(server, "HELD_SECONDS", 0.05)
+        (source,) = two.call("logs.files", names=["blog"])["sources"]
+        wait_until(lambda: open_logs(daemon) == [])
+        for file in source["files"]:
+            found = two.call("logs.read", name="blog", file=file["file"])
+            assert found["text"] == f"{os.path.basename(file['path'])}\n"
 
 
 def test_following_goes_on_after_a_place_that_was_told_before(daemon: Daemon) -> None:

@@ -714,3 +714,26 @@ def test_who_says_how_to_ask_may_use_tls() -> None:
     text = 'server = "uvicorn"\napp = "a:app"\nlisten = ":8443"\nserver_options = { ssl-certfile = "/c" }\n'
     assert "which ssl-certfile rules out" in problems(f"[program.p]\n{text}")[0]
     assert "--ssl-certfile=/c" in program(text + 'ready = { command = ["true"] }').argv
+
+
+def test_warnings_stand_where_their_keys_do(tmp_path: Path) -> None:
+    """In the file of their program, in [defaults], or else at the nearest thing around them."""
+    tmp_path.chmod(0o755)
+    main, more = tmp_path / "procman.toml", tmp_path / "more.toml"
+    main.write_text('include = ["more.toml"]\n[defaults]\numask = 7\n[program.a]\ncommand = "true"\npriority = 3\n')
+    more.write_text('[program.b]\ncommand = "true"\n\npriority = 4\n')
+
+    class Trusting(Machine):
+        def trusted(self, path: str) -> str:
+            return ""
+
+    config = table.parse(str(main), Trusting())
+    doubts = [(("program", name, key), "odd") for name in "ab" for key in ("priority", "umask", "log")]
+    assert [str(one) for one in table.located(config, Trusting(), doubts)] == [
+        f"{more}:1: warning: program.b.log: odd",
+        f"{more}:4: warning: program.b.priority: odd",
+        f"{main}:3: warning: program.a.umask: odd",
+        f"{main}:3: warning: program.b.umask: odd",
+        f"{main}:4: warning: program.a.log: odd",
+        f"{main}:6: warning: program.a.priority: odd",
+    ]

@@ -197,3 +197,31 @@ def test_paths_are_counted_without_what_makes_each_its_own(path: str, place: str
 def test_any_line_may_be_an_answer(line: bytes) -> None:
     accesslog.parse(line)
     accesslog.parse(b'1.1.1.1 - - [x] "GET / HTTP/1.1" 200 ' + line)
+
+
+def test_a_long_chain_is_shown_by_its_first_and_its_last_exception() -> None:
+    """With the number of lines between them, also of those that were left out before."""
+
+    def section(name: str, frames: int) -> list[str]:
+        lines = [f'  File "{name}.py", line {number}, in {name}' for number in range(frames)]
+        return ["Traceback (most recent call last):", *lines, f"{name.title()}Error: {name}"]
+
+    joint = ["", "During handling of the above exception, another exception occurred:", ""]
+    middle = [*section("middle", 100), "  [30 lines left out]"]
+    lines = [*section("first", 4), *joint, *middle, *joint, *section("last", 60)]
+    shown = tracebacks.shortened(lines, 40)
+    assert shown[:7] == [*section("first", 4), ""]
+    assert shown[-1] == "LastError: last"
+    assert joint[1] in shown
+    assert len(shown) <= 42
+    assert sum(part if isinstance(part, int) else 1 for part in shown) == len(lines) + 29
+    lone = tracebacks.shortened(section("lone", 300), 40)
+    assert (lone[0], lone[20], lone[-1]) == ("Traceback (most recent call last):", 262, "LoneError: lone")
+
+
+@given(st.lists(st.sampled_from(["x", "", "  [3 lines left out]", tracebacks._CHAIN[0]]), max_size=80))
+def test_no_line_is_forgotten_or_doubled(lines: list[str]) -> None:
+    shown = tracebacks.shortened(lines, 10)
+    counted = [part for part in shown if isinstance(part, str)]
+    left = sum(part for part in shown if isinstance(part, int))
+    assert sum(3 if "[3" in line else 1 for line in lines) == left + sum(3 if "[3" in line else 1 for line in counted)

@@ -154,6 +154,14 @@ def test_what_the_compressor_could_not_do_is_said_once_and_leaves_nothing(tmp_pa
     kit.upkeep.end_compression(str(tmp_path / "other.log"), "")
 
 
+def test_a_folder_that_is_not_there_yet_has_nothing_to_compress(tmp_path: Path) -> None:
+    kit = Kit(tmp_path / "later", a=Log())
+    kit.upkeep.aimed(kit.file("a"), 0.0)
+    assert kit.wishes == [kit.file("a").path]
+    assert kit.upkeep.begin_compression(kit.file("a").path) is None
+    assert kit.said == []
+
+
 def test_enough_room_costs_nothing(tmp_path: Path) -> None:
     kit = Kit(tmp_path, a=Log())
     kit.govern("web", "a", room=Room(1))

@@ -276,6 +276,37 @@ def test_what_is_no_address(written: object, message: str) -> None:
     assert str(caught.value) == message
 
 
+SYSLOGS = [
+    ("unix:/run/log", "unix:/run/log"),
+    ("unix:log", "unix:/etc/procman/log"),
+    ("udp:192.0.2.1:514", "udp:192.0.2.1:514"),
+    ("udp:[2001:DB8::1]:514", "udp:[2001:db8::1]:514"),
+]
+MUST = 'must be like "unix:/run/syslog.sock" or "udp:192.0.2.1:514"'
+IP = "must name an IP address, for no name is looked up while output waits"
+BAD_SYSLOGS = [
+    ("/dev/log", f"bad address '/dev/log': {MUST}"),
+    ("tcp:192.0.2.1:514", f"bad address 'tcp:192.0.2.1:514': {MUST}"),
+    ("udp:logs.example:514", f"bad address 'udp:logs.example:514': {IP}"),
+    ("udp::514", f"bad address 'udp::514': {IP}"),
+    ("udp:unix:/x", f"bad address 'udp:unix:/x': {IP}"),
+    ("udp:192.0.2.1", f"bad address 'udp:192.0.2.1': {MUST}"),
+    ("udp:192.0.2.1:99999", "bad address '192.0.2.1:99999': a port is between 1 and 65535"),
+]
+
+
+@pytest.mark.parametrize(("written", "expected"), SYSLOGS)
+def test_where_syslog_is(written: str, expected: str) -> None:
+    assert values.syslog_address(written, "/etc/procman") == expected
+
+
+@pytest.mark.parametrize(("written", "message"), BAD_SYSLOGS)
+def test_where_no_syslog_is(written: str, message: str) -> None:
+    with pytest.raises(BadValue) as caught:
+        values.syslog_address(written, "/etc/procman")
+    assert str(caught.value) == message
+
+
 @pytest.mark.parametrize(("one", "other", "expected"), OVERLAPS)
 def test_two_addresses_of_which_only_one_can_be_bound(one: str, other: str, expected: bool) -> None:
     a, b = values.address(one, "/"), values.address(other, "/")

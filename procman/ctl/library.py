@@ -16,8 +16,11 @@ from procman import rpc
 from procman.client import Client
 from procman.errors import NoSuchProgram, ProcmanError, Unreachable
 
+from .tables import printable
+
 if TYPE_CHECKING:
-    from procman.logread import Follower
+    from procman.config import Program
+    from procman.logread import Follower, LogFile
     from procman.rpc import LogSource, Object
 
 PIECE = 1024 * 1024
@@ -29,18 +32,23 @@ NOWHERE = "0:0"
 RETRY_SECONDS = 30.0
 """How long `follow` waits for a daemon whose supervisor is being replaced."""
 
+HELD_MAX = 10_000
+"""Files that are held open without a daemon, at most."""
+
 POLL_SECONDS = 0.2
 """How often files are looked at without a daemon."""
 
 
 class File(NamedTuple):
-    """A file of a log. `size` is that of the file itself, `modified` seconds since the epoch."""
+    """A file of a log. `size` is that of the file itself, `holds` that of what it holds, of a compressed one modulo
+    2**32; `modified` is in seconds since the epoch."""
 
     id: str
     path: str
     size: int
     modified: float
     zipped: bool
+    holds: int
 
 
 class Source(NamedTuple):
@@ -62,10 +70,17 @@ Places = dict[tuple[str, str], tuple[str, int]]
 
 
 class Library(Protocol):
-    """Logs that can be read."""
+    """Logs that can be read. `elsewhere` says of the programs that `sources` has left out, by name, where their output
+    goes."""
+
+    elsewhere: dict[str, str]
 
     def sources(self, names: Sequence[str], *, stderr: bool) -> list[Source]:
-        """The logs of these names (none: all), as they are now. Raises ProcmanError."""
+        """The logs of these names (none: all), as they are now. Their files stay readable from the first time on, as
+        far as there is room for that, whatever becomes of them. Raises ProcmanError."""
+
+    def files(self, source: Source) -> tuple[File, ...]:
+        """Those that this log has by now."""
 
     def read(self, source: Source, file: File, size: int, offset: int) -> bytes | None:
         """Bytes of a file as it is on disk, at most `size`, b"" at its end; None when it has gone."""
@@ -80,18 +95,18 @@ class Remote:
     def __init__(self, connect: Callable[[float | None], Client], client: Client) -> None:
         self._connect = connect
         self._client = client
+        self.elsewhere: dict[str, str] = {}
 
     def sources(self, names: Sequence[str], *, stderr: bool) -> list[Source]:
-        """See `Library`, as for the next two."""
+        """See `Library`, as for the next three."""
         answer = self._client.call("logs.files", names=list(names), stderr=stderr)
-        return [
-            Source(
-                one["name"],
-                one["stream"],
-                tuple(File(f["file"], f["path"], f["bytes"], f["modified"], f["zipped"]) for f in one["files"]),
-            )
-            for one in answer["sources"]
-        ]
+        self.elsewhere = {str(one["name"]): str(one["text"]) for one in answer.get("elsewhere") or ()}
+        return [Source(one["name"], one["stream"], tuple(map(_file, one["files"]))) for one in answer["sources"]]
+
+    def files(self, source: Source) -> tuple[File, ...]:
+        with self._connect(RETRY_SECONDS) as client:  # what the first connection holds, it goes on to hold
+            found = Remote(self._connect, client).sources([source.name], stderr=source.stream == "err")
+        return next((one.files for one in found if one.key == source.key), ())
 
     def read(self, source: Source, file: File, size: int, offset: int) -> bytes | None:
         answer = self._client.call(
@@ -108,7 +123,10 @@ class Remote:
         places = dict(places)
 
         def told(method: str, params: Object) -> None:
-            if method == "log":
+            if method == "moved":
+                said = f"its log is {params['path']} now" if params.get("path") else "no log file holds its output now"
+                print(f"procmanctl: {printable(params.get('name'))}: {printable(said)}", file=sys.stderr, flush=True)
+            elif method == "log":
                 key = str(params.get("name")), str(params.get("stream"))
                 places[key] = str(params.get("file", NOWHERE)), int(params.get("offset", 0))
                 heard(key, rpc.log_bytes(params))
@@ -147,42 +165,48 @@ class Local:
         # What reads a table is needed here alone.
         from procman import files
         from procman import table as tables
+        from procman.logread import Held
 
         self._config = tables.parse(table, files.Machine())
         self._logs: dict[tuple[str, str], LogSource] = {}
+        self._held = Held(_room())
+        self.elsewhere: dict[str, str] = {}
 
     def sources(self, names: Sequence[str], *, stderr: bool) -> list[Source]:
-        """See `Library`, as for the next two."""
-        from procman import logread
-
-        found = []
-        for log in self._named(names):
-            if not stderr or log.stream == "err":
-                self._logs[log.name, log.stream] = log
-                files = (
-                    File(f.id, f.path, f.size, f.modified, f.zipped)
-                    for f in logread.files(log.path, log.keep)
-                )
-                found.append(Source(log.name, log.stream, tuple(files)))
-        return found
-
-    def _named(self, names: Sequence[str]) -> Iterator[LogSource]:
-        """Names mean what they mean to the daemon: a process, a program, a group, all."""
+        """See `Library`, as for the next three."""
         from procman import launch
 
+        logs = []
+        for program in self._named(names):
+            if text := launch.elsewhere(program, stderr=stderr):
+                self.elsewhere[program.program] = text
+            logs += [log for log in launch.log_sources(program) if not stderr or log.stream == "err"]
+        self._logs = {(log.name, log.stream): log for log in logs}
+        listed = self._held.files([(log.path, log.keep) for log in logs])
+        return [
+            Source(log.name, log.stream, tuple(map(_own_file, found)))
+            for log, found in zip(logs, listed, strict=True)
+        ]
+
+    def files(self, source: Source) -> tuple[File, ...]:
+        from procman import logread
+
+        log = self._logs[source.key]
+        return tuple(map(_own_file, logread.files(log.path, log.keep)))
+
+    def _named(self, names: Sequence[str]) -> Iterator[Program]:
+        """Names mean what they mean to the daemon: a process, a program, a group, all."""
         programs = self._config.programs
         for name in names:
             if name != "all" and not any(name in (p.name, p.program, *p.groups) for p in programs):
                 raise NoSuchProgram(f"no such program: {name[:200]!r}", hint=f"it is not in {self._config.path}")
         for program in programs:
             if not names or {"all", program.name, program.program, *program.groups} & set(names):
-                yield from launch.log_sources(program)
+                yield program
 
     def read(self, source: Source, file: File, size: int, offset: int) -> bytes | None:
-        from procman import logread
-
         log = self._logs[source.key]
-        return logread.read(log.path, log.keep, file.id, offset, size)
+        return self._held.read(log.path, log.keep, file.id, offset, size)
 
     def follow(self, places: Places, heard: Heard) -> None:
         from procman.logread import Follower, Position
@@ -201,6 +225,27 @@ class Local:
                         heard(key, data)
                 if not news:
                     time.sleep(POLL_SECONDS)
+
+
+def _file(said: Object) -> File:
+    """One as the daemon tells of it; an older one does not say what it holds."""
+    holds = said["holds"] if "holds" in said else 0 if said["zipped"] else said["bytes"]
+    return File(said["file"], said["path"], said["bytes"], said["modified"], said["zipped"], holds)
+
+
+def _own_file(file: LogFile) -> File:
+    return File(file.id, file.path, file.size, file.modified, file.zipped, file.holds)
+
+
+def _room() -> int:
+    """How many files we may hold open: some descriptors are for other things."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return max(0, min(soft, HELD_MAX) - 64)
 
 
 def reachable(client: Client) -> bool:

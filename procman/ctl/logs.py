@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from procman.errors import Failed, WrongUse
 from procman.rpc import NO_SUCH_METHOD, RpcError
 
+from . import tables
 from .library import PIECE, Library, Local, Remote, Source, reachable
 from .loglines import LinePrinter
 from .session import NAMES, Help, Session, colours
@@ -81,12 +82,15 @@ def logs(session: Session) -> int:
         if args.summary:
             from .summing import summarise
 
-            return summarise(session, reader)
+            status = summarise(session, reader)
+            reader.hint()
+            return status
         reader.show()
     return 0
 
 
 def _sources(session: Session, library: Library) -> list[Source]:
+    """The logs that are meant; whose output goes elsewhere is told where to."""
     try:
         sources = library.sources(session.args.names, stderr=session.args.stderr)
     except RpcError as error:
@@ -96,8 +100,11 @@ def _sources(session: Session, library: Library) -> list[Source]:
             "the daemon is older than this procmanctl, and can't tell of its logs so",
             hint="procmanctl daemon upgrade",
         ) from None
-    if not sources:
-        print("procmanctl: no log file holds this output (see log in the program table)", file=sys.stderr)
+    if session.args.names or not sources:
+        for name, text in library.elsewhere.items():
+            print(f"procmanctl: {tables.printable(name)}: {tables.printable(text)}", file=sys.stderr)
+        if not sources and not library.elsewhere:
+            print("procmanctl: no log file holds this output (see log in the program table)", file=sys.stderr)
     return sources
 
 
@@ -112,6 +119,8 @@ def _filter(args: argparse.Namespace, now: float) -> Filter:
             times.append(None if text is None else moments.moment(text, now))
         except ValueError as error:
             raise WrongUse(f"--{option}: {error}") from None
+    if times[0] is not None and times[1] is not None and times[0] > times[1]:
+        raise WrongUse(f"--since {args.since[:40]} is later than --until {args.until[:40]}: nothing lies between them")
     level = logformat.level_number(args.level) if args.level is not None else 0
     if args.level is not None and not level:
         raise WrongUse(f"--level: {args.level[:40]!r} is none: it must be {', '.join(logformat.LEVELS)}")
@@ -139,6 +148,7 @@ class Reader:
         self.texts: list[LogText] = [LogText(library, source, now) for source in sources]
         self._makers: dict[Key, Records] = {}
         self._filters: dict[Key, Filter] = {}
+        self._timed: dict[Key, bool] = {}  # by log that said something: whether a line of it told a time
         terminal = sys.stdout.isatty()
         self._printer = LinePrinter(
             sys.stdout.buffer,
@@ -160,10 +170,26 @@ class Reader:
                 merged = heapq.merge(*(self._placed(text) for text in self.texts), key=lambda item: item[0])
                 for _, key, record in merged:
                     self._print(key, record)
+            self._printer.flush()
+            self.tell_losses()
+            self.hint()
             if self._args.follow:
                 self._follow(plain=plain)
         finally:
             self._printer.end()
+
+    def tell_losses(self) -> None:
+        """Says what was removed before it could be read."""
+        for text in self.texts:
+            text.tell_losses()
+
+    def hint(self) -> None:
+        """Says which logs tell no time, where one was asked for."""
+        names = dict.fromkeys(name for (name, _), timed in self._timed.items() if not timed)
+        if names and self.wanted is not None and (self.wanted.since, self.wanted.until) != (None, None):
+            what = "lines there tell no time, so --since and --until can't choose among them"
+            key = "log = { timestamps = true } in the program table puts one before each line"
+            print(f"procmanctl: {', '.join(map(tables.printable, names))}: {what}; {key}", file=sys.stderr)
 
     def _count(self) -> int | None:
         """How many lines, or records; None for all."""
@@ -187,6 +213,8 @@ class Reader:
         maker = self._makers[text.source.key] = text.maker(start, exact=exact)
         sieve = logrecords.sieve(wanted.grep)
         for record in text.records(maker, start, piece=self._piece, sieve=sieve, goes_on=self._args.follow):
+            if not self._timed.get(text.source.key):
+                self._timed[text.source.key] = record.at is not None
             if wanted.after(record):
                 return
             if wanted.wants(record):

@@ -6,9 +6,12 @@ Nothing here holds more than a few pieces of a file at once.
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
+
+from procman import rpc
 
 from .library import NOWHERE, PIECE, File, Library, Source
 
@@ -34,8 +37,47 @@ class Place(NamedTuple):
     offset: int = 0
 
 
+def compressed(
+    before: Sequence[File], index: int, after: Sequence[File], begins: Callable[[File], bool]
+) -> File | None:
+    """Which file of `after`, a later list of the same log, holds what was in `before[index]`; None where it is there as
+    it was, or was removed. `begins` tells whether a compressed file begins as that one did. Pure.
+
+    A rotated file keeps its time and size. Where several have the same, those that are gone were compressed in their
+    order, and the oldest were removed. The newest one may have grown before it was rotated: it is behind those that
+    were older.
+    """
+    known, there = {file.id for file in before}, {file.id for file in after}
+    if before[index].id in there:
+        return None
+    fresh = [file for file in after if file.zipped and file.id not in known]
+    alike = [file for file in fresh if _content(file) == _content(before[index])]
+    newer = [file for file in before[index + 1 :] if file.id not in there and _content(file) == _content(before[index])]
+    theirs = max(0, len(alike) - len(newer))
+    likely = [*reversed(alike[:theirs]), *alike[theirs:]]
+    if index == len(before) - 1:
+        older, contents = {file.id for file in before[:index]}, set(map(_content, before[:index]))
+        behind = max((place for place, file in enumerate(after) if file.id in older), default=-1)
+        later = [file for file in after[behind + 1 :] if file in fresh]
+        likely += sorted(later, key=lambda file: _content(file) in contents)
+    return next(filter(begins, likely), None)
+
+
+def _content(file: File) -> tuple[float, int]:
+    return file.modified, file.holds & 0xFFFFFFFF
+
+
+def _same(one: File, other: File) -> bool:
+    return rpc.file_of(one.id) == rpc.file_of(other.id)
+
+
+class _Gone(Exception):
+    """A file was removed while it was read."""
+
+
 class LogText:
-    """The text of `source` as it was when its files were listed."""
+    """The text of `source` as it was when its files were listed. `lost` are files of it that were removed before they
+    had been read, by index, with the number of bytes that are missing."""
 
     def __init__(self, library: Library, source: Source, now: float) -> None:
         self.source = source
@@ -44,16 +86,19 @@ class LogText:
         self._library = library
         self._now = now
         self._files = list(source.files)
+        self._sizes = {index: file.size for index, file in enumerate(self._files) if not file.zipped}  # known ones
         self._unzipped: dict[int, Unzipped] = {}
         self._said: set[str] = set()  # paths of damaged files
+        self._latest: tuple[File, ...] = ()
+        self.lost: dict[int, int] = {}
 
     # --- bytes ------------------------------------------------------------------------------------------------------
 
     def forward(self, start: Place, stop: Place | None = None, piece: int = PIECE) -> Iterator[bytes]:
         """All bytes from `start` on, up to `stop`, or to the end that the log had when it was listed."""
         self.reached = start
-        for index in range(start.file, len(self._files)):
-            offset = start.offset if index == start.file else 0
+        index, offset = start
+        while index < len(self._files):  # a line that was not at its end may have moved to a file behind these
             self.reached = Place(index, offset)
             while True:
                 end = self._end(index)
@@ -67,6 +112,7 @@ class LogText:
                 yield data
             if stop is not None and stop.file == index:
                 return
+            index, offset = index + 1, 0
 
     def position(self) -> tuple[str, int]:
         """`reached` for `Library.follow`."""
@@ -85,23 +131,46 @@ class LogText:
 
     def _pread(self, index: int, size: int, offset: int) -> bytes:
         """Bytes of what a file holds; b"" at its end."""
-        if size <= 0:
+        if size <= 0 or offset >= self._sizes.get(index, offset + 1):
             return b""
-        if not self._files[index].zipped:
-            data = self._library.read(self.source, self._files[index], size, offset)
-            if data is not None:
-                return data
-            if not self._found_again(index):
-                return b""
+        try:
+            data = self._read_plain(index, size, offset)
+            if data is None:
+                data = self._opened(index).pread(size, offset)
+                self._tell_damage(index)
+        except _Gone:
+            self._lose(index)
+            return b""
+        if not data and index in self._sizes:
+            self._cut_off(index, offset)
+        return data
+
+    def _read_plain(self, index: int, size: int, offset: int) -> bytes | None:
+        """None where the file is compressed, by now. Raises _Gone."""
+        if self._files[index].zipped:
+            return None
+        data = self._library.read(self.source, self._files[index], size, offset)
+        if data is None:
+            self._find_again(index)
+        return data
+
+    def _opened(self, index: int) -> Unzipped:
         unzipped = self._unzipped.get(index)
         if unzipped is None:
-            from procman.unzip import Unzipped
-
             self._unzipped.clear()  # one at a time: each has copies of its state
-            unzipped = self._unzipped[index] = Unzipped(lambda size, offset: self._raw(index, size, offset))
-        data = unzipped.pread(size, offset)
-        self._tell_damage(index)
-        return data
+            unzipped = self._unzipped[index] = self._unzip(self._files[index])
+        return unzipped
+
+    def _unzip(self, file: File) -> Unzipped:
+        from procman.unzip import Unzipped
+
+        def raw(size: int, offset: int) -> bytes:
+            data = self._library.read(self.source, file, size, offset)
+            if data is None:
+                raise _Gone
+            return data
+
+        return Unzipped(raw)
 
     def _tell_damage(self, index: int) -> None:
         path = self._files[index].path
@@ -110,36 +179,71 @@ class LogText:
             words = "is damaged: its end can't be read, and what comes just before may be wrong"
             print(f"procmanctl: {path} {words}", file=sys.stderr)
 
-    def _raw(self, index: int, size: int, offset: int) -> bytes:
-        return self._library.read(self.source, self._files[index], size, offset) or b""
+    def tell_losses(self) -> None:
+        """Says on stderr what is missing."""
+        if self.lost:
+            from .tables import printable, size
 
-    def _found_again(self, index: int) -> bool:
-        """Whether a file that has gone was compressed meanwhile: then that one takes its place."""
-        gone = self._files[index]
-        now = self._library.sources([self.source.name], stderr=self.source.stream == "err")
-        files = next((one.files for one in now if one.key == self.source.key), ())
-        known = {file.id for file in self._files}
-        fresh = [file for file in files if file.zipped and file.id not in known]
-        same = next((file for file in fresh if file.modified == gone.modified), None)
-        if same is None:
-            print(f"procmanctl: {gone.path} was removed while it was read", file=sys.stderr)
-            self._files[index] = gone._replace(size=0)
+            files = f"{len(self.lost)} file{'s' if len(self.lost) > 1 else ''}"
+            print(
+                f"procmanctl: {printable(self.source.name)}: {size(sum(self.lost.values()))} of its log, in {files},"
+                " were removed before they could be read (by keep, keep_total or log_min_free)",
+                file=sys.stderr,
+            )
+
+    # --- what happens meanwhile -------------------------------------------------------------------------------------
+
+    def _find_again(self, index: int) -> None:
+        """Puts what a file was compressed to in its place. Raises _Gone."""
+        head = rpc.head_of(self._files[index].id)
+
+        def begins(file: File) -> bool:
+            with contextlib.suppress(_Gone):
+                return head[0] > 0 and rpc.mark(self._unzip(file).pread(head[0], 0)) == head
             return False
-        self._files[index] = same
-        return True
+
+        for fresh in (False, True):  # a list serves for many files
+            if fresh:
+                self._latest = self._library.files(self.source)
+            found = compressed(self._files, index, self._latest, begins)
+            if found is not None:
+                self._files[index] = found
+                return
+        raise _Gone
+
+    def _lose(self, index: int) -> None:
+        """A file is gone: it ends where it was read to."""
+        file, done = self._files[index], self.reached.offset if self.reached.file == index else 0
+        size = self._sizes.get(index, file.holds or file.size)
+        self._sizes[index] = min(size, done)
+        self.lost[index] = self.lost.get(index, 0) + max(0, size - done)
+
+    def _cut_off(self, index: int, offset: int) -> None:
+        """A file ends before the end that it had. If it is the newest, a rotation took the unfinished line at its end
+        away, to the file behind it: there this text ends then. Else it is lost."""
+        missing = self._sizes[index] - offset
+        self._sizes[index] = offset
+        if index == len(self._files) - 1:
+            latest = self._library.files(self.source)
+            place = next((place for place, one in enumerate(latest) if _same(one, self._files[index])), len(latest))
+            if place + 1 < len(latest):
+                self._sizes[len(self._files)] = missing
+                self._files.append(latest[place + 1])
+                return
+        self.lost[index] = missing
 
     def _end(self, index: int) -> int | None:
         """The end of a file; None where only reading shows it."""
-        return None if self._files[index].zipped else self._files[index].size
+        return self._sizes.get(index)
 
     def _size(self, index: int) -> int:
-        file: File = self._files[index]
-        if not file.zipped:
-            return file.size
-        self._pread(index, 1, 0)  # opens it
-        size = self._unzipped[index].size
-        self._tell_damage(index)
-        return size
+        if index not in self._sizes:
+            try:
+                self._sizes[index] = self._opened(index).size
+                self._tell_damage(index)
+            except _Gone:
+                self._lose(index)
+        return self._sizes[index]
 
     # --- places -----------------------------------------------------------------------------------------------------
 
@@ -153,9 +257,8 @@ class LogText:
             while end > 0:
                 start = max(0, end - block)
                 data = self._pread(index, end - start, start)
-                if not data:  # it has shrunk, or gone
-                    end = start
-                    continue
+                if len(data) < end - start and not self._pread(index, 1, start + len(data)):
+                    return self.last_lines(lines)  # it has become shorter, or has gone
                 at = len(data) - 1 if last and data.endswith(b"\n") else len(data)
                 last = False
                 count = data.count(b"\n", 0, at)

@@ -1,8 +1,8 @@
 """The command line of procmanctl: each command is one function beside its sub-parser; the commands that only look, that
 work on files, and those for the daemon itself are here, the others in `operating` and `streams`.
 
-Exit statuses: 0 done; 1 failed; 2 wrong use; 3 `status`: something named is not RUNNING; 4 no such program; 5 not
-allowed; 6 daemon not reachable. Ctrl-C gives 130 and a closed pipe 141, as shells show them.
+Exit statuses: 0 done; 1 failed; 2 wrong use; 3 `status`: something named is neither RUNNING nor scaled down; 4 no such
+program; 5 not allowed; 6 daemon not reachable. Ctrl-C gives 130 and a closed pipe 141, as shells show them.
 
 Nothing is imported here that a quick `status` does not need: no asyncio, psutil, tomllib or subprocess.
 """
@@ -17,14 +17,15 @@ from typing import Any
 
 from procman import __version__
 from procman.errors import ProcmanError
+from procman.rpc import Object
 
 from . import tables
 from .session import LOOK_SECONDS, NAMES, Help, Session, colours, procmand, seconds, shared_options, width
 
 NOT_RUNNING = 3
 _EPILOG = (
-    "exit status: 0 done; 1 failed; 2 wrong use; 3 status: something named is not RUNNING; 4 no such program; "
-    "5 not allowed; 6 daemon not reachable"
+    "exit status: 0 done; 1 failed; 2 wrong use; 3 status: something named is neither RUNNING nor scaled down; "
+    "4 no such program; 5 not allowed; 6 daemon not reachable"
 )
 
 
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _add_looking(commands: Any, shared: argparse.ArgumentParser) -> None:
-    words = "show the state of programs; exit status 3 when one that is named is not RUNNING"
+    words = "show the state of programs; exit status 3 when one that is named is neither RUNNING nor scaled down"
     parser = commands.add_parser("status", help=words, description=words, parents=[shared], formatter_class=Help)
     parser.add_argument("names", metavar="NAME", nargs="*", help=f"{NAMES} (default: all)")
     words = "show the workers of each process too, as its server tells them, and its listen queues"
@@ -109,7 +110,12 @@ def status(session: Session) -> int:
         print("\n".join(tables.status(infos, colour=colours(sys.stdout), width=width(sys.stdout))))
     else:
         print("the program table has no programs")
-    return NOT_RUNNING if names and any(info["state"] != "RUNNING" for info in infos) else 0
+    return NOT_RUNNING if names and not all(map(_well, infos)) else 0
+
+
+def _well(info: Object) -> bool:
+    """It runs; or its program needs fewer processes now, maybe none until somebody comes."""
+    return info["state"] == "RUNNING" or bool((info.get("scale") or {}).get("idle"))
 
 
 def show(session: Session) -> int:

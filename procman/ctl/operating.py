@@ -143,19 +143,25 @@ def _last_output(ask: Any, one: Object) -> list[str]:
 class Progress:
     """Shows each change of state while a command waits: in place on a terminal that can, else one line each.
 
-    Nothing is shown where nobody looks: not on a pipe or a file.
+    Where nobody looks, on a pipe or a file, only notices are: what a command waits for, when that may take long.
     """
 
     def __init__(self, stream: TextIO, *, quiet: bool = False) -> None:
         self._stream = stream
         self._shown = stream.isatty() and not quiet
+        self._quiet = quiet
+        self._noticed: set[str] = set()
         self._colour = colours(stream)
         self._in_place = self._shown and self._colour
         self._dirty = False
 
     def heard(self, method: str, params: Object) -> None:
         """A notification of the daemon."""
-        if method != "progress" or not self._shown:
+        if method != "progress":
+            return
+        if params.get("notice"):
+            self._notice(f"procmanctl: {tables.printable(params.get('name'))}: {tables.printable(params.get('why'))}\n")
+        if not self._shown:
             return
         reason = f"  {tables.printable(params['why'])}" if params.get("why") else ""
         name, state = tables.printable(params.get("name")), str(params.get("state"))
@@ -166,6 +172,14 @@ class Progress:
         else:
             self._stream.write(f"{text}\n")
         self._stream.flush()
+
+    def _notice(self, line: str) -> None:
+        """Once on a line of its own, for a supervisor that replaces another one may say it again."""
+        if not self._quiet and line not in self._noticed:
+            self.clear()
+            self._noticed.add(line)
+            self._stream.write(line)
+            self._stream.flush()
 
     def clear(self) -> None:
         """Removes the line in place."""

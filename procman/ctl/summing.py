@@ -31,6 +31,7 @@ def summarise(session: Session, reader: Reader) -> int:
             if len(reader.texts) > 1:
                 whole.add(record)
         documents.append({"name": text.source.name, "stream": text.source.stream, **own.document()})
+    reader.tell_losses()
     together = whole.document() if len(documents) > 1 else None
     if session.json:
         session.print_json({"logs": documents, "all": together})

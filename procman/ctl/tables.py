@@ -5,6 +5,7 @@ It knows no terminal: whether to colour and how wide is the caller's to say.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,9 @@ from procman.rpc import Object
 
 Cell = str
 Row = tuple[Cell, Cell, Cell, Cell, Cell, Cell, Cell, Cell, Cell]
+TRACEBACK_LINES = 40
+"""Of a traceback that are shown."""
+
 _RESET = "\x1b[0m"
 _COLOURS = {
     "RUNNING": "\x1b[32m",
@@ -148,7 +152,17 @@ def _log_problem(info: Object) -> str:
 def reason(info: Object) -> str:
     """Why a process is as it is, and that it is not what the table says, if so."""
     text, behind = printable(info.get("why") or ""), ", ".join(map(printable, info.get("behind") or ()))
+    if setback := info.get("setback"):
+        text += f"; at {printable(_short_time(str(setback.get('at'))))} {printable(setback.get('why'))}"
     return f"{text}; not as the table says: {behind}" if behind else text
+
+
+def _short_time(at: str) -> str:
+    """"2030-01-31 12:00", in local time, for RFC 3339."""
+    try:
+        return dt.datetime.fromisoformat(at).astimezone().strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError):
+        return at
 
 
 def _coloured(line: str, at: int, state: str) -> str:
@@ -186,8 +200,8 @@ def event(one: Object) -> str:
     words += [f"{key}={_plain(value)}" for key, value in rest.items()]
     words.append(one.get("why") and f"({one['why']})")
     line = " ".join(printable(word) for word in words if word not in (None, "", "()"))
-    trace = (one.get("traceback") or {}).get("text", "")
-    return "\n".join([line, *(f"  | {printable(part)}" for part in trace.split("\n") if trace)])
+    trace = _shortened(str((one.get("traceback") or {}).get("text", "")), str(one.get("name")))
+    return "\n".join([line, *(f"  | {printable(part)}" for part in trace)])
 
 
 _SIGNS = {"add": "+", "remove": "-", "ignore": "!"}
@@ -226,10 +240,30 @@ def why(answer: Object, *, colour: bool = False) -> list[str]:
     trace = str((answer.get("traceback") or {}).get("text", ""))
     if trace and "\n".join(output) in trace:
         output = []  # the traceback is all of it, and more
-    for title, text in (("last traceback", trace.split("\n") if trace else []), ("last output", output)):
+    shown = _shortened(trace, str(answer.get("name")))
+    of = " of what has failed" if answer.get("output_of") == "setback" else ""
+    for title, text in (("last traceback", shown), ("last output", output)):
         if text:
-            lines += ["", f"{title}:", *(f"  {printable(line)}" for line in text)]
+            lines += ["", f"{title}{of}:", *(f"  {printable(line)}" for line in text)]
     return lines
+
+
+def _shortened(trace: str, name: str) -> list[str]:
+    """The lines of a traceback for people: of a long one the first and the last exception."""
+    if trace.count("\n") < TRACEBACK_LINES:
+        return trace.split("\n") if trace else []
+    from procman import tracebacks  # which has many patterns
+
+    hint = f" (procmanctl logs {name} shows them)"
+    shown = []
+    for part in tracebacks.shortened(trace.split("\n"), TRACEBACK_LINES):
+        if isinstance(part, int):
+            shown.append(f"… {part} lines left out{hint}")
+            hint = ""
+        else:
+            shown.append(part)
+    return shown
+
 
 
 def ended(exit_: Object) -> str:
@@ -305,6 +339,8 @@ def _value(key: str, value: object) -> str:
             return f"0o{value:03o}"
         if key.endswith(("_bytes", "max_size")):
             return size(value)
+    if key == "problems" and isinstance(value, list) and value:
+        return "; ".join(map(printable, value))
     if isinstance(value, dict) and value:
         return ", ".join(f"{inner.replace('_', ' ')} {_value(inner, one)}" for inner, one in value.items())
     return _plain(value)

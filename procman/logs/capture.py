@@ -27,7 +27,7 @@ from typing import NamedTuple
 from procman.config import Log
 from procman.logs import spool
 from procman.logs.destination import Destinations
-from procman.logs.flow import Counters, Flow, Stream, bytes_waiting
+from procman.logs.flow import Begun, Counters, Flow, Stream, bytes_waiting
 from procman.logs.logfile import RETRY_SECONDS, LogFile
 from procman.logs.spool import Spool
 from procman.logs.upkeep import Rules, Upkeep
@@ -244,6 +244,11 @@ class LogThread:
         flow = self._flows[key]
         return flow.recent if flow.log.mode != "file" else b""
 
+    def begun(self, key: str) -> Begun | None:
+        """Where its output begins in the file that it goes to; None while there is none."""
+        flow = self._flows[key]
+        return flow.begun if flow.log.mode == "file" else None
+
     def recount(self, key: str, late: Counters) -> None:
         """Adds what a predecessor has counted since `add`: it had not ended by then. To be called before `start`."""
         flow = self._flows[key]
@@ -386,7 +391,8 @@ class LogThread:
     def _catch_up(self, now: float) -> None:
         """A log tells what was dropped as soon as it can be written, also when its program prints no more."""
         self._catch_up_at = now + RETRY_SECONDS
-        loses = any(flow.unreported or flow.waiting for flow in self._behind)
+        # One that was told in a turn of its own since the last look is news, too.
+        loses = any(flow.unreported or flow.waiting or not flow.is_behind for flow in self._behind)
         for flow in list(self._behind):
             if flow.file is not None and flow.waiting:
                 self._turn(flow, now)
@@ -463,6 +469,8 @@ class LogThread:
             file = self._files.setdefault(path, LogFile(path, log))
             file.log = log
             file.users += 1
+            if flow.begun is None or flow.begun.path != path:
+                flow.begun = Begun.at(path)
             flow.claim(file)
         flow.file, flow.log = file, log
         flow.go_on(time.monotonic())

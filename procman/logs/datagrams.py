@@ -1,4 +1,4 @@
-"""A local datagram socket as a place for messages (syslog, the journal): one piece each, never blocking.
+"""A datagram socket as a place for messages (syslog, the journal): one piece each, never blocking.
 
 Whoever reads there may be slow, be restarted, or not be there. Knows nothing of what the messages say.
 """
@@ -19,7 +19,8 @@ FULL = {errno.EAGAIN, errno.ENOBUFS}
 
 
 class Datagrams:
-    """Sends pieces to the socket at `path`. `large` sends what is too large for one datagram.
+    """Sends pieces to the socket at `address`: "unix:/path", or "udp:HOST:PORT" with an IP address, from which nobody
+    hears whether anything arrives. `large` sends what is too large for one datagram.
 
     As `outlet.Outlet`: `fd` is -1 while there is no connection. An error may pass: a daemon that is restarted makes its
     socket anew. So it `mends`.
@@ -28,8 +29,14 @@ class Datagrams:
     mends = True
     coloured = False
 
-    def __init__(self, path: str, large: Callable[[socket.socket, bytes], None] | None = None) -> None:
-        self._path = path
+    def __init__(self, address: str, large: Callable[[socket.socket, bytes], None] | None = None) -> None:
+        kind, _, self._place = address.partition(":")
+        self._family = socket.AF_UNIX
+        self._peer: str | tuple[str, int] = self._place
+        if kind == "udp":
+            host, _, port = self._place.rpartition(":")
+            self._family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+            self._peer = host.strip("[]"), int(port)
         self._large = large
         self._socket: socket.socket | None = None
         self._pieces: deque[Piece] = deque()
@@ -65,7 +72,7 @@ class Datagrams:
                 if had_one and again:  # it was restarted since the last message, perhaps
                     again = False
                     continue
-                self.error = f"{self._path}: {describe(error)}"
+                self.error = f"{self._place}: {describe(error)}"
                 break
             self._pieces.popleft()
             settled(len(piece.source), piece.reports)
@@ -93,9 +100,9 @@ class Datagrams:
             self._large(self._socket, data)
 
     def _connect(self) -> socket.socket:
-        made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        made = socket.socket(self._family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
-            made.connect(self._path)
+            made.connect(self._peer)
         except OSError:
             made.close()
             raise

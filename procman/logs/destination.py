@@ -41,16 +41,18 @@ class Destinations:
         flow.channel = None
         match log.mode:
             case "syslog":
-                flow.channel = self._channel(log.mode, lambda: Datagrams(syslog.SOCKET))
+                address = log.address or syslog.ADDRESS
+                flow.channel = self._channel(f"{log.mode} {address}", lambda: Datagrams(address))
                 flow.dress, flow.limit = syslog.messages(origin, apart=apart), syslog.MESSAGE_LIMIT
             case "journal":
-                flow.channel = self._channel(log.mode, lambda: Datagrams(journald.SOCKET, journald.send_large))
+                flow.channel = self._channel(log.mode, lambda: Datagrams(journald.ADDRESS, journald.send_large))
                 flow.dress, flow.limit = journald.entries(origin, apart=apart), journald.MESSAGE_LIMIT
             case "inherit":
                 name = STDERR if stream.is_error else STDOUT
                 outlet = self._outlets[name]
                 flow.channel = self._channel(name, lambda: outlet)
-                flow.dress = _dress(log, origin, lines.prefix(origin.process, colour=outlet.coloured))
+                name_before = lines.prefix(origin.process, colour=outlet.coloured)
+                flow.dress = _dress(log, origin, name_before, safe=outlet.terminal)
             case _:
                 flow.dress = _dress(log, origin, b"") if log.by_lines else None
 
@@ -78,7 +80,7 @@ class Destinations:
         return channel
 
 
-def _dress(log: Log, origin: Origin, name: bytes) -> Dress:
+def _dress(log: Log, origin: Origin, name: bytes, *, safe: bool = False) -> Dress:
     if log.format == "json":
         return lines.json_objects(origin)
-    return lines.text(name, timestamps=log.timestamps)
+    return lines.text(name, timestamps=log.timestamps, safe=safe)

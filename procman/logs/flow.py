@@ -13,7 +13,7 @@ import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from procman.config import Log
 from procman.crossing import crossing
@@ -101,6 +101,25 @@ class Counters:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
+class Begun(NamedTuple):
+    """Where the output of a stream begins in its file: device and inode of that, 0 where there was none yet, and its
+    size then."""
+
+    path: str
+    device: int = 0
+    inode: int = 0
+    size: int = 0
+
+    @classmethod
+    def at(cls, path: str) -> Begun:
+        """At the end of that file as it is now."""
+        try:
+            found = os.stat(path)
+        except OSError:
+            return cls(path)
+        return cls(path, found.st_dev, found.st_ino, found.st_size)
+
+
 class Flow:
     """A stream as the log thread sees it: it goes to `file`, or else to `channel`; `null` is /dev/null. `dress` is None
     for a file that is not written by lines."""
@@ -115,6 +134,7 @@ class Flow:
         self.limit = lines.LINE_LIMIT
         self.spool = Spool(stream.spool_fd) if stream.spool_fd >= 0 else None
         self.tap: Callable[[bytes], None] | None = None
+        self.begun: Begun | None = None
         self.recent = b""  # where no file keeps it: the end of what was taken
         self.listening = False
         self.on_its_way = False

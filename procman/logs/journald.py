@@ -17,9 +17,9 @@ import socket
 import struct
 
 from procman.logs.lines import Dress, Origin, Piece, each
-from procman.logs.severity import severity
+from procman.logs.severity import Severities
 
-SOCKET = "/run/systemd/journal/socket"
+ADDRESS = "unix:/run/systemd/journal/socket"
 
 MESSAGE_LIMIT = 512 * 1024
 """Bytes of output in one entry."""
@@ -37,12 +37,12 @@ def entries(origin: Origin, *, apart: bool) -> Dress:
         "PROCMAN_STREAM": origin.stream,
     }
     about = "".join(f"{name}={value}\n" for name, value in fields.items()).encode()
-    error = apart and origin.stream == "stderr"
+    severities = Severities(error=apart and origin.stream == "stderr")
 
     def dress(lines: bytes, partial: bool, _wall: float) -> list[Piece]:
         pieces = []
         for line in each(lines):
-            number, message = severity(line.removesuffix(b"\n"), error=error)
+            number, message = severities.of(line.removesuffix(b"\n"))
             rest = b"PROCMAN_PARTIAL=1\n" if partial else b""
             # A length instead of "=": so the message may hold anything.
             data = b"PRIORITY=%d\n%b%bMESSAGE\n%b%b\n" % (number, about, rest, struct.pack("<Q", len(message)), message)

@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from json.encoder import encode_basestring as quoted
 from typing import NamedTuple
 
+from procman.terminal import visible
+
 LINE_LIMIT = 64 * 1024
 """Bytes of a line that are waited for until it is complete."""
 
@@ -113,14 +115,19 @@ def plain(lines: bytes, partial: bool, _wall: float) -> list[Piece]:
     return [Piece(_ended(lines, partial), lines)]
 
 
-def text(name: bytes, *, timestamps: bool) -> Dress:
-    """Lines with `name` before each (it brings what separates it), and the time where it is asked for."""
+def text(name: bytes, *, timestamps: bool, safe: bool = False) -> Dress:
+    """Lines with `name` before each (it brings what separates it), and the time where it is asked for. `safe`: for a
+    terminal, without what could harm it."""
 
     def dress(lines: bytes, partial: bool, wall: float) -> list[Piece]:
         before = name + stamp(wall).encode() + b" " if timestamps else name
-        ended = _ended(lines, partial)
+        shown = lines
+        if safe and lines.translate(None, HARMLESS):
+            shown = b"".join(map(visible, each(lines)))
+        ended = _ended(shown, partial)
+        added = len(before) if shown is lines else -1
         # One replace for all lines: a loop over lines would cost ten times as much.
-        return [Piece(before + ended[:-1].replace(b"\n", b"\n" + before) + b"\n", lines, 0, len(before))]
+        return [Piece(before + ended[:-1].replace(b"\n", b"\n" + before) + b"\n", lines, 0, added)]
 
     return dress
 
@@ -132,6 +139,9 @@ def prefix(process: str, *, colour: bool) -> bytes:
     code = COLOURS[zlib.crc32(process.encode()) % len(COLOURS)]
     return f"\x1b[{code}m{process} |\x1b[0m ".encode()
 
+
+HARMLESS = bytes({*range(0x20, 0x7F), *b"\n\t"})
+"""What a terminal only shows."""
 
 EASY = bytes({*range(0x20, 0x100), *b"\n\t"})
 """What JSON takes as it is, or with a backslash before it, where it is UTF-8 (RFC 8259, 7)."""

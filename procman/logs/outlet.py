@@ -49,9 +49,14 @@ class Outlet:
         self._mid_line = False
 
     @property
+    def terminal(self) -> bool:
+        """Whether it is a terminal."""
+        return os.isatty(self.fd)
+
+    @property
     def coloured(self) -> bool:
         """Whether it is a terminal that shows colours (no-color.org)."""
-        return os.isatty(self.fd) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        return self.terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
     @property
     def waiting(self) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from procman.config import Log, Room
 from procman.logs.capture import Done, LogThread, Removed
-from procman.logs.flow import Counters, Stream
+from procman.logs.flow import Begun, Counters, Stream
 from procman.logs.upkeep import Rules
 
 THREADS_MAX = 16
@@ -166,6 +166,9 @@ class LogThreads:
     def recent(self, key: str) -> bytes:
         return self._homes[key][0].recent(key)
 
+    def begun(self, key: str) -> Begun | None:
+        return self._homes[key][0].begun(key)
+
     def recount(self, key: str, late: Counters) -> None:
         self._homes[key][0].recount(key, late)
 
@@ -204,7 +207,7 @@ class LogThreads:
 
     def _thread(self, disk: str) -> LogThread:
         """That of `disk`, which is made if need be. Where it can't be, or there are enough, another one does it too."""
-        thread = self._by_disk.get(disk)
+        known = thread = self._by_disk.get(disk)
         if thread is None and len(self._by_disk) <= THREADS_MAX:
             try:
                 aside = {"on_wish": self._on_wish, "on_said": self._on_said}
@@ -215,8 +218,9 @@ class LogThreads:
             try:
                 if self._started:
                     thread.start()
-                self._by_disk[disk] = thread
-                self._govern(thread)
+                if known is None:  # what it has to keep is known by its disk: a new stream changes nothing of that
+                    self._by_disk[disk] = thread
+                    self._govern(thread)
                 return thread
             except RuntimeError:  # no process is left for a thread
                 thread.stop()

@@ -172,6 +172,8 @@ class Upkeep:
         try:
             job = file.begin_compression()
             return None if job is None else (os.dup(job.source), os.dup(job.target))
+        except FileNotFoundError:
+            return None  # its folder is not there yet, or no more
         except OSError as error:
             self._once(f"can't compress rotated files of {path}: {describe(error)}")
             if file.job is not None:

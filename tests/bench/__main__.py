@@ -38,13 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"unknown NAME: {', '.join(unknown)}")
     signal.signal(signal.SIGTERM, _end)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # who measures starts does not want each of them to compile
     raise_limits()
+    tools.run_as_users_do()
     for title, why in lineup.left_out().items():
         _say(f"{title} is left out: {why}")
     plan = PLANS["tiny" if options.tiny else "quick" if options.quick else "full"]
     plan = replace(plan, peers=tuple(options.peer))
     if options.programs:
-        plan = replace(plan, fleets=tuple(map(plan.fleet, options.programs)))
+        crashes = {many: plan.crashes.get(many, 1) for many in options.programs if many}
+        plan = replace(plan, fleets=tuple(map(plan.fleet, options.programs)), crashes=crashes)
     machine = _machine()
     start = time.monotonic()
     figures = measure(plan, options.name or NAMES)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tests.bench.contenders import START_SECONDS, Contender
-from tests.bench.figures import Figure
+from tests.bench.figures import OURS, Figure
 from tests.bench.lineup import Notes, present
 from tests.bench.machine import Ends, Start, Starts, runs
 from tests.bench.plan import Plan
@@ -24,8 +24,10 @@ from tests.harness import wait_until
 
 NAMES = ("crash",)
 
-PROGRAMS = 10
-RECOVERY_SECONDS = 30.0
+PEERS_MOST = 100
+"""Programs. Beyond, only procman is killed: the time of all others is that of a start."""
+
+RECOVERY_SECONDS = 60.0
 """Bound of one recovery."""
 
 VICTIMS = ("decides", "parent")
@@ -42,26 +44,35 @@ class Crash:
 
 
 def run(plan: Plan, say: Callable[[str], None]) -> list[Figure]:
-    """`plan.crashes` of each kind, in turns."""
+    """Of each kind, in turns, for each number of programs of the plan."""
+    return [figure for programs, times in plan.crashes.items() for figure in _run(plan, programs, times, say)]
+
+
+def _run(plan: Plan, programs: int, times: int, say: Callable[[str], None]) -> list[Figure]:
     found: dict[tuple[str, str], list[Crash]] = defaultdict(list)
     notes = {victim: Notes(say) for victim in VICTIMS}
-    for number in range(1, plan.crashes + 1):
-        for kind in present(plan.peers):
+    kinds = present(plan.peers)
+    if programs > PEERS_MOST and len(kinds) > 1:
+        kinds = [kind for kind in kinds if kind.title == OURS]
+        notes[VICTIMS[0]].add(f"{OURS} alone: the others begin anew, and `boot` shows how long {programs:,} take")
+    for number in range(1, times + 1):
+        for kind in kinds:
             for victim in VICTIMS:
-                say(f"crash {number} of {plan.crashes}: of what {victim} under {kind.title}")
+                say(f"{programs} programs, crash {number} of {times}: of what {victim} under {kind.title}")
                 with notes[victim].leaving_out(kind.title), Starts() as starts:
-                    names = [f"p{each:03d}" for each in range(PROGRAMS)]
+                    names = [f"p{each:04d}" for each in range(programs)]
                     with kind({name: starts.argv(name) for name in names}) as contender:
                         found[victim, kind.title].append(_crash(contender, starts, victim, plan.crash_settle_seconds))
-    return [figure for victim in VICTIMS for figure in _figures(victim, found, tuple(notes[victim].texts))]
+    return [figure for victim in VICTIMS for figure in _figures(victim, programs, found, tuple(notes[victim].texts))]
 
 
 def _crash(contender: Contender, starts: Starts, victim: str, settle: float) -> Crash:
     contender.start()
-    before = starts.wait(PROGRAMS, START_SECONDS)
-    contender.wait_running(PROGRAMS)
+    count = len(contender.programs)
+    before = starts.wait(count, START_SECONDS)
+    contender.wait_running(count)
     pid = contender.deciding_pid if victim == "decides" else contender.parent_pid(before[0].pid)
-    took = recovery(contender, pid, PROGRAMS)
+    took = recovery(contender, pid, count)
     time.sleep(settle)
     return _count(took, before, starts.seen())
 
@@ -96,19 +107,21 @@ def _count(took: float, before: Sequence[Start], after: Sequence[Start]) -> Cras
     )
 
 
-def _figures(victim: str, found: dict[tuple[str, str], list[Crash]], notes: tuple[str, ...]) -> list[Figure]:
+def _figures(
+    victim: str, programs: int, found: dict[tuple[str, str], list[Crash]], notes: tuple[str, ...]
+) -> list[Figure]:
     what = {"decides": "SIGKILL of the process that decides", "parent": "SIGKILL of a program's parent"}[victim]
 
     def figure(suffix: str, title: str, unit: str, take: Callable[[Crash], float], more: bool = False) -> Figure:
         sides = {who: tuple(map(take, each)) for (which, who), each in found.items() if which == victim}
         return Figure(
-            f"crash-{victim}{suffix}", f"{what}{title}", unit, sides, more_is_better=more, programs=PROGRAMS,
+            f"crash-{victim}{suffix}", f"{what}{title}", unit, sides, more_is_better=more, programs=programs,
             notes=notes if not suffix else (),
         )  # fmt: skip
 
     return [
         figure("", " → status command is whole again", "ms", lambda each: each.ms),
-        figure("-same", ": same processes afterwards", "of 10", lambda each: each.same, more=True),
-        figure("-twice", ": run twice afterwards", "of 10", lambda each: each.twice),
-        figure("-away", ": do not run afterwards", "of 10", lambda each: each.away),
+        figure("-same", ": same processes afterwards", f"of {programs}", lambda each: each.same, more=True),
+        figure("-twice", ": run twice afterwards", f"of {programs}", lambda each: each.twice),
+        figure("-away", ": do not run afterwards", f"of {programs}", lambda each: each.away),
     ]

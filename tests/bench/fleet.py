@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from functools import partial
 
 from tests.bench import limits
@@ -15,7 +16,7 @@ from tests.bench.contenders import START_SECONDS, Contender
 from tests.bench.crash import recovery
 from tests.bench.figures import OURS, Figure, Limit
 from tests.bench.lineup import ALL, Notes, present
-from tests.bench.machine import Starts, TooSlow, cpu_seconds, memory, wake_ups
+from tests.bench.machine import MB, Printer, Starts, TooSlow, cpu_seconds, memory, wake_ups
 from tests.bench.plan import Fleet, Plan
 from tests.bench.procmand import Unsampled
 from tests.bench.restart import LIMIT as RESTART_LIMIT
@@ -23,7 +24,7 @@ from tests.bench.restart import TITLE as RESTART_TITLE
 from tests.bench.restart import Killed
 from tests.bench.rpc import ask
 
-NAMES = ("boot", "idle", "memory", "status", "again", "recover", "stop")
+NAMES = ("boot", "idle", "memory", "status", "again", "print", "recover", "stop")
 
 SETTLE_SECONDS = 1.2
 """After the last program has started: managers call it running after one second, and look at it once more then."""
@@ -33,6 +34,9 @@ SAMPLING_SECONDS = 5
 
 ASK_SECONDS = 0.5
 """Of one client that asks for one program."""
+
+PRINT_SECONDS = 30.0
+"""Bound of one program that prints."""
 
 LIMIT = "limit"
 
@@ -60,28 +64,29 @@ class Round:
                 self.notes.add(f"{kind.title} is left out: it holds at most {kind.most:,} programs")
                 continue
             self.say(f"{self.fleet.programs} programs, round {number} of {self.fleet.rounds}: {kind.title}")
-            with (
-                self.notes.leaving_out(kind.title),
-                Starts() as starts,
-                kind(self._programs(starts)) as contender,
-            ):
-                self._measure(contender, starts, partial(self._take, kind.title))
+            with self.notes.leaving_out(kind.title), ExitStack() as stack:
+                starts = stack.enter_context(Starts())
+                programs = {name: starts.argv(name) for name in self.programs}
+                printer = None
+                if "print" in self.names and self.programs:
+                    printer = stack.enter_context(Printer(int(self.fleet.print_mb * MB)))
+                    programs["printer"] = printer.argv
+                contender = stack.enter_context(kind(programs))
+                self._measure(contender, starts, printer, partial(self._take, kind.title))
         self._measure_limits(partial(self._take, LIMIT))
-
-    def _programs(self, starts: Starts) -> dict[str, Sequence[str]]:
-        return {name: starts.argv(name) for name in self.programs}
 
     def _take(self, whose: str, what: str, value: float) -> None:
         self.samples[what, whose].append(value)
 
-    def _measure(self, contender: Contender, starts: Starts, take: Take) -> None:
+    def _measure(self, contender: Contender, starts: Starts, printer: Printer | None, take: Take) -> None:
         """The order matters: commands leave traces in idle CPU and memory."""
+        count = len(contender.programs)
         begun = contender.start()
         running = starts.wait(self.fleet.programs, self.fleet.start_seconds)
         if running:
             take("boot", (running[-1].at - begun) * 1000)
         time.sleep(SETTLE_SECONDS)
-        contender.wait_running(self.fleet.programs, self.fleet.start_seconds)
+        contender.wait_running(count, self.fleet.start_seconds)
         pids = contender.own_pids()
         if "idle" in self.names and self.fleet.idle_seconds:
             self._idle(pids, take)
@@ -93,15 +98,19 @@ class Round:
             killed = Killed([[start.name for start in running]], starts, running)
             for took in killed.turn(min(self.fleet.kills, len(running))):
                 take("again", took)
-            contender.wait_running(self.fleet.programs)
+            contender.wait_running(count)
         if "status" in self.names:
             for _ in range(self.fleet.status_calls):
                 take("status", contender.status()[0] * 1000)
             wire = contender.wire(self.programs[0]) if running else None
             if wire is not None:
-                take("ask", ask(wire, 1, ASK_SECONDS).calls_a_second)
+                asked = ask(wire, 1, ASK_SECONDS)
+                take("ask", asked.calls_a_second)
+                take("ask-p99", asked.p99_ms)
+        if printer is not None:
+            take("print", printer.turn(PRINT_SECONDS))
         if "recover" in self.names and running and contender.deciding_pid != contender.main_pid:
-            take("recover", recovery(contender, contender.deciding_pid, self.fleet.programs))
+            take("recover", recovery(contender, contender.deciding_pid, count))
         if "stop" in self.names and running:
             self._stop(contender, starts, take)
 
@@ -119,7 +128,7 @@ class Round:
             take("stop-command", contender.operate("stop") * 1000)
             contender.operate("start")
             starts.wait(self.fleet.programs, START_SECONDS)
-            contender.wait_running(self.fleet.programs)
+            contender.wait_running(len(contender.programs))
         try:
             take("stop", contender.stop(self.fleet.end_seconds) * 1000)
         except TooSlow as error:
@@ -157,6 +166,8 @@ class Round:
             self._figure("memory-dirty", "dirty", "memory of the manager (private, dirty)", "MB", limit=interpreter),
             self._figure("status", "status", "whole status command", limit=interpreter),
             self._figure("status-call", "ask", "state of one of them over the socket", "calls/s", more=True),
+            self._figure("status-call-p99", "ask-p99", "the same call, 99th percentile"),
+            self._figure("print", "print", "log throughput of one beside them, 100-byte lines", "MB/s", more=True),
             self._figure("again", "again", RESTART_TITLE, limit=RESTART_LIMIT),
             self._figure("recover", "recover", "SIGKILL of the process that decides → status command is whole again"),
             self._figure("stop", "stop", "signal to the manager → all have gone", limit="bare SIGTERM to a group"),

@@ -30,6 +30,7 @@ PACKAGED = ("procman", "pyproject.toml", "README.md", "LICENSE")
 
 def main() -> int:
     """See the module."""
+    tools.run_as_users_do()
     python = str(tools.VENV / "bin" / "python")
     if not Path(python).exists():
         _run([sys.executable, "-m", "venv", "--clear", str(tools.VENV)])

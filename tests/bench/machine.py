@@ -92,6 +92,51 @@ class Starts:
         return [Start(name, int(pid), at) for name, pid in pairs]
 
 
+PRINTER = """\
+#!/bin/sh
+# printer.sh FOLDER: prints the file `lines` each time that somebody writes a line into the FIFO `go`.
+cd "$1" || exit 1
+while read -r _ <go; do
+  cat lines
+  echo done >done
+done
+"""
+LINE = b"x" * 99 + b"\n"
+
+
+class Printer:
+    """A program that prints `size` bytes of 100-byte lines when it is told to, and waits else. Use it in a `with`."""
+
+    def __init__(self, size: int) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="pmb", dir="/tmp")
+        folder = Path(self._folder.name)
+        self.argv = ["/bin/sh", f"{folder}/printer.sh", str(folder)]
+        (folder / "printer.sh").write_text(PRINTER)
+        self._size = (folder / "lines").write_bytes(LINE * (size // len(LINE)))
+        for name in ("go", "done"):
+            os.mkfifo(folder / name)
+        self._go, self._done = (os.open(folder / name, os.O_RDWR | os.O_CLOEXEC) for name in ("go", "done"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._go)
+        os.close(self._done)
+        self._folder.cleanup()
+
+    def turn(self, timeout: float) -> float:
+        """MB/s until all is out of its hands: a pipe holds too little to count. Raises TooSlow."""
+        begun = time.monotonic()
+        os.write(self._go, b"go\n")
+        if not select.select([self._done], [], [], timeout)[0]:
+            raise TooSlow(f"{self._size / MB:.0f} MB of output were not taken within {timeout:.0f} s")
+        os.read(self._done, 4096)
+        return self._size / MB / (time.monotonic() - begun)
+
+
 class Ends:
     """Waits for the ends of processes that need not be children, by pidfds. What has gone already has ended."""
 

@@ -53,7 +53,7 @@ def _figures(document: Mapping[str, Any], figures: Sequence[Figure]) -> Iterator
 
 def _groups(figures: Sequence[Figure]) -> Iterator[tuple[str, list[Figure]]]:
     fleets = [each for each in figures if each.programs is not None and _family(each) in growth.FAMILIES]
-    yield "Restarts, calls, logs, crashes, reloads", [each for each in figures if each not in fleets]
+    yield "Restarts, calls, logs, reloads", [each for each in figures if each not in fleets]
     for count in sorted({each.programs for each in fleets if each.programs is not None}):
         yield f"{count:,} program{'' if count == 1 else 's'}", [each for each in fleets if each.programs == count]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +29,16 @@ class Fleet:
     stop_command: bool = True
     """Whether all are stopped by a command and started again too, before the manager ends."""
 
+    print_mb: float = 100.0
+    """What one program prints beside those that do nothing, in each round."""
+
     end_seconds: float = 60.0
     """A manager that has not ended by then is not waited for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Each field is what one run does; the defaults are the full run, some 25 minutes on 2 cores that nobody else uses,
+    """Each field is what one run does; the defaults are the full run, some 30 minutes on 2 cores that nobody else uses,
     without `losses` and `wsgi`."""
 
     fleets: tuple[Fleet, ...] = (
@@ -83,8 +87,8 @@ class Plan:
     rpc_seconds: float = 2.0
     """Of one window of calls."""
 
-    crashes: int = 2
-    """How often each manager is killed."""
+    crashes: Mapping[int, int] = field(default_factory=lambda: {10: 2, 100: 1, 1000: 1, 3000: 1})
+    """How often each manager is killed, by its number of programs."""
 
     crash_settle_seconds: float = 2.0
     """Between a recovery and the count of the programs."""
@@ -113,18 +117,18 @@ class Plan:
 
 FULL = Plan()
 QUICK = Plan(
-    fleets=(Fleet(20, idle_seconds=1.0, status_calls=3, kills=2, end_seconds=15.0),),
+    fleets=(Fleet(20, idle_seconds=1.0, status_calls=3, kills=2, print_mb=20.0, end_seconds=15.0),),
     kills=5, kills_a_step=5, log_rounds=1, log_seconds=0.5,
     many_programs=20, many_rounds=1, many_seconds=1.0, mode_rounds=2, requests=50, reading_gb=1.0, reading_calls=5,
     rpc_rounds=1, rpc_seconds=0.5,
-    crashes=1, crash_settle_seconds=1.0, short_reloads=1, short_requests=500,
+    crashes={10: 1}, crash_settle_seconds=1.0, short_reloads=1, short_requests=500,
     reloads=3, reload_requests=3000, wsgi_rounds=3, wsgi_seconds=1.0,
 )  # fmt: skip
 TINY = Plan(
-    fleets=(Fleet(2, idle_seconds=0.2, status_calls=1, kills=1),),
+    fleets=(Fleet(2, idle_seconds=0.2, status_calls=1, kills=1, print_mb=1.0),),
     kills=2, kills_a_step=1, log_rounds=1, log_seconds=0.1,
     many_programs=2, many_rounds=1, many_seconds=0.2, mode_rounds=1, requests=2, reading_gb=0.01, reading_calls=2,
     rpc_rounds=1, rpc_seconds=0.1,
-    crashes=1, crash_settle_seconds=0.3, short_reloads=1, short_requests=100,
+    crashes={10: 1}, crash_settle_seconds=0.3, short_reloads=1, short_requests=100,
     reloads=1, reload_requests=200, wsgi_rounds=1, wsgi_seconds=0.1,
 )  # fmt: skip

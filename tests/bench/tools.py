@@ -63,6 +63,12 @@ def environment(more: Mapping[str, str]) -> dict[str, str]:
     return {**kept, **more}
 
 
+def run_as_users_do() -> None:
+    """Python that we start keeps what it has compiled, whatever the environment of this run says: else each start of a
+    checkout would compile all of it."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
 def procman_environment(more: Mapping[str, str]) -> dict[str, str]:
     """The same for procman: without an installation, Python must find the checkout."""
     return environment(more if installed() else {"PYTHONPATH": str(PROJECT), **more})
