@@ -29,6 +29,8 @@ SECONDS = {
     **dict.fromkeys(("daemon_upgrade", "guarantee_disks", "guarantee_processes", "keeper", "daemon_apply"), 30),
     **dict.fromkeys(("daemon_renew", "daemon_ready"), 30),
     **dict.fromkeys(("daemon_wayback", "daemon_setback"), 12),
+    "daemon_moves": 100,
+    "daemon_fewer": 70,
     "guarantee_disks_killed": 30,
     **dict.fromkeys(
         ("wsgi", "daemon_sites", "daemon_servers", "server", "daemon_operate", "daemon_life", "logs"), 20
