@@ -6,6 +6,7 @@ import errno
 import fcntl
 import functools
 import os
+import re
 import resource
 import select
 import signal
@@ -29,7 +30,7 @@ from procman import crossing
 from procman.config import Log, Room
 from procman.logs import Counters, Kept, LogThread, LogThreads, Rules, Stream, channel, logfile, make_pipe
 from procman.logs.datagrams import Datagrams
-from procman.logs.flow import Flow
+from procman.logs.flow import Flow, bytes_waiting
 from procman.logs.lines import Piece
 from procman.logs.logfile import LogFile
 from procman.logs.outlet import Outlet
@@ -1018,12 +1019,86 @@ def test_change_from_stdout_to_a_file(tmp_path: Path) -> None:
         os.write(pipe, b"a\nhalf")
         wait_until(lambda: logs.thread.counters("shop").held == 4)
         logs.thread.change("shop", Log(), str(tmp_path / "shop.log"))
-        logs.settle("shop")
         os.write(pipe, b"b\n")
-        assert logs.settle("shop") == Counters(read=8, written=8)
+        wait_until(lambda: logs.thread.counters("shop") == Counters(read=8, written=8))
         logs.close()
-    assert (tmp_path / "stdout").read_bytes() == b"shop | a\nshop | half\n"
-    assert (tmp_path / "shop.log").read_bytes() == b"b\n"
+    assert (tmp_path / "stdout").read_bytes() == b"shop | a\n"
+    assert (tmp_path / "shop.log").read_bytes() == b"halfb\n"
+
+
+RAW, TIMED, JSON = Log(), Log(timestamps=True), Log(format="json")
+
+
+def reached(logs: Capture) -> None:
+    """Waits until what was asked of the thread is done."""
+    done = threading.Event()
+    logs.thread.reopen(done=done.set)
+    assert done.wait(10)
+
+
+@pytest.mark.parametrize("after", [RAW, TIMED, JSON], ids=["raw", "timestamps", "json"])
+@pytest.mark.parametrize("before", [RAW, TIMED, JSON], ids=["raw", "timestamps", "json"])
+@pytest.mark.parametrize("same", [True, False], ids=["one file", "another file"])
+def test_a_change_in_the_middle_of_a_line_tears_none(
+    logs: Capture, monkeypatch: pytest.MonkeyPatch, before: Log, after: Log, same: bool
+) -> None:
+    """`apply` meets a program that prints in blocks, which end anywhere; and then the old rules come back."""
+    monkeypatch.setattr("procman.logs.capture.PATIENCE_SECONDS", 10.0)
+    pipe, paths = logs.add("shop", before), ["shop.log", "shop.log" if same else "other.log"]
+    lines = [b"%06d %s\n" % (number, b"x" * (number % 90)) for number in range(2000)]
+    output, flow, turn = memoryview(b"".join(lines)), logs.thread._flows["shop"], 0
+    while output:
+        size = min(len(output), 1000 + 37 * turn)
+        turn += 1
+        if turn % 3 == 1:
+            size = output.tobytes().index(b"\n", size - 1) + 1
+        os.write(pipe, output[:size])
+        if turn % 3 == 1:
+            reached(logs)
+            wait_until(lambda: not bytes_waiting(flow.fd))
+        if turn % 3 == 0:  # the other half comes a moment after
+            log, path = ((before, paths[0]), (after, paths[1]))[turn // 3 % 2]
+            logs.thread.change("shop", log, str(logs.folder / path))
+        output = output[size:]
+    assert logs.settle("shop").written == len(b"".join(lines))
+    found = b"".join((logs.folder / path).read_bytes() for path in set(paths))
+    numbers = re.findall(rb"(?m)(?:^|^[-0-9T:.]+Z |: \")(\d{6}) (x*)(?:\"}$|$)", found)
+    assert sorted(b"%b %b\n" % number for number in numbers) == lines
+    assert found.count(b"\n") == len(lines)
+
+
+def test_a_line_without_an_end_is_ended_where_it_is_and_glued_to_nothing(logs: Capture) -> None:
+    """The raw half of it is on the disk, and the rest may never come. Then the path comes back."""
+    pipe, paths = logs.add("shop", RAW), [str(logs.folder / name) for name in ("shop.log", "other.log")]
+    for turn in range(4):
+        os.write(pipe, b"%d one\n%d half " % (turn, turn))
+        wait_until(lambda: not bytes_waiting(logs.thread._flows["shop"].fd))
+        logs.thread.change("shop", RAW, paths[(turn + 1) % 2])
+        reached(logs)
+    assert (logs.folder / "shop.log").read_bytes() == b"0 one\n0 half \n2 one\n2 half \n"
+    assert (logs.folder / "other.log").read_bytes() == b"1 one\n1 half \n3 one\n3 half \n"
+
+
+def test_a_file_that_ends_in_a_line_is_not_glued_to_what_comes_from_elsewhere(logs: Capture) -> None:
+    pipe, other = logs.add("shop", RAW), logs.folder / "other.log"
+    os.write(pipe, b"one\n")
+    logs.settle("shop")
+    other.write_bytes(b"torn")
+    logs.thread.change("shop", RAW, str(other))
+    reached(logs)
+    os.write(pipe, b"two\nha")
+    wait_until(lambda: logs.thread.counters("shop").written == 10)
+    logs.thread.change("shop", Log(keep=3), str(other))  # other rules, and no other file
+    os.write(pipe, b"lf\n")
+    logs.settle("shop")
+    assert other.read_bytes() == b"torn\ntwo\nhalf\n"
+
+
+def test_a_change_makes_no_file_of_a_program_that_has_printed_nothing(logs: Capture) -> None:
+    logs.add("shop", RAW)
+    logs.thread.change("shop", TIMED, str(logs.folder / "other.log"))
+    logs.settle("shop")
+    assert not list(logs.folder.iterdir())
 
 
 def _pipe() -> tuple[int, int]:

@@ -244,8 +244,9 @@ def test_a_line_that_is_longer_than_a_file_may_be_has_one_of_its_own(logs: Captu
     assert sizes == [25 + 4, 25 + 301, 25 + 6]
 
 
-def test_from_raw_to_lines_and_back_while_it_prints(logs: Capture) -> None:
-    """Also within a line: what was taken before the change is closed, and nothing is lost."""
+def test_from_raw_to_lines_and_back_while_it_prints(logs: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also within a line: none is torn, and nothing is lost."""
+    monkeypatch.setattr("procman.logs.capture.PATIENCE_SECONDS", 10.0)
     pipe, path = logs.add("shop", Log()), logs.folder / "shop.log"
     for log, text in ((TIMES, b"raw\nha"), (JSON, b"lf\ntimes\nha"), (Log(), b"lf\njson\nha"), (TIMES, b"lf\nraw\n")):
         os.write(pipe, text)
@@ -255,7 +256,7 @@ def test_from_raw_to_lines_and_back_while_it_prints(logs: Capture) -> None:
     found = path.read_text().splitlines()
     time_or_not = f"^({TIME.decode()})?"
     messages = [json.loads(line)["message"] if line[0] == "{" else re.sub(time_or_not, "", line) for line in found]
-    assert messages == ["raw", "ha", "lf", "times", "ha", "lf", "json", "ha", "lf", "raw"]
+    assert messages == ["raw", "half", "times", "half", "json", "half", "raw"]
 
 
 def test_a_full_disk_takes_whole_lines_and_counts_the_rest(tmp_path: Path) -> None:

@@ -149,10 +149,10 @@ class LogFile:
         self._period, self.boundary = last_boundary(wall, every), next_boundary(wall, every)
         self._overdue = self.size > 0 and due(os.fstat(self._fd).st_mtime, wall, every)
 
-    def take(self, pipe: int) -> Span:
-        """Moves what waits in `pipe` to the end of the file, as much as fits before the next rotation. A length of 0
-        means end of file. OSError: nothing was moved; BlockingIOError: nothing waits."""
-        room = CHUNK
+    def take(self, pipe: int, most: int = CHUNK) -> Span:
+        """Moves what waits in `pipe` to the end of the file: at most `most` bytes, and as much as fits before the next
+        rotation. A length of 0 means end of file. OSError: nothing was moved; BlockingIOError: nothing waits."""
+        room = most
         if self.log.max_size and not self._full():
             room = min(room, self.log.max_size - self.size)
         offset = self.size
@@ -166,7 +166,7 @@ class LogFile:
 
     def mark(self, line: bytes) -> None:
         """Appends a line of our own, whole or not at all. OSError when it can't be written."""
-        if self._in_a_line():
+        if self.in_a_line:
             line = b"\n" + line
         if self._write(line) < len(line):
             os.ftruncate(self._fd, self.size)
@@ -177,8 +177,7 @@ class LogFile:
         """How many bytes of whole `lines` are to be appended now: what fits into the file, which is rotated if nothing
         does. Raises OSError."""
         self.prepare(now)
-        if self._in_a_line():
-            self.size += self._write(b"\n")
+        self.end_line()
         while self.log.max_size:
             room = max(0, self.log.max_size - self.size)
             end = len(lines) if len(lines) <= room else lines.rfind(b"\n", 0, room) + 1
@@ -227,8 +226,20 @@ class LogFile:
             os.ftruncate(self._fd, self.size + whole)
         return whole
 
-    def _in_a_line(self) -> bool:
-        return self.size > 0 and os.pread(self._fd, 1, self.size - 1) != b"\n"
+    @property
+    def in_a_line(self) -> bool:
+        """Whether the file is open and ends in the midst of a line."""
+        return self._fd >= 0 and self.size > 0 and os.pread(self._fd, 1, self.size - 1) != b"\n"
+
+    def look(self) -> None:
+        """Has `size` as it is, where the file is open; nothing is opened, made or rotated. Raises OSError."""
+        if self._fd >= 0:
+            self.size = os.fstat(self._fd).st_size
+
+    def end_line(self) -> None:
+        """Ends a line that has no end. Raises OSError."""
+        if self.in_a_line:
+            self.size += self._write(b"\n")
 
     def _write(self, data: bytes) -> int:
         return os.pwrite(self._fd, data, self.size)
