@@ -26,6 +26,7 @@ from procman import crossing
 from procman.config import Log
 from procman.logs import Counters, LogThread, Stream, make_pipe, make_spool
 from procman.logs.lines import stamp
+from procman.logs.logfile import LogFile
 from procman.logs.spool import ANEW, GIVE_BACK, HEADER, SPOOL_MAX, Spool
 from tests.harness import PROJECT, wait_until
 from tests.syslogs import Reader
@@ -164,6 +165,33 @@ def test_an_intent_for_another_file_cuts_nothing_off(pipe: tuple[int, int]) -> N
     spool.close()
     os.close(file)
     os.close(other)
+
+
+@pytest.mark.parametrize("written", [0, 7, 20])
+def test_a_file_that_was_moved_away_before_its_intent_is_settled(
+    tmp_path: Path, pipe: tuple[int, int], written: int
+) -> None:
+    """The supervisor was killed after the write, and logrotate was faster than its successor: no line comes twice."""
+    os.write(pipe[1], b"one\ntwo\n")
+    memory, path, old = make_spool(), tmp_path / "web.log", tmp_path / "web.log-20261127"
+    spool = Spool(os.dup(memory))
+    spool.take(pipe[0], 100)
+    path.write_bytes(b"before\n")
+    with path.open("r+b", buffering=0) as file:
+        spool.intend(file.fileno(), 7, 20, 4)
+        os.pwrite(file.fileno(), b"x" * written, 7)
+    spool.close()
+    path.rename(old)
+    spool, log, found = Spool(memory), LogFile(str(path), TIMES), list[int]()
+    log.claim(spool, found.append)
+    log.prepare(0.0)
+    assert found == [4 if written == 20 else 0]
+    assert not spool.intends
+    assert spool.waiting == 8 - found[0]
+    assert old.stat().st_size == 7 + (20 if written == 20 else 0)
+    assert path.stat().st_size == 0
+    spool.close()
+    log.close()
 
 
 # --- lines in files ---------------------------------------------------------------------------------------------------

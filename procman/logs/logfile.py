@@ -298,12 +298,33 @@ class LogFile:
         self._fd = open_regular(self._name, self.log.mode_bits, self._folder)
         while self._claims:
             spool, found = next(iter(self._claims.items()))
-            found(spool.settle(self._fd))
+            found(self._settle(spool))
             del self._claims[spool]
         self.size = os.fstat(self._fd).st_size
         self._look_at = now + RETRY_SECONDS
         self.error = ""
         self.unrotated = False
+
+    def _settle(self, spool: Spool) -> int:
+        """See `Spool.settle`. A predecessor may have written to a file that logrotate has moved away meanwhile, within
+        the folder: it is known by its inode."""
+        status = os.fstat(self._fd)
+        if not spool.intends or spool.intended == (status.st_dev, status.st_ino):
+            return spool.settle(self._fd)
+        folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._folder)
+        try:
+            with os.scandir(folder) as entries:
+                names = [entry.name for entry in entries if entry.inode() == spool.intended[1]]
+        finally:
+            os.close(folder)
+        for name in names:
+            with contextlib.suppress(OSError):
+                moved = os.open(name, OPEN_FLAGS, dir_fd=self._folder)
+                try:
+                    return spool.settle(moved)
+                finally:
+                    os.close(moved)
+        return spool.settle(self._fd)  # it has gone
 
     @property
     def _shelf(self) -> Shelf:
