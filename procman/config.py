@@ -241,6 +241,8 @@ class Daemon:
     state_dir: str
     log_dir: str
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_max_size: int = 50 * 1024 * 1024
+    log_keep: int = 10
     log_min_free: Room = field(default_factory=Room)
     umask: int = 0o022
     open_files: int = 65536

@@ -27,7 +27,7 @@ __all__ = ["KEYS", "World", "located", "parse", "socket_path"]
 SAMPLING_KEYS = ("interval", "memory")
 DAEMON_KEYS = (
     *("identifier", "socket", "socket_mode", "socket_group", "read_only_group", "state_dir", "log_dir", "log_level"),
-    *("log_min_free", "umask", "open_files", "shutdown_timeout", "exit_when", "sampling"),
+    *("log_max_size", "log_keep", "log_min_free", "umask", "open_files", "shutdown_timeout", "exit_when", "sampling"),
 )
 LISTENER_KEYS = ("bind", "backlog", "mode", "owner", "reuse_port")
 SHORTEST_INTERVAL = 0.1
@@ -281,6 +281,8 @@ def _daemon(main: Layer, scope: Scope, world: World) -> tuple[Daemon, Scope]:
         state_dir=own_state,
         log_dir=own_log,
         log_level=section.value("log_level", values.choice(_LOG_LEVEL), default.log_level),
+        log_max_size=section.value("log_max_size", values.size, default.log_max_size),
+        log_keep=section.value("log_keep", values.integer(0, 10000), default.log_keep),
         log_min_free=section.value("log_min_free", values.room, default.log_min_free),
         umask=section.value("umask", values.mode, default.umask),
         open_files=section.value("open_files", values.integer(64), default.open_files),

@@ -29,7 +29,7 @@ from procman.logs import spool
 from procman.logs.channel import Channel
 from procman.logs.destination import Destinations
 from procman.logs.flow import Begun, Counters, Flow, Stream, bytes_waiting
-from procman.logs.logfile import RETRY_SECONDS, LogFile
+from procman.logs.logfile import RETRY_SECONDS, LogFile, describe
 from procman.logs.room import Rules
 from procman.logs.spool import Spool
 from procman.logs.upkeep import Upkeep
@@ -231,6 +231,20 @@ class LogThread:
         """What is to be kept, and what may have to go, from now on."""
 
         self._submit(lambda: self._upkeep.govern(rules))
+
+    def retire(self, path: str, identity: tuple[int, int], keep: int, then: Callable[[str], None]) -> None:
+        """Has the file at `path`, which others write, become `path`.1, if it is still that of this device and inode.
+        Calls `then` in the log thread with "", or with the reason why that could not be done. `reopen` is to follow."""
+
+        def retire() -> None:
+            problem = ""
+            try:
+                self._upkeep.retire(path, identity, keep)
+            except OSError as error:
+                problem = describe(error)
+            then(problem)
+
+        self._submit(retire)
 
     def begin_compression(self, path: str, then: Callable[[tuple[int, int] | None], None]) -> None:
         """Calls `then` in the log thread with copies of the two descriptors of the next file of this log to be

@@ -126,6 +126,18 @@ class Shelf:
                 crossing("log shift")
         return plain
 
+    def retire(self, identity: Identity, keep: int) -> None:
+        """The log itself becomes number 1, or goes with `keep` 0; only if it is the file of this device and inode. Its
+        writers go on with it until they open the new one. Raises OSError."""
+        status = self.status(self._name)
+        if status is None or _identity(status) != identity:
+            return
+        if not keep:
+            self.unlink(self._name)
+            return
+        self.shift(keep)
+        self.rename(self._name, f"{self._name}.1")
+
     def prune(self, keep: int) -> None:
         """Removes what an earlier, larger `keep` has left; highest first: a crash leaves no gap that hides the rest."""
         number = max(keep, 0) + 1

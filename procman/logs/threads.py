@@ -137,6 +137,19 @@ class LogThreads:
         for thread in {id(thread): thread for thread in self._by_disk.values()}.values():
             self._govern(thread)
 
+    def retire(self, path: str, identity: tuple[int, int], keep: int, then: Callable[[str], None]) -> None:
+        """By the thread that may remove its rotated files (`govern`)."""
+        thread = self._thread_that_keeps(path) or self._printer
+        if not self._started:
+            then("its disk is stuck")
+            return
+        try:
+            thread.start()
+        except RuntimeError as error:  # no process is left for a thread
+            then(str(error))
+        else:
+            thread.retire(path, identity, keep, then)
+
     def _govern(self, thread: LogThread) -> None:
         mine = [kept for kept in self._rules.logs if self._thread_that_keeps(kept.path) is thread]
         room = self._rules.room

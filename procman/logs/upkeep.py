@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from procman.config import Log
 from procman.logs.logfile import LogFile, describe
 from procman.logs.room import Kept, Room, Rules, remove, rotated_of
 from procman.logs.rotation import surplus
@@ -94,6 +95,12 @@ class Upkeep:
             self._trim(file)
         if file.log.compress == "gzip" and file.log.keep:
             self._wish(file.path)
+
+    def retire(self, path: str, identity: tuple[int, int], keep: int) -> None:
+        """Rotates a file that others write. Raises OSError."""
+        with LogFile(path, Log()).shelf() as shelf:
+            shelf.retire(identity, keep)
+        self._room.changed(path)
 
     # --- the clock --------------------------------------------------------------------------------------------------
 
@@ -196,7 +203,8 @@ class Upkeep:
 
     def _trim(self, file: LogFile) -> None:
         """`keep_total`: the oldest rotated files of its program go."""
-        logs = self._logs_of.get(self._program_of.get(file.path, ""), [Kept("", file.path, file.log)])
+        program = self._program_of.get(file.path)
+        logs = [Kept("", file.path, file.log)] if program is None else self._logs_of[program]
         for path, name in self._remove_surplus([(file.log.keep_total, logs)]):
             if not name.endswith(".gz") and path == file.path and file.log.compress == "gzip":
                 self._fell_behind(file)
