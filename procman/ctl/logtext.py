@@ -300,7 +300,7 @@ class LogText:
         oldest = stop  # where something that is wanted was found
         while found < count and stop > first:
             start = max(self._plus(stop, -span), first)
-            maker = self.maker(start)
+            maker = self.maker(start, sure=True)
             records = self.records(maker, start, stop, sieve=sieve)
             counts = [wanted.wants(record) and not record.part for record in records]
             begin = self._plus(start, maker.skipped)
@@ -343,13 +343,14 @@ class LogText:
         pieces = self.forward(start, stop, piece)
         return timed(_made(maker, pieces, sieve, goes_on=goes_on))
 
-    def maker(self, start: Place, *, exact: bool = False) -> Records:
-        """What makes records of the bytes from `start` on; `exact`: a record begins there."""
+    def maker(self, start: Place, *, exact: bool = False, sure: bool = False) -> Records:
+        """What makes records of the bytes from `start` on; `exact`: a record begins there. `sure`: as `Records` has it.
+        """
         from procman.logrecords import Records
 
         if exact or start == Place():
             return Records(self._clock())
-        return Records(self._clock(), "within" if start.offset else "line")
+        return Records(self._clock(), "within" if start.offset else "line", sure=sure)
 
     def _clock(self) -> Clock:
         from procman.logformat import Clock
