@@ -7,6 +7,7 @@ Nothing here holds more than a few pieces of a file at once.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,8 +17,11 @@ from procman import rpc
 from .library import NOWHERE, PIECE, File, Library, Source
 
 if TYPE_CHECKING:  # imported where they are needed: the last lines of one log need no records
+    from datetime import tzinfo
+
     from procman.logformat import Clock
     from procman.logrecords import Filter, Record, Records
+    from procman.logzones import Sample
     from procman.unzip import Unzipped
 
 BLOCK = 64 * 1024
@@ -352,10 +356,30 @@ class LogText:
             return Records(self._clock())
         return Records(self._clock(), "within" if start.offset else "line", sure=sure)
 
+    @functools.cached_property
+    def zone(self) -> tzinfo | None:
+        """The zone of its times that name none; None: that of this machine."""
+        from procman import logzones
+        from procman.logformat import Clock
+
+        return logzones.zone(self._samples(), Clock(self._now))
+
+    def _samples(self) -> Iterator[Sample]:
+        """Of its newest files: their ends, of compressed ones the beginnings."""
+        from procman.logzones import SAMPLE, SAMPLES_MAX, Sample
+
+        for index in reversed(range(max(0, len(self._files) - SAMPLES_MAX), len(self._files))):
+            file = self._files[index]
+            offset = 0 if file.zipped else max(0, file.size - SAMPLE)
+            data = self._pread(index, SAMPLE, offset)
+            before = self._files[index - 1].modified if index else None
+            ends = not file.zipped and offset + len(data) == file.size
+            yield Sample(data, before, file.modified, not offset, ends)
+
     def _clock(self) -> Clock:
         from procman.logformat import Clock
 
-        return Clock(self._now)
+        return Clock(self._now, self.zone)
 
 
 def _made(
