@@ -13,8 +13,9 @@ HEAD = 8192
 """Bytes of a line that are looked at."""
 
 _REQUEST = re.compile(
-    rb'[^"\n]{0,400}"(?P<method>[A-Z]{3,20}) (?P<path>[^ "]{0,4096})(?: (?:HTTP/)?(?P<version>[0-9.]{1,3}))?"'
-    rb" (?P<status>[1-5]\d\d)(?= |\Z)(?P<rest>.*)",
+    # The first quoted field is the request. A quote that a client has sent comes with a backslash before it.
+    rb'(?:[^"\\\n]|\\.){0,400}"(?P<method>[A-Z]{3,20}) (?P<path>(?:[^ "\\]|\\.){0,4096})'
+    rb'(?: (?:HTTP/)?(?P<version>[0-9.]{1,3}))?" (?P<status>[1-5]\d\d)(?= |\Z)(?P<rest>.*)',
     re.DOTALL,
 )
 _UWSGI = re.compile(
@@ -48,7 +49,7 @@ def parse(line: bytes) -> Answer | None:
             return None
         took = int(found["took"]) / (1e3 if found["unit"] == b"msecs" else 1e6)
         return Answer(_text(found["method"]), _text(found["path"]), int(found["status"]), took)
-    found = _REQUEST.match(head)
+    found = _REQUEST.match(head) if b'"' in head else None
     if found is None:
         return None
     seconds = _seconds(found["rest"], granian=bool(_GRANIAN.match(head)))

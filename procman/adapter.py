@@ -34,7 +34,9 @@ IDLE_GRACE = 1.0
 """Daphne and hypercorn keep an idle connection open so long when they stop: the next answer on it is its last one, and
 says so."""
 LOOK_SECONDS = 0.02
-GRACE = "--graceful-timeout="
+TURNS = 10
+"""So many turns of its loop has an asyncio to make a connection of what it has accepted: three are needed."""
+GRACE, BIND = "--graceful-timeout=", "--bind=fd://"
 
 
 def granian(backlog: int, arguments: list[str]) -> Callable[[], object]:
@@ -103,8 +105,9 @@ def daphne(backlog: int, arguments: list[str]) -> Callable[[], object]:
 class _Drain:
     """The end of a daphne. It takes no new connections, answers what is asked on those that it has, and closes them."""
 
-    def __init__(self, server: Any, seconds: float) -> None:
-        self._reactor, self._server = _module("twisted.internet.reactor"), server
+    def __init__(self, seconds: float) -> None:
+        self._reactor = _module("twisted.internet.reactor")
+        self._port = _inside(_module("twisted.internet.tcp"), "Port")
         self._channels: set[Any] = set()
         self._seconds, self._began = seconds, -1.0
 
@@ -124,8 +127,9 @@ class _Drain:
         """Comes in the place of an end at once. Returns the Deferred that daphne's end waits for."""
         self._began = self._reactor.seconds()
         done = _module("twisted.internet.defer").Deferred()
-        for listener in self._server.listeners:
-            listener.addCallback(self._accept_no_more)
+        for reader in self._reactor.getReaders():  # daphne keeps no list of its ports
+            if isinstance(reader, self._port):
+                reader.stopReading()
         for channel in self._channels:
             if channel.requests and channel._handlingRequest:
                 channel.persistent = False
@@ -133,11 +137,6 @@ class _Drain:
                     self.persists(channel.requests[-1])
         self._look(done)
         return done
-
-    def _accept_no_more(self, port: Any) -> Any:
-        if port is not None:  # else it did not listen
-            port.stopReading()
-        return port
 
     def _look(self, done: Any) -> None:
         passed = self._reactor.seconds() - self._began
@@ -162,7 +161,7 @@ def _drain_daphne(seconds: float) -> None:
     drains: list[_Drain] = []
 
     def run(self: Any) -> None:
-        drains.append(_Drain(self, seconds))
+        drains.append(_Drain(seconds))
         start(self)
 
     def connection_made(self: Any) -> None:
@@ -193,19 +192,24 @@ def hypercorn(backlog: int, arguments: list[str]) -> Callable[[], object]:
     def with_sigterm_blocked(processes: object, config: object, worker: Callable[..., object], *rest: object) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
-            populate(processes, config, functools.partial(_patient, worker), *rest)
+            populate(processes, config, functools.partial(_patient, worker, _bound(arguments)), *rest)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
     parent._populate = with_sigterm_blocked
-    _drain_hypercorn()
+    _drain_hypercorn(_bound(arguments))
     run: Callable[[], object] = _inside(_module("hypercorn.__main__"), "main")
     return run
 
 
-def _patient(target: Callable[..., object], *arguments: object, **named: object) -> object:
+def _bound(arguments: list[str]) -> list[int]:
+    """The descriptors that a hypercorn listens on."""
+    return [int(word.removeprefix(BIND)) for word in arguments if word.startswith(BIND)]
+
+
+def _patient(target: Callable[..., object], listening: list[int], *arguments: object, **named: object) -> object:
     """In a worker of hypercorn."""
-    _drain_hypercorn()
+    _drain_hypercorn(listening)
     return target(*arguments, **named)
 
 
@@ -223,11 +227,24 @@ class _Lasting:
         return getattr(self.true, name)
 
 
-def _drain_hypercorn() -> None:
-    """Let what has come on a kept connection be answered when a hypercorn is told to stop."""
+async def _accept_no_more(listening: list[int]) -> None:
+    """Leave who waits at these to a successor. Let asyncio make a connection of whom it has accepted: else, when the
+    server closes, it would drop them."""
+    loop = asyncio.get_running_loop()
+    for descriptor in listening:
+        loop.remove_reader(descriptor)
+    for _ in range(TURNS):
+        await asyncio.sleep(0)
+
+
+def _drain_hypercorn(listening: list[int]) -> None:
+    """Let what has come on a kept connection, or on one that was just accepted, be answered when a hypercorn is told to
+    stop."""
     protocol = _inside(_module("hypercorn.protocol.h11"), "H11Protocol")
     server = _inside(_module("hypercorn.asyncio.tcp_server"), "TCPServer")
     prepare, send = protocol.__init__, _inside(protocol, "stream_send")
+    worker = _inside(_module("hypercorn.asyncio.worker_context"), "WorkerContext")
+    begin = worker.__init__
     for owner, name in ((server, "_idle_timeout"), (server, "_initiate_server_close"), (protocol, "_maybe_recycle")):
         _inside(owner, name)
 
@@ -257,6 +274,17 @@ def _drain_hypercorn() -> None:
                 await asyncio.sleep(LOOK_SECONDS)
         await asyncio.shield(self._initiate_server_close())
 
+    def begin_patient(self: Any, *rest: object) -> None:
+        begin(self, *rest)
+        end = self.terminated.set
+
+        async def accept_no_more_and_end() -> None:
+            await _accept_no_more(listening)
+            await end()
+
+        self.terminated.set = accept_no_more_and_end
+
+    worker.__init__ = begin_patient
     protocol.__init__, protocol.stream_send = prepare_lasting, send_last
     server._idle_timeout = idle_timeout
 

@@ -1,7 +1,7 @@
 """How uvicorn, hypercorn, daphne and granian are run. Beside `servers`, which holds the WSGI servers.
 
 Pure. What it says about them comes from their sources (uvicorn 0.54, hypercorn 0.18, daphne 4.2, granian 2.8) and is
-held by tests/test_real_asgi.py, which runs them; docs/servers.md is the user's side of it.
+held by tests/test_real_servers.py, which runs them; docs/servers.md is the user's side of it.
 
 None of them reads LISTEN_FDS. Most are told the numbers of descriptors. Where a server's own way would lose the
 socket, or requests, it is started by `procman.adapter`. None says READY=1: each is asked for an

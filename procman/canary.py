@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
+from procman import accesslog
 from procman.config import Listener, Program
 
 DEFAULT_SECONDS = 120.0
@@ -99,15 +100,6 @@ class Counts:
         return Counts(*(one + another for one, another in both))
 
 
-_PLAIN = rb'[^"\\\n]*(?:\\.[^"\\\n]*)*'
-_ANSWER = re.compile(
-    # The first quoted field is the request: the built-in server, gunicorn's default format, uvicorn, Apache's formats.
-    rb"^" + _PLAIN + rb'"[A-Z]+ ' + _PLAIN + rb' HTTP/[0-9.]+" ([0-9])[0-9]{2}\b'
-    # uWSGI's default format.
-    rb"|^\[pid: [0-9]+\|app: [^|\n]*\|req: [^\]\n]*\] [^\n]* => generated [0-9]+ bytes in [0-9]+ m(?:secs|icros)"
-    rb"(?: via [a-z]+\(\))? \(HTTP/[0-9.]+ ([0-9])[0-9]{2}\)",
-    re.MULTILINE,
-)
 _TRACEBACK = re.compile(rb"^[^\n]*\bTraceback \(most recent call last\):", re.MULTILINE)
 _CHAINED = re.compile(rb"^(?:During handling of the above|The above exception was the direct cause)", re.MULTILINE)
 _DEATH = re.compile(
@@ -141,7 +133,7 @@ def count(lines: bytes) -> Counts:
     """What whole lines of output tell. Our own requests are nobody's visit."""
     if _OURS in lines:
         lines = b"\n".join(line for line in lines.split(b"\n") if _OURS not in line)
-    statuses = [plain or uwsgi for plain, uwsgi in _ANSWER.findall(lines)]
+    statuses = [answer.status for answer in map(accesslog.parse, lines.split(b"\n")) if answer]
     tracebacks = deaths = 0
     # Each look at all of it costs: a search for a few words costs little.
     if b"Traceback (most" in lines:
@@ -151,7 +143,7 @@ def count(lines: bytes) -> Counts:
         tracebacks -= len(_CHAINED.findall(lines))
     if b"] Worker (pid:" in lines or b"DAMN ! " in lines:
         deaths = len(_DEATH.findall(lines))
-    return Counts(len(statuses), statuses.count(b"5"), tracebacks, deaths)
+    return Counts(len(statuses), sum(status >= 500 for status in statuses), tracebacks, deaths)
 
 
 # --- what it means --------------------------------------------------------------------------------------------------

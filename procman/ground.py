@@ -17,11 +17,12 @@ import re
 import signal
 import stat
 import sys
+from asyncio.trsock import TransportSocket
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from procman import disks, interim, launch, notify, printed, probes, report, shape
+from procman import disks, interim, launch, notify, printed, probes, queues, report, resources, shape
 from procman.config import Config, Listener, Program
 from procman.errors import Failed, ProcmanError
 from procman.holdings import Holdings
@@ -31,13 +32,14 @@ from procman.lifecycle import Exit, Ready, State, Status
 from procman.link import KeeperLink
 from procman.logread import Position
 from procman.logs import Counters, LogThreads, Removed
+from procman.parting import Parting
 from procman.places import Places
 from procman.process import Process
 from procman.reading import Reading
 from procman.report import Info
 from procman.resources import OutOfMemory
 from procman.sockets import held_name
-from procman.trials import Trials
+from procman.trials import Trials, meet
 
 log = logging.getLogger("procman")
 
@@ -46,6 +48,9 @@ CHILDLESS = frozenset({State.STOPPED, State.BACKOFF, State.EXITED, State.FATAL})
 PROBED = frozenset({"http", "tcp", "unix", "command", "gunicorn"})
 ASKED_AGAIN = frozenset({"http", "tcp", "gunicorn"})
 """Kinds of probes that a successor alone can be asked by, also while it serves."""
+
+TRIES = 16
+"""How many tries a probe makes at most before a pause, where others have the socket at which it asks."""
 
 ENV_FILE_MAX = 1024 * 1024
 
@@ -118,6 +123,7 @@ class Ground:
         }
         self._leaving: list[tuple[str, Removed]] = []  # the same for pipes that are being closed
         self.trials = Trials(holdings.sockets)
+        self.parting = Parting(holdings.sockets)
 
     def attach(self, on_change: Callable[[Process, Status], None], places: Places) -> None:
         """Tell `on_change` of every change of a process; `places` has all that there are, now and later."""
@@ -221,9 +227,35 @@ class Ground:
         run = functools.partial(self._run, process.program)
         wanted = process.program.ready
         what = f"{wanted.kind} {wanted.address or ' '.join(wanted.argv)}{wanted.path}"
+        shared = self._shared(process)
         wanted, let_through = self.trials.alone(process.key, wanted)
-        await probes.wait_ready(wanted, run, lambda reason: report(f"{what}: {reason}"), let_through)
+        await probes.wait_ready(wanted, run, lambda reason: report(f"{what}: {reason}"), let_through, shared)
         ready()
+
+    def _shared(self, process: Process) -> probes.Shared | None:
+        """How the answer of `process` to its probe is told from those of others that have a listener with it; None
+        where it is not asked at one."""
+        program = process.program
+        addresses = (self._listeners[name].address for name in program.listen)
+        asked = program.ready.address
+        if asked is None or not any(meet(address, asked) for address in addresses):
+            return None
+        others = [
+            each
+            for each in self._places.everyone()
+            if each is not process and not set(program.listen).isdisjoint(each.program.listen)
+        ]
+
+        async def accepted_by(clients: Sequence[TransportSocket]) -> Sequence[str | None]:
+            keys: Sequence[str | None] = [""] * len(clients)
+            if any(each.status.alive for each in others):
+                mains = {each.key: each.status.pid for each in (process, *others) if each.status.pid}
+                with contextlib.suppress(OSError, RuntimeError):  # the kernel does not tell; there is no thread
+                    keys = await asyncio.to_thread(_accepted_by, clients, mains)
+            names = {each.key: each.name for each in others}
+            return [key and names.get(key, "") for key in keys]
+
+        return probes.Shared(accepted_by, min(TRIES, len(others) + 1)) if others else None
 
     def can_ask(self, process: Process) -> bool:
         """Whether `ask` can."""
@@ -694,6 +726,14 @@ class Ground:
         process = self._places.current.get(name)
         sources = [] if process is None else launch.log_sources(process.program)
         return next((source.path for source in sources if source.stream == stream), "")
+
+
+def _accepted_by(clients: Sequence[TransportSocket], mains: Mapping[str, int]) -> list[str | None]:
+    """By which of `mains` each of these connections was accepted, "" for one that can't be known, None while nobody
+    has."""
+    inodes = queues.acceptors(clients)
+    keys = resources.holders({*inodes} - {0}, mains)
+    return [keys.get(inode, "") if inode else None for inode in inodes]
 
 
 def _read_regular(path: str) -> str:

@@ -138,7 +138,7 @@ class Summary:
             self._error(found, record.at)
 
     def _answer(self, body: bytes) -> None:
-        answer = accesslog.parse(body) if b'"' in body or body.startswith(b"[pid: ") else None
+        answer = accesslog.parse(body)
         if answer is None:
             return
         kind = f"{answer.status // 100}xx"

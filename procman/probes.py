@@ -12,10 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from asyncio.trsock import TransportSocket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from procman.config import Address, Ready
@@ -30,11 +32,24 @@ COMMAND_SECONDS = 10.0
 FIRST_DELAY = 0.05
 LAST_DELAY = 0.5
 
+LOOK_SECONDS, HOLD_SECONDS = 0.005, 0.03
+"""How often it is looked who has accepted a connection, and how long that of another process is held, which may do
+nothing else meanwhile."""
+
 Run = Callable[[tuple[str, ...]], Awaitable[int]]
 """Runs an argv and returns its exit status, negative for a signal. Cancelling it ends what it runs."""
 
 LetThrough = Callable[[int], None]
 """Has a connection from this local port led where it is wanted."""
+
+
+class Shared(NamedTuple):
+    """Others have the socket that is asked at, too. `accepted_by` tells of connections of ours who has accepted them:
+    "" for the process that is asked, and where that can't be known, else the name of another one, None for nobody yet.
+    `tries` are worth it before a pause."""
+
+    accepted_by: Callable[[Sequence[TransportSocket]], Awaitable[Sequence[str | None]]]
+    tries: int
 
 
 class Answer(NamedTuple):
@@ -52,11 +67,16 @@ _NO_HTTP = "the answer is no HTTP"
 
 
 async def wait_ready(
-    ready: Ready, run: Run, report: Callable[[str], None], let_through: LetThrough | None = None
+    ready: Ready,
+    run: Run,
+    report: Callable[[str], None],
+    let_through: LetThrough | None = None,
+    shared: Shared | None = None,
 ) -> None:
     """Returns when the probe of `ready` succeeds. Tries for ever, 50 to 500 ms apart: cancel it at the deadline.
 
-    `let_through` is called with the local port of each TCP connection before that is made.
+    `let_through` is called with the local port of each TCP connection before that is made. Where the socket is
+    `shared`, an answer over HTTP counts only if the process itself gives it.
 
     `report` gets the reason of the last failure whenever it changes: "connection refused", "HTTP 503", "exit status 1".
     Raises ValueError for the kinds that nobody probes (seconds, log, notify) and for a `ready` without its address.
@@ -64,7 +84,7 @@ async def wait_ready(
     delay = FIRST_DELAY
     last = ""
     while True:
-        reason = await ask(ready, run, let_through)
+        reason = await ask(ready, run, let_through, shared)
         if not reason:
             return
         if reason != last:
@@ -74,10 +94,10 @@ async def wait_ready(
         delay = min(delay * 1.5, LAST_DELAY)
 
 
-async def ask(ready: Ready, run: Run, let_through: LetThrough | None = None) -> str:
+async def ask(ready: Ready, run: Run, let_through: LetThrough | None = None, shared: Shared | None = None) -> str:
     """Probes once: "" or why it failed. Raises as `wait_ready`."""
     limit = COMMAND_SECONDS if ready.kind == "command" else ATTEMPT_SECONDS
-    return await _bounded(_attempt(ready, run, let_through), limit)
+    return await _bounded(_attempt(ready, run, let_through, shared), limit)
 
 
 async def answer(address: Address, path: str, let_through: LetThrough | None, seconds: float) -> Answer:
@@ -87,7 +107,8 @@ async def answer(address: Address, path: str, let_through: LetThrough | None, se
     async def attempt() -> str:
         nonlocal status
         try:
-            status = await _status(Ready(kind="http", address=address, path=path), address, let_through)
+            async with _connection(address, let_through) as connection:
+                status = await _status(Ready(kind="http", address=address, path=path), address, connection)
         except ValueError:
             return _NO_HTTP
         return ""
@@ -96,13 +117,15 @@ async def answer(address: Address, path: str, let_through: LetThrough | None, se
     return Answer(status, problem)
 
 
-def _attempt(ready: Ready, run: Run, let_through: LetThrough | None) -> Callable[[], Awaitable[str]]:
+def _attempt(
+    ready: Ready, run: Run, let_through: LetThrough | None, shared: Shared | None
+) -> Callable[[], Awaitable[str]]:
     """One try of the probe: a function that returns "" or why it failed."""
     if ready.kind == "command":
         return lambda: _try_command(ready.argv, run)
     match ready.kind, ready.address:
         case "http", Address() as address:
-            return lambda: _try_http(ready, address, let_through)
+            return lambda: _try_http(ready, address, let_through, shared)
         case (("tcp" | "unix"), Address() as address):
             return lambda: _try_connect(address, let_through)
         case "gunicorn", Address() as address:
@@ -134,10 +157,11 @@ def _words(error: OSError) -> str:
     return words[:1].lower() + words[1:]
 
 
+_Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
 @contextlib.asynccontextmanager
-async def _connection(
-    address: Address, let_through: LetThrough | None = None
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def _connection(address: Address, let_through: LetThrough | None = None) -> AsyncIterator[_Connection]:
     if address.kind == "unix":
         reader, writer = await asyncio.open_unix_connection(address.path, limit=_HEAD_MAX)
     else:
@@ -182,13 +206,31 @@ async def _try_command(argv: tuple[str, ...], run: Run) -> str:
     return f"exit status {status}" if status > 0 else f"killed by signal {-status}"
 
 
-async def _try_http(ready: Ready, address: Address, let_through: LetThrough | None) -> str:
-    try:
-        status = await _status(ready, address, let_through)
-    except ValueError:
-        return _NO_HTTP
-    if ready.any_status or 200 <= status <= 399:
-        return ""
+async def _try_http(ready: Ready, address: Address, let_through: LetThrough | None, shared: Shared | None) -> str:
+    status, other, tries = 0, "", shared.tries if shared else 1
+    for number in range(1, tries + 1):
+        async with contextlib.AsyncExitStack() as stack:
+            # At last many at once: some kernels prefer one process as long as that is idle (EPOLLEXCLUSIVE).
+            count = tries if number == tries else 1
+            made = [await stack.enter_async_context(_connection(address, let_through)) for _ in range(count)]
+            if shared:
+                # Nothing is sent before that is known: a connection that ends like this is no news to any server.
+                place, other = await _ours(shared, [writer.get_extra_info("socket") for _, writer in made])
+                for _, writer in made[:place] + made[place + 1 :]:
+                    writer.transport.abort()
+                made = made[place : place + 1]
+            if other:
+                continue
+            try:
+                status = await _status(ready, address, made[0])
+            except ValueError:
+                return _NO_HTTP
+        return "" if ready.any_status or 200 <= status <= 399 else _refused(ready, address, status)
+    return f"answered by {other}, which has the same socket"
+
+
+def _refused(ready: Ready, address: Address, status: int) -> str:
+    """What is said of a status that is not good."""
     if status != 400:
         return f"HTTP {status}"
     said = f"HTTP 400 to the host {_host(ready, address)}"
@@ -196,12 +238,26 @@ async def _try_http(ready: Ready, address: Address, let_through: LetThrough | No
     return said if ready.host else f"{said}; say one that it serves (Django: of ALLOWED_HOSTS): {key}"
 
 
-async def _status(ready: Ready, address: Address, let_through: LetThrough | None) -> int:
+async def _ours(shared: Shared, clients: Sequence[TransportSocket]) -> tuple[int, str]:
+    """The place of the one that the process that is asked has accepted, and "", or the name of another one."""
+    loop = asyncio.get_running_loop()
+    end = math.inf
+    while "" not in (names := await shared.accepted_by(clients)):
+        others = [name for name in names if name]
+        if len(others) == len(names) or loop.time() > end:
+            return 0, others[0]
+        if others:
+            end = min(end, loop.time() + HOLD_SECONDS)
+        await asyncio.sleep(LOOK_SECONDS)
+    return names.index(""), ""
+
+
+async def _status(ready: Ready, address: Address, connection: _Connection) -> int:
     """The status of the answer. Raises ValueError where it is no HTTP."""
-    async with _connection(address, let_through) as (reader, writer):
-        writer.write(_request(ready, address))
-        status = await _read_status(reader)
-        await _drain(reader)
+    reader, writer = connection
+    writer.write(_request(ready, address))
+    status = await _read_status(reader)
+    await _drain(reader)
     return status
 
 

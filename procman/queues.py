@@ -7,20 +7,25 @@ however many connections there are. It knows addresses, and not whose they are.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
+import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+import sys
+from asyncio.trsock import TransportSocket
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from procman.config import Address
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY, _ERROR, _DONE = 20, 2, 3
-_REQUEST_DUMP = 0x301
+_REQUEST, _REQUEST_DUMP = 0x1, 0x301
 _LISTENING = 1 << 10
 _OPEN = 1 << 1 | 1 << 8  # ESTABLISHED, CLOSE_WAIT
 _PAST = 1 << 4 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 11  # FIN_WAIT1, FIN_WAIT2, TIME_WAIT, LAST_ACK, CLOSING
-_NAME, _LENGTHS = 0, 4  # attributes of unix_diag
+_NAME, _PEER, _LENGTHS = 0, 2, 4  # attributes of unix_diag
+_ANY_COOKIE = (0xFFFFFFFF, 0xFFFFFFFF)
 _SHOW = 1 << _NAME | 1 << _LENGTHS
 _WAIT_SECONDS = 1.0
 
@@ -154,6 +159,31 @@ def accepted(addresses: Iterable[Address]) -> set[int]:
     return inodes - {0}  # those that wait to be accepted
 
 
+def acceptors(clients: Sequence[socket.socket | TransportSocket]) -> list[int]:
+    """Of each of these connections, which are within this machine and to one listener: the inode of the socket that has
+    accepted its other end, 0 while nobody has. Raises OSError where the kernel does not tell. For a thread."""
+    if clients[0].family == socket.AF_UNIX:
+        return [_unix_peer(os.fstat(client.fileno()).st_ino) for client in clients]
+    port = _local_port(clients[0].getpeername()[1])
+    found = [each for family in (socket.AF_INET, socket.AF_INET6) for each in _tcp(family, _OPEN, port)]
+    inodes = {each.client: each.inode for each in found}
+    return [max(inodes.get(one, 0) for one in _seen_as(*client.getsockname()[:2])) for client in clients]
+
+
+def _seen_as(host: str, port: int) -> Iterator[tuple[bytes, int]]:
+    """A client as its server's end has it: by IPv4, or that by IPv6, or IPv6."""
+    packed = ipaddress.ip_address(host).packed
+    yield packed.ljust(16, b"\0"), port
+    yield (bytes(10) + b"\xff\xff" + packed)[-16:], port
+
+
+def _unix_peer(inode: int) -> int:
+    """The inode of the other end, 0 where it has none yet."""
+    asked = struct.pack("=BBxxIIIII", socket.AF_UNIX, 0, 0, inode, 1 << _PEER, *_ANY_COOKIE)
+    peers = [dict(_parts(message, 16, "=HH")).get(_PEER, b"") for message in _ask(asked)]
+    return max((int.from_bytes(peer, sys.byteorder) for peer in peers), default=0)
+
+
 def _local_port(port: int) -> bytes:
     """The attribute that has the kernel send only sockets with this port: `struct inet_diag_bc_op`, "at least" and "at
     most", each with its port in a second one. A jump beyond the end leaves a socket out."""
@@ -182,10 +212,15 @@ def _unix(states: int = _LISTENING) -> Iterator[_Found]:
 
 
 def _dump(request: bytes) -> Iterator[bytes]:
-    """The messages that answer a request, each without its header. Raises OSError."""
+    """The messages that answer a request for all of a kind, each without its header. Raises OSError."""
+    return _ask(request, _REQUEST_DUMP)
+
+
+def _ask(request: bytes, flags: int = _REQUEST) -> Iterator[bytes]:
+    """The same, for one socket if not otherwise said."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as sock:
         sock.settimeout(_WAIT_SECONDS)
-        sock.send(struct.pack("=IHHII", 16 + len(request), _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, 1, 0) + request)
+        sock.send(struct.pack("=IHHII", 16 + len(request), _SOCK_DIAG_BY_FAMILY, flags, 1, 0) + request)
         while True:
             for kind, message in _parts(sock.recv(1 << 16), 0, "=IH10x"):
                 if kind == _DONE:
@@ -193,6 +228,8 @@ def _dump(request: bytes) -> Iterator[bytes]:
                 if kind == _ERROR:
                     raise OSError(-struct.unpack_from("=i", message)[0], "sock_diag")
                 yield message
+            if flags == _REQUEST:
+                return
 
 
 def _parts(data: bytes, start: int, header: str) -> Iterator[tuple[int, bytes]]:

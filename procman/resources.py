@@ -20,7 +20,7 @@ import re
 import resource
 import time
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -229,6 +229,18 @@ def sockets_of(pid: int) -> set[int] | None:
     except OSError:
         return None
     return {int(name[8:-1]) for name in names if name.startswith("socket:[")}
+
+
+def holders(inodes: Collection[int], mains: Mapping[str, int]) -> dict[int, str]:
+    """Which of these programs, as `Sampler.sample` has them, has each of these sockets open, as far as we may see it:
+    the first one. Reads all of /proc: for a thread."""
+    trees = _trees(_read_all(), mains, {})
+    found: dict[int, str] = {}
+    for name in mains:
+        for pid in trees.get(name, ()):
+            for inode in (sockets_of(pid) or set()).intersection(inodes):
+                found.setdefault(inode, name)
+    return found
 
 
 def ticks_used(before: Mapping[int, Reading], now: Mapping[int, Reading], since: int) -> int:

@@ -35,6 +35,16 @@ def plan(request: Request) -> Plan:
     return planner(request)
 
 
+MAY_DROP = {"", "uvicorn"}
+"""What drops at its stop what it has accepted and not read (uvicorn: with several workers), or is no server that we
+know: docs/servers.md has the figures."""
+
+
+def may_drop(program: Program) -> bool:
+    """Whether `program` may drop requests when it is told to stop, where others go on with its socket."""
+    return bool(program.listen) and program.server in MAY_DROP
+
+
 TELLING = {"wsgi": "--stats=", "gunicorn": "--control-socket=", "uwsgi": "--stats="}
 """The servers that tell of their workers, each with the option that says where: see `told_at`."""
 
@@ -216,6 +226,10 @@ _UWSGI_STOP = (
     "--die-on-term",
 )
 
+_UWSGI_LAST = "--add-header=Connection: close"
+"""It answers one request on a connection and closes it, which it does not say. A proxy that keeps connections would
+give the next request to one that just ends, and fail it if that is a POST."""
+
 
 def _uwsgi(request: Request) -> Plan:
     """READY=1 is the truth, unless the workers import the application (lazy-apps): then the first answer is."""
@@ -239,7 +253,8 @@ def _uwsgi(request: Request) -> Plan:
     argv += preset.long_options(first, {})
     if request.virtualenv:
         argv.append(f"--virtualenv={request.virtualenv}")
-    argv += ["--master", "--need-app", f"--protocol={protocol}", *_UWSGI_STOP, *stats]
+    argv += ["--master", "--need-app", f"--protocol={protocol}", *_UWSGI_STOP]
+    argv += [_UWSGI_LAST, *stats] if protocol == "http" else stats
     argv += preset.counts(request, "--processes", "--threads")
     if request.threads > 1:
         argv.append("--enable-threads")

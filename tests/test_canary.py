@@ -77,6 +77,9 @@ LINES = [
     ("spawned uWSGI worker 1 (pid: 19655, cores: 1)", Counts()),
     # uvicorn
     ('INFO:     127.0.0.1:54321 - "GET / HTTP/1.1" 500 Internal Server Error', Counts(1, 1)),
+    # granian, daphne
+    ('[2026-11-26 23:00:29 +0000] 127.0.0.1 - "GET /a?x=0 HTTP/1.1" 503 1.414', Counts(1, 1)),
+    ('127.0.0.1:54321 - - [26/Nov/2026:23:00:29] "GET /a?x=0" 500 2', Counts(1, 1)),
     # anybody
     ("Traceback (most recent call last):", Counts(tracebacks=1)),
     ("  File \"x.py\", line 1, in app\n    raise RuntimeError('\"GET / HTTP/1.1 500')", Counts()),
@@ -308,6 +311,17 @@ def test_units(table: list[Any], running: str, names: str, found: list[Any], pro
         said = no_canary(config, got, up)
         assert said.startswith(problem)
         assert bool(said) == bool(problem)
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_who_leaves_goes_with_the_others_of_its_program(runs: bool) -> None:
+    """Where it runs and has their socket. So there can be a canary."""
+    config = made(*TWO, ("shop:3", "wsgi", ("web",)), ("job:1", "wsgi", ()))
+    up = ["shop:1", "shop:2", "job:1", *["shop:3"] * runs]
+    found = units(config, config.programs[:2], up, ["shop:3", "job:1"])
+    assert found == [Unit(("shop:1", "shop:2"), ("web",), ("shop:3",) if runs else ())]
+    assert no_canary(config, found, up) == ""
+    assert units(config, config.programs[:2], up)[0].listeners == (() if runs else ("web",))
 
 
 def test_what_a_table_tells_of_it_beforehand() -> None:

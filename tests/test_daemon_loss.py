@@ -23,32 +23,25 @@ from tests.loss.servers import SERVERS, Server
 from tests.loss.tally import Result
 
 ALL = tuple(f"{name}{how}" for name in MODES for how in ("", "/close"))
-NEW, KEPT = ("get/close", "up/close", "down/close"), ("get", "up", "pipelined", "down")
+NEW = ("get/close", "up/close", "down/close")
 RATE = 10
 """Requests a second on each connection, so that two processors are enough for all."""
 SIDE_BY_SIDE_RATE = 3
 """The same, where all servers are asked at the same time."""
+MANY, MANY_CONNECTIONS, MANY_RATE = ("wsgi", "uvicorn"), 64, 2
+"""Sites that have so many connections then."""
 
 
-def play(
-    daemon: MakeDaemon, scenarios: str, times: int = 1, *, server: Server = SERVERS["wsgi"], unix: bool = False,
-    modes: Sequence[str] = ALL, connections: int = 0, more: str = "",
-) -> tuple[Site, dict[str, Result]]:  # fmt: skip
-    """Scenarios under load, of one connection for each mode or more. The site, which has gone, and what became of the
-    requests: "direct", and by "nginx"."""
-    if not server.installed:
-        pytest.skip(f"{server.module} is not installed")
-    gated = scenarios == "start"
-    proxied = bool(nginx.found()) and not gated
-    with Site(server, unix=unix, nginx=proxied, gated=gated, make=daemon, more=more) as site:
+def play(daemon: MakeDaemon, scenarios: str, server: Server, *, unix: bool) -> tuple[Site, dict[str, Result]]:
+    """Scenarios under load, of one connection for each mode. The site, which has gone, and what became of the requests:
+    "direct", and by "nginx"."""
+    more = "start_seconds = 0.2"
+    with Site(server, unix=unix, nginx=bool(nginx.found()), make=daemon, more=more) as site:
         with ExitStack() as stack:
-            loads = {}
-            for front in site.addresses:
-                asked = tuple(modes) if front == "direct" else ALL
-                plan = {"modes": asked, "connections": connections or len(asked), "rate": RATE, "work": 2}
-                loads[front] = stack.enter_context(site.load(front, **plan))
+            plan = {"modes": ALL, "connections": len(ALL), "rate": RATE, "work": 2}
+            loads = {front: stack.enter_context(site.load(front, **plan)) for front in site.addresses}
             for scenario in scenarios.split():
-                SCENARIOS[scenario](site, times)
+                SCENARIOS[scenario](site, 1)
         return site, {front: running.result for front, running in loads.items()}
 
 
@@ -74,64 +67,32 @@ def test_nginx_by_itself_is_an_error_when_its_site_is_not_there() -> None:
         assert run(Plan(address, requests=10)).total.failed["error"] >= 10
 
 
-def test_who_comes_before_the_first_start_waits(daemon: MakeDaemon) -> None:
-    _, results = play(daemon, "start", 2, connections=64)
-    nothing_lost(results)
-    versions(results, "1", "2")
-
-
-@pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
-def test_restart_of_the_built_in_server(daemon: MakeDaemon, unix: bool) -> None:
-    """Its keep-alive connections are drained: none is closed without a word."""
-    _, results = play(daemon, "restart", unix=unix)
-    nothing_lost(results)
-    versions(results, "1", "2")
-
-
-def test_one_of_two_processes_is_killed(daemon: MakeDaemon) -> None:
-    """Nothing fails but what was in its hands in that moment."""
-    site, results = play(daemon, "kill", 2)
-    assert len(site.killed) == 2
-    for front, result in results.items():
-        failures = result.total.failures
-        assert len(failures) == result.total.failed_count, "\n".join(result.lines())
-        for failure in failures:
-            # nginx may give a request to a connection of which it has not heard yet that it ended. It asks again, but
-            # not for a POST.
-            late = 1.0 if front == "nginx" and failure.mode.startswith("post") else 0.0
-            victims = [
-                str(pid) for pid, before, after in site.killed if failure.began <= after + late and before <= failure.at
-            ]
-            assert victims, (failure, site.killed)
-            if front == "direct":
-                assert failure.kind in ("reset", "cut", "short"), failure
-                assert failure.who.partition(" ")[0] in ("", *victims), failure
-
-
-def test_a_killed_supervisor_and_an_upgrade_are_not_noticed(daemon: MakeDaemon) -> None:
-    _, results = play(daemon, "supervisor upgrade")
-    nothing_lost(results)
-    assert all(len(result.pids) <= 2 for result in results.values()), "the processes of before"
-
-
-# --- a new release, a bad one, and a supervisor that dies meanwhile ------------------------------------------------
+# --- all servers, side by side ------------------------------------------------------------------------------------
 
 
 def asked_of(server: Server, front: str) -> tuple[str, ...]:
     """The modes for it: what a server is not made for is no loss. nginx asks no POST again, so a server that closes a
-    connection without a word is not sent one."""
+    connection without a word is not sent one; nor are uploads to it kept, nor pipelined, for who has sent more than one
+    piece can't know what was read of it. One that cuts off an answer that waits for its client is not asked for long
+    ones."""
+    modes = [*NEW, "get"]
     if front == "nginx":
-        return (*NEW, "get", "up", "down", "stream", *(["post"] if server.tells else []))
-    return NEW + tuple(mode for mode in KEPT if server.keeps and (server.pipelines or mode != "pipelined"))
+        modes += ["up", "down", "stream", *(["post"] if server.tells else [])]
+    elif not server.keeps:
+        modes += ["post"]
+    else:
+        modes += ["down", *(["post", "up"] if server.tells else [])]
+        modes += ["pipelined"] if server.tells and server.pipelines else []
+    return tuple(mode for mode in modes if server.whole or not mode.startswith(("down", "stream")))
 
 
 @contextmanager
 def several(
-    daemon: MakeDaemon, servers: Mapping[str, Server], unix: bool
+    daemon: MakeDaemon, servers: Mapping[str, Server], unix: bool, gated: bool = False
 ) -> Iterator[tuple[list[Site], dict[str, dict[str, Running]]]]:
     """Those that are installed, in one daemon, and the loads on each of them, by site and front."""
     sites = [
-        Site(server, name=name, unix=unix, nginx=bool(nginx.found()), more="start_seconds = 0.2")
+        Site(server, name=name, unix=unix, nginx=bool(nginx.found()), gated=gated, more="start_seconds = 0.2")
         for name, server in servers.items()
         if server.installed
     ]
@@ -140,7 +101,9 @@ def several(
         plans = []
         for site, front in fronts:
             modes = asked_of(site.server, front)
-            plans.append(Plan(site.addresses[front], modes, connections=len(modes), rate=SIDE_BY_SIDE_RATE, work=2))
+            many = site.name in MANY and front == "direct"
+            count, rate = (MANY_CONNECTIONS, MANY_RATE) if many else (len(modes), SIDE_BY_SIDE_RATE)
+            plans.append(Plan(site.addresses[front], modes, connections=count, rate=rate, work=2))
         with loads(plans) as all_of_them:
             running: dict[str, dict[str, Running]] = {}
             for (site, front), load in zip(fronts, all_of_them, strict=True):
@@ -149,31 +112,73 @@ def several(
             yield sites, running
 
 
-def at_the_same_time(sites: Sequence[Site], scenario: str, times: int = 1) -> None:
+def at_the_same_time(sites: Sequence[Site], step: str) -> None:
     with ThreadPoolExecutor(len(sites)) as threads:
-        for done in [threads.submit(SCENARIOS[scenario], site, times) for site in sites]:
+        for done in [threads.submit(SCENARIOS[step], site, 1) for site in sites]:
             done.result()
 
 
-@pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
-def test_nobody_notices_a_reload_and_a_bad_release(daemon: MakeDaemon, unix: bool) -> None:
-    """Every server: new connections, and all by nginx, never fail. A kept one is closed at most once by each reload."""
-    with several(daemon, SERVERS, unix) as (sites, running):
-        at_the_same_time(sites, "reload")
-        at_the_same_time(sites, "rollback")
+def only_in_their_hands(site: Site, results: Mapping[str, Result]) -> None:
+    """Nothing failed but what a process that was killed was working on in that moment."""
+    for front, result in results.items():
+        shown = "\n".join((site.name, front, *result.lines()))
+        failures = result.total.failures
+        assert len(failures) == result.total.failed_count, shown
+        for failure in failures:
+            # nginx may give a request to a connection of which it has not heard yet that it ended. It asks again, but
+            # not for a POST.
+            late = 1.0 if front == "nginx" and failure.mode.startswith("post") else 0.0
+            met = [each for each in site.killed if failure.began <= each.after + late and each.before <= failure.at]
+            assert met, (failure, site.killed, shown)
+            if front == "direct":
+                assert failure.kind in ("reset", "cut", "short"), (failure, shown)
+                assert failure.who.partition(" ")[0] in ("", *(str(pid) for each in met for pid in each.pids)), shown
+
+
+STEPS = {
+    "tcp": "start reload rollback kill supervisor upgrade restart",
+    "unix": "reload rollback restart",
+}
+"""What all servers go through, one step after the other, by the kind of their sockets."""
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_nobody_notices_what_happens_to_a_site(daemon: MakeDaemon, kind: str) -> None:
+    """Every server: new connections, and all by nginx, never fail, and a kept one is closed at most once by each stop.
+    Who is killed takes with it what it works on, and no more."""
+    steps = STEPS[kind].split()
+    with several(daemon, SERVERS, kind == "unix", gated="start" in steps) as (sites, running):
+        for step in steps:
+            if step in ("supervisor", "upgrade"):  # of them all
+                SCENARIOS[step](sites[0], 1)
+                at_the_same_time(sites, "nothing")
+            else:
+                # A restart cuts off what a server has accepted that does not tell its last answer.
+                at_the_same_time([site for site in sites if step != "restart" or site.server.tells], step)
     for site in sites:
         results = {front: load.result for front, load in running[site.name].items()}
-        nothing_lost(results, 1, site.name)
-        versions(results, "1", "2")
+        only_in_their_hands(site, results)
+        for front, result in results.items():
+            for mode, tally in result.modes.items():
+                # Who asks less than once a second is closed by the others, too (`idle-grace`).
+                told = site.server.tells and mode != "pipelined"
+                stops = sum(step in ("reload", "restart") for step in steps) * (not told)
+                most = stops + len(site.killed) if front == "direct" else 0
+                assert tally.idle_closed_most <= most, "\n".join((site.name, front, *result.lines()))
+        versions(results, *(str(number + 1) for number in range(site.version)))
+        assert site.version == 1 + sum(step in ("reload", "restart") for step in steps) - (
+            "restart" in steps and not site.server.tells
+        )
 
 
-@pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
-def test_nobody_notices_that_the_supervisor_dies_in_a_reload(daemon: MakeDaemon, unix: bool) -> None:
+@pytest.mark.parametrize(("unix", "others"), [(False, ("gthread", "uvicorn")), (True, ())], ids=["tcp", "unix"])
+def test_nobody_notices_that_the_supervisor_dies_in_a_reload(
+    daemon: MakeDaemon, unix: bool, others: Sequence[str]
+) -> None:
     """In the trial, and when new connections go to the successor. (Of several processes that share a socket, the one
     before has gone too soon for that.)"""
     one = replace(SERVERS["wsgi"], lines=SERVERS["wsgi"].lines.replace("workers = 2", "workers = 1"))
-    three = {"wsgi": one, "gthread": SERVERS["gthread"], "uvicorn": SERVERS["uvicorn"]}
-    with several(daemon, three, unix) as (sites, running):
+    with several(daemon, {"wsgi": one, **{name: SERVERS[name] for name in others}}, unix) as (sites, running):
         killed_in_trial(sites)
         killed_when_passed(sites)
     for site in sites:
@@ -185,7 +190,7 @@ def test_nobody_notices_that_the_supervisor_dies_in_a_reload(daemon: MakeDaemon,
 def test_a_rolling_reload_of_three_processes(daemon: MakeDaemon, unix: bool) -> None:
     """One by one, two at a time, and one that is bad. No connection is closed without a word."""
     three = replace(SERVERS["wsgi"], lines=SERVERS["wsgi"].lines.replace("workers = 2", "workers = 3"))
-    site, results = play(daemon, "reload reload_two rollback", server=three, unix=unix, more="start_seconds = 0.2")
+    site, results = play(daemon, "reload reload_two rollback", three, unix=unix)
     assert site.version == 3
     nothing_lost(results)
     versions(results, "1", "2", "3")

@@ -62,16 +62,40 @@ def server(serve: Serve, path: Path | None = None) -> Iterator[str]:
             thread.join()
 
 
-def asked(connection: socket.socket) -> tuple[int, int]:
-    """Reads the head of a GET; its number and the size that it asks for. Raises ConnectionError at the end."""
+def read_head(connection: socket.socket) -> bytes:
+    """The head of a request. Raises ConnectionError at the end."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         byte = connection.recv(1)
         if not byte:
             raise ConnectionError
         head += byte
+    return head
+
+
+def asked_by(head: bytes) -> tuple[int, int]:
+    """The number of a request, and the size that it asks for."""
     url = urlsplit(head.split()[1].decode())
     return int(url.path.rpartition("/")[2]), int(parse_qs(url.query)["size"][0])
+
+
+def asked(connection: socket.socket) -> tuple[int, int]:
+    """Reads a GET."""
+    return asked_by(read_head(connection))
+
+
+def right_for_upload(connection: socket.socket) -> bytes:
+    """Reads a PUT; its right answer."""
+    head = read_head(connection)
+    length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    uploaded = b""
+    while len(uploaded) < length:
+        piece = connection.recv(length - len(uploaded))
+        if not piece:
+            raise ConnectionError
+        uploaded += piece
+    number, size = asked_by(head)
+    return body(number, uploaded, size)
 
 
 def right(request: tuple[int, int]) -> bytes:
@@ -194,6 +218,17 @@ def test_a_close_that_the_request_meets_on_the_wire_is_one_too() -> None:
         tally = run(Plan(address, ("get",), 1, requests=3)).total
     assert not tally.failed
     assert (tally.idle_closed, tally.retried, tally.told_close) == (1, 1, 1)
+
+
+def test_a_long_request_that_was_read_in_part_is_lost() -> None:
+    def serve(connection: socket.socket, number: int) -> None:
+        connection.sendall(answer(right_for_upload(connection)))
+        connection.recv(1000)
+
+    with server(serve) as address:
+        tally = run(Plan(address, ("up",), 1, requests=2)).total
+    assert tally.failed == {"reset": 1}
+    assert tally.idle_closed == 0
 
 
 def test_a_request_that_was_read_and_not_answered_is_lost() -> None:

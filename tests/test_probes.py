@@ -10,7 +10,8 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from asyncio.trsock import TransportSocket
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,31 @@ def test_a_server_sees_no_broken_connection() -> None:
 
     assert with_server(canned, client) == "ready"
     assert canned.clean_ends == 1
+
+
+def test_an_answer_counts_only_if_it_is_the_right_process_that_gives_it() -> None:
+    """Of those that have the socket. Nobody else is sent a request, and each sees an orderly end."""
+    single: list[list[str | None]] = [[None], [None], ["web:1"]]  # nobody yet, then another one
+    two_at_once: list[list[str | None]] = [["web:1", None], ["web:1", "web:2"]]
+    after_a_pause: list[list[str | None]] = [["web:1"], [None, "web:1"], ["", "web:1"]]
+    told = single + two_at_once + after_a_pause
+
+    async def accepted_by(clients: Sequence[TransportSocket]) -> list[str | None]:
+        names = told.pop(0)
+        assert len(clients) == len(names)
+        return names
+
+    async def client(address: Address) -> list[str]:
+        reasons: list[str] = []
+        ready = Ready(kind="http", address=address, path="/")
+        await wait_ready(ready, no_command, reasons.append, shared=probes.Shared(accepted_by, 2))
+        return reasons
+
+    canned = Canned([None, None, None, None, OK, None])
+    assert with_server(canned, client) == ["answered by web:1, which has the same socket"]
+    assert told == []
+    assert len(canned.requests) == 1
+    assert canned.clean_ends == canned.connections == 6
 
 
 def test_http_over_unix_and_ipv6(tmp_path: Path) -> None:

@@ -203,3 +203,50 @@ def test_the_load_of_unix(kept: contextlib.ExitStack, tmp_path: Path, suffix: st
     first.close()
     second.close()
     wait_until(lambda: load(at) == (1, 0))
+
+
+# --- who has accepted a connection ------------------------------------------------------------------------------------
+
+
+def ends(host: str, at: str, family: int) -> tuple[socket.socket, socket.socket]:
+    """A listening socket at `host`, and a connection to it from `at`."""
+    listener = socket.create_server((host, 0), family=family, dualstack_ipv6=host == "::")
+    return listener, socket.create_connection((at, listener.getsockname()[1]))
+
+
+@pytest.mark.parametrize(("host", "at"), [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("::", "127.0.0.1")])
+def test_who_has_accepted_a_connection_by_tcp(kept: contextlib.ExitStack, host: str, at: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener, client = ends(host, at, family)
+    except OSError:
+        pytest.skip("no IPv6 here")
+    kept.enter_context(listener)
+    kept.enter_context(client)
+    assert queues.acceptors([client]) == [0]
+    accepted = kept.enter_context(listener.accept()[0])
+    assert queues.acceptors([client]) == [os.fstat(accepted.fileno()).st_ino]
+
+
+def test_who_came_from_the_same_port_of_another_address_is_somebody_else(kept: contextlib.ExitStack) -> None:
+    listener = kept.enter_context(socket.create_server(("", 0)))
+    there = listener.getsockname()[1]
+    first, second = (kept.enter_context(socket.socket()) for _ in range(2))
+    first.bind(("127.0.0.1", 0))
+    second.bind(("127.0.0.2", first.getsockname()[1]))
+    second.connect(("127.0.0.1", there))
+    kept.enter_context(listener.accept()[0])
+    first.connect(("127.0.0.1", there))
+    assert [inode > 0 for inode in queues.acceptors([second, first])] == [True, False]
+
+
+def test_who_has_accepted_a_connection_by_a_unix_socket(kept: contextlib.ExitStack, tmp_path: Path) -> None:
+    listener, client, other = (kept.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(3))
+    listener.bind(str(tmp_path / "s"))
+    listener.listen()
+    for each in (client, other):
+        each.connect(str(tmp_path / "s"))
+    assert queues.acceptors([client]) == [0]
+    accepted = kept.enter_context(listener.accept()[0])
+    assert queues.acceptors([client]) == [os.fstat(accepted.fileno()).st_ino]
+    assert queues.acceptors([other]) == [0]

@@ -26,7 +26,7 @@ from urllib.parse import quote
 
 import pytest
 
-from procman import listeners, probes, wsgi
+from procman import listeners, probes, queues, wsgi
 from procman.config import Address, Listener
 from procman.servers import Plan, Request, plan, told_at
 from tests.harness import PROJECT, group, wait_until
@@ -460,6 +460,68 @@ def test_the_last_answer_of_a_connection_says_so(serve: Serve, request_: Request
         assert idle.sock is not None
         assert idle.sock.recv(1) == b""
     assert server.process.wait(10) == 0
+
+
+@parameters("daphne")
+def test_a_stopping_daphne_leaves_new_connections_to_its_successor(
+    serve: Serve, request_: Request, tmp_path: Path
+) -> None:
+    server = serve(request_)
+    server.wait_ready()
+    mark = tmp_path / "begun"
+    name = server.sockets[0].getsockname()
+    kept = HTTPConnection(name[0], name[1], timeout=20)
+
+    def says_close() -> bool:  # so it has heard the signal
+        kept.request("GET", "/")
+        answer = kept.getresponse()
+        answer.read()
+        return (answer.headers["Connection"] or "").lower() == "close"
+
+    with ThreadPoolExecutor(2) as clients, contextlib.closing(kept):
+        last = clients.submit(server.get, f"/slow?s=1&mark={quote(str(mark))}")
+        wait_until(mark.exists)
+        assert not says_close()
+        server.process.terminate()
+        wait_until(says_close)
+        new = clients.submit(server.get, "/pid")
+        assert last.result() == (200, "slept\n")
+        assert server.process.wait(20) == 0
+        successor = serve(request_, server.sockets)
+        assert new.result() == (200, f"{successor.process.pid}\n")
+
+
+@parameters("uwsgi", "uwsgi lazy", "uwsgi threads")
+def test_each_answer_of_uwsgi_says_that_it_is_the_last_one(serve: Serve, request_: Request) -> None:
+    """So no proxy keeps the connection, to lose the next request with it."""
+    server = serve(request_)
+    server.wait_ready()
+    name = server.sockets[0].getsockname()
+    with contextlib.closing(HTTPConnection(name[0], name[1], timeout=20)) as client:
+        client.request("GET", "/")
+        assert client.getresponse().headers["Connection"] == "close"
+
+
+AT_ONCE = 20
+
+
+@parameters("gunicorn", "gunicorn preloaded, threads", "uwsgi", "wsgi", "hypercorn", "hypercorn workers", "daphne")
+def test_who_comes_in_the_moment_of_a_stop_is_answered(serve: Serve, request_: Request) -> None:
+    """By this server or the next one. They wait at its socket when it hears of the stop."""
+    server = serve(request_)
+    server.wait_ready()
+    if request_.server == "uwsgi":  # READY=1 is a moment sooner
+        wait_until(lambda: "(master-start)" in server.output.read_text())
+    port = server.sockets[0].getsockname()[1]
+    os.killpg(server.process.pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(AT_ONCE) as clients:
+        asked = [clients.submit(server.get) for _ in range(AT_ONCE)]
+        wait_until(lambda: len(queues.backlog(port).clients) == AT_ONCE)
+        server.process.send_signal(server.plan.stop_signal)
+        os.killpg(server.process.pid, signal.SIGCONT)
+        assert server.process.wait(20) == 0
+        serve(request_, server.sockets)
+        assert [each.result() for each in asked] == [hello(request_)] * AT_ONCE
 
 
 OWN_GRACE = {"gunicorn": {"graceful-timeout": 1}}

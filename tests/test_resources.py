@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from procman.resources import OutOfMemory, Reading, Ring, Sample, Sampler, daemon_usage, ticks_used
+from procman.resources import OutOfMemory, Reading, Ring, Sample, Sampler, daemon_usage, holders, ticks_used
 from tests.harness import PROJECT, wait_until
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -336,3 +337,22 @@ def test_a_kill_by_the_kernel_is_found_in_its_log() -> None:
 
 def test_without_the_log_of_the_kernel_nothing_was_killed() -> None:
     assert not OutOfMemory("/nowhere").killed(1)
+
+
+def test_who_has_a_socket_open(start: Start) -> None:
+    """A program, or one of those below it."""
+    code = """
+        import socket
+        held = socket.socket()
+        if not os.fork():
+            own = socket.socket()
+            say(f"{os.fstat(held.fileno()).st_ino} {os.fstat(own.fileno()).st_ino}")
+            sys.stdin.read()
+            os._exit(0)
+        sys.stdin.read()
+        """
+    first, second = (start(textwrap.dedent(code)) for _ in range(2))
+    (held, own), (_, other) = ([int(word) for word in line(child).split()] for child in (first, second))
+    mains = {"first": first.pid, "second": second.pid}
+    assert holders({held, own, other, 1}, mains) == {held: "first", own: "first", other: "second"}
+    assert holders({held}, {"second": second.pid}) == {}

@@ -63,6 +63,7 @@ UWSGI_START = (
     "--hook-asap=unix_signal:1 _exit",
     "--hook-post-fork=unix_signal:1 _exit",
     "--die-on-term",
+    "--add-header=Connection: close",
 )
 
 

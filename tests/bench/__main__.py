@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"unknown NAME: {', '.join(unknown)}")
     signal.signal(signal.SIGTERM, _end)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # who measures starts does not want each of them to compile
     raise_limits()
     tools.run_as_users_do()
     for title, why in lineup.left_out().items():

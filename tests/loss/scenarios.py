@@ -12,6 +12,7 @@ answers, and goes on to answer. It judges nothing.
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import tempfile
@@ -20,9 +21,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-from tests.harness import RunningDaemon, free_port, wait_until
+from tests.harness import RunningDaemon, descendants, free_port, wait_until
 from tests.loss.load import Running, load
 from tests.loss.nginx import nginx as nginx_before
 from tests.loss.servers import SERVERS, Server, version_file
@@ -32,6 +33,14 @@ AFTER = 40
 """Answers that must come after each step before the next one; fewer where there are few connections."""
 
 READY_SECONDS = 40.0
+
+
+class Killed(NamedTuple):
+    """A process and those below it, which go with it, and between when and when they did (monotonic)."""
+
+    pids: tuple[int, ...]
+    before: float
+    after: float
 
 
 class Site(AbstractContextManager["Site"]):
@@ -55,7 +64,7 @@ class Site(AbstractContextManager["Site"]):
         self.server = SERVERS[server] if isinstance(server, str) else server
         self.name = name
         self.loads: list[Running] = []  # that go on
-        self.killed: list[tuple[int, float, float]] = []  # pids, and between when and when (monotonic)
+        self.killed: list[Killed] = []
         self.version = 1
         self._folder = Path(tempfile.mkdtemp(prefix="pml", dir="/tmp"))
         self._unix, self._nginx, self._more, self._gated, self._make = unix, nginx, more, gated, make
@@ -173,11 +182,17 @@ class Site(AbstractContextManager["Site"]):
         self.daemon.look()
 
     def kill(self, name: str) -> int:
-        """SIGKILL for a process; its pid."""
+        """SIGKILL for a process; its pid. Waits until it has gone: then its connections are closed."""
         pid: int = self.status()[name]["pid"]
-        before = time.monotonic()
-        os.kill(pid, signal.SIGKILL)
-        self.killed.append((pid, before, time.monotonic()))
+        tree = (pid, *(each.pid for each in descendants(pid)))
+        with ExitStack() as stack:
+            ends = [os.pidfd_open(each) for each in tree]
+            for end in ends:
+                stack.callback(os.close, end)
+            before = time.monotonic()
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: len(select.select(ends, (), (), 0)[0]) == len(ends), READY_SECONDS, "they have gone")
+        self.killed.append(Killed(tree, before, time.monotonic()))
         return pid
 
     def ctl(self, *arguments: str) -> None:
@@ -334,6 +349,12 @@ def supervisor_passed(site: Site, times: int) -> None:
         killed_when_passed([site])
 
 
+def nothing(site: Site, times: int) -> None:
+    """It goes on."""
+    for _ in range(times):
+        site.goes_on()
+
+
 def upgrade(site: Site, times: int) -> None:
     """`procmanctl daemon upgrade`, to the version that is installed."""
     for _ in range(times):
@@ -345,7 +366,7 @@ def upgrade(site: Site, times: int) -> None:
 SCENARIOS: Mapping[str, Callable[[Site, int], None]] = {
     function.__name__: function
     for function in (
-        *(start, restart, reload, reload_two, rollback, kill),
+        *(nothing, start, restart, reload, reload_two, rollback, kill),
         *(supervisor, supervisor_in_trial, supervisor_passed, upgrade),
     )
 }
