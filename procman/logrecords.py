@@ -15,8 +15,9 @@ import collections
 import itertools
 import math
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, timedelta, timezone
 from enum import Enum
 from typing import Literal, NamedTuple
 
@@ -44,6 +45,15 @@ MESSAGE_SECONDS = 1.0
 DISORDER = 60.0
 """Seconds by which a line may stand behind a later one: several workers print, and an access log tells when a request
 began."""
+
+CROWD, CROWD_SECONDS = 20, 300.0
+"""So many exact times within so many seconds: what stands behind them was printed just after."""
+
+OFFSETS = (
+    *(60 * hours for hours in (0, *range(1, 15), *range(-1, -13, -1))),
+    *(210, 270, 330, 345, 390, 525, 570, 630, 765, 825, -150, -210, -570),
+)
+"""Minutes by which local time is ahead of UTC somewhere on earth; of two that are as likely the first one is taken."""
 
 _CHAIN = (b"The above exception was the direct cause of", b"During handling of the above exception, another")
 _RAISED = re.compile(rb"[A-Za-z_][\w.<>]*(?:: |:?\Z)")
@@ -153,6 +163,8 @@ class Records:
     it may stand "within" a line. What comes before the first line that surely begins a record is left out then, but
     not much more than PROBE bytes, and counted: `skipped`. With `sure` neither the time that procman has put before a
     line makes it such a one, nor a traceback: a line before may announce it.
+
+    A time without a zone between many exact ones that lie close together is of the zone with which it is one of them.
     """
 
     def __init__(
@@ -170,6 +182,7 @@ class Records:
         self._part = False
         self._joints = Joints()
         self._at: float | None = None
+        self._exact: collections.deque[float] = collections.deque(maxlen=CROWD)
 
     def feed(self, chunk: bytes) -> Iterator[Record]:
         """More bytes; the records that are complete now."""
@@ -215,7 +228,7 @@ class Records:
             yield from self._more_of_a_line(raw)
             return
         self._within = raw[-1:] != b"\n"
-        said = logformat.parse(raw.rstrip(b"\r\n") if not self._within else raw, self._clock)
+        said = self._parse(raw.rstrip(b"\r\n") if not self._within else raw)
         if self._skipping:
             begins = said.begins and (not self._sure or (said.speaks and _opens(said.body) is _Trace.NONE))
             if not begins and self.skipped < PROBE:
@@ -235,6 +248,20 @@ class Records:
         self._said.append(said)
         self._size += len(raw)
 
+    def _parse(self, line: bytes) -> Line:
+        said = logformat.parse(line, self._clock)
+        if said.time is None:
+            return said
+        if said.exact:
+            self._exact.append(said.time)
+        elif crowded(self._exact) and abs(said.time - self._exact[-1]) > DISORDER:
+            ahead = (logformat.parse(line, replace(self._clock, zone=UTC)).time or 0.0) - self._exact[-1]
+            offset = next((offset for offset in OFFSETS if abs(ahead - offset * 60) <= DISORDER), None)
+            if offset is not None:
+                self._clock = replace(self._clock, zone=timezone(timedelta(minutes=offset)))
+                return logformat.parse(line, self._clock)
+        return said
+
     def _more_of_a_line(self, raw: bytes) -> Iterator[Record]:
         self._within = raw[-1:] != b"\n"
         if self._skipping:
@@ -252,6 +279,11 @@ class Records:
         record = Record(tuple(self._lines), tuple(self._said), self._at, self._joints.head.level, self._part)
         self._lines, self._said, self._size = [], [], 0
         return record
+
+
+def crowded(times: Sequence[float]) -> bool:
+    """Whether these exact times, one after the other, lie so close that any other one among them is near."""
+    return len(times) >= CROWD and abs(times[-1] - times[0]) <= CROWD_SECONDS
 
 
 @dataclass(slots=True)
@@ -362,10 +394,11 @@ def seek(size: int, since: float) -> Generator[int, float | None, int]:
 
 
 def first_time(window: bytes, clock: Clock, *, whole: bool) -> float | None:
-    """The first time that the lines of `window` tell; `whole`: its first line is, else it may be the end of one."""
+    """The first time that the lines of `window` tell, an exact one if there is one near; `whole`: its first line is,
+    else it may be the end of one."""
     lines = window.split(b"\n")
-    for line in lines if whole else lines[1:]:
-        at = logformat.parse(line, clock).time
-        if at is not None:
-            return at
-    return None
+    said = (logformat.parse(line, clock) for line in (lines if whole else lines[1:]))
+    first = list(itertools.islice((one for one in said if one.time is not None), 1))
+    if first and not first[0].exact:
+        first += itertools.islice((one for one in said if one.time is not None), CROWD)
+    return next((one.time for one in (*(one for one in first if one.exact), *first)), None)

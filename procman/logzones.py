@@ -6,31 +6,22 @@ others that name a zone, those of an access log. What tells the zone is what a l
 times, and the moments at which the file before and this one were last written.
 
 Pure. Each line votes for the offsets from UTC with which it is where it belongs. Local time is taken where no other
-offset has more votes.
+offset has more votes. Lines that are too rare for a sample to hold any are understood when they come (`Records`).
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import NamedTuple
 
 from procman.logformat import Clock
-from procman.logrecords import DISORDER, Records
+from procman.logrecords import CROWD, DISORDER, OFFSETS, Records, crowded
 
-SAMPLE = 16 * 1024
-"""Bytes of a file that are looked at."""
-
-SAMPLES_MAX = 3
-"""Files of a log that are looked at."""
-
-OFFSETS = (
-    *(60 * hours for hours in (0, *range(1, 15), *range(-1, -13, -1))),
-    *(210, 270, 330, 345, 390, 525, 570, 630, 765, 825, -150, -210, -570),
-)
-"""Minutes by which local time is ahead of UTC somewhere on earth; of two that are as likely the first one is taken."""
+SAMPLES = (4 * 1024, 16 * 1024), (4 * 1024,), (4 * 1024,)
+"""Bytes that are looked at of each file, the newest first: more where less tells nothing."""
 
 
 class Sample(NamedTuple):
@@ -57,31 +48,40 @@ def zone(samples: Iterable[Sample], clock: Clock) -> tzinfo | None:
     """The zone of a log, by samples of its files, the newest first; None where it is that of `clock`."""
     votes: Counter[int | None] = Counter()
     for sample in samples:
-        for time in _times(sample, clock.now):
+        times = _times(sample, clock.now)
+        for time in _unknown(times, sample):
             votes.update(_fitting(time, clock))
+        if not votes and crowded([told for told, exact in times if exact][-CROWD:]):
+            return None
         most = max(votes.values(), default=0)
         best = [offset for offset in (None, *OFFSETS) if most and votes[offset] == most]
         if len(best) == 1 or (best and None not in best):
-            return None if best[0] is None else UTC if best[0] == 0 else timezone(timedelta(minutes=best[0]))
+            return None if best[0] is None else timezone(timedelta(minutes=best[0]))
     return None
 
 
-def _times(sample: Sample, now: float) -> Iterator[_Time]:
-    """The times of a sample that name no zone."""
+def _times(sample: Sample, now: float) -> list[tuple[float, bool]]:
+    """The times of a sample, and whether they are exact; the others as if they were UTC. NaN is one of the last record,
+    where that tells none."""
     maker = Records(Clock(now, UTC), "record" if sample.begins else "within")
-    records = [*maker.feed(sample.data), *maker.end()]
-    heads = [record.said[0] for record in records]
+    heads = [record.said[0] for record in (*maker.feed(sample.data), *maker.end())]
     times = [(said.time, said.exact) for said in heads if said.time is not None]
+    return times if times and heads[-1].time is not None else [*times, (math.nan, False)]
+
+
+def _unknown(times: Sequence[tuple[float, bool]], sample: Sample) -> Iterator[_Time]:
+    """Those that name no zone."""
     next_ones, latest = [], sample.written
     for told, exact in reversed(times):
         latest = told if exact else latest
         next_ones.append(latest)
     earliest = -math.inf if sample.before is None else sample.before
-    last = len(times) - 1
     for number, ((told, exact), latest) in enumerate(zip(times, reversed(next_ones), strict=True)):
         if exact:
             earliest = told
-        elif number == last and sample.ends and heads[-1].time is not None:
+        elif math.isnan(told):
+            return
+        elif number == len(times) - 1 and sample.ends:
             yield _Time(told, max(earliest, sample.written), latest)
         else:
             yield _Time(told, earliest, latest)
@@ -93,7 +93,5 @@ def _fitting(time: _Time, clock: Clock) -> Iterator[int | None]:
     local = {naive.timestamp(), naive.replace(fold=1).timestamp()}
     if any(time.earliest - DISORDER <= at <= time.latest + DISORDER for at in local):
         yield None
-    for offset in OFFSETS:
-        at = time.told - offset * 60
-        if at not in local and time.earliest - DISORDER <= at <= time.latest + DISORDER:
-            yield offset
+    least, most = (time.told - time.latest - DISORDER) / 60, (time.told - time.earliest + DISORDER) / 60
+    yield from (offset for offset in OFFSETS if least <= offset <= most and time.told - offset * 60 not in local)

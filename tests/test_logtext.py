@@ -7,6 +7,7 @@ import gzip
 import json
 import random
 import re
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from procman import logrecords, logsummary, moments, terminal, tracebacks
+from procman import logformat, logrecords, logsummary, moments, terminal, tracebacks
 from procman.ctl import logtext
 from procman.ctl.library import File, Heard, Places, Source
 from procman.ctl.logtext import LogText, Place
@@ -213,6 +214,34 @@ def test_since_reads_little_of_a_large_file() -> None:
     assert library.bytes_read < 20 * logrecords.PROBE
     assert text.since(0.0) == Place()
     assert text.since(CLOCK.now).offset > len(lines) - 2 * logrecords.PROBE
+
+
+@pytest.mark.parametrize("rare", [1, 2, 7, 500])
+@pytest.mark.parametrize("zone", ["CET-1", "EST5", "UTC"])
+def test_since_misses_nothing_where_some_lines_tell_the_time_of_another_zone(
+    rare: int, zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of so many lines is a Django's, in UTC, the others are of an access log."""
+    begin = int(CLOCK.now) - 40_000
+    lines = b""
+    for at in range(begin, int(CLOCK.now), 2):
+        when = datetime.fromtimestamp(at, UTC)
+        access = f'1.1.1.1 - - [{when:%d/%b/%Y:%H:%M:%S} +0000] "GET / HTTP/1.1" 200 2\n'
+        lines += (f"{when:%Y-%m-%d %H:%M:%S},000 INFO view\n" if at // 2 % rare == 0 else access).encode()
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    logformat._minute.cache_clear()
+    try:
+        for ago in (600, 5000, 20_000):
+            text = Memory([lines], modified=[CLOCK.now - 1]).text()
+            wanted = Filter(since=CLOCK.now - ago)
+            start = text.since(CLOCK.now - ago)
+            assert sum(map(wanted.wants, text.records(text.maker(start), start))) == ago // 2
+            assert (text.zone is None) == (zone == "UTC" or rare == 500)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+        logformat._minute.cache_clear()
 
 
 # --- summary

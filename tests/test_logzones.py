@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from procman.logformat import Clock, parse
-from procman.logzones import OFFSETS, Sample, zone
+from procman.logrecords import OFFSETS, Records
+from procman.logzones import Sample, zone
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC).timestamp()
 BERLIN, NEW_YORK, KATHMANDU = map(ZoneInfo, ("Europe/Berlin", "America/New_York", "Asia/Kathmandu"))
@@ -102,6 +103,29 @@ def test_any_zone_is_seen_in_a_log_that_somebody_uses(steps: list[tuple[int, boo
     lines += [app(at - 900, there), app(at, there)]
     shown = found(lines, UTC, written=at)
     assert (shown or UTC).utcoffset(None) == timedelta(minutes=offset)
+
+
+@pytest.mark.parametrize("here", [UTC, BERLIN, NEW_YORK])
+@pytest.mark.parametrize("there", [UTC, BERLIN])
+def test_lines_that_are_rare_are_understood_by_those_around_them(here: tzinfo, there: tzinfo) -> None:
+    """Also where two zones take turns, as of uWSGI and of a Django in it."""
+    maker, expected, lines = Records(Clock(NOW, here)), [], []
+    for number in range(2000):
+        at = NOW - 2000 + number
+        rare = number % 300 == 299
+        lines.append(access(at) if not rare else app(at, there if number < 1000 else here))
+        expected.append(at + 0.123 * rare)
+    found = [*maker.feed("".join(lines).encode()), *maker.end()]
+    assert [record.at for record in found] == pytest.approx(expected)
+
+
+def test_lines_that_are_rare_and_far_from_others_are_local() -> None:
+    """What is done each hour, and then asked for: not one of these times is of another zone."""
+    hours = [NOW - 3600 * hour for hour in range(40, 0, -1)]
+    lines = [app(at, BERLIN) + access(at + 1) for at in hours]
+    maker = Records(Clock(NOW, BERLIN))
+    found = [*maker.feed("".join(lines).encode()), *maker.end()]
+    assert [record.at for record in found[::2]] == pytest.approx([at + 0.123 for at in hours])
 
 
 @given(st.binary(max_size=500), st.booleans())

@@ -366,15 +366,16 @@ class LogText:
 
     def _samples(self) -> Iterator[Sample]:
         """Of its newest files: their ends, of compressed ones the beginnings."""
-        from procman.logzones import SAMPLE, SAMPLES_MAX, Sample
+        from procman.logzones import SAMPLES, Sample
 
-        for index in reversed(range(max(0, len(self._files) - SAMPLES_MAX), len(self._files))):
+        for index, sizes in zip(reversed(range(len(self._files))), SAMPLES, strict=False):
             file = self._files[index]
-            offset = 0 if file.zipped else max(0, file.size - SAMPLE)
-            data = self._pread(index, SAMPLE, offset)
-            before = self._files[index - 1].modified if index else None
-            ends = not file.zipped and offset + len(data) == file.size
-            yield Sample(data, before, file.modified, not offset, ends)
+            for size in sizes:
+                offset = 0 if file.zipped else max(0, file.size - size)
+                data = self._pread(index, size, offset)
+                before = self._files[index - 1].modified if index else None
+                ends = not file.zipped and offset + len(data) == file.size
+                yield Sample(data, before, file.modified, not offset, ends)
 
     def _clock(self) -> Clock:
         from procman.logformat import Clock
