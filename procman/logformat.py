@@ -163,8 +163,9 @@ def level_name(number: int) -> str:
     return next((name for name, least in reversed(LEVELS.items()) if number >= least), "")
 
 
-def parse(line: bytes, clock: Clock) -> Line:
-    """What `line` says, which has no newline at its end. Of a long line only the beginning is looked at."""
+def parse(line: bytes, clock: Clock | None) -> Line:
+    """What `line` says, which has no newline at its end. Of a long line only the beginning is looked at. Without a
+    clock no time is worked out: it is 0.0 then, or None where there is none."""
     first = line[:1]
     if first == b"{" and len(line) <= JSON_MAX:
         document = _json(line)
@@ -180,7 +181,7 @@ def parse(line: bytes, clock: Clock) -> Line:
     return _plain(line, first, clock)
 
 
-def _plain(line: bytes, first: bytes, clock: Clock) -> Line:
+def _plain(line: bytes, first: bytes, clock: Clock | None) -> Line:
     head = line[:HEAD]
     for inside, pattern in _TIMES[first[0]]:
         found = pattern.match(head) if inside in head else None
@@ -194,7 +195,7 @@ def _plain(line: bytes, first: bytes, clock: Clock) -> Line:
     word = found["level"] if "level" in groups else None
     level = _number(word) if word else 0
     if not level and not access:
-        asked = _REQUEST.search(head, end, end + 160)
+        asked = _REQUEST.search(head, end, end + 160) if b'"' in head else None
         told = _LEVEL.search(head, end, asked.start() if asked else end + 160)
         told = told or (_LEVEL.search(head, 0, found.start("year")) if pattern is _LOGFMT else None)
         level = _number(told[0]) if told else 0
@@ -223,9 +224,9 @@ def _number(text: bytes) -> int:
 # --- times ----------------------------------------------------------------------------------------------------------
 
 
-def _time(found: re.Match[bytes] | None, clock: Clock) -> float | None:
-    if found is None:
-        return None
+def _time(found: re.Match[bytes] | None, clock: Clock | None) -> float | None:
+    if found is None or clock is None:
+        return None if found is None else 0.0
     year, month, day, time, second, zone = found.group("year", "month", "day", "clock", "second", "zone")
     year = year or b"%d" % _year(month, int(day), clock.now)
     first, again = _minute(b" ".join((year, month, day)), time, zone or b"", clock.zone)
@@ -265,7 +266,7 @@ def _year(month: bytes, day: int, now: float) -> int:
     return today.year - ((_MONTHS[month.decode()], day) > (today.month, today.day))
 
 
-def _told_time(value: object, clock: Clock) -> tuple[float, bool] | None:
+def _told_time(value: object, clock: Clock | None) -> tuple[float, bool] | None:
     """The time that a JSON value is, and whether it names a zone: text, or a number of seconds, or of milli-, micro- or
     nanoseconds."""
     if isinstance(value, str):
@@ -297,7 +298,7 @@ def _json(line: bytes) -> Mapping[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def _of_json(line: bytes, document: Mapping[str, Any], clock: Clock) -> Line:
+def _of_json(line: bytes, document: Mapping[str, Any], clock: Clock | None) -> Line:
     told = (_told_time(document.get(key), clock) for key in _TIME_KEYS)
     at, exact = next(filter(None, told), (None, False))
     text = next((value for key in _TEXT_KEYS if isinstance(value := document.get(key), str)), "")

@@ -106,7 +106,7 @@ class Joints:
         """A record begins with this line."""
         self.head = said
         self._trace = _opens(said.body)
-        if said.body.endswith(logformat.TRACEBACK):  # on one line with what announces it
+        if self._trace is _Trace.NONE and said.body.endswith(logformat.TRACEBACK):  # on one line with what announces it
             self._trace = _Trace.GROUP if said.body.endswith(logformat.GROUP) else _Trace.FRAMES
         self._traced = self._trace is not _Trace.NONE
 
@@ -125,6 +125,8 @@ class Joints:
             announced = self.head.level >= _ANNOUNCES and not self._traced and not self.head.access
             self._traced = self._traced or announced
             return announced
+        if before is _Trace.NONE:
+            return False
         self._trace = self._after(before, said, math.inf if came is None else came)
         return self._trace is not _Trace.NONE
 
@@ -149,6 +151,8 @@ class Joints:
 
 def _opens(body: bytes) -> _Trace:
     """What a line opens that is the first one of a traceback."""
+    if b"Traceback" not in body:
+        return _Trace.NONE
     if body.startswith(logformat.TRACEBACK):
         return _Trace.FRAMES
     if body.startswith(logformat.GROUP):

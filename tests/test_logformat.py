@@ -78,6 +78,9 @@ def test_time_and_level_of_a_line(line: str, time: str | None, level: str) -> No
     assert said.time == (None if time is None else pytest.approx(at(time)))
     assert level_name(said.level) == level
     assert not said.continues
+    unclocked = parse(line.encode(), None)
+    assert unclocked._replace(time=said.time) == said
+    assert unclocked.time == (None if time is None and "2026-13-99" not in line else 0.0)
     assert said.exact == (said.time is not None and any(mark in line for mark in (" +0", " -0", "Z")))
     assert (said.speaks, said.stamped) == (time is not None or level != "", False)
     stamped = parse(b"2026-01-31T12:00:00.500Z " + line.encode(), CLOCK)  # timestamps = true

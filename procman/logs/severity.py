@@ -10,15 +10,13 @@ machine is unusable (0, 1), which wakes people and which journald prints on ever
 
 from __future__ import annotations
 
-from datetime import UTC
-
 from procman import logformat
-from procman.logformat import Clock
 from procman.logrecords import Joints
 
-CRITICAL, ERROR, WARNING, INFO, DEBUG = 2, 3, 4, 6, 7
+ERROR, INFO = 3, 6
 
-_CLOCK = Clock(0.0, UTC)  # when it was, nobody asks here
+_OF_LEVEL = (INFO, *[7] * 19, *[INFO] * 10, *[4] * 10, *[ERROR] * 10, *[2] * 11)
+"""By the number of a level of `logging`, which is at most 60."""
 
 
 class Severities:
@@ -38,21 +36,10 @@ class Severities:
             return self._now, line
         if line[:1] == b"<" and line[2:3] == b">" and line[1:2] in b"01234567":
             self._now, line = line[1] - ord("0"), line[3:]
-            self._joints.begin(logformat.parse(line, _CLOCK))
+            self._joints.begin(logformat.parse(line, None))
             return self._now, line
-        said = logformat.parse(line.rstrip(b"\r"), _CLOCK)
+        said = logformat.parse(line.rstrip(b"\r"), None)
         if not self._joints.joins(said, wall):
             self._joints.begin(said)
-            self._now = _number(said.level) if said.level else self._usual
+            self._now = _OF_LEVEL[said.level] if said.level else self._usual
         return self._now, line
-
-
-def _number(level: int) -> int:
-    """A level of `logging` as one of syslog."""
-    if level >= logformat.LEVELS["critical"]:
-        return CRITICAL
-    if level >= logformat.LEVELS["error"]:
-        return ERROR
-    if level >= logformat.LEVELS["warning"]:
-        return WARNING
-    return INFO if level >= logformat.LEVELS["info"] else DEBUG
