@@ -4,6 +4,7 @@ gives."""
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import random
 import re
@@ -175,7 +176,7 @@ def test_the_last_lines_and_records_of_any_log(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=400), st.integers(0, 40_000), st.integers(0, 3), st.randoms())
-def test_since_misses_nothing(steps: list[int], since: int, zipped: int, rng: random.Random) -> None:
+def test_since_and_until_miss_nothing(steps: list[int], since: int, zipped: int, rng: random.Random) -> None:
     """Lines with times that grow, some without, some a little late, in some files."""
     begin = datetime(2026, 1, 31, tzinfo=UTC).timestamp()
     files, modified, at = [b""], [0.0], begin
@@ -196,7 +197,12 @@ def test_since_misses_nothing(steps: list[int], since: int, zipped: int, rng: ra
         text = Memory(files, zipped=zipped, modified=modified).text()
         start = text.since(begin + since)
         found = [record.text for record in text.records(text.maker(start), start) if wanted.wants(record)]
-    assert found == expected
+        assert found == expected
+        ended = Filter(until=begin + since)
+        expected = [record.text for record in logrecords.timed(records(b"".join(files))) if ended.wants(record)]
+        start, skip = text.last_records(5, ended, Place())
+        found = [one.text for one in text.records(text.maker(start, exact=True), start) if ended.wants(one)][skip:]
+    assert found == expected[-5:]
 
 
 def test_since_reads_little_of_a_large_file() -> None:
@@ -211,6 +217,31 @@ def test_since_reads_little_of_a_large_file() -> None:
     assert library.bytes_read < 20 * logrecords.PROBE
     assert text.since(0.0) == Place()
     assert text.since(CLOCK.now).offset > len(lines) - 2 * logrecords.PROBE
+
+
+def second(n: int) -> bytes:
+    return b"2026-01-%02d %02d:%02d:%02dZ INFO a line\n" % (1 + n // 86400, n // 3600 % 24, n // 60 % 60, n % 60)
+
+
+@pytest.mark.parametrize("zipped", [0, 1, 2])
+@pytest.mark.parametrize("n", [50_000, 149_999, 150_000, 200_000, 299_999])
+def test_a_search_by_time_takes_few_lines_apart(zipped: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In compressed files, too; and the last lines before a time are found without those that are later."""
+    begin = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    at = begin + n
+    files = [b"".join(map(second, range(150_000))), b"".join(map(second, range(150_000, 300_000)))]
+    text = Memory(files, zipped=zipped, modified=[begin + 150_000, begin + 300_000]).text()
+    start = text.since(at)
+    assert sum(map(len, files[: start.file])) + start.offset > len(files[0]) // 150_000 * n - 2 * logrecords.PROBE
+    fed: list[int] = []
+    feed = Records.feed
+    monkeypatch.setattr(Records, "feed", lambda self, chunk: fed.append(len(chunk)) or feed(self, chunk))
+    wanted = Filter(until=at)
+    start, skip = text.last_records(3, wanted, Place())
+    chosen = text.records(text.maker(start, exact=True), start, piece=logrecords.PROBE)
+    in_time = itertools.takewhile(lambda one: not wanted.after(one), chosen)
+    assert [one.text for one in in_time if wanted.wants(one)][skip:] == [second(n - 2), second(n - 1), second(n)]
+    assert sum(fed) < 10 * logrecords.PROBE
 
 
 # --- summary

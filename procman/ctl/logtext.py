@@ -7,6 +7,7 @@ Nothing here holds more than a few pieces of a file at once.
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -276,19 +277,35 @@ class LogText:
         from procman import logrecords
 
         for index, file in enumerate(self._files):
-            if file.modified < since - logrecords.DISORDER:
-                continue
-            if file.zipped:
-                return Place(index)
-            search = logrecords.seek(file.size, since)
-            try:
-                probe = next(search)
-                while True:
-                    window = self._pread(index, logrecords.PROBE, probe)
-                    probe = search.send(logrecords.first_time(window, self._clock(), whole=probe == 0))
-            except StopIteration as found:
-                return Place(index, found.value)
+            if file.modified >= since - logrecords.DISORDER:
+                return Place(index, self._search(index, since, unknown=math.inf))
         return self.end()
+
+    def until(self, until: float) -> Place:
+        """Where to stop so that no line up to `until` is missed: little of what is later is read."""
+        from procman import logrecords
+
+        for index, file in enumerate(self._files):
+            if file.modified > until + logrecords.DISORDER:
+                # From the place that is found to the first line that is surely later it is no more than this.
+                stop = self._search(index, until + 2 * logrecords.DISORDER, unknown=-math.inf) + 2 * logrecords.PROBE
+                if stop < self._size(index):
+                    return Place(index, stop)
+        return self.end()
+
+    def _search(self, index: int, since: float, unknown: float) -> int:
+        """See `logrecords.seek`, in one file. `unknown` is taken for the time of a place where no line tells one."""
+        from procman import logrecords
+
+        search = logrecords.seek(self._size(index), since)
+        try:
+            probe = next(search)
+            while True:
+                window = self._pread(index, logrecords.PROBE, probe)
+                at = logrecords.first_time(window, self._clock(), whole=probe == 0)
+                probe = search.send(unknown if at is None else at)
+        except StopIteration as found:
+            return int(found.value)
 
     def last_records(self, count: int, wanted: Filter, first: Place) -> tuple[Place, int]:
         """Where to begin so that the last `count` records which are wanted come, none from before `first`; and how many
@@ -296,7 +313,7 @@ class LogText:
         from procman import logrecords
 
         sieve = logrecords.sieve(wanted.grep)
-        found, stop, span = 0, self.end(), BLOCK
+        found, stop, span = 0, self.end() if wanted.until is None else self.until(wanted.until), BLOCK
         oldest = stop  # where something that is wanted was found
         while found < count and stop > first:
             start = max(self._plus(stop, -span), first)
