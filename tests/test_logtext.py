@@ -8,6 +8,7 @@ import itertools
 import json
 import random
 import re
+import tracemalloc
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -101,6 +102,14 @@ def test_a_traceback_is_one_record_with_the_line_that_announces_it(server: str) 
             assert (server == "uwsgi") == record.lines[0].startswith(b"Traceback")
 
 
+def test_a_traceback_begins_no_record_where_the_line_before_it_is_not_known() -> None:
+    maker = Records(CLOCK, "within")
+    trace = b'an error\nTraceback (most recent call last):\n  File "a", line 1, in f\nValueError: b\n'
+    found = list(maker.feed(trace + b"2026-01-31 12:00:00 INFO a\n"))
+    assert [record.text for record in [*found, *maker.end()]] == [b"2026-01-31 12:00:00 INFO a\n"]
+    assert maker.skipped == len(trace)
+
+
 def test_a_line_and_a_record_that_never_end_come_in_parts() -> None:
     size = logrecords.LINE_MAX
     for data in (
@@ -159,6 +168,7 @@ def test_the_last_lines_and_records_of_any_log(
         patch.setattr(logtext, "BLOCK", 200)
         patch.setattr(logtext, "SPAN_MAX", 4000)
         patch.setattr(logtext, "BEGIN", 50)
+        patch.setattr(logtext, "HELD", 1000)  # any of these records
         patch.setattr(logrecords, "PROBE", 1 << 20)
         text = Memory(files, zipped=zipped).text()
         start = text.last_lines(count)
@@ -328,6 +338,28 @@ def test_any_place_of_a_compressed_file(members: int, asked: list[tuple[int, int
         assert unzipped.damaged == (not members)
         assert len(unzipped._copies) <= COPIES_MAX
         assert unzipped.pread(len(whole), 0) == whole
+
+
+@pytest.mark.parametrize("lines", [None, 100_000])
+@pytest.mark.parametrize("left", [False, True])
+def test_many_compressed_logs_are_read_at_once_in_little_memory(
+    lines: int | None, left: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where they are merged by time: each of them is in the midst of its compressed file, or has left it."""
+    monkeypatch.setattr("procman.unzip.SPACING", 50_000)
+    content = [b"".join(map(second, range(150_000))), b"one\n" * 9 if left else b""]
+    library = Memory(content, zipped=1)
+    tracemalloc.start()
+    reading = []
+    for text in (library.text() for _ in range(5)):
+        start = Place() if lines is None else text.last_lines(lines)
+        reading.append(text.forward(start, piece=5_000))
+        found = next(data for data in reading[-1] if text.reached > Place(0, 4_000_000))
+        found = next(data for data in reading[-1] if text.reached.file == 1) if left else found
+        assert len(found) <= 5_000
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert used < len(reading) * (50_000 if left else 200_000)
 
 
 WHOLE = b"".join(b"line %d\n" % number for number in range(5000))
