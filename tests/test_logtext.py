@@ -9,7 +9,7 @@ import json
 import random
 import re
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -245,7 +245,12 @@ def test_a_search_by_time_takes_few_lines_apart(zipped: int, n: int, monkeypatch
     assert sum(map(len, files[: start.file])) + start.offset > len(files[0]) // 150_000 * n - 2 * logrecords.PROBE
     fed: list[int] = []
     feed = Records.feed
-    monkeypatch.setattr(Records, "feed", lambda self, chunk: fed.append(len(chunk)) or feed(self, chunk))
+
+    def counting(self: Records, chunk: bytes) -> Iterator[Record]:
+        fed.append(len(chunk))
+        return feed(self, chunk)
+
+    monkeypatch.setattr(Records, "feed", counting)
     wanted = Filter(until=at)
     start, skip = text.last_records(3, wanted, Place())
     chosen = text.records(text.maker(start, exact=True), start, piece=logrecords.PROBE)
