@@ -429,6 +429,12 @@ def overlap(one: Address, other: Address) -> bool:
     return a == b or "" in {a, b} or wild
 
 
+def covers(wide: Address, narrow: Address) -> bool:
+    """Whether all who come to `narrow` come to a socket at `wide` where there is none at `narrow`."""
+    same = wide.host == narrow.host
+    return overlap(wide, narrow) and (wide.kind == "unix" or same or wide.host == "" or narrow.host not in _ALL_HOSTS)
+
+
 def host(raw: object) -> str:
     """A Host header, "shop.example" or "shop.example:8000"."""
     word = text(raw)
