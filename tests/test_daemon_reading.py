@@ -160,6 +160,24 @@ def test_the_daemon_tells_the_same_as_the_files(stopped: RunningDaemon) -> None:
         assert "oldest" in with_daemon.stdout or arguments[0] != "-n"
 
 
+@pytest.mark.parametrize(("kind", "why"), [("a symlink", "is not followed"), ("a folder", "it is no regular file")])
+def test_a_log_that_is_no_file_is_named(stopped: RunningDaemon, kind: str, why: str) -> None:
+    """With a daemon and without one. What was rotated before is read all the same."""
+    path = stopped.log_dir / "web.log"
+    path.unlink()
+    if kind == "a folder":
+        path.mkdir()
+    else:
+        path.symlink_to("api.log")
+    done = offline(stopped, "logs", "web")
+    stopped.start()
+    for said in (done, stopped.ctl("logs", "web")):
+        assert said.returncode == 0
+        assert [line.split()[-1] for line in said.stdout.splitlines()] == ["oldest", "a", "b"]
+        assert said.stderr.startswith(f"procmanctl: web: {path} is not read: it is ")
+        assert why in said.stderr
+
+
 def test_a_daemon_that_is_asked_by_its_table(stopped: RunningDaemon) -> None:
     stopped.start()
     stopped.wait_for("web")

@@ -116,7 +116,8 @@ def test_a_time_is_rfc_3339_with_milliseconds(wall: float, expected: str) -> Non
     ("dress", "lines", "partial", "expected"),
     [
         (plain, b"one\n\ntwo\n", False, b"one\n\ntwo\n"),
-        (plain, b"no end", False, b"no end\n"),
+        (plain, b"no end", False, b"no end"),
+        (plain, b"half", True, b"half\\\n"),
         (text(b"shop | ", timestamps=False), b"one\n\n\0\xff\n", False, b"shop | one\nshop | \nshop | \0\xff\n"),
         (text(b"shop | ", timestamps=False), b"half", True, b"shop | half\\\n"),
         (text(b"", timestamps=True), b"one\ntwo\n", False, f"{STAMP} one\n{STAMP} two\n".encode()),
