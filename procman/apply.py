@@ -30,7 +30,9 @@ HOT_LOG = frozenset(
 )  # fmt: skip
 """Keys of its log that can change between two bytes; `mode` as long as there is a pipe, see `_has_pipe`."""
 
-HOT_DAEMON = frozenset({"log_level", "log_min_free", "shutdown_timeout", "exit_when", "sampling"})
+HOT_DAEMON = frozenset(
+    {"log_level", "log_max_size", "log_keep", "log_min_free", "shutdown_timeout", "exit_when", "sampling"}
+)
 """Keys of [daemon] that take effect without a restart of the daemon."""
 
 
@@ -157,16 +159,15 @@ def lines(old: Config, new: Config, plan: Plan, running: Collection[str] = ()) -
 
 def _meanwhile(action: str, before: Sequence[Listener], after: Sequence[Listener]) -> str:
     """What clients notice of a restart, or of a replacement."""
-    gone = [one for one in before if all(one.address != listener.address for listener in after)]
+    gone = [one for one in before if not any(values.covers(listener.address, one.address) for listener in after)]
     new = [listener for listener in after if not _stays(listener, before)]
     closes = "".join(f", {listener.address} closes" for listener in gone)
     if not before and not after:
         return "nothing of it runs meanwhile" if action == "restart" else "for a moment two of it run"
     if action == "replace":
-        early = [listener for listener in new if any(values.overlap(listener.address, one.address) for one in before)]
+        early = [listener for listener in new if any(values.covers(one.address, listener.address) for one in before)]
         waits = "".join(f", connections to {listener.address} wait until it is ready" for listener in early)
-        late = ", ".join(str(listener.address) for listener in gone)
-        return f"no request is lost{waits}" + (late and f", but of who still comes to {late} until that closes")
+        return f"no request is lost{waits}{closes}"
     if any(listener.reuse_port for listener in (*before, *after)):
         return f"connections are refused meanwhile{closes}"
     return f"connections wait meanwhile{closes}" if after else f"nothing listens any more{closes}"
@@ -195,7 +196,8 @@ def _no_canary(old: Config, program: Program, plan: Plan, running: Collection[st
     if not program.canary:
         return ""
     together = [each for each in plan.replace if each.program == program.program]
-    return units.no_canary(old, units.units(old, together, running), running)
+    leaving = {each.name for each in plan.removed if each.program == program.program}
+    return units.no_canary(old, units.units(old, together, running, leaving), running)
 
 
 _KEYS = {

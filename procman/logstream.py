@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from procman import logread, rpc
-from procman.logread import Held, Position
+from procman.logread import Held, Position, refusal
 from procman.reading import Read
 from procman.rpc import LogSource, Object
 
@@ -23,10 +23,16 @@ MAX_TURN = 1024 * 1024  # bytes that a follower reads before it sends them
 T = TypeVar("T")
 
 
+def refusals(sources: Sequence[LogSource]) -> list[Object]:
+    """Logs at whose path something stands that is not read, and why. Reads the disk: for a thread."""
+    told = ((source.name, refusal(source.path)) for source in sources)
+    return [{"name": name, "text": text} for name, text in told if text]
+
+
 def files(sources: Sequence[LogSource], held: Held) -> list[Object]:
     """The logs with their files, the oldest first, as `logs.files` answers; `held` has them from now on. Reads the
     disk: for a thread."""
-    listed = held.files([(source.path, source.keep) for source in sources])
+    listed = held.files([source.path for source in sources])
     return [
         {
             "name": source.name,
@@ -50,7 +56,7 @@ def files(sources: Sequence[LogSource], held: Held) -> list[Object]:
 
 def piece(source: LogSource, file: str, offset: int, size: int, held: Held) -> Object:
     """Bytes of one of these files, as `logs.read` answers. Reads the disk: for a thread."""
-    data = held.read(source.path, source.keep, file, offset, size)
+    data = held.read(source.path, file, offset, size)
     return {"gone": True} if data is None else {"gone": False, **rpc.log_data(data)}
 
 
@@ -81,7 +87,7 @@ class LogReader:
 
     def open(self) -> None:
         """Finds where the last lines begin."""
-        start = self._start or logread.last_lines(self.source.path, self._lines, self.source.keep)
+        start = self._start or logread.last_lines(self.source.path, self._lines)
         self._follower = logread.Follower(self.source.path, start)
         self._after = start
 

@@ -334,6 +334,24 @@ def path(raw: object, folder: str) -> str:
     return posixpath.normpath(posixpath.join(folder, text(raw))).replace("//", "/")
 
 
+_NO_LOGS = {
+    **dict.fromkeys(("/dev/stdout", "/dev/stderr", "/dev/tty", "/dev/console"), "inherit"),
+    **{f"{folder}/{number}": "inherit" for folder in ("/dev/fd", "/proc/self/fd") for number in (1, 2)},
+    "/dev/null": "discard",
+    "/dev/log": "syslog",
+}
+
+
+def log_path(raw: object, folder: str) -> str:
+    """An absolute path of a file that can be rotated."""
+    result = path(raw, folder)
+    if mode := _NO_LOGS.get(result):
+        raise BadValue(f'{result} is no file that can be rotated: use mode = "{mode}" instead')
+    if text(raw).endswith("/"):
+        raise BadValue(f"{result}/ is a folder: give the path of a file in it")
+    return result
+
+
 def unix_path(raw: object, folder: str) -> str:
     """The absolute path of a Unix socket."""
     if text(raw).startswith("@"):
@@ -427,6 +445,12 @@ def overlap(one: Address, other: Address) -> bool:
     a, b = ("127.0.0.1" if where.host == "localhost" else where.host for where in (one, other))
     wild = (a in _ALL_HOSTS or b in _ALL_HOSTS) and (":" in a) == (":" in b)
     return a == b or "" in {a, b} or wild
+
+
+def covers(wide: Address, narrow: Address) -> bool:
+    """Whether all who come to `narrow` come to a socket at `wide` where there is none at `narrow`."""
+    same = wide.host == narrow.host
+    return overlap(wide, narrow) and (wide.kind == "unix" or same or wide.host == "" or narrow.host not in _ALL_HOSTS)
 
 
 def host(raw: object) -> str:

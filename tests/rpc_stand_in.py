@@ -203,7 +203,7 @@ class StandIn:
 
     def log_sources(self, names: Sequence[str], stderr: bool) -> list[LogSource]:
         stream, end = ("err", ".err.log") if stderr else ("out", ".log")
-        return [LogSource(one["name"], stream, str(self.folder / (one["name"] + end)), 2) for one in self.find(names)]
+        return [LogSource(one["name"], stream, str(self.folder / (one["name"] + end))) for one in self.find(names)]
 
     def output_elsewhere(self, names: Sequence[str], stderr: bool) -> dict[str, str]:
         return {}

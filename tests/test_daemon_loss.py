@@ -71,12 +71,14 @@ def test_nginx_by_itself_is_an_error_when_its_site_is_not_there() -> None:
 
 
 def asked_of(server: Server, front: str) -> tuple[str, ...]:
-    """The modes for it: what a server is not made for is no loss. nginx asks no POST again."""
+    """The modes for it: what a server is not made for is no loss. One that cuts off an answer that waits for its client
+    is not asked for long ones."""
+    modes = [*NEW, "get", "post"]
     if front == "nginx":
-        return (*NEW, "get", "post", "up", "down", "stream")
-    if not server.keeps:
-        return (*NEW, "get", "post")
-    return (*NEW, "get", "down", "post", "up", *(["pipelined"] if server.pipelines else []))
+        modes += ["up", "down", "stream"]
+    elif server.keeps:
+        modes += ["down", "up", *(["pipelined"] if server.pipelines else [])]
+    return tuple(mode for mode in modes if server.whole or not mode.startswith(("down", "stream")))
 
 
 @contextmanager

@@ -175,6 +175,7 @@ class Local:
     def sources(self, names: Sequence[str], *, stderr: bool) -> list[Source]:
         """See `Library`, as for the next three."""
         from procman import launch
+        from procman.logread import refusal
 
         logs = []
         for program in self._named(names):
@@ -182,7 +183,11 @@ class Local:
                 self.elsewhere[program.program] = text
             logs += [log for log in launch.log_sources(program) if not stderr or log.stream == "err"]
         self._logs = {(log.name, log.stream): log for log in logs}
-        listed = self._held.files([(log.path, log.keep) for log in logs])
+        listed = self._held.files([log.path for log in logs])
+        paths = {file.path for found in listed for file in found}
+        for log in logs:
+            if log.path not in paths and (text := refusal(log.path)):
+                self.elsewhere[log.name] = text
         return [
             Source(log.name, log.stream, tuple(map(_own_file, found)))
             for log, found in zip(logs, listed, strict=True)
@@ -192,7 +197,7 @@ class Local:
         from procman import logread
 
         log = self._logs[source.key]
-        return tuple(map(_own_file, logread.files(log.path, log.keep)))
+        return tuple(map(_own_file, logread.files(log.path)))
 
     def _named(self, names: Sequence[str]) -> Iterator[Program]:
         """Names mean what they mean to the daemon: a process, a program, a group, all."""
@@ -206,7 +211,7 @@ class Local:
 
     def read(self, source: Source, file: File, size: int, offset: int) -> bytes | None:
         log = self._logs[source.key]
-        return self._held.read(log.path, log.keep, file.id, offset, size)
+        return self._held.read(log.path, file.id, offset, size)
 
     def follow(self, places: Places, heard: Heard) -> None:
         from procman.logread import Follower, Position

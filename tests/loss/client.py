@@ -131,7 +131,7 @@ class Visitor:
         self._sock: socket.socket | None = None
         self._buffer = bytearray()
         self._who = ""  # who has answered on this connection
-        self._used = 0.0  # when that one did so last
+        self._used = 0.0  # when it was asked last what it has answered
         self._began = 0.0
         self._pieces_sent = 0
 
@@ -229,7 +229,7 @@ class Visitor:
         if answer.status == 200 and found == ask.answer:
             self.tally.right(now - self._began)
             self._who = answer.headers.get(WHO.lower(), "")
-            self._used = now
+            self._used = self._began
             self.load.answered(self._who, now)
             return
         kind = "error" if answer.status >= 500 else "wrong"
