@@ -30,6 +30,9 @@ HOT_LOG = frozenset(
 )  # fmt: skip
 """Keys of its log that can change between two bytes; `mode` as long as there is a pipe, see `_has_pipe`."""
 
+HOT_LISTENER = frozenset({"backlog", "mode", "uid", "gid"})
+"""What of a listener can be changed while its socket is open."""
+
 HOT_DAEMON = frozenset({"log_level", "log_min_free", "shutdown_timeout", "exit_when", "sampling"})
 """Keys of [daemon] that take effect without a restart of the daemon."""
 
@@ -225,11 +228,12 @@ def differences(old: Program, new: Program) -> tuple[str, ...]:
 def fingerprint(config: Config, program: Program) -> str:
     """Names all of `program` that a running child would notice a change of: two tables with one fingerprint need no
     restart. Of no use for another version of procman."""
-    listeners = [listener for listener in config.listeners if listener.name in program.listen]
+    names = [field.name for field in fields(Listener) if field.name not in HOT_LISTENER]
+    sockets = [[getattr(listener, name) for name in names] for listener in _sockets(config, program)]
     values = [getattr(program, field.name) for field in fields(program) if field.name not in HOT | {"log"}]
     values += [getattr(program.log, field.name) for field in fields(program.log) if field.name not in HOT_LOG]
     values.append(_has_pipe(program.log))
-    return hashlib.sha256(repr((values, listeners)).encode(errors="surrogateescape")).hexdigest()[:16]
+    return hashlib.sha256(repr((values, sockets)).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def daemon_in_force(old: Daemon, new: Daemon) -> Daemon:

@@ -303,7 +303,7 @@ class Change:
         listeners = {listener.name: listener for listener in before.listeners}
         later = {*late, *serving, *(program.name for program in plan.replace)}
         self.versions.begin(replace(read.config, daemon=daemon), kept.keep(before, later, listeners))
-        self._ground.tune(plan.tuned)
+        untuned = self._ground.tune(plan.tuned)
         for program in plan.hot:
             process = supervisor.processes[program.name]
             process.program = servers.in_place(program, process.program.slot)
@@ -329,7 +329,7 @@ class Change:
         if failed:
             return {**names, "message": f"stopped at {failed['name']}: {failed['why']}", "failed": failed}
         notes = "".join(f"; {', '.join(each)}: {note}" for note, each in self._notes.items())
-        return {**names, "message": message + notes}
+        return {**names, "message": message + notes + "".join(f"; {problem}" for problem in untuned)}
 
     def _open_early(self, new: Config) -> None:
         """Open the addresses that are new, for all that is to run. Raises Failed when one can't be had: then none of

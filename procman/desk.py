@@ -425,7 +425,8 @@ class Desk:
     def subscribe(self, callback: Callable[[Info], None]) -> Callable[[], None]:
         return self._supervisor.events.subscribe(callback)
 
-    def daemon_status(self) -> Info:
+    async def daemon_status(self) -> Info:
+        paths = await self._ground.path_problems()
         pids = [self._supervisor.snapshot.keeper_pid, os.getpid()]
         usage = daemon_usage(pids)
         states = [str(process.status.state) for process in self._supervisor.all()]
@@ -447,7 +448,7 @@ class Desk:
             "cpu_seconds": usage.cpu_seconds,
             "stopping": self._supervisor.closing,
             # Two outputs of one process may have the same one.
-            "problems": list(dict.fromkeys((*_short(*pids), *self._problems()))),
+            "problems": list(dict.fromkeys((*_short(*pids), *self._problems(), *paths))),
         }
 
     def _problems(self) -> list[str]:

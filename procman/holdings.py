@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Container, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from procman import listeners, logs, servers
@@ -37,7 +38,7 @@ class Holdings:
     of `sockets`.
 
     `held` are the descriptors that the snapshot brought; this object owns them. `counters` are what the log thread of
-    the supervisor before had counted, `seconds` what `document` has told of listeners.
+    the supervisor before had counted, `seconds` and `files` what `document` has told of listeners.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Holdings:
         *,
         counters: Mapping[str, logs.Counters],
         seconds: Container[str] = (),
+        files: Mapping[str, Sequence[int] | None] = MappingProxyType({}),
     ) -> None:
         self._link = link
         self._log_thread = log_thread
@@ -60,7 +62,7 @@ class Holdings:
         self._captured: set[str] = set()
         self._pipes: dict[str, int] = {}  # inodes, by the name of the stream
         self.notify_sockets: dict[str, NotifySocket] = {}
-        self.sockets = Sockets(self, held, seconds)
+        self.sockets = Sockets(self, held, seconds, files)
 
     def document(self) -> dict[str, Any]:
         """Part of the state file: how pipes and the files of Unix listeners are known again without the keeper."""

@@ -37,7 +37,7 @@ FileId = tuple[int, int]
 
 RPC_BACKLOG = 1024
 
-RENAME_EXCHANGE = 2
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 """linux/fs.h"""
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -99,27 +99,50 @@ def fits(sock: socket.socket, listener: Listener, made: FileId | None = None) ->
         return False
 
 
-def tune(sock: socket.socket, listener: Listener) -> None:
-    """Give the open socket of `listener` its backlog, and a Unix socket its mode and owner. Raises `Failed`."""
+def tune(sock: socket.socket, listener: Listener, made: FileId | None = None) -> None:
+    """Give the open socket of `listener` its backlog, and the file of a Unix socket, which is `made`, its mode and
+    owner. Raises `Failed`."""
     address = listener.address
     try:
         sock.listen(listener.backlog)  # again: it changes the backlog alone (listen(2))
         if address.kind == "unix":
             with _folder_of(address.path) as folder:
-                made = _made_now(folder, os.path.basename(address.path))
-                try:
-                    _dress(made, listener.mode, (listener.uid, listener.gid))
-                finally:
-                    os.close(made)
+                _dress_again(folder, listener, made)
     except OSError as error:
         raise Failed(f"can't change {address}: {error.strerror}") from error
 
 
-def open_beside(listener: Listener) -> socket.socket:
+def _dress_again(folder: int, listener: Listener, made: FileId | None) -> None:
+    """Where the table names no owner any more, it is whose it would be if it was made now."""
+    name = os.path.basename(listener.address.path)
+    found = _socket_in(folder, name)
+    if found is None or found != made:
+        raise OSError(errno.EEXIST, astray(found) or "its file is not known")
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        now, above = os.fstat(fd), os.fstat(folder)
+        if (now.st_dev, now.st_ino) != made:
+            raise OSError(errno.EEXIST, astray(found))
+        gid = above.st_gid if above.st_mode & stat.S_ISGID else os.getegid()
+        owner = (os.geteuid() if listener.uid == -1 else listener.uid, gid if listener.gid == -1 else listener.gid)
+        _dress(fd, listener.mode, (-1, -1) if owner == (now.st_uid, now.st_gid) else owner)
+    finally:
+        os.close(fd)
+
+
+def astray(found: FileId | None) -> str:
+    """Where a Unix socket can't be reached by its path: why, in words; `found` is what `socket_file` says of that."""
+    return "its file is gone" if found is None else "another file is there"
+
+
+def open_beside(listener: Listener, made: FileId | None) -> socket.socket:
     """One more socket for a Unix listener, at a path beside its own, with the same mode and owner. `take_over` gives it
-    the listener's own path. Raises `Failed`."""
+    the listener's own path, at which the file `made` was. Raises `Failed`, also where somebody else listens there."""
     hint = f"give listener {listener.title!r} another path"
-    path = beside_address(listener.address).path
+    own, path = listener.address.path, beside_address(listener.address).path
+    if made is None or socket_file(own) != made:
+        with contextlib.suppress(OSError), _folder_of(own) as folder:
+            _clear_stale(folder, own, hint)
     return _open_unix(path, listener.backlog, listener.mode, (listener.uid, listener.gid), hint)
 
 
@@ -130,25 +153,21 @@ def beside_address(address: Address) -> Address:
 
 def take_over(listener: Listener, made: FileId) -> None:
     """Whoever connects to the path of `listener` from now on comes to the socket whose file is `made`: that one and the
-    file beside it change places in one step (RENAME_EXCHANGE, rename(2)), so there is no moment without a socket.
-    Changes nothing where it stands there already. Raises OSError."""
+    file beside it change places in one step (RENAME_EXCHANGE, rename(2)), so there is no moment without a socket. Where
+    none has that path any more, it just gets it. Changes nothing where it stands there already. Raises OSError."""
     path = listener.address.path
     with _folder_of(path) as folder:
         here, there = os.path.basename(path), os.path.basename(beside_address(listener.address).path)
-        if _socket_in(folder, here) != made and _socket_in(folder, there) == made:
-            _exchange(folder, here, there)
+        found = _socket_in(folder, here)
+        if found != made and _socket_in(folder, there) == made:
+            _rename(folder, there, here, RENAME_NOREPLACE if found is None else RENAME_EXCHANGE)
 
 
-def _exchange(folder: int, one: str, other: str) -> None:
+def _rename(folder: int, one: str, other: str, how: int) -> None:
     names = (os.fsencode(one), os.fsencode(other))
-    if _libc.renameat2(folder, names[0], folder, names[1], RENAME_EXCHANGE) != 0:
+    if _libc.renameat2(folder, names[0], folder, names[1], how) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-
-
-def remove_beside(listener: Listener) -> None:
-    """Remove the file of a second socket that has not taken over."""
-    remove_socket_file(beside_address(listener.address).path)
 
 
 def open_rpc_socket(path: str, mode: int, gid: int = -1) -> socket.socket:
@@ -178,7 +197,10 @@ def remove_socket_file(path: str, made: FileId | None = None) -> None:
 
 
 def _socket_in(folder: int, name: str) -> FileId | None:
-    found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    try:
+        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
     return (found.st_dev, found.st_ino) if stat.S_ISSOCK(found.st_mode) else None
 
 
@@ -401,8 +423,8 @@ def _dress(made: int, mode: int, owner: tuple[int, int]) -> None:
 def _unlink(folder: int, name: str, known: int) -> None:
     """Removes the socket file `name` if it still is the one that the descriptor `known` stands for."""
     status = os.fstat(known)
-    with contextlib.suppress(FileNotFoundError):
-        if _socket_in(folder, name) == (status.st_dev, status.st_ino):
+    if _socket_in(folder, name) == (status.st_dev, status.st_ino):
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=folder)
 
 

@@ -215,7 +215,7 @@ class Scaling:
         self._unwatch(group.name)
         listen = self._listeners(group)
         try:
-            names = [self._sockets.open(listener, group.processes[0].name) for listener in listen]
+            names = [self._sockets.give(listener, group.processes[0].name) for listener in listen]
         except (ProcmanError, OSError) as error:
             self._troubled(group.name, f"{group.name} can't be started by a connection: {error}")
             return

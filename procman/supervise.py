@@ -370,7 +370,10 @@ class _Parts:
             on_said=lambda text: _call_soon(loop, log.warning, "%s", text),
         )
         counters, seconds = self._counters(document), document.get("seconds", [])
-        holdings = Holdings(self.link, self.held, log_thread, self.daemon, counters=counters, seconds=seconds)
+        files = document.get("sockets", {})
+        holdings = Holdings(
+            self.link, self.held, log_thread, self.daemon, counters=counters, seconds=seconds, files=files
+        )
         stands = ground.Ground(self.link, holdings, log_thread, os.environ)
         self.link.on_lost = lambda names: self._lost(names, stands)
         rpc_socket = self._rpc_socket()

@@ -133,7 +133,7 @@ class Trials:
     def socket(self, key: str, process: str, listener: Listener) -> str:
         """The held name of what a child at `key` gets for `listener`. Raises Failed."""
         first = self._first.get(key, {}).get(listener.name)
-        return self._sockets.open(listener, process) if first is None else beside(first)
+        return self._sockets.give(listener, process) if first is None else beside(first)
 
     def alone(self, key: str, ready: Ready) -> tuple[Ready, LetThrough | None]:
         """How the process at `key` is asked for `ready`, and nobody else: whoever connects to its address like a client
