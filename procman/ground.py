@@ -22,7 +22,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from procman import disks, interim, launch, notify, printed, probes, queues, report, resources, shape
+from procman import disks, interim, launch, notify, printed, probes, queues, report, resources, shape, values
 from procman.config import Config, Listener, Program
 from procman.errors import Failed, ProcmanError
 from procman.holdings import Holdings
@@ -38,7 +38,7 @@ from procman.reading import Reading
 from procman.report import Info
 from procman.resources import OutOfMemory
 from procman.sockets import held_name
-from procman.trials import Trials, meet
+from procman.trials import Trials
 
 log = logging.getLogger("procman")
 
@@ -239,7 +239,7 @@ class Ground:
         program = process.program
         addresses = (self._listeners[name].address for name in program.listen)
         asked = program.ready.address
-        if asked is None or not any(meet(address, asked) for address in addresses):
+        if asked is None or not any(values.meets(address, asked) for address in addresses):
             return None
         others = [
             each

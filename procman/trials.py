@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from procman import canary, listeners, probes, queues
+from procman import canary, listeners, probes, queues, values
 from procman.config import Address, Listener, Program, Ready
 from procman.errors import Failed
 from procman.listeners import FileId
@@ -139,8 +139,10 @@ class Trials:
         """How the process at `key` is asked for `ready`, and nobody else: whoever connects to its address like a client
         meets the one before."""
         there, asked = self._first.get(key, {}), ready.address
-        firsts = [first for name, first in there.items() if asked is not None and meet(self._addresses[name], asked)]
-        if not firsts or asked is None:
+        if asked is None:
+            return ready, None
+        firsts = [first for name, first in there.items() if values.meets(self._addresses[name], asked)]
+        if not firsts:
             return ready, None
 
         def through(port: int) -> None:
@@ -168,10 +170,3 @@ class Trials:
         found = await asyncio.to_thread(queues.backlog, self._sockets.address(first).port)
         clients = frozenset(client for client in found.clients if client[1] not in self._asking)
         return clients, sum(length for inode, length in found.lengths.items() if inode != second)
-
-
-def meet(listener: Address, asked: Address) -> bool:
-    """Whether who connects to `asked` comes to a socket at `listener`."""
-    # Of two TCP addresses the port decides: a host has many names. Where it is another machine's after all, nothing is
-    # lost by it: connections there don't come to our group.
-    return listener == asked or (listener.kind == asked.kind == "tcp" and listener.port == asked.port)

@@ -429,6 +429,13 @@ def overlap(one: Address, other: Address) -> bool:
     return a == b or "" in {a, b} or wild
 
 
+def meets(listener: Address, asked: Address) -> bool:
+    """Whether who connects to `asked` comes to a socket at `listener`."""
+    # Of two TCP addresses the port decides: a host has many names. Where it is another machine's after all, nothing is
+    # lost by it: connections there don't come to our group.
+    return listener == asked or (listener.kind == asked.kind == "tcp" and listener.port == asked.port)
+
+
 def host(raw: object) -> str:
     """A Host header, "shop.example" or "shop.example:8000"."""
     word = text(raw)
