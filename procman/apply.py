@@ -192,16 +192,15 @@ def _shares(one: Program, other: Program) -> bool:
 
 def _meanwhile(action: str, before: Sequence[Listener], after: Sequence[Listener], *, others: bool) -> str:
     """What clients notice of a restart, or of a replacement. `others`: further processes of the program serve."""
-    gone = [one for one in before if all(one.address != listener.address for listener in after)]
+    gone = [one for one in before if not any(values.covers(listener.address, one.address) for listener in after)]
     new = [listener for listener in after if not _stays(listener, before)]
     closes = "".join(f", {listener.address} closes" for listener in gone)
     if not before and not after:
         return "nothing of it runs meanwhile" if action == "restart" else "for a moment two of it run"
     if action == "replace":
-        early = [listener for listener in new if any(values.overlap(listener.address, one.address) for one in before)]
+        early = [listener for listener in new if any(values.covers(one.address, listener.address) for one in before)]
         waits = "".join(f", connections to {listener.address} wait until it is ready" for listener in early)
-        late = ", ".join(str(listener.address) for listener in gone)
-        return f"no request is lost{waits}" + (late and f", but of who still comes to {late} until that closes")
+        return f"no request is lost{waits}{closes}"
     if others:
         reset = ", who waits at its own socket is reset" if any(listener.reuse_port for listener in before) else ""
         return f"the others of its program serve meanwhile{reset}"
@@ -233,7 +232,8 @@ def _no_canary(old: Config, program: Program, plan: Plan, running: Collection[st
     if not program.canary:
         return ""
     together = [each for each in plan.replace if each.program == program.program]
-    return units.no_canary(old, units.units(old, together, running), running)
+    leaving = {each.name for each in plan.removed if each.program == program.program}
+    return units.no_canary(old, units.units(old, together, running, leaving), running)
 
 
 _KEYS = {

@@ -154,7 +154,7 @@ class Change:
         self._again = False
         self._turn = asyncio.Lock()
         supervisor.on_hang_up = self.hang_up
-        rollouts.passed = self.versions.passed
+        rollouts.passed, rollouts.listening = self.versions.passed, self.versions.listening
 
     async def reread(
         self,
@@ -363,10 +363,12 @@ class Change:
         does not serve. Returns what has failed, if any."""
         supervisor, why = self._supervisor, self._why
         processes, config = supervisor.processes, supervisor.config
-        wanted |= await bring_down([processes[program.name] for program in (*plan.removed, *plan.restart)], why)
+        await self.versions.leave([processes[program.name] for program in plan.removed], self._ground.parting)
+        going = [processes[program.name] for program in (*plan.removed, *plan.restart)]
+        wanted |= await bring_down(going, why, supervisor.aside)
         if supervisor.closing:
             return STOPPING  # nothing may start any more
-        await self._ground.written([processes[program.name].program for program in (*plan.removed, *plan.restart)])
+        await self._ground.written([process.program for process in going])
         for program in plan.removed:
             supervisor.remove(program.name)
         for program in plan.restart:
@@ -457,7 +459,7 @@ class Change:
             if restarts:
                 failed = await self._renewal.renew(group, rest.restart, rest.why, progress)
             else:
-                failed = await self._pass_over(group, f"the table has changed ({rest.why})", progress)
+                failed = await self._pass_over(group, f"the table has changed ({rest.why})", progress, rest.remove)
             programs = {program.program for program in group}
             more = [process for process in later if process.program.program in programs]
             if not failed and not self._supervisor.closing:
@@ -467,7 +469,7 @@ class Change:
                 return failed
             self._ground.close_unused(self._supervisor.config, versions.table.listeners)
         leaving = [self._supervisor.processes[name] for name in rest.remove if name in versions.kept.programs]
-        await bring_down(leaving, rest.why)
+        await bring_down(leaving, rest.why, self._supervisor.aside)
         await self._ground.written([process.program for process in leaving])
         for process in leaving:
             if self._supervisor.closing:
@@ -476,11 +478,16 @@ class Change:
             versions.let_go([process.name])
         return {}
 
-    async def _pass_over(self, programs: Sequence[Program], why: str, progress: Progress) -> Info:
-        """Successors take over from these. Returns what has failed, if anything."""
+    async def _pass_over(
+        self, programs: Sequence[Program], why: str, progress: Progress, leaving: Sequence[str]
+    ) -> Info:
+        """Successors take over from these, and from those of the same programs that are `leaving`. Returns what has
+        failed, if anything."""
         waiting = {*self.versions.kept.programs, *self.versions.kept.tried}  # others have done it meanwhile
         programs = [program for program in programs if program.name in waiting]
-        outcomes, outputs = await self._rollouts.replace(programs, why, progress, passed=self.versions.passed)
+        outcomes, outputs = await self._rollouts.replace(
+            programs, why, progress, passed=self.versions.passed, leaving=leaving
+        )
         self.versions.let_go(name for name, (good, _) in outcomes.items() if good)
         for name, (good, reason) in outcomes.items():
             if not good:

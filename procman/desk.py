@@ -240,11 +240,13 @@ class Desk:
         wait: bool,
         progress: Callable[[Info], None],
     ) -> list[Info]:
+        await self._scaling.settled([name])
         group = self._scaled(name, number)
         why = f"scale by uid {peer.uid}"
         self._supervisor.note("operation", name, what=f"scale {number}", uid=peer.uid, pid=peer.pid)
         log.info("%s: %s to %d (pid %d)", name, why, number, peer.pid)
         moved = self._scaling.set_number(group, number, why)
+        await self._scaling.settled([name])
         self._supervisor.remember({p.name for p in group.processes if p.status.wanted}, down=False)
         aims = [operation.Aim("start" if p.status.wanted else "stop", p, p.status.generation) for p in group.processes]
         aims = [aim for aim in aims if aim.process in moved or aim.verb == "start"]
@@ -279,7 +281,7 @@ class Desk:
             raise Failed("the daemon is stopping")
         if supervisor.changing:
             raise Failed("a change of the table is under way", hint="try again when it has ended")
-        if any(process.name in supervisor.places.beside for process in group.processes):
+        if any(supervisor.is_replaced(process.name) for process in group.processes):
             raise Failed(f"a reload of {name} is under way", hint="try again when it has ended")
         return group
 
@@ -295,14 +297,16 @@ class Desk:
         if not names:
             return {}
         if verb == "stop":
-            stopped, _ = await asyncio.gather(carry_out(verb, processes, why, progress), self._rollouts.abandon(names))
+            stopped, _ = await asyncio.gather(
+                carry_out(verb, processes, why, progress, self._supervisor.aside), self._rollouts.abandon(names)
+            )
             # One whose successor had taken over meanwhile is another process now.
             late = [now for now in self.select(names) if now.status.state is not State.STOPPED] if names else []
             return stopped | await carry_out(verb, late, why, progress)
         if verb == "restart":
             await self._rollouts.abandon(names)
             processes = self.select(names)
-        return await carry_out(verb, processes, why, progress)
+        return await carry_out(verb, processes, why, progress, self._supervisor.aside)
 
     async def _reload(
         self,
@@ -316,6 +320,7 @@ class Desk:
     ) -> dict[str, Outcome]:
         """Each as its table says; what is wanted down is left alone. What does not run now, since it has failed or
         ended, is started. `outputs` gets the last output of successors that failed."""
+        await self._scaling.settled({process.program.program for process in processes})
         outcomes: dict[str, Outcome] = {}
         overlapping, restarting, commanded, trying = [], [], [], []
         for process in processes:
@@ -351,7 +356,7 @@ class Desk:
         commands = asyncio.gather(*map(command, commanded), *map(try_out, trying))
         (replaced, lines), restarted = await asyncio.gather(
             self._rollouts.replace([p.program for p in overlapping], why, progress, at_once=at_once, wish=wish),
-            _in_turn(restarting, why, progress, at_once),
+            _in_turn(restarting, why, progress, at_once, self._supervisor.aside),
         )
         await commands
         outputs |= lines
@@ -517,7 +522,9 @@ def _short(keeper: int, supervisor: int) -> list[str]:
     return [f"{who}: {text}" for who, text in found.items() if text]
 
 
-async def _in_turn(processes: Sequence[Process], why: str, progress: Progress, at_once: int) -> dict[str, Outcome]:
+async def _in_turn(
+    processes: Sequence[Process], why: str, progress: Progress, at_once: int, aside: operation.Aside
+) -> dict[str, Outcome]:
     """Restart them: programs side by side, `at_once` processes of one program at a time, up to the first failure."""
     by_program: dict[str, list[Process]] = {}
     for process in processes:
@@ -528,7 +535,7 @@ async def _in_turn(processes: Sequence[Process], why: str, progress: Progress, a
         failed = ""
         while waiting and not failed:
             part, waiting = waiting[:at_once], waiting[at_once:]
-            outcomes |= await carry_out("restart", part, why, progress)
+            outcomes |= await carry_out("restart", part, why, progress, aside)
             failed = next((name for name, (good, _) in outcomes.items() if not good), "")
         return outcomes | {process.name: (False, f"not tried: {failed} failed") for process in waiting}
 

@@ -32,6 +32,7 @@ from procman.lifecycle import Exit, Ready, State, Status
 from procman.link import KeeperLink
 from procman.logread import Position
 from procman.logs import Counters, LogThreads, Removed
+from procman.parting import Parting
 from procman.places import Places
 from procman.process import Process
 from procman.reading import Reading
@@ -125,6 +126,7 @@ class Ground:
         }
         self._leaving: list[tuple[str, Removed]] = []  # the same for pipes that are being closed
         self.trials = Trials(holdings.sockets)
+        self.parting = Parting(holdings.sockets)
 
     def attach(self, on_change: Callable[[Process, Status], None], places: Places) -> None:
         """Tell `on_change` of every change of a process; `places` has all that there are, now and later."""

@@ -76,7 +76,7 @@ def kept_of(held: dict[str, int]) -> tuple[Kept, str]:
         if name.startswith(rollout.HELD):
             with contextlib.suppress(OSError, ValueError):  # said by `take`
                 told = rollout.memo_of(memo.read(os.dup(descriptor)))
-                passed |= told.successors.keys() if told.phase == "passed" else set()
+                passed |= told.successors.keys() if told.passed else set()
     return found.trying(passed), ""
 
 

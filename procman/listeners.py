@@ -37,6 +37,10 @@ FileId = tuple[int, int]
 
 RPC_BACKLOG = 1024
 
+SO_BINDTOIFINDEX = 62
+NOWHERE = 2**31 - 1
+"""The number of a network interface that no machine has: no packet comes from there."""
+
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 """linux/fs.h"""
 
@@ -83,6 +87,8 @@ def fits(sock: socket.socket, listener: Listener, made: FileId | None = None) ->
     address = listener.address
     try:
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) or sock.type is not socket.SOCK_STREAM:
+            return False
+        if address.kind == "tcp" and is_left(sock):
             return False
         where = sock.getsockname()
         if address.kind == "unix":
@@ -133,6 +139,25 @@ def _dress_again(folder: int, listener: Listener, made: FileId | None) -> None:
 def astray(found: FileId | None) -> str:
     """Where a Unix socket can't be reached by its path: why, in words; `found` is what `socket_file` says of that."""
     return "its file is gone" if found is None else "another file is there"
+
+
+def leave(sock: socket.socket, listener: Listener, made: FileId | None) -> None:
+    """Nobody more comes to the open socket of `listener`: who connects is refused at once, or comes to a wider socket
+    at that port. Who waits in its queue, and who is just connecting, is accepted as before. `made`: the file of a Unix
+    socket. There is no way back, but for root. Can be done again. Raises OSError (Linux before 5.7, without privilege).
+    """
+    if listener.address.kind == "unix":
+        if made is not None:
+            remove_socket_file(listener.address.path, made)
+    elif not is_left(sock):
+        # No shutdown(2), that resets the queue, and the server's accept(2) would fail: the kernel finds a socket for
+        # who connects by the interface, too (SO_BINDTODEVICE, socket(7)), and does not ask whether there is such a one.
+        sock.setsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX, NOWHERE)
+
+
+def is_left(sock: socket.socket) -> bool:
+    """Whether nobody comes to this TCP socket any more."""
+    return sock.getsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX) == NOWHERE
 
 
 def open_beside(listener: Listener, made: FileId | None) -> socket.socket:

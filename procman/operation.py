@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from procman import lifecycle
@@ -14,6 +14,7 @@ from procman.report import Info, change
 
 Progress = Callable[[Info], None]
 Outcome = tuple[bool, str]
+Aside = Callable[[Sequence[Process], str], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,25 +82,32 @@ def begin(verb: str, process: Process, why: str) -> Aim:
     return aim
 
 
-async def carry_out(verb: str, processes: Sequence[Process], why: str, progress: Progress) -> dict[str, Outcome]:
-    """Start, stop or restart `processes` and wait for each. A stop goes by priority, one level after the other."""
+async def carry_out(
+    verb: str, processes: Sequence[Process], why: str, progress: Progress, aside: Aside | None = None
+) -> dict[str, Outcome]:
+    """Start, stop or restart `processes` and wait for each. A stop goes by priority, one level after the other.
+    `aside` is called with those that are to stop next, before they are told to."""
     outcomes: dict[str, Outcome] = {}
     if verb != "stop":
+        if aside is not None and verb == "restart":
+            await aside(processes, why)
         aims = [begin(verb, process, why) for level in levels(processes) for process in level]
         results = await asyncio.gather(*(reach(aim, progress) for aim in aims))
         return {aim.process.name: result for aim, result in zip(aims, results, strict=True)}
     for level in levels(processes, reverse=True):
+        if aside is not None:
+            await aside(level, why)
         aims = [begin(verb, process, why) for process in level]
         results = await asyncio.gather(*(reach(aim, progress) for aim in aims))
         outcomes |= {aim.process.name: result for aim, result in zip(aims, results, strict=True)}
     return outcomes
 
 
-async def bring_down(processes: Sequence[Process], why: str) -> set[str]:
+async def bring_down(processes: Sequence[Process], why: str, aside: Aside | None = None) -> set[str]:
     """Stop them for a change of the table, also one that an operator starts meanwhile. Returns the names of those that
     were wanted up."""
     wanted: set[str] = set()
     while up := [process for process in processes if process.status.state is not State.STOPPED]:
         wanted |= {process.name for process in up if process.status.wanted}
-        await carry_out("stop", up, f"the table has changed ({why})", lambda info: None)
+        await carry_out("stop", up, f"the table has changed ({why})", lambda info: None, aside)
     return wanted

@@ -167,6 +167,7 @@ class Renewal:
     async def _stop(self, names: Iterable[str], why: str) -> None:
         """Stop them, and close what was theirs alone, once all that they have printed is in their logs."""
         processes = [self._supervisor.processes[name] for name in names]
+        await self._versions.leave(processes, self._ground.parting)
         await bring_down(processes, why)
         await self._ground.written([process.program for process in processes])
         await bring_down(processes, why)

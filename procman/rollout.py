@@ -6,10 +6,12 @@
               comes of it decides (`proving`)
     back      it was decided against it: all new connections go to the one before, the successor answers what it has
     passed    new connections go to the successor, which is the current process from now on; the one before answers
-              what waits in its queue and what it has accepted, then it gets its stop signal
+              what waits in its queue and what it has accepted
+    leaving   where it has an address that closes with it: nobody more comes there, and it answers who has come
+    stopping  it gets its stop signal
     (done)    it has gone, its sockets are closed
 
-What goes wrong in the trial, or while the one before still serves, ends the successor, and all is as it was. Each phase
+What goes wrong in the trial, or in the phase "passed", ends the successor, and all is as it was. Each phase
 is handed to the keeper before it begins: a supervisor that comes up in a trial or a canary ends the successor, and one
 that comes up later goes on to the end. So whoever dies, one of the two versions serves.
 
@@ -23,8 +25,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
 from procman import servers, shape
@@ -66,10 +68,13 @@ STRANGER_SECONDS = 2.0
 LINES = 20
 """Of the output of a successor that failed, so many lines are shown."""
 
-PHASES = ("trial", "canary", "back", "passed")
+PHASES = ("trial", "canary", "back", "passed", "leaving")
 
 Passed = Callable[[str, Program | None], None]
 """Told of a process whose successor is the current one from now on (None), or of the program that it is once more."""
+
+Listening = Callable[[Container[str]], Container[str]]
+"""Which listeners some process has, or is to have, but for these processes, which leave."""
 
 T = TypeVar("T")
 
@@ -100,6 +105,13 @@ class Memo:
     successors: dict[str, int]
     firsts: list[str]
     files: dict[str, list[int]]
+    leaving: list[str] = field(default_factory=list)
+    """Processes without a successor, which stop with the ones before."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the successors are the current processes."""
+        return self.phase in ("passed", "leaving")
 
     def known_files(self) -> dict[str, FileId]:
         """The files as `sockets` has them."""
@@ -132,8 +144,10 @@ class Rollout:
         passed: Passed = lambda name, kept: None,
         wish: Canary | None = None,
         at_once: int = 1,
+        listening: Listening = lambda but: frozenset(),
     ) -> None:
-        """`at_once` successors start at a time."""
+        """`at_once` successors start at a time. The one before leaves the listeners that are not `listening`."""
+        self._listening = listening
         self._passed = passed
         self._at_once = max(1, at_once)
         self._canary = wish
@@ -211,9 +225,10 @@ class Rollout:
     # --- the trial --------------------------------------------------------------------------------------------------
 
     async def _trial(self) -> None:
-        self._ground.trials.hold(self.name, self._unit.names, self._unit.listeners)
+        everyone = (*self._unit.names, *self._unit.leaving)
+        self._ground.trials.hold(self.name, everyone, self._unit.listeners)
         up = running(self._supervisor.all())
-        if others := company(self._supervisor.config, self._unit.names, self._unit.listeners, up):
+        if others := company(self._supervisor.config, everyone, self._unit.listeners, up):
             raise _Failed(f"{others[0]}, which has the same listener, was started meanwhile")
         # Until the keeper has closed the sockets of a rollout before, one that nobody accepts from is in the group, and
         # the places in it are others (`routing`).
@@ -230,7 +245,8 @@ class Rollout:
         self._firsts = self._ground.trials.firsts(passing)
         await self._unless_abandoned(self._alone())
         self._tell("trial")
-        self._ground.trials.begin(self._keys, passing)
+        new = {each for program in programs.values() for each in program.listen}.difference(unit.listeners)
+        self._ground.trials.begin(self._keys, passing, [each for each in listeners.values() if each.name in new])
         self._tell("trial")
         waiting = list(programs)
         while waiting:
@@ -292,6 +308,7 @@ class Rollout:
                 self._say(name, f"canary: {text}")
 
         self._tell("canary")
+        self._hear_all(self._slots)
         self.proving = Proving(self._ground, wish, successors, before, firsts=self._firsts, said=said)
         try:
             self._split = True
@@ -345,6 +362,7 @@ class Rollout:
         except ProcmanError as error:
             await self._take_back(str(error))
             return self._result(str(error))
+        self._hear_all(self._slots)
         for name in self._unit.names:
             self._supervisor.switch(name)
             self._passed(name, None)
@@ -353,12 +371,23 @@ class Rollout:
             self._say(name, "new connections go to the successor; the one before runs dry")
         return await self._let_go()
 
-    async def _let_go(self) -> str:
-        """The one before runs dry and stops; if the successor fails meanwhile, it goes on. Returns as `_pass_on`."""
+    def _hear_all(self, names: Iterable[str]) -> None:
+        """Everybody may come to the addresses that are new with the successors."""
+        for name in self._ground.sockets.of({name: self._successor(name).program.listen for name in names}):
+            try:
+                self._ground.sockets.hear_all(name)
+            except ProcmanError as error:
+                log.error("%s", error)
+
+    async def _let_go(self, *, decided: bool = False) -> str:
+        """The one before runs dry and stops; if the successor fails meanwhile, it goes on, unless it was `decided` that
+        it does not. Returns as `_pass_on`."""
         names = self._unit.names
         try:
-            await self._run_dry()
-            self._check([self._supervisor.processes[name] for name in names])
+            if not decided:
+                await self._run_dry(self._firsts)
+                self._check([self._supervisor.processes[name] for name in names])
+            await self._leave()
         except _Abandoned:
             pass  # the one before just stops
         except _Failed as error:
@@ -387,13 +416,31 @@ class Rollout:
             self._supervisor.switch(name)
         await self._roll_back(reason)
 
-    async def _run_dry(self) -> None:
-        """Until nothing waits for the one before, and it has read what it accepted."""
-        if not self._firsts and not any(program.listen for program in self._programs.values()):
+    async def _leave(self) -> None:
+        """Nobody more comes to the addresses that close with the one before, and it answers who has come."""
+        before = [self._beside(name).program for name in self._unit.names]
+        left = self._ground.parting.closing(before, self._listening(self._unit.leaving))
+        if not left:
+            return
+        self._tell("leaving")
+        await self._unless_abandoned(self._ground.parting.leave(left, DRY_SECONDS))
+
+    async def _aside(self, processes: Sequence[Process], why: str) -> None:
+        """These stop, while those in their other places go on with the sockets that do not pass on."""
+        listen, needed = {each for process in processes for each in process.program.listen}, self._listening(())
+        known = [each for each in self._supervisor.config.listeners if each.name in listen and each.name in needed]
+        current = {each.name: self._ground.sockets.current(each, "") for each in known}
+        passing = {*self._firsts, *map(beside, self._firsts)}
+        shared = [each for each in known if current[each.name] not in passing]
+        await self._ground.parting.aside(processes, shared, why)
+
+    async def _run_dry(self, queues: Sequence[str]) -> None:
+        """Until nobody waits in these queues for the one before, and it has read what it accepted."""
+        if not any(self._beside(name).program.listen for name in self._unit.names):
             return
         try:
             async with asyncio.timeout(DRY_SECONDS):
-                while any(self._ground.sockets.waiting(first) for first in self._firsts):
+                while any(map(self._ground.sockets.waiting, queues)):
                     await self._unless_abandoned(asyncio.sleep(LOOK_SECONDS))
         except TimeoutError:
             log.warning("%s: connections still wait for the one before", ", ".join(self._unit.names))
@@ -405,7 +452,11 @@ class Rollout:
         self._ground.trials.release(self.name)
         names = self._unit.names
         before = [self._beside(name) for name in names]
-        await carry_out("stop", before, "its successor serves", lambda info: None)
+        leaving = [process for name in self._unit.leaving if (process := self._supervisor.processes.get(name))]
+        await asyncio.gather(
+            carry_out("stop", before, "its successor serves", lambda info: None, self._aside),
+            carry_out("stop", leaving, self._why, lambda info: None),
+        )
         await self._ground.written([process.program for process in before])
         for process in before:
             now = self._supervisor.processes.get(process.name)
@@ -424,7 +475,7 @@ class Rollout:
         successors = [self._beside(name) for name in names]
         if self._split:
             await self._lead_back(successors, reason)
-        await carry_out("stop", successors, reason, lambda info: None)
+        await carry_out("stop", successors, reason, lambda info: None, self._aside)
         await self._ground.written([process.program for process in successors])
         printed = {name: lines() for name, lines in self._outputs.items()}
         self.output = {name: lines[-LINES:] for name, lines in printed.items()}
@@ -448,13 +499,15 @@ class Rollout:
         self._keys = [place(name, slot) for name, slot in self._slots.items()]
         self._firsts = list(memo.firsts)
         try:
+            if memo.passed:
+                self._hear_all(self._slots)
             self._split = memo.phase in ("canary", "back")
             if memo.phase == "back":
                 await self._roll_back(memo.why)
                 self.outcome = False, self._result(memo.why)
-            elif memo.phase != "passed":
+            elif not memo.passed:
                 await self._roll_back(f"the supervisor was replaced during its {memo.phase}")
-            elif not (problem := await self._let_go()):
+            elif not (problem := await self._let_go(decided=memo.phase == "leaving")):
                 self.outcome = True, f"{self._why}; the supervisor was replaced meanwhile"
             else:
                 self.outcome = False, problem
@@ -464,13 +517,18 @@ class Rollout:
 
     # --- around -----------------------------------------------------------------------------------------------------
 
+    def _successor(self, name: str) -> Process:
+        """In either place."""
+        process = self._supervisor.processes[name]
+        return process if process.program.slot == self._slots[name] else self._beside(name)
+
     def _beside(self, name: str) -> Process:
         return self._supervisor.places.beside[name]
 
     def _tell(self, phase: str, why: str = "") -> None:
         files = self._ground.sockets.files(self._firsts)
         document = {"phase": phase, "why": why or self._why, "successors": self._slots}
-        document |= {"firsts": self._firsts, "files": files}
+        document |= {"firsts": self._firsts, "files": files, "leaving": list(self._unit.leaving)}
         self._link.hand_over(HELD + self.name, document)
 
     def _say(self, name: str, text: str, **more: bool) -> None:
@@ -531,7 +589,7 @@ def passing(memos: Mapping[str, Memo], names: Iterable[str]) -> dict[str, Passin
     """Which place is the current one of each process that is being replaced."""
     known = set(names)
     return {
-        name: Passing(slot if memo.phase == "passed" else 1 - slot)
+        name: Passing(slot if memo.passed else 1 - slot)
         for memo in memos.values()
         for name, slot in memo.successors.items()
         if name in known

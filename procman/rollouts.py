@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from procman import canary
 from procman.ages import Ages
@@ -18,7 +19,7 @@ from procman.lifecycle import State
 from procman.link import KeeperLink
 from procman.operation import Outcome, Progress, carry_out
 from procman.process import Process
-from procman.rollout import HELD, Memo, Passed, Rollout, World, overlaps, running, serves
+from procman.rollout import HELD, Listening, Memo, Passed, Rollout, World, overlaps, running, serves
 from procman.sockets import FIRST, base_name
 from procman.supervisor import Supervisor
 from procman.units import Unit, no_canary, units
@@ -36,9 +37,11 @@ class Rollouts:
         self._resumed: set[Rollout] = set()
         self.passed: Passed = lambda name, again: None
         """Is told of rollouts that a supervisor before had begun, as `replace` tells its caller."""
+        self.listening: Listening = lambda but: frozenset()
+        """Which listeners are needed when a rollout has passed."""
         self._ages = Ages(self._too_old)
         supervisor.on_change = self.watch_age
-        supervisor.on_closing = self._give_way
+        supervisor.on_closing, supervisor.under_way = self._give_way, self.under_way
 
     def under_way(self, name: str) -> bool:
         """Whether the process `name` is being replaced."""
@@ -70,7 +73,7 @@ class Rollouts:
             programs = [each.program for each in self._company(process)]
             outcomes, _ = await self.replace(programs, why, lambda info: None, wish=NO_CANARY)
         else:
-            outcomes = await carry_out("restart", [process], why, lambda info: None)
+            outcomes = await carry_out("restart", [process], why, lambda info: None, self._supervisor.aside)
         now = self._supervisor.processes.get(name)
         good, reason = outcomes.get(name, (True, ""))
         if not good and now is not None:
@@ -104,12 +107,14 @@ class Rollouts:
         at_once: int = 1,
         passed: Passed = lambda name, kept: None,
         wish: Wish = AS_TABLE,
+        leaving: Container[str] = (),
     ) -> tuple[dict[str, Outcome], dict[str, list[str]]]:
         """Replace the processes of `programs`, which are what the successors are to be. Programs go side by side, the
         units of one program one after the other (`at_once` of them together; so many start at a time), and none
         follows on one that failed.
         `wish` says which canary there is. `passed` is told in the moment when a successor is the current process, and
-        when it is that no more.
+        when it is that no more. Processes of these programs that are `leaving` stop when the others have passed on, if
+        they share a socket with them.
 
         Returns what came of each, and the last output of successors that failed."""
         by_program: dict[str, list[Program]] = {}
@@ -117,7 +122,7 @@ class Rollouts:
             by_program.setdefault(program.program, []).append(program)
         found = await asyncio.gather(
             *(
-                self._replace_program(group, why, progress, at_once=at_once, passed=passed, wish=wish)
+                self._replace_program(group, why, progress, at_once=at_once, passed=passed, wish=wish, leaving=leaving)
                 for group in by_program.values()
             )
         )
@@ -125,23 +130,22 @@ class Rollouts:
         return outcomes, {name: lines for _, each in found for name, lines in each.items()}
 
     async def _replace_program(
-        self, programs: Sequence[Program], why: str, progress: Progress, *, at_once: int, passed: Passed, wish: Wish
+        self, programs: Sequence[Program], why: str, progress: Progress, *, at_once: int, passed: Passed, wish: Wish,
+        leaving: Container[str],
     ) -> tuple[dict[str, Outcome], dict[str, list[str]]]:
         by_name = {program.name: program for program in programs}
         proof, up = wish.of(programs[0]), running(self._supervisor.all())
-        todo = units(self._supervisor.config, programs, up)
+        todo = units(self._supervisor.config, programs, up, leaving)
         if proof is not None and (problem := no_canary(self._supervisor.config, todo, up)):
             if wish.share is not None:  # an operator has said so, and it could be done a moment ago
                 return dict.fromkeys(by_name, (False, f"no canary: {problem}")), {}
             why += f"; without its canary: {problem}"
-            log.warning("%s: without its canary: %s", programs[0].program, problem)
-            for name in by_name:
-                state = str(self._supervisor.processes[name].status.state)
-                progress({"name": name, "state": state, "why": f"without its canary: {problem}"})
+            self._without_canary(by_name, problem, progress)
             proof = None
         outcomes: dict[str, Outcome] = {}
         outputs: dict[str, list[str]] = {}
         serving: dict[str, str] = {}
+        stopped: dict[str, str] = {}  # meanwhile: that is no reason to leave the others what they are
 
         async def work() -> None:
             while todo and all(good for good, _ in outcomes.values()):
@@ -155,17 +159,19 @@ class Rollouts:
                 if outcome is not None:
                     outcomes.update(dict.fromkeys(unit.names, outcome))
                     continue
-                gone = [name for name in unit.names if not self._may(name)]
-                if gone:
-                    outcomes.update(dict.fromkeys(unit.names, (False, f"{gone[0]} does not run any more")))
+                left = tuple(name for name in unit.names if self._may(name))
+                stopped.update((name, f"{name} does not run any more") for name in unit.names if name not in left)
+                if not left:
                     continue
+                unit = replace(unit, names=left)
                 busy = [name for name in unit.names if name in self._running]
                 if busy:
                     outcomes.update(dict.fromkeys(unit.names, (False, f"a reload of {busy[0]} is under way already")))
                     return
                 rollout = Rollout(
-                    self.world, unit, by_name, why, progress=progress, passed=passed, wish=proof, at_once=at_once
-                )
+                    self.world, unit, by_name, why, progress=progress, passed=passed, wish=proof, at_once=at_once,
+                    listening=self.listening,
+                )  # fmt: skip
                 self._running |= dict.fromkeys(unit.names, rollout)
                 try:
                     outcome = await rollout.run()
@@ -181,7 +187,14 @@ class Rollouts:
         failed = next((name for name, (good, _) in outcomes.items() if not good), "")
         for unit in todo:
             outcomes.update(dict.fromkeys(unit.names, (False, f"not tried: {failed} failed")))
-        return outcomes, outputs
+        return outcomes | {name: (False, why) for name, why in stopped.items()}, outputs
+
+    def _without_canary(self, programs: Mapping[str, Program], problem: str, progress: Progress) -> None:
+        """Say so, by the names of the processes."""
+        log.warning("%s: without its canary: %s", next(iter(programs.values())).program, problem)
+        for name in programs:
+            state = str(self._supervisor.processes[name].status.state)
+            progress({"name": name, "state": state, "why": f"without its canary: {problem}"})
 
     def _still(self, name: str, child: str) -> bool:
         """Whether this child, to which the process has passed on, serves."""
@@ -241,16 +254,16 @@ class Rollouts:
         for rollout, memo in memos.items():
             sockets = self._ground.sockets
             # One whose child has to be asked for again gets what it had; once it serves, that is the current one.
-            on_trial = memo.phase != "passed"
+            on_trial = not memo.passed
             keys = [place(name, slot) for name, slot in memo.successors.items() if on_trial and name in names]
             known = self._supervisor.config.listeners
             there = self._ground.trials.resume(keys, memo.firsts, memo.known_files(), known)
             if not names.isdisjoint(memo.successors):
                 listen = [base_name(first).removeprefix(FIRST) for first in there]
-                self._ground.trials.hold(rollout, memo.successors, listen)
+                self._ground.trials.hold(rollout, (*memo.successors, *memo.leaving), listen)
             for first in there:
                 try:
-                    (sockets.pass_on if memo.phase == "passed" else sockets.take_back)(first)
+                    (sockets.pass_on if memo.passed else sockets.take_back)(first)
                 except ProcmanError as error:
                     log.error("%s", error)
 
@@ -262,12 +275,13 @@ class Rollouts:
         for process in self._supervisor.all():
             self.watch_age(process)
         for name, memo in memos.items():
-            unit = Unit(tuple(each for each in memo.successors if each in self._supervisor.places.beside), ())
+            names = tuple(each for each in memo.successors if each in self._supervisor.places.beside)
+            unit = Unit(names, (), tuple(memo.leaving))
             if not unit.names:  # they have left the table
                 self._link.release(HELD + name)
                 self._ground.close_unused(self._supervisor.config)
                 continue
-            rollout = Rollout(self.world, unit, {}, memo.why, passed=self.passed)
+            rollout = Rollout(self.world, unit, {}, memo.why, passed=self.passed, listening=self.listening)
             rollout.name = name
             self._resumed.add(rollout)
             self._running |= dict.fromkeys(unit.names, rollout)

@@ -8,17 +8,19 @@ place. A place that does not exist means: as if there were no program.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import select
 import socket
 import struct
 from collections.abc import Sequence
 
-SO_ATTACH_REUSEPORT_CBPF = 51
+SO_ATTACH_FILTER, SO_DETACH_FILTER, SO_ATTACH_REUSEPORT_CBPF = 26, 27, 51
 
 # Instructions (linux/filter.h, linux/bpf_common.h): code, jump if true, jump if false, operand.
 _LOAD_BYTE, _LOAD_HALF, _SHIFT_RIGHT = 0x30, 0x28, 0x74
 _JUMP, _JUMP_IF_EQUAL, _RETURN = 0x05, 0x15, 0x06
+_JUMP_IF_SET, _SYN, _FLAGS, _SOURCE_PORT, _ALL = 0x45, 0x02, 13, 0, 0xFFFFFFFF  # of a TCP header; all of the packet
 _LOAD_WORD, _JUMP_IF_NOT_LESS = 0x20, 0x35
 _RANDOM = 0xFFFFF000 + 56  # SKF_AD_OFF + SKF_AD_RANDOM: a number of 32 bits
 _NETWORK_HEADER = 0xFFF00000  # SKF_NET_OFF: where the IP header begins
@@ -42,6 +44,30 @@ def lead_port(sock: socket.socket, port: int, place: int, others: int, share: fl
     """A connection from the source port `port` goes to the socket at `place`, all others as `lead_share` has it: so we
     can ask a server that nobody else shall meet yet, or not everybody. Raises OSError."""
     _attach(sock, from_port(port, place, by_chance(share, place, others)))
+
+
+def deafen(sock: socket.socket) -> None:
+    """Whoever is led to `sock` is not heard, and gets no answer: TCP asks again a second later. Raises OSError."""
+    _attach(sock, [(_RETURN, 0, 0, 0)], SO_ATTACH_FILTER)
+
+
+def hear_only(sock: socket.socket, port: int = 0) -> None:
+    """Who connects to `sock` from another source port than this is not heard, as `deafen` has it. Raises OSError."""
+    code = [
+        (_LOAD_BYTE, 0, 0, _FLAGS),
+        (_JUMP_IF_SET, 0, 3, _SYN),
+        (_LOAD_HALF, 0, 0, _SOURCE_PORT),
+        (_JUMP_IF_EQUAL, 1, 0, port),
+        (_RETURN, 0, 0, 0),
+        (_RETURN, 0, 0, _ALL),
+    ]
+    _attach(sock, code, SO_ATTACH_FILTER)
+
+
+def hear_all(sock: socket.socket) -> None:
+    """The reverse; can be done again, and without it."""
+    with contextlib.suppress(FileNotFoundError):  # ENOENT: it has no filter
+        sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
 
 
 def by_chance(share: float, place: int, others: int) -> list[_Instruction]:
@@ -78,8 +104,10 @@ def waiting(sock: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def _attach(sock: socket.socket, program: Sequence[_Instruction]) -> None:
+def _attach(
+    sock: socket.socket, program: Sequence[_Instruction], option: int = SO_ATTACH_REUSEPORT_CBPF
+) -> None:
     """struct sock_fprog: the count, and the address of the instructions."""
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in program))
     filtering = struct.pack("@HP", len(program), ctypes.addressof(code))
-    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, filtering)
+    sock.setsockopt(socket.SOL_SOCKET, option, filtering)

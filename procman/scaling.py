@@ -15,7 +15,7 @@ import asyncio
 import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 from procman import queues, scale, servers, workers, workload
@@ -78,6 +78,7 @@ class Scaling:
         self._timer: asyncio.TimerHandle | None = None
         self._settling: asyncio.Handle | None = None
         self._problems: dict[str, str] = {}  # by program; "" is what they all have in common
+        self._leaving: dict[str, asyncio.Task[None]] = {}  # programs of which processes are being stopped
         supervisor.on_moved = self.settle_soon
         supervisor.awaits_first = self.awaits_first
 
@@ -118,8 +119,8 @@ class Scaling:
         self._problems[name] = problem
 
     def set_number(self, group: Group, number: int, why: str) -> list[Process]:
-        """`number` processes of `group` are wanted from now on. Returns those that are started or stopped for it. One
-        that an operator has stopped is started only where no other is left."""
+        """`number` processes of `group` are wanted from now on. Returns those that are started or stopped for it, the
+        latter when that is `settled`. One that an operator has stopped is started only where no other is left."""
         before = group.number
         if number > before:
             idle = [process for process in group.processes if not process.status.wanted]
@@ -133,9 +134,12 @@ class Scaling:
             log.info("%s: scaled from %d to %d of %d (%s)", group.name, before, number, group.rule.max, why)
         self._numbers[group.name] = number
         self._memories.pop(group.name, None)
+        if number < before:
+            stop = self._stop(group.name, moved, _down(number, group.rule))
+            self._leaving[group.name] = self._supervisor.background(stop)
+            return moved
         for process in moved:
-            up = Start(f"scaled up ({number} of {group.rule.max}): {why}")
-            process.feed(up if number > before else Stop(_down(number, group.rule)))
+            process.feed(Start(f"scaled up ({number} of {group.rule.max}): {why}"))
         self.settle_soon()
         return moved
 
@@ -160,7 +164,25 @@ class Scaling:
         group = self.group(name)
         if group is not None and group.number == 1 and process.status.wanted:
             self.set_number(group, 0, "it was tried, and did not start")
+            await self.settled({name})
         return False, f"none was up, and one that was tried did not start: {reason}"
+
+    async def _stop(self, name: str, processes: Sequence[Process], why: str) -> None:
+        supervisor = self._supervisor
+        try:
+            await supervisor.aside(processes, why)
+            for process in processes:
+                there = supervisor.processes.get(process.name) is process
+                if there and process.status.wanted and not supervisor.is_replaced(process.name):
+                    process.feed(Stop(why))
+        finally:
+            del self._leaving[name]
+            self.settle_soon()
+
+    async def settled(self, names: Container[str]) -> None:
+        """Wait until the number that was set for each of the programs `names` is the number that there is."""
+        if leaving := [task for name, task in self._leaving.items() if name in names]:
+            await asyncio.wait(leaving)
 
     # --- what is to be looked at ------------------------------------------------------------------------------------
 
@@ -213,8 +235,9 @@ class Scaling:
     def _free(self, group: Group) -> bool:
         """Whether its number may be changed now."""
         supervisor = self._supervisor
-        under_way = any(process.name in supervisor.places.beside for process in group.processes)
-        return self.begun(group) and not (supervisor.closing or supervisor.changing or under_way)
+        replaced = any(supervisor.is_replaced(process.name) for process in group.processes)
+        busy = supervisor.closing or supervisor.changing or replaced or group.name in self._leaving
+        return self.begun(group) and not busy
 
     def _polled(self, group: Group) -> bool:
         """Whether its connections are to be counted: it could become more or fewer."""

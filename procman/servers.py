@@ -35,6 +35,16 @@ def plan(request: Request) -> Plan:
     return planner(request)
 
 
+MAY_DROP = {"", "uvicorn"}
+"""What drops at its stop what it has accepted and not read (uvicorn: with several workers), or is no server that we
+know: docs/servers.md has the figures."""
+
+
+def may_drop(program: Program) -> bool:
+    """Whether `program` may drop requests when it is told to stop, where others go on with its socket."""
+    return bool(program.listen) and program.server in MAY_DROP
+
+
 TELLING = {"wsgi": "--stats=", "gunicorn": "--control-socket=", "uwsgi": "--stats="}
 """The servers that tell of their workers, each with the option that says where: see `told_at`."""
 

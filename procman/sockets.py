@@ -88,11 +88,13 @@ class Sockets:
         self._files: dict[str, listeners.FileId | None] = {}  # of Unix listeners
         self._shares: dict[str, float] = {}  # of new connections that go to the second socket, by the first
         self._watched: set[str] = set()
+        self._deaf: dict[str, socket.socket] = {}  # beside an open one, while nobody is to come to that
         seconds = [name for name in received if name.startswith(SECOND)]
         self._current = {
             beside(name): name for name in seconds if beside(name) not in received or beside(name) in known
         }
         self._untuned: dict[str, str] = {}
+        self._left: set[str] = set()
         for base, file in files.items():
             name = self._now(base)
             if name in received and (name != base) == (base in known):  # else the file is that of the other socket
@@ -111,12 +113,26 @@ class Sockets:
         base = held_name(listener, process)
         return self._current.get(base, base)
 
+    def of(self, listen: Mapping[str, Container[str]]) -> list[str]:
+        """The held names of the open sockets that processes get: `listen` has their listeners, by process."""
+        found = []
+        for name in self._holder.held():
+            listener = self._open.get(name)
+            if listener is not None and name == self._now(name):
+                own = name.partition("@")[2] if listener.reuse_port else ""
+                users = [theirs for process, theirs in listen.items() if own in ("", process)]
+                found += [name] if any(listener.name in theirs for theirs in users) else []
+        return found
+
     def _now(self, name: str) -> str:
         return self._current.get(base_name(name), base_name(name))
 
     def open(self, listener: Listener, process: str) -> str:
         """As `current`; the socket is opened if need be. Raises Failed when it can't be bound."""
         name = self.current(listener, process)
+        there = self._copy(name)
+        if there is not None and listener.address.kind == "tcp" and listeners.is_left(there):
+            self.close(name)  # what was to close has not closed
         if not self._holder.holds(name):
             ours = listener.address.kind == "tcp" and self._is_ours(listener)
             self._keep(name, listener, listeners.join(listener) if ours else listeners.open_listener(listener))
@@ -136,10 +152,14 @@ class Sockets:
             except Failed as error:
                 log.error("%s", error)
                 return name
-            self.lost(name)
-            self._keep(name, listener, sock)
+            before = self._copy(name)
+            self.unwatch(name)
+            self._keep(name, listener, sock)  # the keeper closes the one before
+            if before is not None:
+                before.close()
             self._files[name] = listeners.socket_file(listener.address.path)
             self._untuned.pop(name, None)
+            self._left.discard(name)
             log.warning("%s was opened again: its path did not lead to the socket of before", listener.address)
         return name
 
@@ -148,7 +168,7 @@ class Sockets:
         disk."""
         found: list[tuple[str, Callable[[], str]]] = []
         for name, listener in self._open.items():
-            if listener.address.kind == "unix" and name == self._now(name) and self._holder.holds(name):
+            if listener.address.kind == "unix" and name == self._now(name) and name not in self._left:
                 look = functools.partial(_path_problem, listener, self._files.get(name))
                 found.append((listener.address.path, look))
         return found
@@ -191,6 +211,7 @@ class Sockets:
         """The keeper had no room for it."""
         self._open.pop(name, None)
         self._untuned.pop(name, None)
+        self._left.discard(name)
         self.unwatch(name)
         copy = self._copies.pop(name, None)
         if copy is not None:
@@ -312,6 +333,69 @@ class Sockets:
             if name in files:
                 self._files[name] = files[name]
         self._current[base_name(first)] = first
+
+    def open_quietly(self, listener: Listener) -> str:
+        """Open the TCP socket of `listener` where one of ours that is wider serves its clients: they are not heard
+        before `hear_all`, and should it close before that, they come to the wider one when TCP asks again. Returns its
+        held name; "" where it is open already, or there is no such wider one. Raises Failed."""
+        name = self.current(listener, "")
+        there = [self._open[each].address for each in self._holder.held() if each in self._open and each != name]
+        inside = any(values.covers(address, listener.address) for address in there)
+        if listener.address.kind == "unix" or listener.reuse_port or self._holder.holds(name) or not inside:
+            return ""
+        self.open(listener, "")
+        self.hear_only(name, 0)
+        return name
+
+    def hear_only(self, name: str, port: int) -> None:
+        """Who connects to the TCP socket `name` from the local port `port` is heard, and nobody else. Raises Failed."""
+        if (copy := self._copy(name)) is not None:
+            with self._failures(self._open[name]):
+                routing.hear_only(copy, port)
+
+    def hear_all(self, name: str) -> None:
+        """The reverse; can be done again, and without it. Raises Failed."""
+        copy = self._copy(name)
+        if copy is not None and copy.family != socket.AF_UNIX:
+            with self._failures(self._open[name]):
+                routing.hear_all(copy)
+
+    # --- for a moment -----------------------------------------------------------------------------------------------
+
+    def shut(self, name: str) -> bool:
+        """Until `reopen`, or until this supervisor ends, who connects to the TCP socket `name` is not heard, and TCP
+        asks again a second later. False, and nothing is done, where it can't be, or is passed on now. Raises Failed."""
+        copy, listener = self._copy(name), self._open.get(name)
+        busy = name in self._deaf or self._holder.holds(beside(name))
+        if copy is None or listener is None or busy or listener.address.kind == "unix" or listener.reuse_port:
+            return False
+        self._lead(copy, listener, 0)
+        deaf = listeners.join(listener)
+        try:
+            with self._failures(listener):
+                routing.deafen(deaf)
+                routing.lead(copy, 1)
+        except BaseException:
+            deaf.close()
+            raise
+        self._deaf[name] = deaf  # the keeper has none of it: when we die it is gone, and the first one is alone again
+        return True
+
+    def reopen(self, name: str) -> None:
+        """The reverse of `shut`."""
+        self._deaf.pop(name).close()
+
+    def leave(self, name: str) -> None:
+        """For good, nobody more comes to the socket `name`, which will close; who waits in its queue is accepted as
+        before. Can be done again. Raises Failed."""
+        copy, listener = self._copy(name), self._open.get(name)
+        if copy is None or listener is None:
+            raise Failed(f"{name} is not open")
+        try:
+            self._left.add(name)
+            listeners.leave(copy, listener, self._files.get(name))
+        except OSError as error:
+            raise Failed(f"connections to {listener.address} can't be refused: {error.strerror}") from error
 
     def files(self, firsts: Iterable[str]) -> dict[str, listeners.FileId]:
         """The files of both sockets of these listeners, by held name, as far as they have some."""

@@ -11,16 +11,16 @@ import itertools
 import logging
 import signal
 import time
-from collections.abc import Callable, Container, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from procman import launch, report, servers, shape, takeover
+from procman import launch, report, servers, shape, takeover, units
 from procman.config import Config, Program, place
 from procman.errors import Failed
 from procman.events import EventLog
-from procman.ground import Ground
+from procman.ground import CHILDLESS, Ground
 from procman.journal import Journal
 from procman.keeper.wire import Message
 from procman.lifecycle import Exited, Gone, Ready, Restart, Spawned, SpawnFailed, Start, State, Status, Stop
@@ -105,6 +105,7 @@ class Supervisor:
         self.finished: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.on_change: Callable[[Process], None] = lambda process: None
         self.on_moved: Callable[[], None] = lambda: None
+        self.under_way: Callable[[str], bool] = lambda name: False
         self.awaits_first: Callable[[], bool] = lambda: False
         self.on_closing: Callable[[], None] = lambda: None
         self.on_places: Callable[[], None] = lambda: None
@@ -424,6 +425,18 @@ class Supervisor:
             names = ", ".join(sorted(self.places.beside))
             raise Failed(f"a reload is under way: {names}", hint="try again when it has ended")
 
+    async def aside(self, processes: Sequence[Process], why: str) -> None:
+        """Those of `processes` that are about to stop on sockets that others go on with answer first what they have
+        accepted, and are told to stop."""
+        names = {process.name for process in processes}
+        up = {process.name for process in self.all() if process.status.state not in CHILDLESS}
+        shared = units.shared(self.config, names, up)
+        await self._ground.parting.aside(processes, shared, why, lambda process: not self.is_replaced(process.name))
+
+    def is_replaced(self, name: str) -> bool:
+        """Whether a successor takes over from the process `name`, or is to in a moment."""
+        return name in self.places.beside or self.under_way(name)
+
     def take_settings(self, config: Config) -> None:
         """The settings of `config` are in force; its programs come with `add` and `remove`."""
         if config.daemon.sampling != self.measures.sampling:
@@ -520,10 +533,11 @@ class Supervisor:
         if not await self._ground.pause_logs():
             return  # a disk is stuck: the keeper does not wait for long, and goes on with us
         await self.journal.saved()
-        if self._upgrade is not None and not self._upgrade.done():  # else the keeper has given up waiting for us
-            self._link.hand_over(PAST, self._seen())
-            self._link.stand_still()
-            self._link.release(PAST)
+        async with self._ground.parting.turn:  # nobody may be kept out while we do nothing
+            if self._upgrade is not None and not self._upgrade.done():  # else the keeper has given up waiting for us
+                self._link.hand_over(PAST, self._seen())
+                self._link.stand_still()
+                self._link.release(PAST)
         self._ground.resume_logs()
         self.journal.dirty()
 

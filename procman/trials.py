@@ -42,6 +42,7 @@ class Trials:
         self._first: dict[str, dict[str, str]] = {}
         self._addresses: dict[str, Address] = {}
         self._asking: set[int] = set()  # ports
+        self._quiet: dict[str, dict[str, str]] = {}  # held names of new sockets inside of wider ones, by listener
         self._holds: dict[str, _Hold] = {}
 
     def firsts(self, listeners: Iterable[Listener]) -> list[str]:
@@ -66,11 +67,15 @@ class Trials:
             hint="end that process, or use procmanctl restart",
         )
 
-    def begin(self, keys: Iterable[str], listeners: Iterable[Listener]) -> None:
-        """Open second sockets for `listeners`, which the processes at `keys` get. Raises Failed, and leaves none
-        open."""
+    def begin(self, keys: Iterable[str], listeners: Iterable[Listener], new: Iterable[Listener] = ()) -> None:
+        """Open second sockets for `listeners`, which the processes at `keys` get, and those of `new` where only they
+        can be asked (`Sockets.open_quietly`). Raises Failed, and leaves no second one open."""
         firsts: dict[str, str] = {}
+        quiet: dict[str, str] = {}
         try:
+            for listener in new:
+                if name := self._sockets.open_quietly(listener):
+                    quiet[listener.name], self._addresses[listener.name] = name, listener.address
             for listener in listeners:
                 firsts[listener.name] = self._sockets.open_second(listener)
                 self._addresses[listener.name] = listener.address
@@ -78,7 +83,7 @@ class Trials:
             self.end(firsts.values())
             raise
         for key in keys:
-            self._first[key] = firsts
+            self._first[key], self._quiet[key] = firsts, quiet
 
     def resume(
         self, keys: Iterable[str], firsts: Iterable[str], files: Mapping[str, FileId], listeners: Iterable[Listener]
@@ -98,6 +103,7 @@ class Trials:
         """The processes at `keys` are on trial no more: what they get now is the current socket of each listener."""
         for key in keys:
             self._first.pop(key, None)
+            self._quiet.pop(key, None)
         if not self._first:
             self._asking.clear()
 
@@ -138,18 +144,23 @@ class Trials:
     def alone(self, key: str, ready: Ready) -> tuple[Ready, LetThrough | None]:
         """How the process at `key` is asked for `ready`, and nobody else: whoever connects to its address like a client
         meets the one before."""
-        there, asked = self._first.get(key, {}), ready.address
+        asked = ready.address
         if asked is None:
             return ready, None
-        firsts = [first for name, first in there.items() if values.meets(self._addresses[name], asked)]
-        if not firsts:
+        firsts, quiet = (
+            [held for name, held in there.get(key, {}).items() if values.meets(self._addresses[name], asked)]
+            for there in (self._first, self._quiet)
+        )
+        if not (firsts or quiet):
             return ready, None
 
         def through(port: int) -> None:
             for first in firsts:  # of one port, by IPv4 and by IPv6, say
                 self._sockets.let_through(first, port)
+            for name in quiet:
+                self._sockets.hear_only(name, port)
 
-        return replace(ready, address=self._sockets.ask_second(firsts[0], asked)), through
+        return (replace(ready, address=self._sockets.ask_second(firsts[0], asked)) if firsts else ready), through
 
     # --- a canary ---------------------------------------------------------------------------------------------------
 

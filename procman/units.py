@@ -15,29 +15,37 @@ from procman.positions import KeyPath
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Processes that are replaced together, and the listeners that pass on with them; they share all others."""
+    """Processes that are replaced together, and the listeners that pass on with them; they share all others. `leaving`:
+    processes without a successor, which stop with the ones before."""
 
     names: tuple[str, ...]
     listeners: tuple[str, ...]
+    leaving: tuple[str, ...] = ()
 
 
-def units(config: Config, programs: Sequence[Program], running: Container[str]) -> list[Unit]:
+def units(
+    config: Config, programs: Sequence[Program], running: Container[str], leaving: Container[str] = ()
+) -> list[Unit]:
     """How processes of one program are replaced by what `programs` say: one unit after the other. Those that share a
     socket pass on together: else nobody could ask a successor alone, and visitors would meet it in its trial. Pure.
 
     Who does not run (`running` are the processes that have a child) does not count: should it be started meanwhile, on
     a socket that would close, that start waits (`Trials.hold`). A listener that only one of two versions has does not
-    pass on: the other one would get connections there, and have nobody to answer them.
+    pass on: the other one would get connections there, and have nobody to answer them. `leaving` are processes that are
+    to stop when the successors serve; those of the same programs go with them.
     """
     after = {program.name: program for program in programs}
     chosen = [program for program in config.programs if program.name in after]
-    users = _users(config, {program.name for program in chosen}, running)
-    everyone = tuple(program.name for program in chosen)
+    names = tuple(program.name for program in chosen)
+    of = {program.program for program in chosen}
+    going = tuple(p.name for p in config.programs if p.name in leaving and p.name in running and p.program in of)
+    everyone = {*names, *going}
+    users = _users(config, everyone, running)
     common = {p.name: [each for each in p.listen if each in after[p.name].listen] for p in chosen}
     every = tuple(dict.fromkeys(listener for each in common.values() for listener in each))
-    shared = {listener for listener in every if len(users[listener]) > 1}
-    if shared and all(users[listener] == set(everyone) for listener in shared):
-        return [Unit(everyone, every)]
+    shared = {listener for listener in users if len(users[listener]) > 1 and not users[listener].isdisjoint(everyone)}
+    if shared and all(users[listener] == everyone for listener in shared):
+        return [Unit(names, every, going)]
     return [Unit((name,), tuple(each for each in listen if each not in shared)) for name, listen in common.items()]
 
 
@@ -57,10 +65,17 @@ def company(config: Config, names: Container[str], listen: Container[str], runni
     return [program.name for program in others if any(listener in listen for listener in program.listen)]
 
 
+def shared(config: Config, names: Container[str], running: Container[str]) -> list[Listener]:
+    """The listeners that others go on with when the processes `names` stop. Pure."""
+    theirs = {listen for program in config.programs if program.name in names for listen in program.listen}
+    listeners = (listener for listener in config.listeners if listener.name in theirs)
+    return [each for each in listeners if company(config, names, [each.name], running)]
+
+
 def no_canary(config: Config, found: Sequence[Unit], running: Container[str]) -> str:
     """Why the units that `units` has `found` can't have a canary; "" where they can. Pure."""
-    everyone = tuple(name for unit in found for name in unit.names)
-    for names in (everyone, *(unit.names for unit in found)):
+    groups = [(*unit.names, *unit.leaving) for unit in found]
+    for names in (tuple(name for group in groups for name in group), *groups):
         listen = {each for program in config.programs if program.name in names for each in program.listen}
         if others := company(config, names, listen, running):
             return f"{others[0]}, which has the same listener, is not replaced with {names[0]}"

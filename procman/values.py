@@ -436,6 +436,12 @@ def meets(listener: Address, asked: Address) -> bool:
     return listener == asked or (listener.kind == asked.kind == "tcp" and listener.port == asked.port)
 
 
+def covers(wide: Address, narrow: Address) -> bool:
+    """Whether all who come to `narrow` come to a socket at `wide` where there is none at `narrow`."""
+    same = wide.host == narrow.host
+    return overlap(wide, narrow) and (wide.kind == "unix" or same or wide.host == "" or narrow.host not in _ALL_HOSTS)
+
+
 def host(raw: object) -> str:
     """A Host header, "shop.example" or "shop.example:8000"."""
     word = text(raw)

@@ -7,14 +7,17 @@ Nothing is started or stopped here: `change` and `renewal` do that, and `rollout
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from procman import apply, kept, memo
+from procman import apply, kept, memo, values
 from procman.config import Config, Program
 from procman.kept import Kept
+from procman.lifecycle import State
 from procman.link import KeeperLink
+from procman.parting import Parting
+from procman.process import Process
 from procman.supervisor import Supervisor
 
 CHANGE = "change"
@@ -40,6 +43,23 @@ class Versions:
         """What the table says of those of these processes that are kept, or tried, in order of their priority."""
         found = set(names).intersection((*self.kept.programs, *self.kept.tried))
         return sorted((one for one in self.table.programs if one.name in found), key=lambda one: one.priority)
+
+    def listening(self, but: Container[str] = ()) -> set[str]:
+        """The listeners that some process has, or will have when it is what the table says. Not counted is what is kept
+        of the processes `but`."""
+        kept_ = (program for name, program in self.kept.programs.items() if name not in but)
+        return {listener for program in (*self.table.programs, *kept_) for listener in program.listen}
+
+    async def leave(self, processes: Iterable[Process], parting: Parting) -> None:
+        """These are about to stop for good, or to be something else: nobody more comes to the sockets that close with
+        them, and who has come is answered, as long as their stop may take."""
+        programs = [process.program for process in processes if process.status.state is State.RUNNING]
+        closing = parting.closing(programs, self.listening({program.name for program in programs}))
+        # Where another one is to be bound in its place, who is refused sooner is refused longer.
+        taken = [listener.address for listener in self.table.listeners]
+        closing = [name for name in closing if not any(values.overlap(parting.address(name), one) for one in taken)]
+        patience = max((program.stop_timeout for program in programs), default=0.0)
+        await parting.leave(closing, patience)
 
     def left(self) -> list[str]:
         """The processes that are not what the table says."""

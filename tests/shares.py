@@ -22,13 +22,15 @@ TESTS = Path(__file__).parent
 
 SECONDS = {
     "daemon_canary": 160,
-    **dict.fromkeys(("real_servers", "daemon_scale"), 120),
-    **dict.fromkeys(("daemon_overlap", "daemon_loss", "bench"), 80),
+    **dict.fromkeys(("real_servers", "daemon_scale", "daemon_loss"), 120),
+    **dict.fromkeys(("daemon_overlap", "bench"), 80),
     "guarantee_crash": 60,
     **dict.fromkeys(("daemon_recovery", "daemon_adoption", "daemon_rotation", "fuzz"), 40),
     **dict.fromkeys(("daemon_upgrade", "guarantee_disks", "guarantee_processes", "keeper", "daemon_apply"), 30),
     **dict.fromkeys(("daemon_renew", "daemon_ready", "daemon_paths"), 30),
     **dict.fromkeys(("daemon_wayback", "daemon_setback"), 12),
+    "daemon_moves": 100,
+    "daemon_fewer": 70,
     "guarantee_disks_killed": 30,
     **dict.fromkeys(
         ("wsgi", "daemon_sites", "daemon_servers", "server", "daemon_operate", "daemon_life", "logs"), 20

@@ -313,6 +313,17 @@ def test_units(table: list[Any], running: str, names: str, found: list[Any], pro
         assert bool(said) == bool(problem)
 
 
+@pytest.mark.parametrize("runs", [True, False])
+def test_who_leaves_goes_with_the_others_of_its_program(runs: bool) -> None:
+    """Where it runs and has their socket. So there can be a canary."""
+    config = made(*TWO, ("shop:3", "wsgi", ("web",)), ("job:1", "wsgi", ()))
+    up = ["shop:1", "shop:2", "job:1", *["shop:3"] * runs]
+    found = units(config, config.programs[:2], up, ["shop:3", "job:1"])
+    assert found == [Unit(("shop:1", "shop:2"), ("web",), ("shop:3",) if runs else ())]
+    assert no_canary(config, found, up) == ""
+    assert units(config, config.programs[:2], up)[0].listeners == (() if runs else ("web",))
+
+
 def test_what_a_table_tells_of_it_beforehand() -> None:
     config = made(*TWO, BLOG)
     assert doubtful(config) == []

@@ -72,14 +72,18 @@ def test_nginx_by_itself_is_an_error_when_its_site_is_not_there() -> None:
 
 def asked_of(server: Server, front: str) -> tuple[str, ...]:
     """The modes for it: what a server is not made for is no loss. nginx asks no POST again, so a server that closes a
-    connection without a word is not sent one; nor are uploads to it kept, for who has sent much of one can't know what
-    was read of it."""
-    told = ("post", "up") if server.tells else ()
+    connection without a word is not sent one; nor are uploads to it kept, nor pipelined, for who has sent more than one
+    piece can't know what was read of it. One that cuts off an answer that waits for its client is not asked for long
+    ones."""
+    modes = [*NEW, "get"]
     if front == "nginx":
-        return (*NEW, "get", "up", "down", "stream", *told[:1])
-    if not server.keeps:
-        return (*NEW, "get", "post")
-    return (*NEW, "get", "down", *told, *(["pipelined"] if server.pipelines else []))
+        modes += ["up", "down", "stream", *(["post"] if server.tells else [])]
+    elif not server.keeps:
+        modes += ["post"]
+    else:
+        modes += ["down", *(["post", "up"] if server.tells else [])]
+        modes += ["pipelined"] if server.tells and server.pipelines else []
+    return tuple(mode for mode in modes if server.whole or not mode.startswith(("down", "stream")))
 
 
 @contextmanager

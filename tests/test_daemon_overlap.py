@@ -453,19 +453,51 @@ def test_what_restarts_in_a_reload_goes_one_after_the_other(daemon: MakeDaemon, 
     assert not before & {info["pid"] for info in running.status().values()}
 
 
-def test_who_was_stopped_meanwhile_stays_so(daemon: MakeDaemon, tmp_path: Path) -> None:
-    """A reload of several goes from one to the next; an operator stops one that has not had its turn."""
+def test_a_stop_of_one_that_shares_the_socket_ends_the_reload_of_all(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """None of them is replaced, and who was stopped stays so."""
     listen, _ = addresses(tmp_path)[0]
     lines = f'{SERVERS["wsgi"]}\nworkers = 3\nlisten = "{listen}"\nstart_seconds = 0'
     running, site = started(daemon, tmp_path, lines)
-    before = running.status()["web:3"]["pid"]
+    before = {name: info["pid"] for name, info in running.status().items()}
     with site.gate(), running.client(60) as client:
         client.call("reload", names=["web"], wait=False)
         wait_until(lambda: (running.status()["web:1"]["beside"] or {}).get("pid"))
         assert running.ctl("stop", "web:2").returncode == 0
-    wait_until(lambda: running.status()["web:1"]["beside"] is None and running.status()["web:3"]["beside"] is None)
-    wait_until(lambda: "web:2 does not run any more" in running.said() or running.status()["web:3"]["pid"] == before)
-    info = running.status()["web:2"]
+    wait_until(lambda: all(info["beside"] is None for info in running.status().values()))
+    wait_until(lambda: "web:1: rolled back: something else was asked for meanwhile" in running.said())
+    status = running.status()
+    assert {name: info["pid"] for name, info in status.items()} == before | {"web:2": None}
+    assert (status["web:2"]["state"], status["web:2"]["wanted"]) == ("STOPPED", "down")
+
+
+def test_who_is_stopped_before_its_turn_is_left_out(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """A reload of several that share nothing goes from one to the next: the others are replaced."""
+    gate = tmp_path / "gate"
+    script = f"while test -e {gate}; do sleep 0.02; done; echo serves; exec sleep 1000"
+    running = daemon(f"""
+        [program.job]
+        command = ["sh", "-c", "{script}"]
+        instances = 3
+        reload = "overlap"
+        ready = {{ log = "serves" }}
+        start_seconds = 0
+    """)
+    for name in ("job:1", "job:2", "job:3"):
+        running.wait_for(name)
+    before = {name: info["pid"] for name, info in running.status().items()}
+    gate.touch()
+    with running.client(60) as client:
+        client.call("reload", names=["job"], wait=False)
+        wait_until(lambda: (running.status()["job:1"]["beside"] or {}).get("pid"))
+        assert running.ctl("stop", "job:2").returncode == 0
+        gate.unlink()
+
+    def others() -> bool:
+        status = running.status()
+        return all(status[name]["pid"] != before[name] and not status[name]["beside"] for name in ("job:1", "job:3"))
+
+    wait_until(others, 20)
+    info = running.status()["job:2"]
     assert (info["state"], info["wanted"]) == ("STOPPED", "down")
 
 

@@ -77,9 +77,9 @@ def rotated(running: RunningDaemon, keep: int) -> None:
 
 
 def numbers(process: subprocess.Popen[bytes]) -> list[int]:
-    """Those of the lines that it prints now; it has nothing to say of them."""
+    """Those of the lines that it prints now; it has nothing to say of them, but that no time stands before them."""
     printed, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (0, b"")
+    assert (process.returncode, [line for line in said.splitlines() if b"tell no time" not in line]) == (0, [])
     found = [int(line[:9]) for line in printed.splitlines()]
     assert found == list(range(found[0], found[0] + len(found)))
     return found

@@ -103,7 +103,7 @@ def test_a_named_listener_moves_without_a_gap(daemon: MakeDaemon, tmp_path: Path
     sites.running.write_table(sites.table(sites.other))
     shown = sites.running.ctl("diff").stdout
     assert "replace" in shown
-    assert f"no request is lost, but of who still comes to 127.0.0.1:{sites.port} until that closes" in shown
+    assert f"a successor takes over; no request is lost, 127.0.0.1:{sites.port} closes" in shown
     with Asking(sites.port, sites.other) as asking:
         done = sites.running.json("apply")
     assert done["replaced"] == ["web"]

@@ -158,9 +158,11 @@ def test_load_adds_processes_up_to_max(daemon: MakeDaemon, tmp_path: Path, serve
         assert "scaled up (3 of 3): " in shown
     assert shop.number() == 3
     shop.up(1)
-    assert {info["why"] for info in shop.running.status().values() if info["state"] == "STOPPED"} == {
-        "scaled down (1 of 3)"
-    }
+
+    def why_down() -> set[str]:
+        return {info["why"] for info in shop.running.status().values() if info["state"] == "STOPPED"}
+
+    wait_until(lambda: why_down() == {"scaled down (1 of 3)"})
     numbers = [event["number"] for event in shop.events("scale")]
     assert numbers in ([2, 3, 1], [2, 3, 2, 1])
     assert shop.running.status()["shop:1"]["restarts"] == 0

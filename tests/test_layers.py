@@ -27,7 +27,7 @@ BANDS = {
     "daemon": "memo ownlog events snapshot interim link process report operation journal measures holdings recall"
     " sockets trials proving places ages rollout rollouts orphans ground takeover supervisor change legacy desk"
     " supervise reading methods server statefile daemon telemetry scaling versions renewal compression logstream"
-    " printed wayback",
+    " printed parting wayback",
     "client": "client ctl",
     "program": "wsgi adapter compressor",
 }
@@ -56,7 +56,7 @@ RESERVED = [
     ("execv execve execvp execvpe", "keeper daemon"),
     ("create_subprocess_exec create_subprocess_shell system popen", ""),
     ("bind create_server start_server", "listeners notify probes wsgi"),
-    ("sleep", "probes rollout proving logs client ctl wsgi adapter"),
+    ("sleep", "probes rollout proving parting logs client ctl wsgi adapter"),
 ]
 ONLY_IN = {call: set(modules.split()) for names, modules in RESERVED for call in names.split()}
 """Calls by name, on whatever object, and the modules that may make them ("keeper" is all of keeper/). House rules 3, 4

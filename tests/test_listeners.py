@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import grp
 import os
 import socket
@@ -21,7 +22,16 @@ import pytest
 from procman import rpc
 from procman.config import Address, Listener
 from procman.errors import Failed
-from procman.listeners import PATH_MAX, join, open_listener, open_rpc_socket, remove_socket_file, socket_file
+from procman.listeners import (
+    PATH_MAX,
+    fits,
+    join,
+    leave,
+    open_listener,
+    open_rpc_socket,
+    remove_socket_file,
+    socket_file,
+)
 from tests.harness import User, free_port
 
 HOLD = """
@@ -402,6 +412,50 @@ def test_the_longest_path_works(tmp_path: Path) -> None:
         client.connect(str(path))
     with pytest.raises(Failed, match="108 bytes"):
         open_listener(unix(tmp_path / ("x" * (room + 1))))
+
+
+def answers_from(sock: socket.socket) -> int:
+    """The port of the client that waits there."""
+    accepted, who = sock.accept()
+    accepted.close()
+    port: int = who[1]
+    return port
+
+
+def test_an_address_that_is_left() -> None:
+    """Who connects is refused, or comes to a wider socket; who was in the queue is accepted. It can be done twice."""
+    with contextlib.closing(open_listener(tcp())) as sock:
+        port = sock.getsockname()[1]
+        left = at_port_of(tcp(), sock)
+        with socket.create_connection(("127.0.0.1", port)) as early:
+            assert fits(sock, left)
+            for _ in range(2):
+                leave(sock, left, None)
+            assert not fits(sock, left)
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port))
+            with (
+                contextlib.closing(join(tcp("", port))) as wide,
+                socket.create_connection(("127.0.0.1", port)) as late,
+            ):
+                assert answers_from(wide) == late.getsockname()[1]
+            accepted, who = sock.accept()
+            assert who == early.getsockname()
+            with accepted:
+                early.sendall(b"asked")
+                assert accepted.recv(5) == b"asked"
+                accepted.sendall(b"answer")
+                assert early.recv(6) == b"answer"
+
+
+def test_an_ordinary_user_can_leave_an_address(as_user: User) -> None:
+    code = (
+        "import socket; from procman.config import *; from procman.listeners import leave, open_listener\n"
+        "one = Listener(name='web', address=Address('tcp', '127.0.0.1', 0)); sock = open_listener(one)\n"
+        "leave(sock, one, None); print(socket.socket().connect_ex(sock.getsockname()))"
+    )
+    done = as_user.run("python", "-c", code)
+    assert done.stdout.split() == [str(errno.ECONNREFUSED)], done.stderr
 
 
 def test_unix_listeners_cannot_be_joined(tmp_path: Path) -> None:

@@ -1114,7 +1114,7 @@ def reading_slowly(fd: int, chunks: list[bytes]) -> threading.Thread:
             chunks.append(data)
             time.sleep(0.008)
 
-    thread = threading.Thread(target=read)
+    thread = threading.Thread(target=read, daemon=True)
     thread.start()
     return thread
 
@@ -1167,10 +1167,8 @@ def test_a_pipe_is_closed_though_nobody_reads_the_stdout_and_the_loss_is_counted
     os.close(reader)
 
 
-def test_the_last_words_of_a_child_are_no_part_of_the_first_line_of_the_next(tmp_path: Path) -> None:
-    """Also while stdout is busy with others, and what waits in the pipe is of both."""
-    reader, stdout = os.pipe()
-    logs = Capture(tmp_path, stdout)
+def words_of_two_children(logs: Capture) -> tuple[int, threading.Event]:
+    """Of "dies", with no newline, while stdout is busy with others; its pipe, and what is set when they are written."""
     other, pipe = logs.add("other", INHERIT), logs.add("dies", INHERIT)
     os.write(pipe, b"taken ")
     wait_until(lambda: logs.thread.counters("dies").held == 6)
@@ -1184,15 +1182,52 @@ def test_the_last_words_of_a_child_are_no_part_of_the_first_line_of_the_next(tmp
         logs.thread.reopen(done=reached.set)
         assert reached.wait(10)
     assert not done.is_set()
-    os.write(pipe, b"third child\n")
+    return pipe, done
+
+
+@pytest.mark.parametrize("rests", [False, True], ids=["goes on", "puts its work down"])
+def test_the_last_words_of_a_child_are_no_part_of_the_first_line_of_the_next(tmp_path: Path, rests: bool) -> None:
+    """Also while stdout is busy with others, and what waits in the pipe is of both; and when an upgrade begins."""
+    reader, stdout = os.pipe()
+    logs = Capture(tmp_path, stdout)
+    pipe, done = words_of_two_children(logs)
     chunks: list[bytes] = []
-    slow = reading_slowly(reader, chunks)
+    if rests:
+        slow, resting = reading_slowly(reader, chunks), threading.Event()
+        logs.thread.pause(resting.set)
+        assert resting.wait(20)
+        assert done.is_set()
+        logs.thread.go_on()
+    os.write(pipe, b"third child\n")
+    if not rests:
+        slow = reading_slowly(reader, chunks)
     wait_until(lambda: logs.thread.counters("dies").written == 41)
     logs.close()
     os.close(stdout)
     slow.join(20)
     found = [line for line in b"".join(chunks).splitlines() if line.startswith(b"dies | ")]
     assert found == [b"dies | taken dying words", b"dies | second child", b"dies | third child"]
+    os.close(reader)
+
+
+def test_last_words_that_wait_go_to_another_thread_as_lines_of_their_own(tmp_path: Path) -> None:
+    """`apply` sends the output to another disk meanwhile."""
+    reader, stdout = os.pipe()
+    logs = Capture(tmp_path, stdout)
+    pipe, done = words_of_two_children(logs)
+    heir = LogThread()
+    heir.start()
+    logs.thread.hand_over("dies", heir, Log(timestamps=True), str(tmp_path / "dies.log"))
+    assert done.wait(10)
+    os.write(pipe, b"third child\n")
+    wait_until(lambda: heir.counters("dies").written == 41)
+    lines = (tmp_path / "dies.log").read_bytes().splitlines()
+    assert [line.partition(b" ")[2] for line in lines] == [b"taken dying words", b"second child", b"third child"]
+    heir.stop()
+    slow = reading_slowly(reader, [])
+    logs.close()
+    os.close(stdout)
+    slow.join(20)
     os.close(reader)
 
 

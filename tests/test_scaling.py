@@ -46,6 +46,9 @@ class Processes:
     def is_down(self, name: str) -> bool:
         return False
 
+    def is_replaced(self, name: str) -> bool:
+        return False
+
     def note(self, *_: object, **__: object) -> None:
         pass
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
+import select
 import socket
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ from procman.rollout import Memo
 from procman.rollouts import Rollouts
 from procman.sockets import Sockets
 from procman.trials import Trials
-from tests.harness import wait_until
+from tests.harness import free_port, wait_until
 
 FIRST, SECOND = "listener/web", "listener~/web"
 
@@ -94,6 +96,38 @@ def resumed(pair: Pair, phase: str, successors: dict[str, int]) -> tuple[Keeper,
     if not set(successors) & {"shop:1", "shop:2"}:
         rollouts.resume(memos)
     return pair.keeper, trials, closed
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_socket_that_nobody_comes_to_for_a_moment(dies: bool) -> None:
+    """Who had come waits in its queue as before; who comes is not heard until that is over, or the supervisor dies."""
+    listener = Listener(name="web", address=Address("tcp", "127.0.0.1", free_port()))
+    sockets = Sockets(Keeper({}), {})
+    assert not sockets.shut(FIRST)  # it is not open
+    with contextlib.ExitStack() as stack:
+        sockets.open(listener, "")
+        stack.callback(sockets.lost, FIRST)
+        asked = (listener.address.host, listener.address.port)
+        early = stack.enter_context(socket.create_connection(asked))
+        assert sockets.shut(FIRST)
+        assert not sockets.shut(FIRST)
+        late = stack.enter_context(socket.socket())
+        late.setblocking(False)
+        assert late.connect_ex(asked) == errno.EINPROGRESS
+        assert select.select([], [late], [], 0.1)[1] == []
+        assert early.getpeername() == asked
+        if dies:
+            sockets._deaf.pop(FIRST).close()
+        else:
+            sockets.reopen(FIRST)
+        stack.enter_context(socket.create_connection(asked, timeout=10))
+        assert select.select([], [late], [], 10)[1] == [late]
+        assert late.getpeername() == asked
+
+
+def test_a_socket_that_passes_on_is_not_shut(pair: Pair) -> None:
+    pair.sockets.open(pair.listener, "")
+    assert not pair.sockets.shut(FIRST)
 
 
 @pytest.mark.parametrize(("phase", "gets"), [("trial", SECOND), ("canary", SECOND), ("back", SECOND)])

@@ -313,6 +313,25 @@ def test_two_addresses_of_which_only_one_can_be_bound(one: str, other: str, expe
     assert (values.overlap(a, b), values.overlap(b, a)) == (expected, expected)
 
 
+@pytest.mark.parametrize(
+    ("wide", "narrow", "expected"),
+    [
+        (":80", "127.0.0.1:80", True),
+        ("127.0.0.1:80", ":80", False),
+        (":80", "0.0.0.0:80", True),
+        ("0.0.0.0:80", ":80", False),
+        ("0.0.0.0:80", "127.0.0.1:80", True),
+        ("0.0.0.0:80", "[::1]:80", False),
+        ("127.0.0.1:80", "127.0.0.1:80", True),
+        (":81", "127.0.0.1:80", False),
+        ("unix:/a", "unix:/a", True),
+        ("unix:/a", "unix:/b", False),
+    ],
+)
+def test_an_address_that_contains_another_one(wide: str, narrow: str, expected: bool) -> None:
+    assert values.covers(values.address(wide, "/"), values.address(narrow, "/")) == expected
+
+
 @pytest.mark.parametrize(("written", "expected"), EXPANSIONS)
 def test_variables_are_replaced(written: str, expected: str) -> None:
     assert values.expand(written, NAMES, ENVIRON) == expected

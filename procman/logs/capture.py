@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 from procman.config import Log
 from procman.logs import spool
+from procman.logs.channel import Channel
 from procman.logs.destination import Destinations
 from procman.logs.flow import Begun, Counters, Flow, Stream, bytes_waiting
 from procman.logs.logfile import RETRY_SECONDS, LogFile
@@ -187,10 +188,10 @@ class LogThread:
         flow = heir._flows[key] = self._flows.pop(key)
         heir._submit(lambda: heir._expect(flow))
 
-        def arrive() -> None:  # in the heir
-            heir._arrived(flow, lambda: heir._adopt(flow, log, path, spool_fd))
+        def gone(endings: list[Ending]) -> None:  # in ours, and the rest in the heir
+            heir._submit(lambda: heir._arrived(flow, lambda: heir._adopt(flow, log, path, spool_fd, endings)))
 
-        self._submit_for(flow, lambda: self._let_go(flow, lambda: heir._submit(arrive)))
+        self._submit_for(flow, lambda: self._let_go(flow, gone))
 
     def waits_for(self, seconds: float) -> str:
         """The path with which the thread has been busy for longer than `seconds`; "" where there is none."""
@@ -573,8 +574,10 @@ class LogThread:
         self._release(flow.file)
         flow.file = flow.channel = None
 
-    def _let_go(self, flow: Flow, then: Done) -> None:
-        """The first half of `hand_over`."""
+    def _let_go(self, flow: Flow, then: Callable[[list[Ending]], None]) -> None:
+        """The first half of `hand_over`. `then` gets the endings that are not written yet."""
+        theirs = [ending for ending in self._endings if ending.flow is flow]
+        self._endings = [ending for ending in self._endings if ending.flow is not flow]
         try:
             if self._by_fd.get(flow.fd) is flow:
                 self._end_line(flow)
@@ -582,7 +585,7 @@ class LogThread:
                 self._part_with(flow)
                 flow.on_its_way = True
         finally:
-            then()
+            then(theirs)
 
     def _expect(self, flow: Flow) -> None:
         self._expected[flow] = []
@@ -593,7 +596,8 @@ class LogThread:
         for command in self._expected.pop(flow):
             self._command(command)
 
-    def _adopt(self, flow: Flow, log: Log, path: str, spool_fd: int) -> None:
+    def _adopt(self, flow: Flow, log: Log, path: str, spool_fd: int, endings: list[Ending]) -> None:
+        self._endings += endings
         self._equip(flow, spool_fd)
         if flow.on_its_way:
             flow.on_its_way = False
@@ -648,16 +652,22 @@ class LogThread:
                 channel.go_on(time.monotonic())
 
     def _rest(self, done: Done) -> None:
-        for channel in self._places:
-            while channel.debtor is not None and not self._may_move.is_set():  # a line that is out in part
-                select.select([], [channel.outlet.fd] if channel.outlet.fd >= 0 else [], [], 0.05)
-                channel.go_on(time.monotonic())
-                if channel.stalled(time.monotonic()):
-                    channel.forget()
+        self._end_all()
+        while (channel := self._busy_channel()) is not None and not self._may_move.is_set():
+            fd = channel.outlet.fd
+            select.select([], [fd] if fd >= 0 else [], [], 0.05)  # a line is out in part
+            channel.go_on(time.monotonic())
+            if channel.stalled(time.monotonic()):
+                channel.forget()
+            else:  # what ends there, ends before anything else is written
+                self._end_all()
         for flow in self._by_fd.values():
             flow.publish()
         done()
         self._may_move.wait()
+
+    def _busy_channel(self) -> Channel | None:
+        return next((channel for channel in self._places if channel.debtor is not None), None)
 
     def _take_up(self) -> None:
         """Ends a rest, in which somebody else may have moved bytes."""

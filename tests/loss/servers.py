@@ -21,7 +21,8 @@ class Server:
 
     `lines` of its program, where procman knows the server; `module` must be installed. `command` runs it where procman
     does not know it (yet): the socket is descriptor 3. `keeps` connections alive; takes `chunked` uploads; `pipelines`;
-    `tells` which answer is the last one of a connection.
+    `tells` which answer is the last one of a connection; ends an answer that waits for its client as a `whole` when it
+    is told to stop.
     """
 
     module: str
@@ -32,6 +33,7 @@ class Server:
     chunked: bool = True
     pipelines: bool = True
     tells: bool = True
+    whole: bool = True
 
     @property
     def binds_itself(self) -> bool:
@@ -65,7 +67,7 @@ SERVERS = {
     "wsgi": Server("waitress", WSGI + "workers = 2\nthreads = 4\naccess_log = false", "wsgi"),
     "gunicorn": Server("gunicorn", WSGI + "workers = 4", "gunicorn", keeps=False, pipelines=False),
     "gthread": Server("gunicorn", f"{WSGI}workers = 2\nthreads = 8\n{LONG.format('keep-alive')}", "gunicorn"),
-    "uwsgi": Server("pyuwsgi", WSGI + "workers = 4", "uwsgi", keeps=False, chunked=False, pipelines=False),
+    "uwsgi": Server("pyuwsgi", WSGI + "workers = 4", "uwsgi", keeps=False, chunked=False, pipelines=False, whole=False),
     "uvicorn": Server(
         "uvicorn", ASGI + LONG.format("timeout-keep-alive"), "uvicorn",
         ("-m", "uvicorn", "--fd", "3", "--log-level=warning", "numbered_site:asgi"), tells=False,
