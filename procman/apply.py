@@ -177,6 +177,13 @@ def lines(old: Config, new: Config, plan: Plan, running: Collection[str] = ()) -
     return found
 
 
+def refused(line: Line, programs: Mapping[str, Program], taken: Mapping[str, str]) -> Line:
+    """`line`, where the address that it needs can't be had: `taken` says why, by listener. Then nothing is changed."""
+    program = programs.get(line.name) if line.action in ("add", "restart", "replace") else None
+    why = next((taken[name] for name in (program.listen if program else ()) if name in taken), "")
+    return replace(line, cost=f"apply will be refused: {why}") if why else line
+
+
 def _restarts(old: Config, new: Config, plan: Plan) -> list[list[Program]]:
     """What restarts at once, one after the other."""
     before = {program.name: program for program in old.programs}

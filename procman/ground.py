@@ -449,6 +449,17 @@ class Ground:
         for name in dict.fromkeys(name for program in programs for name in program.listen):
             self._holdings.sockets.open_early(known[name])
 
+    def taken(self, config: Config, programs: Iterable[Program]) -> dict[str, str]:
+        """Why `open_early` would fail, by the listener that can't be had."""
+        known = {listener.name: listener for listener in config.listeners}
+        found = {}
+        for name in dict.fromkeys(name for program in programs for name in program.listen):
+            try:
+                self._holdings.sockets.try_out(known[name])
+            except ProcmanError as error:
+                found[name] = str(error)
+        return found
+
     def close_unused(self, config: Config, spare: Iterable[Listener] = ()) -> None:
         """Close the listening sockets that no program of `config` has, or that it has otherwise; but not those of
         `spare`, which will be needed."""

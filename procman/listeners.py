@@ -68,6 +68,16 @@ def open_listener(listener: Listener) -> socket.socket:
     return _open_tcp(listener, found=True)
 
 
+def try_out(listener: Listener) -> None:
+    """Raises `Failed` where `open_listener` would for somebody who has the address, and leaves nothing changed."""
+    if listener.address.kind == "tcp":
+        _open_tcp(listener, found=True, listen=False).close()
+        return
+    path = listener.address.path
+    with contextlib.suppress(OSError), _folder_of(path) as folder:
+        _clear_stale(folder, path, f"give listener {listener.title!r} another path", remove=False)
+
+
 def join(listener: Listener) -> socket.socket:
     """One more socket in the SO_REUSEPORT group that `open_listener` founded. It must be a TCP listener.
 
@@ -238,11 +248,11 @@ def _folder_of(path: str, make: int | None = None) -> Iterator[int]:
         os.close(folder)
 
 
-def _open_tcp(listener: Listener, *, found: bool) -> socket.socket:
+def _open_tcp(listener: Listener, *, found: bool, listen: bool = True) -> socket.socket:
     candidates = _tcp_candidates(listener)
     for family, where in candidates:
         try:
-            return _bind_tcp(family, where, listener, found)
+            return _bind_tcp(family, where, listener, found, listen)
         except OSError as error:
             no_family = error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
             if no_family and (family, where) != candidates[-1]:
@@ -269,7 +279,9 @@ def _tcp_candidates(listener: Listener) -> list[tuple[socket.AddressFamily, tupl
     return [(family, where)]  # type: ignore[list-item]  # typeshed also allows (int, bytes), from a libc without IPv6
 
 
-def _bind_tcp(family: socket.AddressFamily, where: tuple[str, int], listener: Listener, found: bool) -> socket.socket:
+def _bind_tcp(
+    family: socket.AddressFamily, where: tuple[str, int], listener: Listener, found: bool, listen: bool
+) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -283,7 +295,8 @@ def _bind_tcp(family: socket.AddressFamily, where: tuple[str, int], listener: Li
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if not found:
             sock.bind(where)
-        sock.listen(listener.backlog)
+        if listen:
+            sock.listen(listener.backlog)
     except BaseException:
         sock.close()
         raise
@@ -453,19 +466,21 @@ def _unlink(folder: int, name: str, known: int) -> None:
             os.unlink(name, dir_fd=folder)
 
 
-def _clear_stale(folder: int, path: str, hint: str) -> None:
+def _clear_stale(folder: int, path: str, hint: str, *, remove: bool = True) -> None:
     """Removes a socket file that nobody listens on. Raises `Failed` for one that is in use, and for any other file."""
     try:
         found = os.open(os.path.basename(path), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     except FileNotFoundError:
         return
     try:
-        _clear_if_stale(folder, path, found, hint)
+        if _is_stale(path, found, hint) and remove:
+            _unlink(folder, os.path.basename(path), found)
     finally:
         os.close(found)
 
 
-def _clear_if_stale(folder: int, path: str, found: int, hint: str) -> None:
+def _is_stale(path: str, found: int, hint: str) -> bool:
+    """Whether nobody listens on the socket file `found`; False: it is gone. Raises `Failed` as `_clear_stale`."""
     address = Address("unix", path=path)
     if not stat.S_ISSOCK(os.fstat(found).st_mode):
         raise Failed(f"can't listen on {address}: a file that is no socket is there", hint=f"remove {path}, or {hint}")
@@ -474,10 +489,9 @@ def _clear_if_stale(folder: int, path: str, found: int, hint: str) -> None:
         try:
             probe.connect(f"/proc/self/fd/{found}")  # this very file, whatever its path means by now
         except ConnectionRefusedError:
-            _unlink(folder, os.path.basename(path), found)
-            return
+            return True
         except FileNotFoundError:
-            return
+            return False
         except PermissionError as error:
             raise Failed(f"{address} belongs to another user", hint=f"stop it, or {hint}") from error
         except OSError as error:  # EAGAIN: its queue is full; EPROTOTYPE: it is no stream socket. Somebody is there.

@@ -187,6 +187,11 @@ class Sockets:
         else:
             self.open(listener, "")
 
+    def try_out(self, listener: Listener) -> None:
+        """Raises Failed where `open_early` would for somebody who has the address; opens nothing."""
+        if not self._is_ours(listener):
+            listeners.try_out(listener)
+
     def _is_ours(self, listener: Listener) -> bool:
         """Whether one of these sockets is bound where `listener` is to be, under this name or another one."""
         there = (self._open[name] for name in self._holder.held() if name in self._open)

@@ -125,6 +125,8 @@ def test_an_address_that_is_taken_changes_nothing(daemon: MakeDaemon, tmp_path: 
     with socket.create_server(("127.0.0.1", sites.other)):
         new = sites.table(sites.other, keys) + worker("job", argument="2000") + worker("more")
         sites.running.write_table(new)
+        taken = f"apply will be refused: 127.0.0.1:{sites.other} is in use by pid {os.getpid()}"
+        assert taken in sites.running.ctl("diff").stdout
         done = sites.running.ctl("apply")
         assert done.returncode == 1
         assert f"nothing was changed: 127.0.0.1:{sites.other} is in use by pid {os.getpid()}" in done.stderr
