@@ -33,7 +33,9 @@ HOT_LOG = frozenset(
 HOT_LISTENER = frozenset({"backlog", "mode", "uid", "gid"})
 """What of a listener can be changed while its socket is open."""
 
-HOT_DAEMON = frozenset({"log_level", "log_min_free", "shutdown_timeout", "exit_when", "sampling"})
+HOT_DAEMON = frozenset(
+    {"log_level", "log_max_size", "log_keep", "log_min_free", "shutdown_timeout", "exit_when", "sampling"}
+)
 """Keys of [daemon] that take effect without a restart of the daemon."""
 
 
