@@ -3,11 +3,15 @@ gives."""
 
 from __future__ import annotations
 
+import functools
 import gzip
+import itertools
 import json
 import random
 import re
-from collections.abc import Sequence
+import time
+import tracemalloc
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -16,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from procman import logrecords, logsummary, moments, terminal, tracebacks
+from procman import logformat, logrecords, logsummary, moments, terminal, tracebacks
 from procman.ctl import logtext
 from procman.ctl.library import File, Heard, Places, Source
 from procman.ctl.logtext import LogText, Place
@@ -100,6 +104,14 @@ def test_a_traceback_is_one_record_with_the_line_that_announces_it(server: str) 
             assert (server == "uwsgi") == record.lines[0].startswith(b"Traceback")
 
 
+def test_a_traceback_begins_no_record_where_the_line_before_it_is_not_known() -> None:
+    maker = Records(CLOCK, "within")
+    trace = b'an error\nTraceback (most recent call last):\n  File "a", line 1, in f\nValueError: b\n'
+    found = list(maker.feed(trace + b"2026-01-31 12:00:00 INFO a\n"))
+    assert [record.text for record in [*found, *maker.end()]] == [b"2026-01-31 12:00:00 INFO a\n"]
+    assert maker.skipped == len(trace)
+
+
 def test_a_line_and_a_record_that_never_end_come_in_parts() -> None:
     size = logrecords.LINE_MAX
     for data in (
@@ -126,7 +138,7 @@ LINES = st.sampled_from(
         b"plain line\n",
         b"  indented\n",
         b"\n",
-        b"Traceback (most recent call last):\n  File \"a\", line 1, in f\n    x\nValueError: b\n",
+        b"Traceback (most recent call last):\n  File \"a\", line 1, in f\n    x\nValueError: b\nDETAIL: c\n",
         b"x" * 3000 + b"\n",
     ]
 )
@@ -148,16 +160,19 @@ def logs(draw: st.DrawFn) -> tuple[list[bytes], int]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(logs(), st.integers(0, 60), st.integers(0, 4), st.integers(100, 2000))
+@given(logs(), st.integers(0, 60), st.integers(0, 4), st.integers(100, 2000), st.booleans())
 def test_the_last_lines_and_records_of_any_log(
-    log: tuple[list[bytes], int], count: int, choice: int, piece: int
+    log: tuple[list[bytes], int], count: int, choice: int, piece: int, stamped: bool
 ) -> None:
     files, zipped = log
+    if stamped:
+        files = [re.sub(rb"(?m)^(?!\Z)", b"2026-01-31T12:00:00.000Z ", data) for data in files]
     whole = b"".join(files)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logtext, "BLOCK", 200)
         patch.setattr(logtext, "SPAN_MAX", 4000)
         patch.setattr(logtext, "BEGIN", 50)
+        patch.setattr(logtext, "HELD", 1000)  # any of these records
         patch.setattr(logrecords, "PROBE", 1 << 20)
         text = Memory(files, zipped=zipped).text()
         start = text.last_lines(count)
@@ -168,14 +183,14 @@ def test_the_last_lines_and_records_of_any_log(
         expected = [record.text for record in records(whole) if wanted.wants(record)]
         start, skip = text.last_records(count, wanted, Place())
         maker, sieve = text.maker(start, exact=True), logrecords.sieve(wanted.grep)
-        chosen = text.records(maker, start, piece=piece, sieve=sieve)
+        chosen = text.records(maker, start, piece=piece * 4 if stamped else piece, sieve=sieve)
         found = [record.text for record in chosen if wanted.wants(record)][skip:]
         assert found == (expected[len(expected) - count :] if count < len(expected) else expected)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=400), st.integers(0, 40_000), st.integers(0, 3), st.randoms())
-def test_since_misses_nothing(steps: list[int], since: int, zipped: int, rng: random.Random) -> None:
+def test_since_and_until_miss_nothing(steps: list[int], since: int, zipped: int, rng: random.Random) -> None:
     """Lines with times that grow, some without, some a little late, in some files."""
     begin = datetime(2026, 1, 31, tzinfo=UTC).timestamp()
     files, modified, at = [b""], [0.0], begin
@@ -196,7 +211,12 @@ def test_since_misses_nothing(steps: list[int], since: int, zipped: int, rng: ra
         text = Memory(files, zipped=zipped, modified=modified).text()
         start = text.since(begin + since)
         found = [record.text for record in text.records(text.maker(start), start) if wanted.wants(record)]
-    assert found == expected
+        assert found == expected
+        ended = Filter(until=begin + since)
+        expected = [record.text for record in logrecords.timed(records(b"".join(files))) if ended.wants(record)]
+        start, skip = text.last_records(5, ended, Place())
+        found = [one.text for one in text.records(text.maker(start, exact=True), start) if ended.wants(one)][skip:]
+    assert found == expected[-5:]
 
 
 def test_since_reads_little_of_a_large_file() -> None:
@@ -211,6 +231,69 @@ def test_since_reads_little_of_a_large_file() -> None:
     assert library.bytes_read < 20 * logrecords.PROBE
     assert text.since(0.0) == Place()
     assert text.since(CLOCK.now).offset > len(lines) - 2 * logrecords.PROBE
+
+
+@pytest.mark.parametrize("rare", [1, 2, 7, 500])
+@pytest.mark.parametrize("zone", ["CET-1", "EST5", "UTC"])
+def test_since_misses_nothing_where_some_lines_tell_the_time_of_another_zone(
+    rare: int, zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of so many lines is a Django's, in UTC, the others are of an access log."""
+    begin = int(CLOCK.now) - 40_000
+    lines = b""
+    for at in range(begin, int(CLOCK.now), 2):
+        when = datetime.fromtimestamp(at, UTC)
+        access = f'1.1.1.1 - - [{when:%d/%b/%Y:%H:%M:%S} +0000] "GET / HTTP/1.1" 200 2\n'
+        lines += (f"{when:%Y-%m-%d %H:%M:%S},000 INFO view\n" if at // 2 % rare == 0 else access).encode()
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    logformat._minute.cache_clear()
+    try:
+        for ago in (600, 5000, 20_000):
+            text = Memory([lines], modified=[CLOCK.now - 1]).text()
+            wanted = Filter(since=CLOCK.now - ago)
+            start = text.since(CLOCK.now - ago)
+            assert sum(map(wanted.wants, text.records(text.maker(start), start))) == ago // 2
+            assert (text.zone is None) == (zone == "UTC" or rare == 500)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+        logformat._minute.cache_clear()
+
+
+def second(n: int) -> bytes:
+    return b"2026-01-%02d %02d:%02d:%02dZ INFO a line\n" % (1 + n // 86400, n // 3600 % 24, n // 60 % 60, n % 60)
+
+
+@functools.cache
+def seconds(first: int, last: int) -> bytes:
+    return b"".join(map(second, range(first, last)))
+
+
+@pytest.mark.parametrize("zipped", [0, 1, 2])
+@pytest.mark.parametrize("n", [50_000, 149_999, 150_000, 299_999])
+def test_a_search_by_time_takes_few_lines_apart(zipped: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In compressed files, too; and the last lines before a time are found without those that are later."""
+    begin = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    at = begin + n
+    files = [seconds(0, 150_000), seconds(150_000, 300_000)]
+    text = Memory(files, zipped=zipped, modified=[begin + 150_000, begin + 300_000]).text()
+    start = text.since(at)
+    assert sum(map(len, files[: start.file])) + start.offset > len(files[0]) // 150_000 * n - 2 * logrecords.PROBE
+    fed: list[int] = []
+    feed = Records.feed
+
+    def counting(self: Records, chunk: bytes) -> Iterator[Record]:
+        fed.append(len(chunk))
+        return feed(self, chunk)
+
+    monkeypatch.setattr(Records, "feed", counting)
+    wanted = Filter(until=at)
+    start, skip = text.last_records(3, wanted, Place())
+    chosen = text.records(text.maker(start, exact=True), start, piece=logrecords.PROBE)
+    in_time = itertools.takewhile(lambda one: not wanted.after(one), chosen)
+    assert [one.text for one in in_time if wanted.wants(one)][skip:] == [second(n - 2), second(n - 1), second(n)]
+    assert sum(fed) < 10 * logrecords.PROBE
 
 
 # --- summary
@@ -297,6 +380,28 @@ def test_any_place_of_a_compressed_file(members: int, asked: list[tuple[int, int
         assert unzipped.damaged == (not members)
         assert len(unzipped._copies) <= COPIES_MAX
         assert unzipped.pread(len(whole), 0) == whole
+
+
+@pytest.mark.parametrize("lines", [None, 100_000])
+@pytest.mark.parametrize("left", [False, True])
+def test_many_compressed_logs_are_read_at_once_in_little_memory(
+    lines: int | None, left: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where they are merged by time: each of them is in the midst of its compressed file, or has left it."""
+    monkeypatch.setattr("procman.unzip.SPACING", 50_000)
+    content = [seconds(0, 150_000), b"one\n" * 9 if left else b""]
+    library = Memory(content, zipped=1)
+    tracemalloc.start()
+    reading = []
+    for text in (library.text() for _ in range(5)):
+        start = Place() if lines is None else text.last_lines(lines)
+        reading.append(text.forward(start, piece=5_000))
+        found = next(data for data in reading[-1] if text.reached > Place(0, 4_000_000))
+        found = next(data for data in reading[-1] if text.reached.file == 1) if left else found
+        assert len(found) <= 5_000
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert used < len(reading) * (50_000 if left else 200_000)
 
 
 WHOLE = b"".join(b"line %d\n" % number for number in range(5000))
@@ -412,3 +517,76 @@ def test_nothing_reaches_a_terminal_but_text_and_colours(line: bytes) -> None:
 )
 def test_a_pattern_that_sees_more_than_its_line_has_no_sieve(pattern: bytes, there: bool) -> None:
     assert (logrecords.sieve(re.compile(pattern)) is not None) == there
+
+
+# --- messages of more than one line
+
+
+MESSAGES = (FORMATS / "messages.txt").read_text()
+"""Of pydantic, SQLAlchemy, psycopg, notes, groups, other processes: as `logging` prints them, a line after each."""
+ERRORS = [text for text in re.split(r"(?m)^\S+ \S+ INFO shop after .*\n", MESSAGES) if text]
+UNANNOUNCED = [text.split("\n", 1)[1] for text in ERRORS if re.search(r"\A.*\n(Traceback| *\+|.*Remote)", text)]
+
+
+@pytest.mark.parametrize("error", [*ERRORS, *UNANNOUNCED], ids=lambda error: re.sub(r"\W+", "-", error[:50]))
+@pytest.mark.parametrize("added", ["", "timestamps", "json"])
+def test_all_of_a_message_belongs_to_its_traceback(error: str, added: str) -> None:
+    lines = ["2026-11-27 10:00:00,000 INFO before", *error.splitlines(), "2026-11-27 10:43:55,000 INFO after", "print"]
+    if added == "timestamps":
+        lines = [f"2026-11-27T10:43:55.000Z {line}" for line in lines]
+    if added == "json":
+        about = {"time": "2026-11-27T10:43:55.000Z", "program": "shop", "instance": 1, "stream": "stdout"}
+        lines = [json.dumps({**about, "message": line}) for line in lines]
+    data = "".join(f"{line}\n" for line in lines).encode()
+    wanted = Filter(level=40)
+    (record,) = [record for record in records(data) if wanted.wants(record)]
+    assert record.text.decode() == "".join(f"{line}\n" for line in lines[1:-2])
+    (found,) = summary(data)["errors"]
+    assert found["count"] == 1
+    whole = "\n".join(said.body.decode() for said in record.said).rstrip()
+    assert whole.endswith(found["sample"].rstrip())
+    assert found["sample"].split("\n", 1)[0].endswith("Traceback (most recent call last):")
+    last = logrecords.last_traceback(data, CLOCK)
+    assert last is not None
+    assert (last.text, len(last.raised)) == (found["sample"], len(found["raised"]))
+
+
+def test_the_exception_of_a_long_message_is_named() -> None:
+    found = [error["exception"] for text in ERRORS for error in summary(text.encode())["errors"]]
+    assert found == [
+        "pydantic_core._pydantic_core.ValidationError", "ZeroDivisionError", "KeyError",
+        "sqlalchemy.exc.IntegrityError", "psycopg.errors.UniqueViolation", "psycopg2.errors.UniqueViolation",
+        "psycopg.errors.UndefinedTable", "sqlalchemy.exc.IntegrityError",
+        "ExceptionGroup", "OSError", "ExceptionGroup", "ValueError", "ValueError",
+    ]  # fmt: skip
+
+
+TRACE = b"Traceback (most recent call last):\n  File \"a\", line 1, in f\nValueError: x\n"
+
+
+@pytest.mark.parametrize(
+    ("after", "more"),
+    [
+        (b"print\n" * 10_000, logrecords.MESSAGE_LINES),
+        ((b"x" * 1000 + b"\n") * 20, logrecords.MESSAGE_MAX // 1000),
+        (b"more\n" + TRACE, 1),
+        (b"more\nWARNING: x\nprint\n", 1),
+        (b"more\n2026-11-27 10:00:00 x\nprint\n", 1),
+        (b"more\n\nThe above exception was the direct cause of the following exception:\n\n" + TRACE + b"INFO: x\n", 7),
+    ],
+)
+def test_what_follows_an_exception_is_not_taken_without_end(after: bytes, more: int) -> None:
+    first = records(b"INFO: x\n" + TRACE + after)[1]
+    assert first.text == TRACE + b"".join(after.splitlines(keepends=True)[:more])
+    assert first.level == 40
+
+
+def test_lines_may_end_as_on_windows() -> None:
+    data = b"2026-11-27 10:00:00 INFO xy\r\nx\ry\r\ny\n"
+    wanted = {b"y$": 3, b"x\ry$": 1, b"^y": 1, b"(?-m:y$)": 3, b"(?-m:^x)": 1, b"(?i-m:^Y)": 1}
+    for pattern, expected in wanted.items():
+        grep = re.compile(pattern)
+        sieve = logrecords.sieve(grep)
+        assert sum(map(Filter(grep=grep).wants, records(data))) == expected
+        assert (sieve is None) == (b"-m" in pattern)
+        assert sieve is None or sieve(data)
