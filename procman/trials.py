@@ -181,3 +181,12 @@ class Trials:
         found = await asyncio.to_thread(queues.backlog, self._sockets.address(first).port)
         clients = frozenset(client for client in found.clients if client[1] not in self._asking)
         return clients, sum(length for inode, length in found.lengths.items() if inode != second)
+
+    async def connecting(self, firsts: Iterable[str]) -> frozenset[tuple[bytes, int]]:
+        """The clients whose handshake at one of these TCP sockets is under way (`queues.handshakes`). None where the
+        kernel does not tell."""
+        ports = {where.port for where in map(self._sockets.address, firsts) if where.kind == "tcp"}
+        try:
+            return frozenset().union(*[await asyncio.to_thread(queues.handshakes, port) for port in ports])
+        except (OSError, RuntimeError):  # RuntimeError: there is no thread
+            return frozenset()
