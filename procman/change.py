@@ -232,7 +232,9 @@ class Change:
         config = self._supervisor.config
         up = running(self._supervisor.all())
         lines = apply.lines(config, read.config, self._possible(apply.plan(config, read.config)), up)
-        return [self._as_it_is(line) for line in lines]
+        taken = self._ground.taken(read.config, self._starting(read.config))
+        programs = {program.name: program for program in read.config.programs}
+        return [apply.refused(self._as_it_is(line), programs, taken) for line in lines]
 
     def _as_it_is(self, line: apply.Line) -> apply.Line:
         """`line`, for a process that may not serve now."""
@@ -303,7 +305,7 @@ class Change:
         listeners = {listener.name: listener for listener in before.listeners}
         later = {*late, *serving, *(program.name for program in plan.replace)}
         self.versions.begin(replace(read.config, daemon=daemon), kept.keep(before, later, listeners))
-        self._ground.tune(plan.tuned)
+        untuned = self._ground.tune(plan.tuned)
         for program in plan.hot:
             process = supervisor.processes[program.name]
             process.program = servers.in_place(program, process.program.slot)
@@ -327,22 +329,26 @@ class Change:
             names[part] = [name for name in names[part] if name not in left]
         names["left"] = left
         if failed:
+            failed["gone"] = failed["name"] not in supervisor.processes
             return {**names, "message": f"stopped at {failed['name']}: {failed['why']}", "failed": failed}
         notes = "".join(f"; {', '.join(each)}: {note}" for note, each in self._notes.items())
-        return {**names, "message": message + notes}
+        return {**names, "message": message + notes + "".join(f"; {problem}" for problem in untuned)}
 
     def _open_early(self, new: Config) -> None:
         """Open the addresses that are new, for all that is to run. Raises Failed when one can't be had: then none of
         them is left open."""
         before = self._supervisor.config
-        plan = self._possible(apply.plan(before, new))
-        up = [program for program in plan.restart if self._supervisor.processes[program.name].status.wanted]
-        starting = [program for program in plan.added if program.autostart]
         try:
-            self._ground.open_early(new, [*up, *starting, *plan.replace])
+            self._ground.open_early(new, self._starting(new))
         except ProcmanError as error:
             self._ground.close_unused(before)
             raise Failed(f"nothing was changed: {error}", hint=error.hint) from error
+
+    def _starting(self, new: Config) -> list[Program]:
+        """What gets a child when `new` is applied."""
+        plan = self._possible(apply.plan(self._supervisor.config, new))
+        up = [program for program in plan.restart if self._supervisor.processes[program.name].status.wanted]
+        return [*up, *(program for program in plan.added if program.autostart), *plan.replace]
 
     def _late(self, plan: apply.Plan, new: Config) -> list[str]:
         """Those that leave because their program has another number of processes: the others start before that."""

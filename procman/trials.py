@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from procman import canary, listeners, probes, queues
+from procman import canary, listeners, probes, queues, values
 from procman.config import Address, Listener, Program, Ready
 from procman.errors import Failed
 from procman.listeners import FileId
@@ -139,7 +139,7 @@ class Trials:
     def socket(self, key: str, process: str, listener: Listener) -> str:
         """The held name of what a child at `key` gets for `listener`. Raises Failed."""
         first = self._first.get(key, {}).get(listener.name)
-        return self._sockets.open(listener, process) if first is None else beside(first)
+        return self._sockets.give(listener, process) if first is None else beside(first)
 
     def alone(self, key: str, ready: Ready) -> tuple[Ready, LetThrough | None]:
         """How the process at `key` is asked for `ready`, and nobody else: whoever connects to its address like a client
@@ -148,7 +148,7 @@ class Trials:
         if asked is None:
             return ready, None
         firsts, quiet = (
-            [held for name, held in there.get(key, {}).items() if meet(self._addresses[name], asked)]
+            [held for name, held in there.get(key, {}).items() if values.meets(self._addresses[name], asked)]
             for there in (self._first, self._quiet)
         )
         if not (firsts or quiet):
@@ -190,10 +190,3 @@ class Trials:
             return frozenset().union(*[await asyncio.to_thread(queues.handshakes, port) for port in ports])
         except (OSError, RuntimeError):  # RuntimeError: there is no thread
             return frozenset()
-
-
-def meet(listener: Address, asked: Address) -> bool:
-    """Whether who connects to `asked` comes to a socket at `listener`."""
-    # Of two TCP addresses the port decides: a host has many names. Where it is another machine's after all, nothing is
-    # lost by it: connections there don't come to our group.
-    return listener == asked or (listener.kind == asked.kind == "tcp" and listener.port == asked.port)

@@ -223,7 +223,7 @@ class StandIn:
         self.subscribers.append(callback)
         return lambda: self.subscribers.remove(callback)
 
-    def daemon_status(self) -> Object:
+    async def daemon_status(self) -> Object:
         own = {"supervisor_pid": os.getpid(), "keeper_pid": 1, "limits": {"open": 9}, "table": None}
         return {"identifier": "procman", "version": "0.1.0", **own}
 

@@ -196,6 +196,7 @@ def test_more_processes_of_a_bad_release(shop: Shop) -> None:
     assert "apply failed: web:1: it did not start" in done.stderr
     assert "web:1, web:2 came with it, and went with it" in done.stderr
     assert "release bad 1 is bad" in done.stderr
+    assert "what has happened: procmanctl events\n" in done.stderr  # of web:1 itself nothing is known any more
     for _ in range(2):
         assert set(shop.running.status()) == {"web", "job"}
         assert shop.pid() == before

@@ -3,6 +3,7 @@ gives."""
 
 from __future__ import annotations
 
+import functools
 import gzip
 import itertools
 import json
@@ -264,13 +265,18 @@ def second(n: int) -> bytes:
     return b"2026-01-%02d %02d:%02d:%02dZ INFO a line\n" % (1 + n // 86400, n // 3600 % 24, n // 60 % 60, n % 60)
 
 
+@functools.cache
+def seconds(first: int, last: int) -> bytes:
+    return b"".join(map(second, range(first, last)))
+
+
 @pytest.mark.parametrize("zipped", [0, 1, 2])
-@pytest.mark.parametrize("n", [50_000, 149_999, 150_000, 200_000, 299_999])
+@pytest.mark.parametrize("n", [50_000, 149_999, 150_000, 299_999])
 def test_a_search_by_time_takes_few_lines_apart(zipped: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In compressed files, too; and the last lines before a time are found without those that are later."""
     begin = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
     at = begin + n
-    files = [b"".join(map(second, range(150_000))), b"".join(map(second, range(150_000, 300_000)))]
+    files = [seconds(0, 150_000), seconds(150_000, 300_000)]
     text = Memory(files, zipped=zipped, modified=[begin + 150_000, begin + 300_000]).text()
     start = text.since(at)
     assert sum(map(len, files[: start.file])) + start.offset > len(files[0]) // 150_000 * n - 2 * logrecords.PROBE
@@ -383,7 +389,7 @@ def test_many_compressed_logs_are_read_at_once_in_little_memory(
 ) -> None:
     """As where they are merged by time: each of them is in the midst of its compressed file, or has left it."""
     monkeypatch.setattr("procman.unzip.SPACING", 50_000)
-    content = [b"".join(map(second, range(150_000))), b"one\n" * 9 if left else b""]
+    content = [seconds(0, 150_000), b"one\n" * 9 if left else b""]
     library = Memory(content, zipped=1)
     tracemalloc.start()
     reading = []
