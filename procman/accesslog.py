@@ -23,7 +23,7 @@ _UWSGI = re.compile(
     rb" => generated (?P<size>\d+) bytes in (?P<took>\d+) (?P<unit>msecs|micros)(?: via [a-z]+\(\))?"
     rb" \(HTTP/[0-9.]+ (?P<status>[1-5]\d\d)\)"
 )
-_GRANIAN = re.compile(rb'\[[^\]"]*\] [^ "]+ - "')
+_GRANIAN = re.compile(rb'\[[^\]"]*\] [^ "]* - "')
 _TOOK = re.compile(rb"(?:[a-z_]+=)?\"?(\d{1,12}(?:\.\d{1,9})?) ?(ms|msecs?|s|sec|us)?\"?\s*\Z")
 _ID = re.compile(r"\d+|[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{16,}", re.IGNORECASE)
 

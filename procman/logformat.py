@@ -70,7 +70,7 @@ _LOGFMT = re.compile(rb"(?:[a-z.]{1,20}=[^\s=]{1,40} ){0,3}(?:ts|time|timestamp|
 _BEGINNINGS = (  # with what a line must begin, and what it must hold, for a pattern to be tried
     (b"<[" + _DIGITS + _CAPITALS, b":", _ISO_TIME),
     (b"<[" + _DIGITS + _CAPITALS, b"/", _RUNSERVER),
-    (_ANY, b"[", re.compile(rb"(?P<access>[^\s\[]{1,100} [^\s\[]{1,100} [^\[\n]{1,100}\[)" + _APACHE)),
+    (_ANY, b"[", re.compile(rb"(?P<access>(?:[^\s\[]{1,100} [^\s\[]{1,100}| -) [^\[\n]{1,100}\[)" + _APACHE)),
     (b"[", b"|", re.compile(rb"(?P<access>\[pid: \d+\|)[^\]\n]{0,80}\] [^\[\n]{0,300}\[" + _CTIME)),  # uWSGI
     (b"*" + _CAPITALS, b":", re.compile(rb"(?:\*\*\* Starting uWSGI [^\[\n]{0,60}\[)?" + _CTIME)),
     (b"<[" + _CAPITALS, b":", re.compile(_BEFORE + _SYSLOG)),
@@ -81,6 +81,7 @@ _TIMES = tuple(
 )
 """Patterns of lines that tell a time, by the first byte of a line."""
 
+_NOBODY = b" - "  # so begins a line of an access log without an address, as over a Unix socket
 _OWN = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d) ")
 
 _LEVEL = re.compile(
@@ -178,7 +179,10 @@ def parse(line: bytes, clock: Clock | None) -> Line:
         if at is not None:
             return inner._replace(time=at, exact=True, stamped=inner.time is None)
     if first in (b" ", b"\t", b"\r", b""):
-        return Line(None, 40, line) if line.startswith(GROUP) else Line(None, 0, line, continues=True)
+        if line.startswith(GROUP):
+            return Line(None, 40, line)
+        said = _plain(line, first, clock) if line.startswith(_NOBODY) else None
+        return said if said and said.access else Line(None, 0, line, continues=True)
     return _plain(line, first, clock)
 
 

@@ -340,6 +340,12 @@ def test_all_lines_of_a_traceback_are_errors() -> None:
     ]
 
 
+def test_an_answer_without_an_address_is_no_part_of_the_error_before() -> None:
+    severities = Severities(error=False)
+    lines = [b"[2026-11-27 05:33:43 +0000] [5] [ERROR] x", b' - - [27/Nov/2026:05:33:43 +0000] "GET / HTTP/1.0" 200 1']
+    assert [severities.of(line, WALL)[0] for line in lines] == [3, 6]
+
+
 def test_a_message_of_syslog() -> None:
     found = syslog.messages(SECOND_ERR, apart=True)(b"hello\n<6>ok\nWARNING:x\n", False, WALL)
     host = re.escape(os.uname().nodename).encode()

@@ -38,6 +38,9 @@ LINES: list[tuple[str, str | None, str]] = [
     ('127.0.0.1 - - [27/Nov/2026:05:33:43 +0000] "GET /error HTTP/1.1" 200 2 "-" "-"', "2026-11-27T05:33:43", "info"),
     ('::1 - ann [27/Nov/2026:05:33:43 -0130] "GET / HTTP/1.1" 500 2', "2026-11-27T07:03:43", "info"),
     ('127.0.0.1:35686 - - [27/Nov/2026:05:33:49] "GET /" 200 2', "2026-11-27T05:33:49", "info"),
+    # over a Unix socket nobody has an address
+    (' - - [27/Nov/2026:05:33:43 +0000] "GET / HTTP/1.0" 200 11 "-" "-"', "2026-11-27T05:33:43", "info"),
+    (' - ann [27/Nov/2026:05:33:43 +0000] "GET / HTTP/1.0" 500 11 "-" "-"', "2026-11-27T05:33:43", "info"),
     ("[pid: 23558|app: 0|req: 1/1] 127.0.0.1 () {24 vars in 246 bytes} [Fri Nov 27 05:33:44 2026] GET / => generated 2",
      "2026-11-27T05:33:44", "info"),
     ("*** Starting uWSGI 2.0.30 (64bit) on [Fri Nov 27 05:33:44 2026] ***", "2026-11-27T05:33:44", ""),
@@ -125,7 +128,10 @@ def test_a_traceback_in_json_makes_an_error() -> None:
     assert (said.level, said.trace) == (40, b"Traceback (most recent call last):\nE: x")
 
 
-@pytest.mark.parametrize("line", [b"  File \"x\"", b"\tat x", b"", b"\r", b"2026-01-31T12:00:00Z   indented"])
+INDENTED = (b"  File \"x\"", b"\tat x", b"", b"\r", b"2026-01-31T12:00:00Z   indented", b" - - a list", b" - [x] y")
+
+
+@pytest.mark.parametrize("line", INDENTED)
 def test_what_goes_on_with_the_line_before(line: bytes) -> None:
     assert parse(line, CLOCK).continues
 

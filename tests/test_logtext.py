@@ -41,6 +41,22 @@ def records(data: bytes, cut: int = 1 << 30) -> list[Record]:
     return [*found, *maker.end()]
 
 
+@pytest.mark.parametrize("own", ["", "2026-11-27T05:33:43.5Z "])
+def test_an_access_line_without_an_address_begins_a_record(own: str) -> None:
+    """gunicorn prints such a one over a Unix socket: nginx has no address there."""
+    answer = ' - - [27/Nov/2026:05:33:43 +0000] "GET / HTTP/1.0" 200 11 "-" "-"\n'
+    error = "[2026-11-27 05:33:43 +0000] [5] [ERROR] Error handling request /\n"
+    lines = [own + line for line in (answer, answer, error, "Traceback (most recent call last):\n", "  File x\n",
+                                     "ValueError: x\n", answer)]  # fmt: skip
+    found = records("".join(lines).encode())
+    assert [len(record.lines) for record in found] == [1, 1, 4, 1]
+    assert [logformat.level_name(record.level) for record in found] == ["info", "info", "error", "info"]
+    summary = logsummary.Summary()
+    for record in found:
+        summary.add(record)
+    assert summary._statuses == {"2xx": 3}
+
+
 class Memory:
     """A library of one log whose files are in memory. It counts what is read."""
 

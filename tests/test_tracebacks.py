@@ -158,6 +158,8 @@ ANSWERS: list[tuple[str, tuple[str, str, int, float | None] | None]] = [
     ('127.0.0.1:35686 - - [x] "GET /" 200 2', ("GET", "/", 200, None)),
     ('INFO:     127.0.0.1:5 - "GET / HTTP/1.1" 500 Internal Server Error', ("GET", "/", 500, None)),
     ('[2026-11-27 05:33:52 +0000] 127.0.0.1 - "GET / HTTP/1.1" 200 0.086', ("GET", "/", 200, 0.000086)),
+    (' - - [x] "GET /a HTTP/1.0" 500 2 "-" "-"', ("GET", "/a", 500, None)),  # over a Unix socket
+    ('[2026-11-27 05:33:52 +0000]  - "GET / HTTP/1.1" 200 0.086', ("GET", "/", 200, 0.000086)),
     ('[t] [7] [INFO] 127.0.0.1:5 - - [x] "GET / 1.1" 200 2 "-" "curl"', ("GET", "/", 200, None)),
     ('[27/Nov/2026 05:34:29] "GET /a HTTP/1.1" 404 2321', ("GET", "/a", 404, None)),
     ("[pid: 5|app: 0|req: 1/1] ::1 () {2 vars in 3 bytes} [t] GET /x?q => generated 2 bytes in 7 msecs (HTTP/1.1 200)",
