@@ -261,12 +261,20 @@ _KEYS = {
 def differences(old: Program, new: Program) -> tuple[str, ...]:
     """The keys of the table that make the difference; the name of a listener is one."""
     fields_ = [key for key in _changed(old, new) if key not in ("log", "limits")]
+    if _moved(old, new):
+        fields_.remove("ready")
     found = [_KEYS.get(key, key) for key in fields_]
     if "command" in found and new.server:
         found[found.index("command")] = "server settings"
     for part in ("log", "limits"):
         found += [f"{part}.{_KEYS.get(key, key)}" for key in _changed(getattr(old, part), getattr(new, part))]
     return tuple(dict.fromkeys(found)) or ("listen",)
+
+
+def _moved(old: Program, new: Program) -> bool:
+    """Whether its probe differs by nothing but the address of its own listener, which is another one."""
+    own = str(old.ready.address) in old.listen and str(new.ready.address) in new.listen
+    return own and old.ready != new.ready == replace(old.ready, address=new.ready.address) and old.listen != new.listen
 
 
 def fingerprint(config: Config, program: Program) -> str:

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from procman.apply import HOT, HOT_DAEMON, HOT_LOG, Line, Plan, daemon_in_force, lines, plan, steps, turns
+from procman.apply import HOT, HOT_DAEMON, HOT_LOG, Line, Plan, daemon_in_force, differences, lines, plan, steps, turns
 from procman.config import (
     Account,
     Address,
@@ -296,3 +296,13 @@ def test_what_a_process_less_costs() -> None:
     for listener, cost in ((HTTP, "it stops"), (REUSED, reset)):
         old, new = several(3, "1", listener), several(2, "1", listener)
         assert [(line.name, line.cost) for line in lines(old, new, plan(old, new))] == [("web:3", cost)]
+
+
+def test_a_probe_that_moves_with_the_listener_is_no_difference_of_its_own() -> None:
+    def at(port: int, asked: int, path: str = "/") -> Program:
+        ready = Ready(kind="http", address=Address("tcp", host="127.0.0.1", port=asked), path=path)
+        return replace(WEB, listen=(f"127.0.0.1:{port}",), ready=ready)
+
+    assert differences(at(8000, 8000), at(8001, 8001)) == ("listen",)
+    assert differences(at(8000, 8000), at(8001, 8001, "/up")) == ("listen", "ready")
+    assert differences(at(8000, 9000), at(8001, 9001)) == ("listen", "ready")
