@@ -115,6 +115,15 @@ class Renewal:
             return "it was started again as it was before"
         return f"as it was before, {bad.process.name} does not start either: {bad.reason}"
 
+    async def proven(self, processes: Sequence[Process], progress: Progress) -> Info:
+        """Wait until these, which were told to start, have stayed up for `start_seconds`. Returns what has failed, if
+        anything."""
+        bad = await self._bad(processes, progress)
+        if bad is None:
+            return {}
+        output = await self.output(bad.process)
+        return {"name": bad.process.name, "why": f"it did not start: {bad.reason}", "output": output}
+
     async def output(self, process: Process) -> list[str]:
         """The last lines of its log."""
         with contextlib.suppress(ProcmanError, OSError, RuntimeError):  # no descriptor or thread is left
