@@ -41,7 +41,7 @@ class Plan:
     `replace`: a successor takes over, if there is somebody to take over from. `tuned` are listeners whose socket stays,
     with other settings. `ignored` are keys of [daemon] that need a restart of the daemon. What stands is known by
     `rolling` alone: `coming` are new ones that are successors, too, with those of `replace` or of `leaving`; these are
-    old ones that stop when the others of their program run.
+    old ones that stop when the others of their program run; `resting` are down, and become what they are to be then.
     """
 
     added: tuple[Program, ...] = ()
@@ -53,6 +53,7 @@ class Plan:
     tuned: tuple[Listener, ...] = ()
     coming: tuple[Program, ...] = ()
     leaving: tuple[Program, ...] = ()
+    resting: tuple[Program, ...] = ()
 
 
 def plan(old: Config, new: Config) -> Plan:
@@ -92,6 +93,7 @@ def rolling(old: Config, new: Config, plan: Plan, serving: Collection[str], want
     stays = {program.program for program in new.programs}
     # What has fallen gets up with the others, when they have shown that the new version is good.
     beside = [p for p in plan.replace if p.name in serving or (p.name in wanted and p.program in alive)]
+    resting = [p for p in plan.replace if p not in beside and p.program in alive]
     leaving = [p for p in plan.removed if p.program in stays and p.program in alive]
     passing = {program.program for program in (*beside, *leaving)}
     coming = [
@@ -103,11 +105,12 @@ def rolling(old: Config, new: Config, plan: Plan, serving: Collection[str], want
     return replace(
         plan,
         replace=tuple(beside),
-        restart=(*plan.restart, *(program for program in plan.replace if program not in beside)),
+        restart=(*plan.restart, *(program for program in plan.replace if program not in (*beside, *resting))),
         removed=tuple(program for program in plan.removed if program not in leaving),
         added=tuple(program for program in plan.added if program not in coming),
         coming=tuple(coming),
         leaving=tuple(leaving),
+        resting=tuple(resting),
     )
 
 
@@ -168,7 +171,7 @@ def lines(old: Config, new: Config, plan: Plan, running: Collection[str] = ()) -
     parts: tuple[tuple[str, tuple[Program, ...]], ...]
     early = tuple(program for program in plan.added if program not in late)
     parts = (("change", plan.hot), ("remove", plan.removed), ("add", early))
-    turns_ = (("restart", plan.restart), ("replace", plan.replace))
+    turns_ = (("restart", (*plan.restart, *plan.resting)), ("replace", plan.replace))
     parts += tuple((action, tuple(sorted(some, key=lambda one: one.priority))) for action, some in turns_)
     parts += (("add", plan.coming), ("add", late), ("remove", plan.leaving))
     for action, programs in parts:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -292,7 +292,7 @@ class Change:
             self._link.hand_over(HELD_NAME, document, {NEXT_TABLE: read.memory})
         daemon = apply.daemon_in_force(before.daemon, read.config.daemon)
         listeners = {listener.name: listener for listener in before.listeners}
-        later = {*serving, *(program.name for program in (*plan.leaving, *plan.replace))}
+        later = {*serving, *(program.name for program in (*plan.leaving, *plan.replace, *plan.resting))}
         self.versions.begin(replace(read.config, daemon=daemon), kept.keep(before, later, listeners))
         self._ground.tune(plan.tuned)
         for program in plan.hot:
@@ -304,7 +304,7 @@ class Change:
             "added": [program.name for program in (*plan.added, *plan.coming)],
             "removed": [program.name for program in (*plan.removed, *plan.leaving)],
             "changed": [program.name for program in plan.hot],
-            "restarted": [program.name for program in plan.restart],
+            "restarted": [program.name for program in (*plan.restart, *plan.resting)],
             "replaced": [program.name for program in plan.replace],
         }
         supervisor.note("daemon", "", what="table", why=why, **names)
@@ -450,6 +450,7 @@ class Change:
                 failed = await self._up(more, progress)
             if failed:
                 return failed
+            await self._renewal.follow(self._resting(programs, rest), rest.why)
             self._ground.close_unused(self._supervisor.config, versions.table.listeners)
         leaving = [self._supervisor.processes[name] for name in rest.remove if name in versions.kept.programs]
         programs = {process.program.program for process in leaving}
@@ -464,6 +465,12 @@ class Change:
             self._supervisor.remove(process.name)
             versions.let_go([process.name])
         return {}
+
+    def _resting(self, programs: Container[str], rest: Unfinished) -> list[Program]:
+        """What the table says of those of `programs` that were down when the change began."""
+        turns = {*rest.replace, *rest.restart}
+        names = [name for name, one in self.versions.kept.programs.items() if one.program in programs]
+        return self.versions.of_table(name for name in names if name not in turns)
 
     def _awaited(self, names: Iterable[str]) -> list[Program]:
         """What the table says of those of these processes that are not that yet, in order of their priority: what is

@@ -86,6 +86,20 @@ class Renewal:
         output = printed[bad.process.name][-OUTPUT_LINES:]
         return {"name": bad.process.name, "why": f"it did not start: {bad.reason}; {then}", "output": output}
 
+    async def follow(self, programs: Sequence[Program], why: str) -> None:
+        """The processes of `programs`, which are down, are what these say from now on. One that was started meanwhile
+        is stopped for that, and started again."""
+        up = await bring_down([self._supervisor.processes[program.name] for program in programs], why)
+        if self._supervisor.closing or not programs:
+            return
+        for program in programs:
+            self._ground.unprepare(self._supervisor.processes[program.name].program)
+        self._versions.let_go([program.name for program in programs])
+        await self._become(programs, why)
+        for process in [self._supervisor.processes[program.name] for program in programs]:
+            if process.name in up and not self._supervisor.is_down(process.name):
+                process.feed(Start(f"the table has changed ({why})"))
+
     async def go_back(
         self,
         numbers: Mapping[str, int],

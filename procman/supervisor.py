@@ -587,6 +587,7 @@ class Supervisor:
         logs = self._ground.counters_document([process.program for process in self.places.everyone()])
         end = {"closing": self.closing, "exit_status": self._exit_status, "keeper": self.snapshot.identity}
         found_again = self._register.document(self.places.everyone(), self.config) | self._ground.held_document()
+        found_again["trials"] = self._ground.trials.keys()
         wanted: dict[str, Any] = {"down": sorted(self._down), "replacing": sorted(self.replacing)}
         wanted |= self.versions()
         return {**wanted, **end, "processes": statuses, "logs": logs, **found_again}

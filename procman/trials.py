@@ -107,6 +107,10 @@ class Trials:
         if not self._first:
             self._asking.clear()
 
+    def keys(self) -> list[str]:
+        """Part of the state file: the places of all that are on trial."""
+        return sorted(self._first)
+
     def end(self, firsts: Iterable[str]) -> None:
         """Close the second sockets: the trial has failed."""
         for first in firsts:

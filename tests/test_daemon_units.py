@@ -4,6 +4,7 @@ nobody meets a release that has not proven itself, and a good one loses nobody."
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import MakeDaemon
-from tests.harness import RunningDaemon, free_port, wait_until
+from tests.harness import SUPERVISOR, RunningDaemon, command_line, free_port, wait_until
 from tests.visitors import Visitors
 
 SITE = '''
@@ -34,7 +35,7 @@ def app(environ, start_response):
         while os.path.exists(busy):
             time.sleep(0.01)
     time.sleep(min(work, 100) / 1000)
-    status = "503 Service Unavailable" if VERSION == "fails" else "200 OK"
+    status = "503 Service Unavailable" if VERSION == "fails" or "FAILS" in os.environ else "200 OK"
     start_response(status, [("X-Who", f"{os.getpid()} {VERSION}"), ("Content-Length", "2")])
     return [b"ok"]
 '''
@@ -174,6 +175,35 @@ def test_one_of_them_has_fallen(daemon: MakeDaemon, tmp_path: Path, verb: str) -
     assert not shop.pids().items() & others.items()
 
 
+@pytest.mark.parametrize("what", ["stopped", "scaled"])
+def test_one_of_them_is_down(daemon: MakeDaemon, tmp_path: Path, what: str) -> None:
+    """It is what it was, too, when the new version has failed; and what the table says when that serves."""
+    more = 'scale = { min = 1, max = 2, idle_timeout = "1h" }' if what == "scaled" else "workers = 2"
+    up = ["scale", "shop", "2"] if what == "scaled" else ["start", "shop:2"]
+    shop = Shop(daemon, tmp_path, "workers = 2")
+    if what == "scaled":
+        shop.write(more)
+        shop.good("apply")
+        shop.good("scale", "shop", "1")
+    else:
+        shop.good("stop", "shop:2")
+    shop.write(more, ', FAILS = "1"')
+    assert "takes effect when it is started" in shop.running.ctl("diff").stdout
+    with shop.visited("one"):
+        assert "503" in shop.bad("apply")
+        shop.good(*up)
+        assert all(shop.pids().values())
+    shop.good(*(["scale", "shop", "1"] if what == "scaled" else ["stop", "shop:2"]))
+    shop.version("two")
+    shop.write(more, ', A = "1"')
+    with shop.visited("one", "two"):
+        shop.good("apply")
+        assert shop.pids()["shop:2"] is None
+    shop.good("diff")
+    shop.good(*up)
+    assert b"A=1" in Path(f"/proc/{shop.pids()['shop:2']}/environ").read_bytes()
+
+
 def test_one_that_has_fallen_is_due_in_the_trial(daemon: MakeDaemon, tmp_path: Path) -> None:
     """It waits: else visitors met the release before it has proven itself."""
     shop = Shop(daemon, tmp_path, 'workers = 3\nstart_timeout = "8s"\nrestart_delay = "3s"\nrestart_delay_max = "3s"')
@@ -262,3 +292,28 @@ def test_the_supervisor_dies(daemon: MakeDaemon, tmp_path: Path, phase: str, bef
         wait_until(lambda: list(shop.pids()) == names and not shop.beside(), 30)
     assert not {*pids.values()} & {*shop.pids().values()}
     shop.good("diff")
+
+
+def test_the_keeper_dies_in_a_trial(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """The next daemon ends what was on trial, also where the process itself did not run."""
+    shop = Shop(daemon, tmp_path, 'workers = 2\nstart_retries = 0')
+    running = shop.running
+    others = fallen(shop)
+    shop.version("two")
+    with shop.gate():
+        shop.good("reload", "shop", "--no-wait", "--at-once", "2")
+        wait_until(lambda: len([each["pid"] for each in shop.beside() if each["pid"]]) == 2, 20)
+        tried = [each["pid"] for each in shop.beside()]
+        state = running.folder / "state" / "state.json"
+        wait_until(lambda: json.loads(state.read_text())["trials"] == ["shop:1~", "shop:2~"], 20)
+        running.look()
+        os.kill(running.keeper_pid, signal.SIGKILL)
+        assert running.process is not None
+        running.process.wait(10)
+        wait_until(lambda: not any(SUPERVISOR in command_line(seen.pid) for seen in running.seen))
+        running.start()
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in tried), 20)
+        assert shop.pids()["shop:1"] == others["shop:1"]
+    with shop.visited("one", "two"):
+        shop.good("reload", "shop")
+    assert {info["state"] for info in running.status().values()} == {"RUNNING"}
