@@ -246,7 +246,7 @@ def test_more_processes_with_a_canary(shop: Shop) -> None:
         done: list[Any] = []
         applying = threading.Thread(target=lambda: done.append(client.call("apply")))
         applying.start()
-        wait_until(lambda: (shop.running.status()["web:3"]["beside"] or {}).get("canary"), 20)
+        wait_until(lambda: (shop.running.status().get("web:3", {}).get("beside") or {}).get("canary"), 20)
         assert shop.running.status()["web:3"]["pid"] is None
         assert shop.running.ctl("promote", "web:1").returncode == 0
         applying.join()
