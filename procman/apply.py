@@ -30,7 +30,9 @@ HOT_LOG = frozenset(
 )  # fmt: skip
 """Keys of its log that can change between two bytes; `mode` as long as there is a pipe, see `_has_pipe`."""
 
-HOT_DAEMON = frozenset({"log_level", "log_min_free", "shutdown_timeout", "exit_when", "sampling"})
+HOT_DAEMON = frozenset(
+    {"log_level", "log_max_size", "log_keep", "log_min_free", "shutdown_timeout", "exit_when", "sampling"}
+)
 """Keys of [daemon] that take effect without a restart of the daemon."""
 
 

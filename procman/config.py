@@ -241,12 +241,19 @@ class Daemon:
     state_dir: str
     log_dir: str
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_max_size: int = 50 * 1024 * 1024
+    log_keep: int = 10
     log_min_free: Room = field(default_factory=Room)
     umask: int = 0o022
     open_files: int = 65536
     shutdown_timeout: float = 60.0
     exit_when: Literal["never", "any-fatal", "all-exited"] = "never"
     sampling: Sampling = field(default_factory=Sampling)
+
+    @property
+    def own_log(self) -> str:
+        """The daemon's own log, when it runs in the background."""
+        return f"{self.log_dir}/procmand.log"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,6 +63,10 @@ class Machine:
                 return why
         return ""
 
+    def real(self, folder: str) -> str:
+        """The path of a folder without symbolic links, as far as it exists."""
+        return os.path.realpath(folder)
+
     def account(self, name_or_id: str) -> Account | None:
         """The user of this name, or else of this number, with all the groups that the group database gives it."""
         entry = None

@@ -59,6 +59,9 @@ class World(Protocol):
     def trusted(self, path: str) -> str:
         """Why this file must not decide what root runs, or "" if it may."""
 
+    def real(self, folder: str) -> str:
+        """The path of a folder without symbolic links, as far as it exists."""
+
     def account(self, name_or_id: str) -> Account | None:
         """The user of this name or number."""
 

@@ -35,6 +35,8 @@ AHEAD_SECONDS = 60.0
 """By so much a line may be ahead of the clock: it is read a moment after the clock was."""
 
 TRACEBACK = b"Traceback (most recent call last):"
+GROUP = b"  + Exception Group " + TRACEBACK
+REMOTE = b".RemoteTraceback: ", b"._RemoteTraceback: "  # of multiprocessing: a traceback of another process follows
 
 _BY_WORD = {
     **dict.fromkeys(("TRACE", "DEBUG", "FINE"), 10),
@@ -55,20 +57,30 @@ _ISO = (
     rb"(?P<zone> ?(?:Z|[+-]\d\d:?\d\d)(?!\d))?"
 )
 _APACHE = rb"(?P<day>\d\d)/" + _MONTH + rb"/(?P<year>\d{4})[: ]" + _CLOCK + rb"(?P<zone> [+-]\d{4})?"
-_CTIME = rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) " + _MONTH + rb" {1,2}(?P<day>\d{1,2}) " + _CLOCK + rb" (?P<year>\d{4})"
-_SYSLOG = _MONTH + rb" {1,2}(?P<day>\d{1,2}) " + _CLOCK + rb"(?P<year>)(?= )"
+_DATE = _MONTH + rb" {1,2}(?P<day>\d{1,2}) " + _CLOCK + rb"(?P<zone>)"
+_CTIME = rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) " + _DATE + rb" (?P<year>\d{4})"
+_SYSLOG = _DATE + rb"(?P<year>)(?= )"
 
 _BEFORE = rb"(?:<\d{1,3}>(?:\d )?)?(?:\[?(?P<level>" + _WORDS + rb")\]?:? {1,8})?\[?"
-_TIMES = (
-    # Each begins with something else, so that most of them end at the first byte.
-    re.compile(_BEFORE + _ISO),
-    re.compile(_BEFORE + _APACHE),  # Django's runserver
-    re.compile(rb"(?P<access>[^\s\[]{1,100} [^\s\[]{1,100} [^\[\n]{1,100}\[)" + _APACHE),
-    re.compile(rb"(?P<access>\[pid: \d+\|)[^\]\n]{0,80}\] [^\[\n]{0,300}\[" + _CTIME),  # uWSGI
-    re.compile(rb"(?:\*\*\* Starting uWSGI [^\[\n]{0,60}\[)?" + _CTIME),
-    re.compile(_BEFORE + _SYSLOG),
-    re.compile(rb"(?:[a-z.]{1,20}=[^\s=]{1,40} ){0,3}(?:ts|time|timestamp|t)=\"?" + _ISO),  # logfmt
+_DIGITS, _CAPITALS = b"0123456789", b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_ANY = bytes(range(256))
+_ISO_TIME = re.compile(_BEFORE + _ISO)
+_RUNSERVER = re.compile(_BEFORE + _APACHE)
+_LOGFMT = re.compile(rb"(?:[a-z.]{1,20}=[^\s=]{1,40} ){0,3}(?:ts|time|timestamp|t)=\"?" + _ISO)
+_BEGINNINGS = (  # with what a line must begin, and what it must hold, for a pattern to be tried
+    (b"<[" + _DIGITS + _CAPITALS, b":", _ISO_TIME),
+    (b"<[" + _DIGITS + _CAPITALS, b"/", _RUNSERVER),
+    (_ANY, b"[", re.compile(rb"(?P<access>[^\s\[]{1,100} [^\s\[]{1,100} [^\[\n]{1,100}\[)" + _APACHE)),
+    (b"[", b"|", re.compile(rb"(?P<access>\[pid: \d+\|)[^\]\n]{0,80}\] [^\[\n]{0,300}\[" + _CTIME)),  # uWSGI
+    (b"*" + _CAPITALS, b":", re.compile(rb"(?:\*\*\* Starting uWSGI [^\[\n]{0,60}\[)?" + _CTIME)),
+    (b"<[" + _CAPITALS, b":", re.compile(_BEFORE + _SYSLOG)),
+    (bytes(_CAPITALS.lower()) + b".", b"=", _LOGFMT),
 )
+_TIMES = tuple(
+    tuple((inside, pattern) for begins, inside, pattern in _BEGINNINGS if byte in begins) for byte in range(256)
+)
+"""Patterns of lines that tell a time, by the first byte of a line."""
+
 _OWN = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d) ")
 
 _LEVEL = re.compile(
@@ -82,6 +94,8 @@ _FIRST_LEVEL = re.compile(
     rb"|(?:[a-z.]{1,20}=[^\s=]{1,60} ){0,3}(?:level|lvl|severity)=\"?(?i:" + _WORDS + rb")\b"
 )
 _WORD = re.compile(rb"(?i:" + _WORDS + rb")(?=\W*\Z)")
+_CUT_JSON = re.compile(rb'"(?:level|levelname|severity|log\.level)": ?"(?i:' + _WORDS + rb')"')
+_REQUEST = re.compile(rb'"[A-Z]{3,10} (?:[/*]|https?:)')  # what a visitor has chosen begins here
 
 _SAID = (  # beginnings of lines without a level, and what level they have
     (TRACEBACK, 40),
@@ -106,7 +120,8 @@ _OURS = frozenset({"time", "program", "instance", "stream", "message"})
 class Line(NamedTuple):
     """What a line says. `time` is seconds since the epoch, None where it tells none; `level` a number of LEVELS, 0
     where it tells none. `body` is the line without what procman put before or around it, `trace` the traceback that a
-    JSON line holds. `continues`: it belongs to the line before. `access`: it is one of an access log."""
+    JSON line holds. `continues`: it belongs to the line before. `access`: it is one of an access log. `exact`: its time
+    names a zone. `stamped`: only procman has put a time there."""
 
     time: float | None
     level: int
@@ -114,11 +129,18 @@ class Line(NamedTuple):
     continues: bool = False
     access: bool = False
     trace: bytes = b""
+    exact: bool = False
+    stamped: bool = False
 
     @property
     def begins(self) -> bool:
         """Whether this is surely the first line of what was printed at once."""
         return not self.continues and (self.time is not None or self.level > 0)
+
+    @property
+    def speaks(self) -> bool:
+        """Whether what the program itself has printed tells a time or a level."""
+        return self.level > 0 or (self.time is not None and not self.stamped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,40 +163,44 @@ def level_name(number: int) -> str:
     return next((name for name, least in reversed(LEVELS.items()) if number >= least), "")
 
 
-def parse(line: bytes, clock: Clock) -> Line:
-    """What `line` says, which has no newline at its end. Of a long line only the beginning is looked at."""
+def parse(line: bytes, clock: Clock | None) -> Line:
+    """What `line` says, which has no newline at its end. Of a long line only the beginning is looked at. Without a
+    clock no time is worked out: it is 0.0 then, or None where there is none."""
     first = line[:1]
     if first == b"{" and len(line) <= JSON_MAX:
         document = _json(line)
         if document is not None:
             return _of_json(line, document, clock)
     if first.isdigit() and (found := _OWN.match(line)):
-        at = _time(_TIMES[0].match(line), clock)
+        at = _time(_ISO_TIME.match(line), clock)
         inner = parse(line[found.end() :], clock) if not _OWN.match(line, found.end()) else Line(None, 0, line)
         if at is not None:
-            return inner._replace(time=at)
+            return inner._replace(time=at, exact=True, stamped=inner.time is None)
     if first in (b" ", b"\t", b"\r", b""):
-        return Line(None, 0, line, continues=True)
+        return Line(None, 40, line) if line.startswith(GROUP) else Line(None, 0, line, continues=True)
     return _plain(line, first, clock)
 
 
-def _plain(line: bytes, first: bytes, clock: Clock) -> Line:
+def _plain(line: bytes, first: bytes, clock: Clock | None) -> Line:
     head = line[:HEAD]
-    for pattern in _TIMES:
-        found = pattern.match(head)
+    for inside, pattern in _TIMES[first[0]]:
+        found = pattern.match(head) if inside in head else None
         if found:
             break
     else:
         return _untimed(line, head, first)
-    groups = found.groupdict()
-    at = _time(found, clock)
-    access = bool(groups.get("access")) or (pattern is _TIMES[1] and head[found.end() : found.end() + 3] == b'] "')
-    level = _number(groups.get("level") or b"")
+    at, end, groups = _time(found, clock), found.end(), found.re.groupindex
+    access = pattern is _RUNSERVER and head[end : end + 3] == b'] "'
+    access = access or ("access" in groups and found["access"] is not None)
+    word = found["level"] if "level" in groups else None
+    level = _number(word) if word else 0
     if not level and not access:
-        told = _LEVEL.search(head, found.end(), found.end() + 160)
-        told = told or (_LEVEL.search(head, 0, found.start("year")) if pattern is _TIMES[-1] else None)
+        asked = _REQUEST.search(head, end, end + 160) if b'"' in head else None
+        told = _LEVEL.search(head, end, asked.start() if asked else end + 160)
+        told = told or (_LEVEL.search(head, 0, found.start("year")) if pattern is _LOGFMT else None)
         level = _number(told[0]) if told else 0
-    return Line(at, level or (20 if access else 0), line, access=access)
+        access = asked is not None and not level
+    return Line(at, level or (20 if access else 0), line, access=access, exact=bool(found["zone"]))
 
 
 def _untimed(line: bytes, head: bytes, first: bytes) -> Line:
@@ -182,29 +208,31 @@ def _untimed(line: bytes, head: bytes, first: bytes) -> Line:
         level = next((level for words, level in _SAID if head.startswith(words)), 0)
         if level:
             return Line(None, level, line)
-    found = _FIRST_LEVEL.match(head)
-    return Line(None, _number(found[0]) if found else 0, line)
+    found = _CUT_JSON.search(head) if first == b"{" else _FIRST_LEVEL.match(head)
+    return Line(None, _number(found[0]) if found else 40 if line.endswith(REMOTE) else 0, line)
 
 
 def _number(text: bytes) -> int:
     """The level of a match of _LEVEL or _FIRST_LEVEL: the word at its end."""
-    found = _WORD.search(text)
-    return _BY_WORD.get(found[0].decode().upper(), 0) if found else 0
+    level = _BY_WORD.get(text.strip(b"[]: ").decode())
+    if level is None:
+        found = _WORD.search(text)
+        level = _BY_WORD.get(found[0].decode().upper(), 0) if found else 0
+    return level
 
 
 # --- times ----------------------------------------------------------------------------------------------------------
 
 
-def _time(found: re.Match[bytes] | None, clock: Clock) -> float | None:
-    if found is None:
-        return None
-    groups = found.groupdict()
-    year, month, day, zone = (groups.get(name) or b"" for name in ("year", "month", "day", "zone"))
+def _time(found: re.Match[bytes] | None, clock: Clock | None) -> float | None:
+    if found is None or clock is None:
+        return None if found is None else 0.0
+    year, month, day, time, second, zone = found.group("year", "month", "day", "clock", "second", "zone")
     year = year or b"%d" % _year(month, int(day), clock.now)
-    first, again = _minute(b" ".join((year, month, day)), groups["clock"], zone, clock.zone)
+    first, again = _minute(b" ".join((year, month, day)), time, zone or b"", clock.zone)
     minute = first if again > clock.now + AHEAD_SECONDS else again
-    part = groups.get("part")
-    at = minute + int(groups["second"]) + (int(part) / 10 ** len(part) if part else 0.0)
+    part = found["part"] if "part" in found.re.groupindex else b""
+    at = minute + int(second) + (int(part) / 10 ** len(part) if part else 0.0)
     return at if EARLIEST <= at < LATEST else None  # no NaN; and a zone may lead out of the years that there are
 
 
@@ -238,13 +266,15 @@ def _year(month: bytes, day: int, now: float) -> int:
     return today.year - ((_MONTHS[month.decode()], day) > (today.month, today.day))
 
 
-def _told_time(value: object, clock: Clock) -> float | None:
-    """The time that a JSON value is: text, or a number of seconds, or of milli-, micro- or nanoseconds."""
+def _told_time(value: object, clock: Clock | None) -> tuple[float, bool] | None:
+    """The time that a JSON value is, and whether it names a zone: text, or a number of seconds, or of milli-, micro- or
+    nanoseconds."""
     if isinstance(value, str):
         head = value[:64].encode(errors="replace")
-        for pattern in _TIMES[:2]:
+        for pattern in (_ISO_TIME, _RUNSERVER):
             if found := pattern.match(head):
-                return _time(found, clock)
+                at = _time(found, clock)
+                return None if at is None else (at, bool(found["zone"]))
         try:
             value = float(value[:40])
         except ValueError:
@@ -254,7 +284,7 @@ def _told_time(value: object, clock: Clock) -> float | None:
     seconds = float(value)
     while seconds > 1e11:
         seconds /= 1000
-    return seconds
+    return seconds, True
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------
@@ -268,16 +298,18 @@ def _json(line: bytes) -> Mapping[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def _of_json(line: bytes, document: Mapping[str, Any], clock: Clock) -> Line:
-    at = next((at for key in _TIME_KEYS if (at := _told_time(document.get(key), clock)) is not None), None)
+def _of_json(line: bytes, document: Mapping[str, Any], clock: Clock | None) -> Line:
+    told = (_told_time(document.get(key), clock) for key in _TIME_KEYS)
+    at, exact = next(filter(None, told), (None, False))
     text = next((value for key in _TEXT_KEYS if isinstance(value := document.get(key), str)), "")
     body = text.encode("utf-8", "replace")
     if document.keys() >= _OURS:
         inner = parse(body, clock) if body[:1] != b"{" or body != line else Line(None, 0, body)
-        return inner._replace(time=at)
+        return inner._replace(time=at, exact=exact, stamped=inner.time is None)
     level = next((level for key in _LEVEL_KEYS if (level := _json_level(document.get(key)))), 0)
     trace = next((value for key in _TRACE_KEYS if isinstance(value := document.get(key), str) and "\n" in value), "")
-    return Line(at, level or (40 if trace else 0), body or line, trace=trace.encode("utf-8", "replace"))
+    trace_bytes = trace.encode("utf-8", "replace")
+    return Line(at, level or (40 if trace else 0), body or line, trace=trace_bytes, exact=exact)
 
 
 def _json_level(value: object) -> int:

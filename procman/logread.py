@@ -384,6 +384,18 @@ def _open(path: str) -> int | None:
     return fd
 
 
+def refusal(path: str) -> str:
+    """Why what stands at the path of a log is not read; "" where nothing stands there, or where it is read."""
+    status = _status(path)
+    if status is None:
+        return ""
+    if stat.S_ISREG(status.st_mode):
+        with _opened(path) as file:
+            return "" if file is not None else f"{path} is not read: another user could have led procman to it"
+    kind = "a symlink, which is not followed" if stat.S_ISLNK(status.st_mode) else "no regular file"
+    return f"{path} is not read: it is {kind}"
+
+
 def _open_file(path: str) -> _File | None:
     """See `_open`."""
     fd = _open(path)

@@ -3,7 +3,7 @@ wanted, and where in a large file to begin.
 
 A record begins with a line that stands for itself. Indented and empty lines belong to the one before, and so does a
 traceback to the line that announces it (a level of warning or worse); one that nothing announces is a record of its
-own.
+own. What follows the first line of an exception's message belongs to it until a line tells a time or a level.
 
 Pure. Memory is bounded whatever the log holds: a line of more than LINE_MAX bytes, and a record of more than
 RECORD_MAX, comes in parts, and what was decided of the first part holds for the others.
@@ -11,9 +11,13 @@ RECORD_MAX, comes in parts, and what was decided of the first part holds for the
 
 from __future__ import annotations
 
+import collections
+import itertools
+import math
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, timedelta, timezone
 from enum import Enum
 from typing import Literal, NamedTuple
 
@@ -31,13 +35,32 @@ PROBE = 64 * 1024
 AHEAD = 1000
 """Records without a time that are read to find the time of those that follow."""
 
+MESSAGE_LINES = 50
+MESSAGE_MAX = 8 * 1024
+"""Lines and bytes that may follow the first line of an exception's message, indented ones not counted."""
+
+MESSAGE_SECONDS = 1.0
+"""By so much later they may come, where it is known when a line came."""
+
 DISORDER = 60.0
 """Seconds by which a line may stand behind a later one: several workers print, and an access log tells when a request
 began."""
 
+CROWD, CROWD_SECONDS = 20, 300.0
+"""So many exact times within so many seconds: what stands behind them was printed just after."""
+
+OFFSETS = (
+    *(60 * hours for hours in (0, *range(1, 15), *range(-1, -13, -1))),
+    *(210, 270, 330, 345, 390, 525, 570, 630, 765, 825, -150, -210, -570),
+)
+"""Minutes by which local time is ahead of UTC somewhere on earth; of two that are as likely the first one is taken."""
+
 _CHAIN = (b"The above exception was the direct cause of", b"During handling of the above exception, another")
 _RAISED = re.compile(rb"[A-Za-z_][\w.<>]*(?:: |:?\Z)")
-_SEES_MORE = re.compile(rb"\\[AZz]|\(\?<?!|\(\?>|[*+?}]\+")  # ends of the text, "not followed by", no way back
+_SEES_MORE = re.compile(
+    rb"\\[AZz]|\(\?<?!|\(\?>|[*+?}]\+"  # ends of the text, "not followed by", no way back
+    rb"|\(\?[a-zA-Z]*-[a-zA-Z]*m"  # ^ and $ that are ends of the text
+)
 _ANNOUNCES = logformat.LEVELS["warning"]
 
 
@@ -63,8 +86,78 @@ class _Trace(Enum):
 
     NONE = 0
     FRAMES = 1
-    RAISED = 2
+    RAISED = 2  # after the exception: more of its message may follow, or a chain
     CHAIN = 3
+    GROUP = 4  # all lines of a group are indented; a chain may follow
+
+
+class Joints:
+    """Tells of the lines of one stream, which come one after the other, what belongs together. `head` is the first line
+    of the record at work."""
+
+    def __init__(self) -> None:
+        self.head = Line(None, 0, b"")
+        self._trace = _Trace.NONE
+        self._traced = False  # the record has a traceback
+        self._lines = self._bytes = 0  # of the message, after its first line
+        self._came = -math.inf  # when that came
+
+    def begin(self, said: Line) -> None:
+        """A record begins with this line."""
+        self.head = said
+        self._trace = _opens(said.body)
+        if self._trace is _Trace.NONE and said.body.endswith(logformat.TRACEBACK):  # on one line with what announces it
+            self._trace = _Trace.GROUP if said.body.endswith(logformat.GROUP) else _Trace.FRAMES
+        self._traced = self._trace is not _Trace.NONE
+
+    def forget(self) -> None:
+        """Lines are missing here."""
+        self._trace, self._traced = _Trace.NONE, False
+
+    def joins(self, said: Line, came: float | None = None) -> bool:
+        """Whether this line belongs to the record at work; `came` is when it came, where that is known."""
+        if said.continues:
+            return True
+        before, self._trace = self._trace, _opens(said.body)
+        if self._trace is not _Trace.NONE:
+            if before is _Trace.CHAIN:
+                return True
+            announced = self.head.level >= _ANNOUNCES and not self._traced and not self.head.access
+            self._traced = self._traced or announced
+            return announced
+        if before is _Trace.NONE:
+            return False
+        self._trace = self._after(before, said, math.inf if came is None else came)
+        return self._trace is not _Trace.NONE
+
+    def _after(self, before: _Trace, said: Line, came: float) -> _Trace:
+        """Where in a traceback a line is that does not open one."""
+        body = said.body
+        if before is _Trace.FRAMES and _RAISED.match(body) and not (said.level and body[:4].isupper()):
+            self._lines = self._bytes = 0
+            self._came = came
+            return _Trace.RAISED
+        if before in (_Trace.RAISED, _Trace.GROUP) and body.startswith(_CHAIN):
+            return _Trace.CHAIN
+        if before is _Trace.CHAIN and body == b'"""':
+            return _Trace.CHAIN
+        if before is _Trace.RAISED and not said.speaks and not came > self._came + MESSAGE_SECONDS:
+            self._lines += 1
+            self._bytes += len(body)
+            if self._lines <= MESSAGE_LINES and self._bytes <= MESSAGE_MAX:
+                return _Trace.RAISED
+        return _Trace.NONE
+
+
+def _opens(body: bytes) -> _Trace:
+    """What a line opens that is the first one of a traceback."""
+    if b"Traceback" not in body:
+        return _Trace.NONE
+    if body.startswith(logformat.TRACEBACK):
+        return _Trace.FRAMES
+    if body.startswith(logformat.GROUP):
+        return _Trace.GROUP
+    return _Trace.CHAIN if body.endswith(logformat.REMOTE) else _Trace.NONE
 
 
 class Records:
@@ -72,23 +165,28 @@ class Records:
 
     `begin` says what the first byte begins: a "record"; a "line", which may belong to a record before; or nothing, as
     it may stand "within" a line. What comes before the first line that surely begins a record is left out then, but
-    not much more than PROBE bytes, and counted: `skipped`.
+    not much more than PROBE bytes, and counted: `skipped`. With `sure` neither the time that procman has put before a
+    line makes it such a one, nor a traceback: a line before may announce it.
+
+    A time without a zone between many exact ones that lie close together is of the zone with which it is one of them.
     """
 
-    def __init__(self, clock: Clock, begin: Literal["record", "line", "within"] = "record") -> None:
+    def __init__(
+        self, clock: Clock, begin: Literal["record", "line", "within"] = "record", *, sure: bool = False
+    ) -> None:
         self.skipped = 0
         self._clock = clock
         self._rest = b""
         self._within = begin == "within"  # the next bytes go on with a line whose beginning is gone, or was given out
         self._skipping = begin != "record"
+        self._sure = sure
         self._lines: list[bytes] = []
         self._said: list[Line] = []
         self._size = 0
         self._part = False
-        self._trace = _Trace.NONE
-        self._head = Line(None, 0, b"")  # of the record at work, or of the last one
-        self._traced = False
+        self._joints = Joints()
         self._at: float | None = None
+        self._exact: collections.deque[float] = collections.deque(maxlen=CROWD)
 
     def feed(self, chunk: bytes) -> Iterator[Record]:
         """More bytes; the records that are complete now."""
@@ -118,7 +216,8 @@ class Records:
     def gap(self) -> Iterator[Record]:
         """Whole lines are not fed here in which nothing is wanted: what there is so far is given out."""
         yield from self.flush()
-        self._part, self._trace, self._traced = False, _Trace.NONE, False
+        self._part = False
+        self._joints.forget()
 
     def end(self) -> Iterator[Record]:
         """There are no more bytes: what is left, an unfinished line too."""
@@ -133,13 +232,14 @@ class Records:
             yield from self._more_of_a_line(raw)
             return
         self._within = raw[-1:] != b"\n"
-        said = logformat.parse(raw.rstrip(b"\r\n") if not self._within else raw, self._clock)
+        said = self._parse(raw.rstrip(b"\r\n") if not self._within else raw)
         if self._skipping:
-            if not said.begins and self.skipped < PROBE:
+            begins = said.begins and (not self._sure or (said.speaks and _opens(said.body) is _Trace.NONE))
+            if not begins and self.skipped < PROBE:
                 self.skipped += len(raw)
                 return
             self._skipping = False
-        if self._continues(said) and (self._lines or self._part):
+        if self._joints.joins(said, said.time if said.stamped else None) and (self._lines or self._part):
             if self._size + len(raw) > RECORD_MAX or len(self._lines) >= RECORD_LINES:
                 yield from self.flush()
         elif self._lines or self._part:
@@ -152,6 +252,20 @@ class Records:
         self._said.append(said)
         self._size += len(raw)
 
+    def _parse(self, line: bytes) -> Line:
+        said = logformat.parse(line, self._clock)
+        if said.time is None:
+            return said
+        if said.exact:
+            self._exact.append(said.time)
+        elif crowded(self._exact) and abs(said.time - self._exact[-1]) > DISORDER:
+            ahead = (logformat.parse(line, replace(self._clock, zone=UTC)).time or 0.0) - self._exact[-1]
+            offset = next((offset for offset in OFFSETS if abs(ahead - offset * 60) <= DISORDER), None)
+            if offset is not None:
+                self._clock = replace(self._clock, zone=timezone(timedelta(minutes=offset)))
+                return logformat.parse(line, self._clock)
+        return said
+
     def _more_of_a_line(self, raw: bytes) -> Iterator[Record]:
         self._within = raw[-1:] != b"\n"
         if self._skipping:
@@ -161,36 +275,19 @@ class Records:
         self._lines, self._said, self._size = [raw], [Line(None, 0, b"", continues=True)], len(raw)
 
     def _begin(self, said: Line) -> None:
-        self._head = said
-        self._traced = self._trace is _Trace.FRAMES
+        self._joints.begin(said)
         if said.time is not None:
             self._at = said.time
 
     def _out(self) -> Record:
-        record = Record(tuple(self._lines), tuple(self._said), self._at, self._head.level, self._part)
+        record = Record(tuple(self._lines), tuple(self._said), self._at, self._joints.head.level, self._part)
         self._lines, self._said, self._size = [], [], 0
         return record
 
-    def _continues(self, said: Line) -> bool:
-        """Whether a line belongs to the record at work."""
-        if said.continues:
-            return True
-        body, before = said.body, self._trace
-        self._trace = _Trace.NONE
-        if body.startswith(logformat.TRACEBACK):
-            self._trace = _Trace.FRAMES
-            if before is _Trace.CHAIN:
-                return True
-            announced = self._head.level >= _ANNOUNCES and not self._traced and not self._head.access
-            self._traced = self._traced or announced
-            return announced
-        if before is _Trace.FRAMES and _RAISED.match(body) and not (said.level and body[:4].isupper()):
-            self._trace = _Trace.RAISED
-            return True
-        if before is _Trace.RAISED and body.startswith(_CHAIN):
-            self._trace = _Trace.CHAIN
-            return True
-        return False
+
+def crowded(times: Sequence[float]) -> bool:
+    """Whether these exact times, one after the other, lie so close that any other one among them is near."""
+    return len(times) >= CROWD and abs(times[-1] - times[0]) <= CROWD_SECONDS
 
 
 @dataclass(slots=True)
@@ -233,7 +330,8 @@ class Filter:
     def _matches(self, record: Record) -> bool:
         if self.grep is None:
             return True
-        return any(self.grep.search(line.rstrip(b"\n")) for line in record.lines)
+        lines = (line[:-2] if line.endswith(b"\r\n") else line.rstrip(b"\n") for line in record.lines)
+        return any(map(self.grep.search, lines))
 
 
 def timed(records: Iterable[Record]) -> Iterator[Record]:
@@ -258,19 +356,28 @@ def sieve(grep: re.Pattern[bytes] | None) -> Callable[[bytes], object] | None:
     is no such thing for this pattern, as it could see that other lines follow."""
     if grep is None or _SEES_MORE.search(grep.pattern):
         return None
-    return re.compile(grep.pattern, grep.flags | re.MULTILINE).search
+    search = re.compile(grep.pattern, grep.flags | re.MULTILINE).search
+    return lambda lines: search(lines.replace(b"\r\n", b"\n"))
+
+
+def tracebacks_in(record: Record) -> Iterator[Traceback]:
+    """Those of a record, in whatever format its lines are."""
+    for said in record.said:
+        if said.trace:
+            yield from tracebacks.scan(said.trace.decode(errors="replace").split("\n"))
+    if len(record.lines) > 1 or logformat.TRACEBACK in record.lines[0]:
+        bodies = b"\n".join(said.body for said in record.said)
+        yield from tracebacks.scan(bodies.decode(errors="replace").split("\n"))
 
 
 def last_traceback(data: bytes, clock: Clock) -> Traceback | None:
     """The last traceback in the lines of `data`, in whatever format they are."""
-    return tracebacks.last(_bodies(data, clock)) if b"Traceback (most" in data else None
-
-
-def _bodies(data: bytes, clock: Clock) -> Iterator[str]:
-    for line in data.split(b"\n"):
-        said = logformat.parse(line.removesuffix(b"\r"), clock)
-        for text in (said.body, said.trace) if said.trace else (said.body,):
-            yield from text.decode(errors="replace").split("\n")
+    if b"Traceback (most" not in data:
+        return None
+    maker = Records(clock)
+    records = itertools.chain(maker.feed(data), maker.end())
+    found = itertools.chain.from_iterable(map(tracebacks_in, records))
+    return next(iter(collections.deque(found, maxlen=1)), None)
 
 
 def seek(size: int, since: float) -> Generator[int, float | None, int]:
@@ -291,10 +398,11 @@ def seek(size: int, since: float) -> Generator[int, float | None, int]:
 
 
 def first_time(window: bytes, clock: Clock, *, whole: bool) -> float | None:
-    """The first time that the lines of `window` tell; `whole`: its first line is, else it may be the end of one."""
+    """The first time that the lines of `window` tell, an exact one if there is one near; `whole`: its first line is,
+    else it may be the end of one."""
     lines = window.split(b"\n")
-    for line in lines if whole else lines[1:]:
-        at = logformat.parse(line, clock).time
-        if at is not None:
-            return at
-    return None
+    said = (logformat.parse(line, clock) for line in (lines if whole else lines[1:]))
+    first = list(itertools.islice((one for one in said if one.time is not None), 1))
+    if first and not first[0].exact:
+        first += itertools.islice((one for one in said if one.time is not None), CROWD)
+    return next((one.time for one in (*(one for one in first if one.exact), *first)), None)

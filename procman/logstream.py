@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from procman import logread, rpc
-from procman.logread import Held, Position
+from procman.logread import Held, Position, refusal
 from procman.reading import Read
 from procman.rpc import LogSource, Object
 
@@ -21,6 +21,12 @@ CHUNK = 64 * 1024  # bytes of a log in one notification
 MAX_TURN = 1024 * 1024  # bytes that a follower reads before it sends them
 
 T = TypeVar("T")
+
+
+def refusals(sources: Sequence[LogSource]) -> list[Object]:
+    """Logs at whose path something stands that is not read, and why. Reads the disk: for a thread."""
+    told = ((source.name, refusal(source.path)) for source in sources)
+    return [{"name": name, "text": text} for name, text in told if text]
 
 
 def files(sources: Sequence[LogSource], held: Held) -> list[Object]:

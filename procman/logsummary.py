@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from procman import accesslog, logformat, tracebacks
+from procman import accesslog, logformat, logrecords
 from procman.logrecords import Record
 from procman.tracebacks import Traceback
 
@@ -119,7 +119,6 @@ class Summary:
         self._other_paths = _Path()
         self._errors: dict[str, _Error] = {}
         self._other_errors = 0
-        self._scanner = tracebacks.Scanner()
 
     def add(self, record: Record) -> None:
         """One more record of a log. Those of one log come in their order."""
@@ -135,7 +134,8 @@ class Summary:
             level = logformat.level_name(record.level) or "none"
             self._levels[level] = self._levels.get(level, 0) + 1
             self._answer(record.said[0].body)
-        self._look_for_tracebacks(record)
+        for found in logrecords.tracebacks_in(record):
+            self._error(found, record.at)
 
     def _answer(self, body: bytes) -> None:
         answer = accesslog.parse(body)
@@ -150,20 +150,6 @@ class Summary:
             for key, least in weights[: PATHS_MAX // 2]:
                 self._other_paths.join(least)
                 del self._paths[key]
-
-    def _look_for_tracebacks(self, record: Record) -> None:
-        for said in record.said:
-            if said.trace:
-                for found in tracebacks.scan(said.trace.decode(errors="replace").split("\n")):
-                    self._error(found, record.at)
-        if not self._scanner.inside and len(record.lines) == 1 and logformat.TRACEBACK not in record.lines[0]:
-            return
-        for said in record.said:
-            for line in said.body.decode(errors="replace").split("\n"):
-                if (complete := self._scanner.feed(line)) is not None:
-                    self._error(complete, record.at)
-        if (complete := self._scanner.end()) is not None:
-            self._error(complete, record.at)
 
     def _error(self, found: Traceback, at: float | None) -> None:
         error = self._errors.setdefault(found.key, _Error(found))

@@ -442,7 +442,11 @@ async def _log_files(operations: Operations, call: Call) -> object:
     sources = operations.log_sources(call.params["names"], call.params["stderr"])
     elsewhere = operations.output_elsewhere(call.params["names"], call.params["stderr"])
     told = [{"name": name, "text": text} for name, text in elsewhere.items()]
-    return {"sources": await call.read(functools.partial(logstream.files, sources, call.held())), "elsewhere": told}
+    listed = await call.read(functools.partial(logstream.files, sources, call.held()))
+    paths = {file["path"] for source in listed for file in source["files"]}
+    unread = [source for source in sources if source.path not in paths]
+    told += await call.read(functools.partial(logstream.refusals, unread)) if unread else []
+    return {"sources": listed, "elsewhere": told}
 
 
 async def _log_read(operations: Operations, call: Call) -> object:

@@ -497,7 +497,7 @@ def _log(section: Section, identity: _Identity, log_dir: str) -> Log:
     if timestamps and format_ == "json" and mode in ("file", "inherit") and _overrides(table, "timestamps", "format"):
         table.problem("timestamps", 'is for format = "raw": each JSON object has its time')
     usual = f"{identity.program}-{identity.instance}.log" if identity.several else f"{identity.program}.log"
-    path = table.path("path", f"{log_dir}/{usual}")
+    path = table.path("path", f"{log_dir}/{usual}", values.log_path)
     stderr = table.value("stderr", values.choice(_STDERR), _LOG.stderr)
     address = table.path("address", _LOG.address, values.syslog_address)
     is_file = mode == "file"

@@ -93,6 +93,9 @@ class Recalled(Machine):
     def trusted(self, path: str) -> str:
         return ""
 
+    def real(self, folder: str) -> str:
+        return folder
+
     def account(self, name_or_id: str) -> Account | None:
         found = self.answers["account"].get(name_or_id)
         return None if found is None else Account(**found | {"groups": tuple(found["groups"])})

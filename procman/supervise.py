@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -39,7 +40,7 @@ from procman import (
 )
 from procman.change import Change, Read
 from procman.compression import Compression
-from procman.config import Config, Daemon, Program, place
+from procman.config import Config, Daemon, Log, Program, place
 from procman.desk import Desk
 from procman.errors import ConfigError, Failed, ProcmanError, is_shortage
 from procman.holdings import Holdings
@@ -62,13 +63,18 @@ from procman.wayback import WayBack
 
 log = logging.getLogger("procman")
 
-DAEMON_LOG = "procmand.log"
 """In `log_dir`: where a daemon in the background writes its own messages."""
 
 STUCK_SECONDS = 5.0
 """How often it is looked whether a disk that is stuck goes on."""
 LOGS_SECONDS = 5.0
 """So long the end of the daemon waits for a log thread at most, when it has written everything."""
+
+OWN_LOG_SECONDS = 2.0
+"""How often the size of the daemon's own log is looked at."""
+
+OWN_LOG_REST = 600.0
+"""When it could not be rotated, that is said, and tried again after this."""
 
 HOLD_AGAIN_SECONDS = 1.0
 """When the keeper could not be given something for want of a descriptor, the next try follows this much later."""
@@ -205,6 +211,8 @@ class _Parts:
             for path in (program.log.path, program.log.error_path)
             if path
         ]
+        if self._to_file:
+            files.append(KeptLog("", config.daemon.own_log, Log(max_size=0)))
         self._log_threads.govern(Rules(config.daemon.log_dir, config.daemon.log_min_free, tuple(files)))
 
     def settled(self, *, works: bool) -> None:
@@ -303,7 +311,7 @@ class _Parts:
         logging.getLogger("asyncio").setLevel(logging.WARNING)
 
     def _open_own_log(self) -> int:
-        path = os.path.join(self.daemon.log_dir, DAEMON_LOG)
+        path = self.daemon.own_log
         try:
             return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
         except OSError as error:
@@ -325,6 +333,26 @@ class _Parts:
             self._write_to(self._open_own_log())
         except Failed as error:
             log.error("%s", error)
+
+    def _look_at_own_log(self) -> None:
+        """Has it rotated when it has become too large: its own messages are in there, and inherited output."""
+        loop, now, most = asyncio.get_running_loop(), os.fstat(1), self.daemon.log_max_size
+        again = functools.partial(loop.call_later, OWN_LOG_SECONDS, self._look_at_own_log)
+        if not 0 < most <= now.st_size:
+            again()
+            return
+
+        def done(problem: str) -> None:
+            if problem:
+                log.error("the daemon's own log %s can't be rotated: %s", self.daemon.own_log, problem)
+                loop.call_later(OWN_LOG_REST, self._look_at_own_log)
+            else:
+                self._reopen_logs()
+                again()
+
+        identity = now.st_dev, now.st_ino
+        then = functools.partial(_call_soon, loop, done)
+        self._log_threads.retire(self.daemon.own_log, identity, self.daemon.log_keep, then)
 
     def _rpc_socket(self) -> socket.socket:
         held = self.held.pop("rpc", None)
@@ -383,7 +411,7 @@ class _Parts:
         change = Change(rollouts, self, self._table, self._kept)
         desk = Desk(supervisor, self.link, stands, change, rollouts, scaling=Scaling(supervisor, stands))
         self.server = Server(rpc_socket, desk, self._access())
-        stands.on_reopen = self._reopen_own_log
+        stands.on_reopen, self._reopen_logs = self._reopen_own_log, stands.reopen_logs
         self._govern(self.config)
         if self._table_is_new:
             self._hold_table("table", "first table")
@@ -474,6 +502,8 @@ class _Parts:
         if self._own_log >= 0:
             self._says.fd = 2
             self._write_to(self._own_log)
+        if self._to_file:
+            asyncio.get_running_loop().call_later(OWN_LOG_SECONDS, self._look_at_own_log)
         self.link.send({"op": "ready"})
         self.link.send({"op": "notify", "state": f"READY=1\nSTATUS={processes} processes"})
         gc.collect()

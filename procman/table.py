@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from procman import positions, programs, rpc, values
+from procman import lognames, positions, programs, rpc, values
 from procman.config import Address, Config, Daemon, Listener, Sampling
 from procman.errors import ConfigError, Problem
 from procman.keys import Layer, Place, Report, Scope, Section, Source, World, dotted
@@ -27,7 +27,7 @@ __all__ = ["KEYS", "World", "located", "parse", "socket_path"]
 SAMPLING_KEYS = ("interval", "memory")
 DAEMON_KEYS = (
     *("identifier", "socket", "socket_mode", "socket_group", "read_only_group", "state_dir", "log_dir", "log_level"),
-    *("log_min_free", "umask", "open_files", "shutdown_timeout", "exit_when", "sampling"),
+    *("log_max_size", "log_keep", "log_min_free", "umask", "open_files", "shutdown_timeout", "exit_when", "sampling"),
 )
 LISTENER_KEYS = ("bind", "backlog", "mode", "owner", "reuse_port")
 SHORTEST_INTERVAL = 0.1
@@ -72,7 +72,7 @@ def parse(path: str, world: World, running: Daemon | None = None) -> Config:
     for name, layer in _named_tables(files, "program", report):
         found += programs.read(name, layer, defaults, around)
     _check_addresses(daemon, main.place, list(listeners.values()), found, report)
-    _check_logs(found, report)
+    _check_logs(running or daemon, found, world, report)
     _check_groups(found, report)
     _check_scaled(found, report)
     if report.problems:
@@ -281,6 +281,8 @@ def _daemon(main: Layer, scope: Scope, world: World) -> tuple[Daemon, Scope]:
         state_dir=own_state,
         log_dir=own_log,
         log_level=section.value("log_level", values.choice(_LOG_LEVEL), default.log_level),
+        log_max_size=section.value("log_max_size", values.size, default.log_max_size),
+        log_keep=section.value("log_keep", values.integer(0, 10000), default.log_keep),
         log_min_free=section.value("log_min_free", values.room, default.log_min_free),
         umask=section.value("umask", values.mode, default.umask),
         open_files=section.value("open_files", values.integer(64), default.open_files),
@@ -424,20 +426,37 @@ def _check_addresses(
             take(listener.address, f"program.{definition.program.program}", place)
 
 
-def _check_logs(found: Sequence[Definition], report: Report) -> None:
-    """A file is written and rotated by one process: a second one would move it away under the first."""
-    taken: dict[str, Definition] = {}
+def _check_logs(daemon: Daemon, found: Sequence[Definition], world: World, report: Report) -> None:
+    """A file is written, rotated and removed for one log: what is done for a second one would hit the first."""
+    users: dict[str, list[Definition]] = {}
     for definition in found:
-        log = definition.program.log
-        for path in {log.path, log.error_path} - {""}:
-            other = taken.setdefault(path, definition)
-            if other is definition:
-                continue
-            if other.program.program == definition.program.program:
+        for path in {definition.program.log.path, definition.program.log.error_path} - {""}:
+            users.setdefault(path, []).append(definition)
+    for path, (first, *more) in users.items():
+        for definition in more:
+            if definition.program.program == first.program.program:
                 report.add(definition.log_place, f'several processes would write {path}: put "${{instance}}" into it')
             else:
-                holder = f"program {other.program.program!r} ({other.log_place})"
-                report.add(definition.log_place, f"{path} is already the log of {holder}")
+                report.add(definition.log_place, f"{path} is already the log of {_holder(first)}")
+
+    def holder(path: str) -> str:
+        return _holder(users[path][0]) if path in users else "procmand itself"
+
+    own = daemon.own_log
+    for definition in users.pop(own, ()):
+        report.add(definition.log_place, f"{own} is the log of procmand itself: choose another path")
+    for path, other in lognames.clashes([own, *users], world.real).items():
+        whose = f"{other}, the log of {holder(other)}"
+        if posixpath.basename(path) == posixpath.basename(other):
+            problem = f"{path} is the same file as {whose}: choose another path"
+        else:
+            problem = f"{path} is a name that procman gives to files of {whose}: choose another path"
+        for definition in users[path]:
+            report.add(definition.log_place, problem)
+
+
+def _holder(definition: Definition) -> str:
+    return f"program {definition.program.program!r} ({definition.log_place})"
 
 
 def _check_scaled(found: Sequence[Definition], report: Report) -> None:

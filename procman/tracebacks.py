@@ -6,7 +6,6 @@ exception is the last one. An exception group (PEP 654) is one, too. Pure.
 
 from __future__ import annotations
 
-import collections
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
@@ -54,12 +53,14 @@ class _At(Enum):
 
     OUTSIDE = 0
     FRAMES = 1
-    RAISED = 2  # after the line with the exception: a chain may follow
+    RAISED = 2  # after the line with the exception: more of its message, or a chain may follow
     CHAIN = 3  # after the sentence that joins two
 
 
 class Scanner:
-    """Finds tracebacks in lines that come one by one. Memory is bounded."""
+    """Finds tracebacks in lines that come one by one. Memory is bounded. What follows an exception is taken for more of
+    its message, and for its notes (PEP 678), until another traceback begins: what it does not belong to, the caller
+    leaves out."""
 
     def __init__(self) -> None:
         self._at = _At.OUTSIDE
@@ -102,8 +103,9 @@ class Scanner:
         if self._at is _At.CHAIN and head:
             self._begin(head)
             return None
-        if self._at is _At.RAISED and line.strip(" |") in _CHAIN:
-            self._at = _At.CHAIN
+        if self._at is _At.RAISED and not head:
+            if line.strip(" |") in _CHAIN:
+                self._at = _At.CHAIN
             return None
         done = self.end() if self._at is not _At.OUTSIDE else None
         if head:
@@ -206,8 +208,3 @@ def scan(lines: Iterable[str]) -> Iterator[Traceback]:
             yield found
     if (found := scanner.end()) is not None:
         yield found
-
-
-def last(lines: Iterable[str]) -> Traceback | None:
-    """The last traceback in some lines."""
-    return next(iter(collections.deque(scan(lines), maxlen=1)), None)

@@ -334,6 +334,24 @@ def path(raw: object, folder: str) -> str:
     return posixpath.normpath(posixpath.join(folder, text(raw))).replace("//", "/")
 
 
+_NO_LOGS = {
+    **dict.fromkeys(("/dev/stdout", "/dev/stderr", "/dev/tty", "/dev/console"), "inherit"),
+    **{f"{folder}/{number}": "inherit" for folder in ("/dev/fd", "/proc/self/fd") for number in (1, 2)},
+    "/dev/null": "discard",
+    "/dev/log": "syslog",
+}
+
+
+def log_path(raw: object, folder: str) -> str:
+    """An absolute path of a file that can be rotated."""
+    result = path(raw, folder)
+    if mode := _NO_LOGS.get(result):
+        raise BadValue(f'{result} is no file that can be rotated: use mode = "{mode}" instead')
+    if text(raw).endswith("/"):
+        raise BadValue(f"{result}/ is a folder: give the path of a file in it")
+    return result
+
+
 def unix_path(raw: object, folder: str) -> str:
     """The absolute path of a Unix socket."""
     if text(raw).startswith("@"):

@@ -51,7 +51,7 @@ HOT_LOG_CHANGES: dict[str, object] = {
 RESTART_LOG_CHANGES: dict[str, object] = {"stderr": "separate"}
 HOT_DAEMON_CHANGES: dict[str, object] = {
     "log_level": "debug", "shutdown_timeout": 1.0, "exit_when": "any-fatal", "sampling": Sampling(1.0),
-    "log_min_free": Room(1),
+    "log_min_free": Room(1), "log_max_size": 1, "log_keep": 1,
 }  # fmt: skip
 IGNORED_DAEMON_CHANGES: dict[str, object] = {
     "identifier": "x", "socket": "/x", "socket_mode": 0o666, "state_dir": "/x", "log_dir": "/x", "umask": 0,

@@ -192,6 +192,46 @@ def test_daemonize_moves_inherited_output_with_its_own_log(daemon: MakeDaemon) -
         assert old.stat().st_size == size
 
 
+def test_daemonize_rotates_its_own_log(daemon: MakeDaemon) -> None:
+    """Inherited output is in there, too: each line once, and procmand never forgets to go on in the new file."""
+    table = """
+        [program.it]
+        command = ["sh", "-c", "i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.002; done"]
+        log.mode = "inherit"
+        """
+    running = daemon(table, settings='log_max_size = "20KB"\nlog_keep = 1000', start=False)
+    with background(running):
+        assert procmand(running, "--daemonize").returncode == 0
+        wait_until((running.log_dir / "procmand.log.2").exists, 40)
+        before = running.json("daemon", "status")["supervisor_pid"]
+        os.kill(before, signal.SIGKILL)  # a successor goes on with it
+        wait_until(lambda: running.json("daemon", "status")["supervisor_pid"] != before)
+        newest = (running.log_dir / "procmand.log.1").stat().st_ino
+        wait_until(lambda: (running.log_dir / "procmand.log.1").stat().st_ino != newest, 40)
+        assert running.ctl("restart", "it").returncode == 0
+        wait_until(lambda: "restart by uid" in (running.log_dir / "procmand.log").read_text())
+        assert running.ctl("stop", "it").returncode == 0
+    files = sorted(running.log_dir.glob("procmand.log*"), key=lambda path: path.stat().st_mtime)
+    text = "".join(path.read_text() for path in files)
+    ticks = [int(line.split()[-1]) for line in text.splitlines() if line.startswith("it | tick ")]
+    again = ticks.index(1, 1)  # it was restarted
+    for run in (ticks[:again], ticks[again:]):
+        assert list(dict.fromkeys(run)) == list(range(1, len(set(run)) + 1))
+    assert text.count("procmand ends with status 0") == 1
+
+
+def test_daemonize_that_can_not_rotate_its_own_log_says_so(daemon: MakeDaemon) -> None:
+    running = daemon(PLAIN, settings="log_max_size = 1\nlog_keep = 1", start=False)
+    own = running.log_dir / "procmand.log"
+    with background(running):
+        running.log_dir.mkdir()
+        (running.log_dir / "procmand.log.1").mkdir()
+        assert procmand(running, "--daemonize").returncode == 0
+        wait_until(lambda: "can't be rotated: " in own.read_text(), 40)
+        assert running.ctl("restart", "it").returncode == 0
+        wait_until(lambda: "restart by uid" in own.read_text())
+
+
 def test_daemonize_without_a_log_folder_says_so(daemon: MakeDaemon) -> None:
     running = daemon(PLAIN, start=False)
     running.log_dir.write_text("no folder")

@@ -160,6 +160,24 @@ def test_the_daemon_tells_the_same_as_the_files(stopped: RunningDaemon) -> None:
         assert "oldest" in with_daemon.stdout or arguments[0] != "-n"
 
 
+@pytest.mark.parametrize(("kind", "why"), [("a symlink", "is not followed"), ("a folder", "it is no regular file")])
+def test_a_log_that_is_no_file_is_named(stopped: RunningDaemon, kind: str, why: str) -> None:
+    """With a daemon and without one. What was rotated before is read all the same."""
+    path = stopped.log_dir / "web.log"
+    path.unlink()
+    if kind == "a folder":
+        path.mkdir()
+    else:
+        path.symlink_to("api.log")
+    done = offline(stopped, "logs", "web")
+    stopped.start()
+    for said in (done, stopped.ctl("logs", "web")):
+        assert said.returncode == 0
+        assert [line.split()[-1] for line in said.stdout.splitlines()] == ["oldest", "a", "b"]
+        assert said.stderr.startswith(f"procmanctl: web: {path} is not read: it is ")
+        assert why in said.stderr
+
+
 def test_a_daemon_that_is_asked_by_its_table(stopped: RunningDaemon) -> None:
     stopped.start()
     stopped.wait_for("web")
@@ -495,6 +513,54 @@ def test_what_procman_adds_to_lines_and_files_is_understood(daemon: MakeDaemon, 
     since = running.ctl("logs", "--since", "1h ago", "--grep", "number 5$|number 5\"", "app").stdout
     assert since.count("INFO number 5") == 1
     assert running.json("why", "app")["traceback"]["message"] == "849"
+
+
+def test_a_program_that_lives_by_another_zone_than_the_machine(daemon: MakeDaemon) -> None:
+    """Django gives its process the zone of its settings. Beside its lines are those of an access log, with a zone; in
+    the other log there are none."""
+    running = daemon(
+        """
+        [defaults]
+        restart = "never"
+        start_seconds = 0
+
+        [program.mixed]
+        command = ["${PYTHON}", "app.py", "+0000"]
+
+        [program.alone]
+        command = ["${PYTHON}", "app.py"]
+        """,
+        start=False,
+    )
+    (running.folder / "app.py").write_text(
+        "import django, logging, sys, time\n"
+        "from django.conf import settings\n"
+        "settings.configure(TIME_ZONE='UTC', LOGGING_CONFIG=None)\n"
+        "django.setup()\n"
+        "logging.basicConfig(level='INFO', format='%(asctime)s %(levelname)s %(message)s')\n"
+        "for number in range(50):\n"
+        "    logging.info('view %d', number)\n"
+        "    for zone in sys.argv[1:]:\n"
+        "        now = time.strftime('%d/%b/%Y:%H:%M:%S ' + zone)\n"
+        "        print(f'1.1.1.1 - - [{now}] \"GET / HTTP/1.1\" 200 2 \"-\" \"-\"', file=sys.stderr)\n"
+    )
+    running.start()
+    for name in ("mixed", "alone"):
+        running.wait_for(name, "EXITED", 30)
+    for zone in ("UTC", "CET-1", "EST5"):
+        env = running.environment | {"TZ": zone}
+        for name, count in (("mixed", 100), ("alone", 50)):
+            for arguments in (("--since", "10 min ago"), ("--since", "10 min ago", "--until", "now", "--grep", " ")):
+                shown = offline(running, "logs", *arguments, name, env=env)
+                assert len(shown.stdout.splitlines()) == count, (zone, name, arguments, shown)
+                words = f"{name}: times there that name no zone are not local time: they are taken for UTC\n"
+                assert shown.stderr == ("" if zone == "UTC" else f"procmanctl: {words}")
+            assert offline(running, "logs", "--until", "10 min ago", name, env=env).stdout == ""
+        merged = offline(running, "logs", "-n", "1000", env=env).stdout.splitlines()
+        assert len(merged) == 150
+        lines = offline(running, "--json", "logs", env=env).stdout.splitlines()
+        times = [json.loads(line)["time"] for line in lines]
+        assert all(abs(datetime.fromisoformat(at) - datetime.now(UTC)) < timedelta(minutes=10) for at in times)
 
 
 @pytest.mark.parametrize("log", ["", "timestamps = true"])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from procman.config import Account
+from procman.errors import ConfigError
 from procman.files import Machine
 from procman.table import World, parse
 
@@ -149,3 +150,12 @@ def test_it_asks_the_same_database_as_id() -> None:
     account = Machine().account(name)
     assert account is not None
     assert set(account.groups) == {int(gid) for gid in shown}
+
+
+def test_two_logs_that_are_one_file_by_a_symlink(folder: Path) -> None:
+    (folder / "logs").mkdir()
+    (folder / "link").symlink_to("logs")
+    main = folder / "procman.toml"
+    main.write_text("".join(f'[program.{at}]\ncommand = "x"\nlog.path = "{at}/web.log"\n' for at in ("logs", "link")))
+    with pytest.raises(ConfigError, match="is the same file as"):
+        parse(str(main), Machine())

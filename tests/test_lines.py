@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from procman.logformat import Clock
+from procman.logrecords import Records
 from procman.logs import journald, syslog
 from procman.logs.lines import (
     CUT,
@@ -114,7 +116,8 @@ def test_a_time_is_rfc_3339_with_milliseconds(wall: float, expected: str) -> Non
     ("dress", "lines", "partial", "expected"),
     [
         (plain, b"one\n\ntwo\n", False, b"one\n\ntwo\n"),
-        (plain, b"no end", False, b"no end\n"),
+        (plain, b"no end", False, b"no end"),
+        (plain, b"half", True, b"half\\\n"),
         (text(b"shop | ", timestamps=False), b"one\n\n\0\xff\n", False, b"shop | one\nshop | \nshop | \0\xff\n"),
         (text(b"shop | ", timestamps=False), b"half", True, b"shop | half\\\n"),
         (text(b"", timestamps=True), b"one\ntwo\n", False, f"{STAMP} one\n{STAMP} two\n".encode()),
@@ -247,11 +250,24 @@ def test_names_have_colours_of_their_own_on_a_terminal() -> None:
         (b"GET /ERROR-pages HTTP/1.1", False, 6),
         (b"TERROR: none", False, 6),
         (b"x" * 200 + b" ERROR ", False, 6),
+        (b"level=error msg=x", False, 3),  # logfmt
+        (b"2026-11-27 10:00:00 [info     ] started", True, 6),  # structlog
+        (b'{"level":"error","exc_info":"Trace', False, 3),  # of JSON that is cut into parts
+        (b"procman.wsgi: Exception while serving /boom", False, 3),
+        (b"Not Found: /a/1", False, 4),
+        # what a visitor has typed
+        (b'1.2.3.4 - - [27/Nov/2026:10:00:00 +0000] "GET / HTTP/1.1" 200 12 "-" "curl EMERG x"', False, 6),
+        (b'127.0.0.1 - - [27/Nov/2026 10:00:00] "GET / HTTP/1.1" 200 - ALERT', False, 6),
+        (b'[2026-11-27 05:33:52 +0000] 127.0.0.1 - "GET /ERROR/x HTTP/1.1" 200 0.086', False, 6),
+        (b'INFO:     127.0.0.1:1 - "GET /q?x=( EMERG ) HTTP/1.1" 200 OK', False, 6),
+        (b"user typed: PANIC", False, 6),
+        (b"2026-11-27 10:00:00,123 INFO app: user typed PANIC", False, 6),
+        (b"EMERG: of the program, or of a visitor", False, 2),
         (b"", False, 6),
     ],
 )
 def test_how_bad_a_line_is(line: bytes, error: bool, expected: int) -> None:
-    assert Severities(error=error).of(line) == (expected, line)
+    assert Severities(error=error).of(line, WALL) == (expected, line)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +275,7 @@ def test_how_bad_a_line_is(line: bytes, error: bool, expected: int) -> None:
     [(b"<3>bad", (3, b"bad")), (b"<7>", (7, b"")), (b"<8>x", (6, b"<8>x")), (b"<>", (6, b"<>")), (b"<b>", (6, b"<b>"))],
 )
 def test_a_prefix_as_systemd_has_it_tells_and_is_taken_off(line: bytes, expected: tuple[int, bytes]) -> None:
-    assert Severities(error=False).of(line) == expected
+    assert Severities(error=False).of(line, WALL) == expected
 
 
 TRACEBACKS = b"""\
@@ -292,10 +308,30 @@ INFO:root:of another thread
 """
 
 
+def test_later_parts_of_a_line_are_as_bad_as_the_first() -> None:
+    for made in (syslog.messages(SHOP, apart=False), journald.entries(SHOP, apart=False)):
+        parts = [(b"ERROR: a ", True), (b"<0>b ", True), (b"INFO: c\n", False), (b"INFO: next\n", False)]
+        pieces = [made(part, partial, WALL)[0].data for part, partial in parts]
+        severities = [int(re.search(rb"(?:^<|PRIORITY=)(\d+)", data)[1]) % 8 for data in pieces]  # type: ignore[index]
+        assert severities == [3, 3, 3, 6]
+        assert b"<0>b " in pieces[1]
+
+
+def test_what_is_printed_long_after_a_traceback_is_no_error() -> None:
+    """As by the next process, whose first lines say nothing of themselves."""
+    severities = Severities(error=False)
+    trace = [b"Traceback (most recent call last):", b'  File "a.py", line 1, in f', b"E: one", b"two"]
+    assert [severities.of(line, WALL)[0] for line in trace] == [3] * 4
+    assert severities.of(b"serving", WALL + 1.5)[0] == 6
+    stamped = b"".join(b"2026-11-27T05:30:0%d.000Z %b\n" % (second, line) for second, line in enumerate([*trace, b"x"]))
+    maker = Records(Clock(WALL))
+    assert len([*maker.feed(stamped.replace(b":03.", b":02.")), *maker.end()]) == 2
+
+
 def test_all_lines_of_a_traceback_are_errors() -> None:
     severities = Severities(error=False)
-    found = "".join(str(severities.of(line)[0]) for line in TRACEBACKS.splitlines())
-    assert found == "6_33333_636_3333_66_333333_6_33_66".replace("_", "")
+    found = "".join(str(severities.of(line, WALL)[0]) for line in TRACEBACKS.splitlines())
+    assert found == "6_33333_333_3333_33_333333_6_33_66".replace("_", "")
     pieces = syslog.messages(SHOP, apart=False)(TRACEBACKS, False, WALL)
     assert [piece.data.startswith(b"<27>") for piece in pieces] == [number == "3" for number in found]
     dress = journald.entries(SHOP, apart=False)

@@ -51,6 +51,8 @@ LINES: list[tuple[str, str | None, str]] = [
     ("procman.wsgi: Exception while serving /boom", None, "error"),
     ("procman: 12345 bytes of output were dropped: No space left on device (ENOSPC)", None, "warning"),
     ("Traceback (most recent call last):", None, "error"),
+    # what a visitor asks for is no level
+    ('[2026-11-27 05:33:52 +0000] 127.0.0.1 - "GET /ERROR/x HTTP/1.1" 200 0.086', "2026-11-27T05:33:52", "info"),
     # others
     ("2026/11/27 05:33:43 [error] 123#0: *5 connect() failed", "2026-11-27T05:33:43", "error"),
     ("Nov 27 05:33:43 host prog[12]: ERROR x", "2026-11-27T05:33:43", "error"),
@@ -76,12 +78,18 @@ def test_time_and_level_of_a_line(line: str, time: str | None, level: str) -> No
     assert said.time == (None if time is None else pytest.approx(at(time)))
     assert level_name(said.level) == level
     assert not said.continues
+    unclocked = parse(line.encode(), None)
+    assert unclocked._replace(time=said.time) == said
+    assert unclocked.time == (None if time is None and "2026-13-99" not in line else 0.0)
+    assert said.exact == (said.time is not None and any(mark in line for mark in (" +0", " -0", "Z")))
+    assert (said.speaks, said.stamped) == (time is not None or level != "", False)
     stamped = parse(b"2026-01-31T12:00:00.500Z " + line.encode(), CLOCK)  # timestamps = true
     assert stamped.time == at("2026-01-31T12:00:00.500")
-    assert (stamped.level, stamped.body) == (said.level, line.encode())
+    assert (stamped.level, stamped.body, stamped.exact) == (said.level, line.encode(), True)
+    assert (stamped.speaks, stamped.stamped) == (said.speaks, said.time is None)
     ours = {"time": "2026-01-31T12:00:00.500Z", "program": "shop", "instance": 1, "stream": "out", "message": line}
     wrapped = parse(json.dumps(ours).encode(), CLOCK)  # format = "json"
-    assert (wrapped.time, wrapped.level, wrapped.body) == (stamped.time, said.level, line.encode())
+    assert wrapped == stamped
 
 
 JSONS: list[tuple[object, float | None, int, bytes]] = [
@@ -101,6 +109,15 @@ def test_json_lines(document: object, time: float | None, level: int, body: byte
     line = json.dumps(document).encode()
     said = parse(line, CLOCK)
     assert (said.time, said.level, said.body) == (time, level, body or line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"level":"error","x":"y', b'{"a": 5, "levelname": "ERROR", "m', b'{"log.level":"err","x":"\\"level\\":\\"info'],
+)
+def test_json_that_is_cut_off_tells_its_level(line: bytes) -> None:
+    assert parse(line, CLOCK).level == 40
+    assert parse(b'{"x": "\\"level\\": \\"error\\" ', CLOCK).level == 0
 
 
 def test_a_traceback_in_json_makes_an_error() -> None:

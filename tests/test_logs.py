@@ -6,6 +6,7 @@ import errno
 import fcntl
 import functools
 import os
+import re
 import resource
 import select
 import signal
@@ -28,7 +29,8 @@ from hypothesis import strategies as st
 from procman import crossing
 from procman.config import Log, Room
 from procman.logs import Counters, Kept, LogThread, LogThreads, Rules, Stream, channel, logfile, make_pipe
-from procman.logs.flow import Flow
+from procman.logs.datagrams import Datagrams
+from procman.logs.flow import Flow, bytes_waiting
 from procman.logs.lines import Piece
 from procman.logs.logfile import LogFile
 from procman.logs.outlet import Outlet
@@ -412,7 +414,7 @@ def _file_as_folder(path: Path) -> None:
     ("spoil", "error"),
     [
         (_directory, "Is a directory (EISDIR)"),
-        (_symlink, "Too many levels of symbolic links (ELOOP)"),
+        (_symlink, "it is a symlink, which is not followed (ELOOP)"),
         (_fifo, "not a regular file (EINVAL)"),
         (_file_as_folder, "Not a directory (ENOTDIR)"),
     ],
@@ -1017,12 +1019,86 @@ def test_change_from_stdout_to_a_file(tmp_path: Path) -> None:
         os.write(pipe, b"a\nhalf")
         wait_until(lambda: logs.thread.counters("shop").held == 4)
         logs.thread.change("shop", Log(), str(tmp_path / "shop.log"))
-        logs.settle("shop")
         os.write(pipe, b"b\n")
-        assert logs.settle("shop") == Counters(read=8, written=8)
+        wait_until(lambda: logs.thread.counters("shop") == Counters(read=8, written=8))
         logs.close()
-    assert (tmp_path / "stdout").read_bytes() == b"shop | a\nshop | half\n"
-    assert (tmp_path / "shop.log").read_bytes() == b"b\n"
+    assert (tmp_path / "stdout").read_bytes() == b"shop | a\n"
+    assert (tmp_path / "shop.log").read_bytes() == b"halfb\n"
+
+
+RAW, TIMED, JSON = Log(), Log(timestamps=True), Log(format="json")
+
+
+def reached(logs: Capture) -> None:
+    """Waits until what was asked of the thread is done."""
+    done = threading.Event()
+    logs.thread.reopen(done=done.set)
+    assert done.wait(10)
+
+
+@pytest.mark.parametrize("after", [RAW, TIMED, JSON], ids=["raw", "timestamps", "json"])
+@pytest.mark.parametrize("before", [RAW, TIMED, JSON], ids=["raw", "timestamps", "json"])
+@pytest.mark.parametrize("same", [True, False], ids=["one file", "another file"])
+def test_a_change_in_the_middle_of_a_line_tears_none(
+    logs: Capture, monkeypatch: pytest.MonkeyPatch, before: Log, after: Log, same: bool
+) -> None:
+    """`apply` meets a program that prints in blocks, which end anywhere; and then the old rules come back."""
+    monkeypatch.setattr("procman.logs.capture.PATIENCE_SECONDS", 10.0)
+    pipe, paths = logs.add("shop", before), ["shop.log", "shop.log" if same else "other.log"]
+    lines = [b"%06d %s\n" % (number, b"x" * (number % 90)) for number in range(2000)]
+    output, flow, turn = memoryview(b"".join(lines)), logs.thread._flows["shop"], 0
+    while output:
+        size = min(len(output), 1000 + 37 * turn)
+        turn += 1
+        if turn % 3 == 1:
+            size = output.tobytes().index(b"\n", size - 1) + 1
+        os.write(pipe, output[:size])
+        if turn % 3 == 1:
+            reached(logs)
+            wait_until(lambda: not bytes_waiting(flow.fd))
+        if turn % 3 == 0:  # the other half comes a moment after
+            log, path = ((before, paths[0]), (after, paths[1]))[turn // 3 % 2]
+            logs.thread.change("shop", log, str(logs.folder / path))
+        output = output[size:]
+    assert logs.settle("shop").written == len(b"".join(lines))
+    found = b"".join((logs.folder / path).read_bytes() for path in set(paths))
+    numbers = re.findall(rb"(?m)(?:^|^[-0-9T:.]+Z |: \")(\d{6}) (x*)(?:\"}$|$)", found)
+    assert sorted(b"%b %b\n" % number for number in numbers) == lines
+    assert found.count(b"\n") == len(lines)
+
+
+def test_a_line_without_an_end_is_ended_where_it_is_and_glued_to_nothing(logs: Capture) -> None:
+    """The raw half of it is on the disk, and the rest may never come. Then the path comes back."""
+    pipe, paths = logs.add("shop", RAW), [str(logs.folder / name) for name in ("shop.log", "other.log")]
+    for turn in range(4):
+        os.write(pipe, b"%d one\n%d half " % (turn, turn))
+        wait_until(lambda: not bytes_waiting(logs.thread._flows["shop"].fd))
+        logs.thread.change("shop", RAW, paths[(turn + 1) % 2])
+        reached(logs)
+    assert (logs.folder / "shop.log").read_bytes() == b"0 one\n0 half \n2 one\n2 half \n"
+    assert (logs.folder / "other.log").read_bytes() == b"1 one\n1 half \n3 one\n3 half \n"
+
+
+def test_a_file_that_ends_in_a_line_is_not_glued_to_what_comes_from_elsewhere(logs: Capture) -> None:
+    pipe, other = logs.add("shop", RAW), logs.folder / "other.log"
+    os.write(pipe, b"one\n")
+    logs.settle("shop")
+    other.write_bytes(b"torn")
+    logs.thread.change("shop", RAW, str(other))
+    reached(logs)
+    os.write(pipe, b"two\nha")
+    wait_until(lambda: logs.thread.counters("shop").written == 10)
+    logs.thread.change("shop", Log(keep=3), str(other))  # other rules, and no other file
+    os.write(pipe, b"lf\n")
+    logs.settle("shop")
+    assert other.read_bytes() == b"torn\ntwo\nhalf\n"
+
+
+def test_a_change_makes_no_file_of_a_program_that_has_printed_nothing(logs: Capture) -> None:
+    logs.add("shop", RAW)
+    logs.thread.change("shop", TIMED, str(logs.folder / "other.log"))
+    logs.settle("shop")
+    assert not list(logs.folder.iterdir())
 
 
 def _pipe() -> tuple[int, int]:
@@ -1064,6 +1140,115 @@ def test_a_stdout_that_nobody_reads_drops_after_a_second_and_recovers(
     logs.close()
     os.close(reader)
     os.close(stdout)
+
+
+@pytest.mark.parametrize("make", [_pipe, _socket])
+def test_a_stdout_is_printed_to_again_as_soon_as_somebody_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[], tuple[int, int]]
+) -> None:
+    """A program at full speed loses gigabytes in a second: a reader that paused is found at the next turn."""
+    monkeypatch.setattr(channel, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr(channel, "RETRY_SECONDS", 3600.0)
+    reader, stdout = make()
+    logs = Capture(tmp_path, stdout)
+    pipe = logs.add("loud", INHERIT)
+    for turn in range(2):
+        with full_speed(pipe):
+            dropped = logs.thread.counters("loud").dropped
+            wait_until(lambda: logs.thread.counters("loud").dropped > dropped + (1 << 20))  # noqa: B023
+        logs.settle("loud")
+        printed = drain(reader)
+        before = logs.thread.counters("loud")
+        os.write(pipe, b"again %d\n" % turn)
+        printed += wait_for_bytes(reader, b"again %d\n" % turn)
+        after = logs.settle("loud")
+        assert (after.dropped, after.unreported, after.error) == (before.dropped, 0, "")
+    logs.close()
+    os.close(reader)
+    os.close(stdout)
+
+
+def test_who_was_given_up_is_not_waited_for_again_before_it_takes_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "STALL_SECONDS", 0.2)
+    reader, stdout = os.pipe()
+    logs = Capture(tmp_path, stdout)
+    pipe = logs.add("loud", INHERIT)
+    with full_speed(pipe):
+        wait_until(lambda: logs.thread.counters("loud").dropped)
+        monkeypatch.setattr(channel, "STALL_SECONDS", 3600.0)
+        wait_until(lambda: logs.thread.counters("loud").dropped > 1 << 24)
+        assert debtor(logs) is None
+    drain(reader)
+    os.write(pipe, b"again\n")
+    wait_for_bytes(reader, b"again\n")
+    with full_speed(pipe):
+        wait_until(lambda: debtor(logs) is not None)  # it lives again, and is waited for
+    logs.thread.reopen(os.open(os.devnull, os.O_WRONLY))
+    logs.close()
+    os.close(reader)
+    os.close(stdout)
+
+
+def test_a_socket_that_has_room_and_takes_nothing_keeps_nobody_awake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ENOBUFS: the kernel has no memory for it, and epoll says all the same that there is room."""
+    monkeypatch.setattr(channel, "STALL_SECONDS", 0.3)
+    tries = 0
+
+    def deliver(_self: Datagrams, _sock: socket.socket, _data: bytes) -> int:
+        nonlocal tries
+        tries += 1
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+    monkeypatch.setattr(Datagrams, "_deliver", deliver)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as reader:
+        reader.bind(("127.0.0.1", 0))
+        logs = Capture(tmp_path)
+        log = Log(mode="syslog", address=f"udp:127.0.0.1:{reader.getsockname()[1]}")
+        os.write(logs.add("shop", log), b"hello\n")
+        wait_until(lambda: logs.thread.counters("shop").dropped)
+    logs.close()
+    assert 2 <= tries < 50
+
+
+def test_syslog_over_a_stream_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """unix-stream of syslog-ng: its reader is slow, so messages go out in parts; then it is started anew."""
+    monkeypatch.setattr(channel, "STALL_SECONDS", 3600.0)
+    path, lines = tmp_path / "log.sock", [b"%d %s" % (number, b"x" * 3000) for number in range(400)]
+    lines[7] = b"7 with a NUL\0<0>and no message of its own"
+
+    def listen() -> socket.socket:
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(path))
+        listener.listen(1)
+        return listener
+
+    with listen() as listener:
+        logs = Capture(tmp_path)
+        pipe = logs.add("shop", Log(mode="syslog", address=f"unix:{path}"))
+        printing = threading.Thread(target=lambda: os.writev(pipe, [b"\n".join(lines) + b"\n"]))
+        printing.start()
+        connection, _ = listener.accept()
+        wait_until(lambda: debtor(logs) is not None)
+        found = b""
+        while found.count(b"\0") < len(lines):
+            assert select.select([connection], [], [], 10)[0]
+            found += connection.recv(1000)
+        printing.join(10)
+    connection.close()
+    lines[7] = lines[7].replace(b"\0", b" ")
+    assert [message.partition(b" stdout - ")[2] for message in found.split(b"\0")[:-1]] == lines
+    with listen() as listener:
+        os.write(pipe, b"and again\n")
+        connection, _ = listener.accept()
+        with connection:
+            assert wait_for_bytes(connection.fileno(), b"\0").endswith(b" stdout - and again\0")
+        assert logs.settle("shop").dropped == 0
+        logs.close()
 
 
 def drain(fd: int) -> bytes:

@@ -7,6 +7,7 @@ import gzip
 import json
 import random
 import re
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from procman import logrecords, logsummary, moments, terminal, tracebacks
+from procman import logformat, logrecords, logsummary, moments, terminal, tracebacks
 from procman.ctl import logtext
 from procman.ctl.library import File, Heard, Places, Source
 from procman.ctl.logtext import LogText, Place
@@ -126,7 +127,7 @@ LINES = st.sampled_from(
         b"plain line\n",
         b"  indented\n",
         b"\n",
-        b"Traceback (most recent call last):\n  File \"a\", line 1, in f\n    x\nValueError: b\n",
+        b"Traceback (most recent call last):\n  File \"a\", line 1, in f\n    x\nValueError: b\nDETAIL: c\n",
         b"x" * 3000 + b"\n",
     ]
 )
@@ -148,11 +149,13 @@ def logs(draw: st.DrawFn) -> tuple[list[bytes], int]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(logs(), st.integers(0, 60), st.integers(0, 4), st.integers(100, 2000))
+@given(logs(), st.integers(0, 60), st.integers(0, 4), st.integers(100, 2000), st.booleans())
 def test_the_last_lines_and_records_of_any_log(
-    log: tuple[list[bytes], int], count: int, choice: int, piece: int
+    log: tuple[list[bytes], int], count: int, choice: int, piece: int, stamped: bool
 ) -> None:
     files, zipped = log
+    if stamped:
+        files = [re.sub(rb"(?m)^(?!\Z)", b"2026-01-31T12:00:00.000Z ", data) for data in files]
     whole = b"".join(files)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logtext, "BLOCK", 200)
@@ -168,7 +171,7 @@ def test_the_last_lines_and_records_of_any_log(
         expected = [record.text for record in records(whole) if wanted.wants(record)]
         start, skip = text.last_records(count, wanted, Place())
         maker, sieve = text.maker(start, exact=True), logrecords.sieve(wanted.grep)
-        chosen = text.records(maker, start, piece=piece, sieve=sieve)
+        chosen = text.records(maker, start, piece=piece * 4 if stamped else piece, sieve=sieve)
         found = [record.text for record in chosen if wanted.wants(record)][skip:]
         assert found == (expected[len(expected) - count :] if count < len(expected) else expected)
 
@@ -211,6 +214,34 @@ def test_since_reads_little_of_a_large_file() -> None:
     assert library.bytes_read < 20 * logrecords.PROBE
     assert text.since(0.0) == Place()
     assert text.since(CLOCK.now).offset > len(lines) - 2 * logrecords.PROBE
+
+
+@pytest.mark.parametrize("rare", [1, 2, 7, 500])
+@pytest.mark.parametrize("zone", ["CET-1", "EST5", "UTC"])
+def test_since_misses_nothing_where_some_lines_tell_the_time_of_another_zone(
+    rare: int, zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of so many lines is a Django's, in UTC, the others are of an access log."""
+    begin = int(CLOCK.now) - 40_000
+    lines = b""
+    for at in range(begin, int(CLOCK.now), 2):
+        when = datetime.fromtimestamp(at, UTC)
+        access = f'1.1.1.1 - - [{when:%d/%b/%Y:%H:%M:%S} +0000] "GET / HTTP/1.1" 200 2\n'
+        lines += (f"{when:%Y-%m-%d %H:%M:%S},000 INFO view\n" if at // 2 % rare == 0 else access).encode()
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    logformat._minute.cache_clear()
+    try:
+        for ago in (600, 5000, 20_000):
+            text = Memory([lines], modified=[CLOCK.now - 1]).text()
+            wanted = Filter(since=CLOCK.now - ago)
+            start = text.since(CLOCK.now - ago)
+            assert sum(map(wanted.wants, text.records(text.maker(start), start))) == ago // 2
+            assert (text.zone is None) == (zone == "UTC" or rare == 500)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+        logformat._minute.cache_clear()
 
 
 # --- summary
@@ -412,3 +443,76 @@ def test_nothing_reaches_a_terminal_but_text_and_colours(line: bytes) -> None:
 )
 def test_a_pattern_that_sees_more_than_its_line_has_no_sieve(pattern: bytes, there: bool) -> None:
     assert (logrecords.sieve(re.compile(pattern)) is not None) == there
+
+
+# --- messages of more than one line
+
+
+MESSAGES = (FORMATS / "messages.txt").read_text()
+"""Of pydantic, SQLAlchemy, psycopg, notes, groups, other processes: as `logging` prints them, a line after each."""
+ERRORS = [text for text in re.split(r"(?m)^\S+ \S+ INFO shop after .*\n", MESSAGES) if text]
+UNANNOUNCED = [text.split("\n", 1)[1] for text in ERRORS if re.search(r"\A.*\n(Traceback| *\+|.*Remote)", text)]
+
+
+@pytest.mark.parametrize("error", [*ERRORS, *UNANNOUNCED], ids=lambda error: re.sub(r"\W+", "-", error[:50]))
+@pytest.mark.parametrize("added", ["", "timestamps", "json"])
+def test_all_of_a_message_belongs_to_its_traceback(error: str, added: str) -> None:
+    lines = ["2026-11-27 10:00:00,000 INFO before", *error.splitlines(), "2026-11-27 10:43:55,000 INFO after", "print"]
+    if added == "timestamps":
+        lines = [f"2026-11-27T10:43:55.000Z {line}" for line in lines]
+    if added == "json":
+        about = {"time": "2026-11-27T10:43:55.000Z", "program": "shop", "instance": 1, "stream": "stdout"}
+        lines = [json.dumps({**about, "message": line}) for line in lines]
+    data = "".join(f"{line}\n" for line in lines).encode()
+    wanted = Filter(level=40)
+    (record,) = [record for record in records(data) if wanted.wants(record)]
+    assert record.text.decode() == "".join(f"{line}\n" for line in lines[1:-2])
+    (found,) = summary(data)["errors"]
+    assert found["count"] == 1
+    whole = "\n".join(said.body.decode() for said in record.said).rstrip()
+    assert whole.endswith(found["sample"].rstrip())
+    assert found["sample"].split("\n", 1)[0].endswith("Traceback (most recent call last):")
+    last = logrecords.last_traceback(data, CLOCK)
+    assert last is not None
+    assert (last.text, len(last.raised)) == (found["sample"], len(found["raised"]))
+
+
+def test_the_exception_of_a_long_message_is_named() -> None:
+    found = [error["exception"] for text in ERRORS for error in summary(text.encode())["errors"]]
+    assert found == [
+        "pydantic_core._pydantic_core.ValidationError", "ZeroDivisionError", "KeyError",
+        "sqlalchemy.exc.IntegrityError", "psycopg.errors.UniqueViolation", "psycopg2.errors.UniqueViolation",
+        "psycopg.errors.UndefinedTable", "sqlalchemy.exc.IntegrityError",
+        "ExceptionGroup", "OSError", "ExceptionGroup", "ValueError", "ValueError",
+    ]  # fmt: skip
+
+
+TRACE = b"Traceback (most recent call last):\n  File \"a\", line 1, in f\nValueError: x\n"
+
+
+@pytest.mark.parametrize(
+    ("after", "more"),
+    [
+        (b"print\n" * 10_000, logrecords.MESSAGE_LINES),
+        ((b"x" * 1000 + b"\n") * 20, logrecords.MESSAGE_MAX // 1000),
+        (b"more\n" + TRACE, 1),
+        (b"more\nWARNING: x\nprint\n", 1),
+        (b"more\n2026-11-27 10:00:00 x\nprint\n", 1),
+        (b"more\n\nThe above exception was the direct cause of the following exception:\n\n" + TRACE + b"INFO: x\n", 7),
+    ],
+)
+def test_what_follows_an_exception_is_not_taken_without_end(after: bytes, more: int) -> None:
+    first = records(b"INFO: x\n" + TRACE + after)[1]
+    assert first.text == TRACE + b"".join(after.splitlines(keepends=True)[:more])
+    assert first.level == 40
+
+
+def test_lines_may_end_as_on_windows() -> None:
+    data = b"2026-11-27 10:00:00 INFO xy\r\nx\ry\r\ny\n"
+    wanted = {b"y$": 3, b"x\ry$": 1, b"^y": 1, b"(?-m:y$)": 3, b"(?-m:^x)": 1, b"(?i-m:^Y)": 1}
+    for pattern, expected in wanted.items():
+        grep = re.compile(pattern)
+        sieve = logrecords.sieve(grep)
+        assert sum(map(Filter(grep=grep).wants, records(data))) == expected
+        assert (sieve is None) == (b"-m" in pattern)
+        assert sieve is None or sieve(data)

@@ -11,7 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from procman.config import Every
-from procman.logs.rotation import Rotated, due, last_boundary, next_boundary, numbers, oldest_first, surplus
+from procman.lognames import clashes, owners, split
+from procman.logs.rotation import Rotated, due, last_boundary, next_boundary, oldest_first, surplus
 
 EVERY: list[Every] = ["hourly", "daily", "weekly"]
 ZONES = [
@@ -154,4 +155,28 @@ def test_of_the_same_moment_the_higher_number_goes_first() -> None:
 def test_only_names_that_we_give_are_ours() -> None:
     ours = ["log", "log.1", "log.2.gz", "log.2", "log.10.gz"]
     others = ["log.03", "log.0", "log.x", "log.1.bz2", "log.gz.partial", "xlog.4", "log.5.gz.gz", "log.123456"]
-    assert numbers([*ours, *others], "log") == [1, 2, 10]
+    found = [split(name) for name in [*ours, *others]]
+    assert sorted(number for log, number in filter(None, found) if log == "log") == [1, 2, 2, 10]
+    assert split("log.1.2") == ("log.1", 2)
+
+
+def test_names_that_a_log_takes_for_its_files() -> None:
+    ours = ["log.1", "log.2.gz", "log.partial", "log.next", "log.gz.partial"]
+    assert all("log" in owners(name) for name in ours)
+    assert not any(owners(name) for name in ["log", "log.gz", "log.03", "log.partial.x", ".partial", "1"])
+
+
+def test_logs_that_would_take_files_of_each_other() -> None:
+    asked = []
+
+    def real(folder: str) -> str:
+        asked.append(folder)
+        return {"/link": "/logs"}.get(folder, folder)
+
+    paths = ["/logs/a.log", "/link/a.log", "/link/a.log.1", "/other/a.log", "/logs/b.log.2.gz"]
+    assert clashes([*paths, "/x/c.log", "/x/c.log.next"], real) == {
+        "/link/a.log": "/logs/a.log",
+        "/link/a.log.1": "/logs/a.log",
+        "/x/c.log.next": "/x/c.log",
+    }
+    assert "/x" not in asked, "where names can't clash no disk is asked"

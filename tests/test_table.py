@@ -39,6 +39,7 @@ class Paper:
     uid: int = 0
     environ: Mapping[str, str] = field(default_factory=lambda: {"HOME": "/root"})
     untrusted: Mapping[str, str] = field(default_factory=dict)
+    links: Mapping[str, str] = field(default_factory=dict)
     cwd: str = "/root"
     python: str = "/opt/procman/bin/python"
     wsgi_script: str = "/opt/procman/wsgi.py"
@@ -54,6 +55,9 @@ class Paper:
 
     def trusted(self, path: str) -> str:
         return self.untrusted.get(path, "")
+
+    def real(self, folder: str) -> str:
+        return self.links.get(folder, folder)
 
     def account(self, name_or_id: str) -> Account | None:
         root = Account("root", 0, 0, (0,), "/root")
@@ -737,3 +741,57 @@ def test_warnings_stand_where_their_keys_do(tmp_path: Path) -> None:
         f"{main}:4: warning: program.a.log: odd",
         f"{main}:6: warning: program.a.priority: odd",
     ]
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "said"),
+    [
+        ("web.log", "web.log.1", "/l/web.log.1 is a name that procman gives to files of /l/web.log, the log of"),
+        ("web.log", "web.log.12.gz", "/l/web.log.12.gz is a name that procman gives to files of /l/web.log"),
+        ("web.log.next", "web.log", "/l/web.log.next is a name that procman gives to files of /l/web.log"),
+        ("web.log", "web.log.partial", "/l/web.log.partial is a name that procman gives to files of /l/web.log"),
+        ("web.log", "web.log.gz.partial", "/l/web.log.gz.partial is a name that procman gives to files of /l/web.log"),
+        ("web.log", "/link/web.log", "/link/web.log is the same file as /l/web.log, the log of program 'a'"),
+        ("web.log", "/link/web.log.1", "/link/web.log.1 is a name that procman gives to files of /l/web.log"),
+        ("x.log", "procmand.log", "/l/procmand.log is the log of procmand itself: choose another path"),
+        ("x.log", "/link/procmand.log", "/link/procmand.log is the same file as /l/procmand.log, the log of procmand"),
+        ("x.log", "procmand.log.1", "/l/procmand.log.1 is a name that procman gives to files of /l/procmand.log"),
+    ],
+)
+def test_two_logs_that_would_take_each_others_files(one: str, two: str, said: str) -> None:
+    text = f"""
+        [daemon]
+        log_dir = "/l"
+        [program.a]
+        command = "x"
+        log.path = "${{log_dir}}/{one}"
+        [program.b]
+        command = "x"
+        log.path = "{two if two.startswith("/") else f"${{log_dir}}/{two}"}"
+        """
+    found = problems(text, links={"/link": "/l"})
+    assert len(found) == 1
+    assert said in found[0]
+    assert ".log.path: " in found[0]
+
+
+def test_a_program_with_the_name_of_the_daemon_needs_another_log() -> None:
+    assert "is the log of procmand itself" in problems('[program.procmand]\ncommand = "x"')[0]
+    parse('[program.procmand]\ncommand = "x"\nlog.path = "elsewhere.log"')
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/dev/stdout", '/dev/stdout is no file that can be rotated: use mode = "inherit" instead'),
+        ("/dev/fd/2", 'use mode = "inherit" instead'),
+        ("/dev/null", 'use mode = "discard" instead'),
+        ("/dev/log", 'use mode = "syslog" instead'),
+        ("logs/", "/etc/logs/ is a folder: give the path of a file in it"),
+    ],
+)
+def test_what_is_no_file_for_a_log(path: str, said: str) -> None:
+    found = problems(f'[program.a]\ncommand = "x"\nlog.path = "{path}"')
+    assert len(found) == 1
+    assert found[0].startswith(f"{MAIN}:3: program.a.log.path: ")
+    assert said in found[0]

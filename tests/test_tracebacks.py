@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from procman import accesslog, tracebacks
-from procman.tracebacks import TEXT_MAX, Scanner, scan
+from procman import accesslog, logrecords, tracebacks
+from procman.logformat import Clock
+from procman.tracebacks import TEXT_MAX, Scanner, Traceback, scan
 
 FORMATS = Path(__file__).parent / "formats"
 
@@ -41,6 +42,13 @@ def recursion() -> None:
     recursion()
 
 
+def in_log(text: str) -> list[Traceback]:
+    """Those in a log."""
+    records = logrecords.Records(Clock(1.8e9))
+    made = [*records.feed(text.encode()), *records.end()]
+    return [found for record in made for found in logrecords.tracebacks_in(record)]
+
+
 def printed(function: object) -> str:
     try:
         function()  # type: ignore[operator]
@@ -61,7 +69,7 @@ def printed(function: object) -> str:
 )
 def test_what_python_prints(function: object, exception: str, message: str, raised: str) -> None:
     text = printed(function)
-    found = list(scan(f"before\n{text}2026-01-31 12:00:00 INFO after\nafter that".split("\n")))
+    found = in_log(f"before\n{text}2026-01-31 12:00:00 INFO after\nafter that")
     assert len(found) == 1
     assert (found[0].exception, found[0].message, " ".join(found[0].raised)) == (exception, message, raised)
     assert found[0].text == text.rstrip("\n")
@@ -85,7 +93,7 @@ REAL = {
 @pytest.mark.parametrize("server", REAL)
 def test_what_real_servers_print(server: str) -> None:
     exception, raised, count = REAL[server]
-    found = list(scan((FORMATS / f"{server}.log").read_text().split("\n")))
+    found = in_log((FORMATS / f"{server}.log").read_text())
     assert [(one.exception, " ".join(one.raised)) for one in found] == [(exception, raised)] * count
     assert len({one.key for one in found}) == 1
     assert found[0].text.startswith("Traceback (most recent call last):\n  File ")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from procman.config import Log, Room
 from procman.logs import Kept, Rules
 from procman.logs.logfile import LogFile
+from procman.logs.room import REMOVED_AT_ONCE
 from procman.logs.upkeep import AGAIN_SECONDS, LONGEST_REST, Upkeep
 
 
@@ -170,14 +175,109 @@ def test_enough_room_costs_nothing(tmp_path: Path) -> None:
     assert (kit.names(), kit.said) == (["a.log.1"], [])
 
 
-def test_a_disk_that_is_too_small_for_what_is_to_stay_free_is_said_once(tmp_path: Path) -> None:
+def test_a_disk_that_is_too_small_for_what_is_to_stay_free_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kit = Kit(tmp_path, a=Log())
     kit.govern("web", "a", room=Room(share=0.9999))
     kit.put("a.log.1", 10_000, 0)
     kit.put("a.log.7.gz", 10_000, 100)
     kit.put("b.log.1", 10_000, 200)
-    for turn in range(3):
-        kit.upkeep.used(kit.file("a"), 1000.0 + 2 * turn)
+    monkeypatch.setattr("procman.logs.room.LOOK_SECONDS", 0.0)
+    for _ in range(3):
+        kit.upkeep.used(kit.file("a"), time.monotonic())
     assert kit.names() == ["b.log.1"]
     assert [text.partition("(log_min_free)")[2][:2] for text in kit.said] == [": ", ": ", ", "]
     assert str(tmp_path / "a.log.7.gz") in kit.said[0]
+
+
+class Disk:
+    """The free room of a disk, as the test wants it, and how often a folder was read and a file asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.missing = 0
+        self.listings = self.stats = 0
+        listdir, stat = os.listdir, os.stat
+
+        def count_listing(folder: int) -> list[str]:
+            self.listings += 1
+            return listdir(folder)
+
+        def count_stat(*args: Any, **options: Any) -> os.stat_result:
+            self.stats += 1
+            return stat(*args, **options)
+
+        def free(_folder: str) -> SimpleNamespace:
+            return SimpleNamespace(f_bavail=1000_000 - self.missing, f_frsize=1, f_blocks=2000_000)
+
+        monkeypatch.setattr(os, "listdir", count_listing)
+        monkeypatch.setattr(os, "stat", count_stat)
+        monkeypatch.setattr(os, "statvfs", free)
+        monkeypatch.setattr("procman.logs.room.LOOK_SECONDS", 0.0)
+
+
+def test_many_logs_on_a_disk_that_lives_at_its_threshold_are_listed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking through them for each file that goes stopped all logs of the disk for seconds."""
+    names = [f"p{number}" for number in range(100)]
+    kit = Kit(tmp_path, **dict.fromkeys(names, Log(keep=5, compress="none")))
+    for age, name in enumerate(names):
+        for number in (1, 2, 3):
+            kit.put(f"{name}.log.{number}", 4096, 1000 * number + age)
+    kit.govern("web", *names, room=Room(1000_000))
+    disk = Disk(monkeypatch)
+    removed = []
+    for turn in range(20):
+        if turn % 2:  # a log is rotated: its numbers are other files' now
+            for number in (3, 2, 1):
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(tmp_path / f"p50.log.{number}", tmp_path / f"p50.log.{number + 1}")
+            kit.put("p50.log.1", 4096, 0)
+            for number in (4, 5):
+                (tmp_path / f"p50.log.{number}").unlink(missing_ok=True)
+            kit.file("p50").news = True
+        disk.missing = 4096
+        before = {entry.name for entry in os.scandir(tmp_path)}
+        kit.upkeep.used(kit.file("p50"), time.monotonic())
+        removed += sorted(before - {entry.name for entry in os.scandir(tmp_path)})
+    assert removed == [f"p{number}.log.3" for number in range(99, 49 + 30, -1)]
+    assert disk.listings <= 1 + 10, "once, and once for each rotation"
+    assert disk.stats < 300 + 20 * 20, "and then only what was rotated is asked for"
+
+
+def test_not_more_than_a_few_files_are_removed_in_one_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that print wait for it; and it goes on though they print no more."""
+    kit = Kit(tmp_path, a=Log(keep=100))
+    for number in range(1, 41):
+        kit.put(f"a.log.{number}.gz", 4096, number)
+    kit.govern("web", "a", room=Room(1000_000))
+    disk = Disk(monkeypatch)
+    disk.missing = 4096 * 30
+    left = [len(kit.names())]
+    kit.upkeep.used(kit.file("a"), time.monotonic())
+    left.append(len(kit.names()))
+    while (due := kit.upkeep.due_at) is not None and due <= 0:
+        kit.upkeep.tick(time.monotonic())
+        left.append(len(kit.names()))
+    assert all(0 < before - after <= REMOVED_AT_ONCE for before, after in itertools.pairwise(left))
+    assert kit.names() == sorted(f"a.log.{number}.gz" for number in range(1, 11))
+    assert len(kit.said) == 30
+
+
+def test_a_number_that_is_another_file_by_now_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else rotates there, too."""
+    kit = Kit(tmp_path, a=Log())
+    kit.put("a.log.1", 4096, 10)
+    kit.put("a.log.2", 4096, 20)
+    kit.govern("web", "a", room=Room(1000_000))
+    disk = Disk(monkeypatch)
+    disk.missing = 4096
+    kit.upkeep.used(kit.file("a"), time.monotonic())
+    assert kit.names() == ["a.log.1"]
+    os.rename(tmp_path / "a.log.1", tmp_path / "a.log.2")
+    kit.put("a.log.1", 4096, 0)
+    kit.upkeep.used(kit.file("a"), time.monotonic())
+    assert kit.names() == ["a.log.1", "a.log.2"]
+    kit.upkeep.used(kit.file("a"), time.monotonic())
+    assert kit.names() == ["a.log.1"]

@@ -175,6 +175,7 @@ class Local:
     def sources(self, names: Sequence[str], *, stderr: bool) -> list[Source]:
         """See `Library`, as for the next three."""
         from procman import launch
+        from procman.logread import refusal
 
         logs = []
         for program in self._named(names):
@@ -183,6 +184,10 @@ class Local:
             logs += [log for log in launch.log_sources(program) if not stderr or log.stream == "err"]
         self._logs = {(log.name, log.stream): log for log in logs}
         listed = self._held.files([(log.path, log.keep) for log in logs])
+        paths = {file.path for found in listed for file in found}
+        for log in logs:
+            if log.path not in paths and (text := refusal(log.path)):
+                self.elsewhere[log.name] = text
         return [
             Source(log.name, log.stream, tuple(map(_own_file, found)))
             for log, found in zip(logs, listed, strict=True)

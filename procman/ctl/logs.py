@@ -184,9 +184,15 @@ class Reader:
             text.tell_losses()
 
     def hint(self) -> None:
-        """Says which logs tell no time, where one was asked for."""
+        """Says which logs tell no time, or those of another zone, where one was asked for."""
+        if self.wanted is None or (self.wanted.since, self.wanted.until) == (None, None):
+            return
+        for text in self.texts:
+            if text.zone is not None:
+                words = "times there that name no zone are not local time: they are taken for"
+                print(f"procmanctl: {tables.printable(text.source.name)}: {words} {text.zone}", file=sys.stderr)
         names = dict.fromkeys(name for (name, _), timed in self._timed.items() if not timed)
-        if names and self.wanted is not None and (self.wanted.since, self.wanted.until) != (None, None):
+        if names:
             what = "lines there tell no time, so --since and --until can't choose among them"
             key = "log = { timestamps = true } in the program table puts one before each line"
             print(f"procmanctl: {', '.join(map(tables.printable, names))}: {what}; {key}", file=sys.stderr)

@@ -7,6 +7,7 @@ Nothing here holds more than a few pieces of a file at once.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,8 +17,11 @@ from procman import rpc
 from .library import NOWHERE, PIECE, File, Library, Source
 
 if TYPE_CHECKING:  # imported where they are needed: the last lines of one log need no records
+    from datetime import tzinfo
+
     from procman.logformat import Clock
     from procman.logrecords import Filter, Record, Records
+    from procman.logzones import Sample
     from procman.unzip import Unzipped
 
 BLOCK = 64 * 1024
@@ -300,7 +304,7 @@ class LogText:
         oldest = stop  # where something that is wanted was found
         while found < count and stop > first:
             start = max(self._plus(stop, -span), first)
-            maker = self.maker(start)
+            maker = self.maker(start, sure=True)
             records = self.records(maker, start, stop, sieve=sieve)
             counts = [wanted.wants(record) and not record.part for record in records]
             begin = self._plus(start, maker.skipped)
@@ -343,18 +347,40 @@ class LogText:
         pieces = self.forward(start, stop, piece)
         return timed(_made(maker, pieces, sieve, goes_on=goes_on))
 
-    def maker(self, start: Place, *, exact: bool = False) -> Records:
-        """What makes records of the bytes from `start` on; `exact`: a record begins there."""
+    def maker(self, start: Place, *, exact: bool = False, sure: bool = False) -> Records:
+        """What makes records of the bytes from `start` on; `exact`: a record begins there. `sure`: as `Records` has it.
+        """
         from procman.logrecords import Records
 
         if exact or start == Place():
             return Records(self._clock())
-        return Records(self._clock(), "within" if start.offset else "line")
+        return Records(self._clock(), "within" if start.offset else "line", sure=sure)
+
+    @functools.cached_property
+    def zone(self) -> tzinfo | None:
+        """The zone of its times that name none; None: that of this machine."""
+        from procman import logzones
+        from procman.logformat import Clock
+
+        return logzones.zone(self._samples(), Clock(self._now))
+
+    def _samples(self) -> Iterator[Sample]:
+        """Of its newest files: their ends, of compressed ones the beginnings."""
+        from procman.logzones import SAMPLES, Sample
+
+        for index, sizes in zip(reversed(range(len(self._files))), SAMPLES, strict=False):
+            file = self._files[index]
+            for size in sizes:
+                offset = 0 if file.zipped else max(0, file.size - size)
+                data = self._pread(index, size, offset)
+                before = self._files[index - 1].modified if index else None
+                ends = not file.zipped and offset + len(data) == file.size
+                yield Sample(data, before, file.modified, not offset, ends)
 
     def _clock(self) -> Clock:
         from procman.logformat import Clock
 
-        return Clock(self._now)
+        return Clock(self._now, self.zone)
 
 
 def _made(

@@ -6,7 +6,8 @@
     logfile.py      LogFile: one file that stays whole however the supervisor dies, and its rotation
     shelf.py        Shelf: its rotated files, and how they are compressed
     rotation.py     when a file is rotated by the clock, and which rotated files go first; pure
-    upkeep.py       Upkeep: what a log thread does beside moving bytes: clock, compression, room on the disk
+    upkeep.py       Upkeep: what a log thread does beside moving bytes: clock, compression, `keep_total`
+    room.py         Room: the rotated files of many logs, and which of them go for `log_min_free`
 
 What is read by lines, and not moved as it is:
 
@@ -25,8 +26,8 @@ from __future__ import annotations
 
 from procman.logs.capture import LogThread, Removed
 from procman.logs.flow import Counters, Stream, make_pipe
+from procman.logs.room import Kept, Rules
 from procman.logs.spool import make as make_spool
 from procman.logs.threads import LogThreads
-from procman.logs.upkeep import Kept, Rules
 
 __all__ = ["Counters", "Kept", "LogThread", "LogThreads", "Removed", "Rules", "Stream", "make_pipe", "make_spool"]

@@ -29,15 +29,19 @@ from procman.logs import spool
 from procman.logs.channel import Channel
 from procman.logs.destination import Destinations
 from procman.logs.flow import Begun, Counters, Flow, Stream, bytes_waiting
-from procman.logs.logfile import RETRY_SECONDS, LogFile
+from procman.logs.logfile import RETRY_SECONDS, LogFile, describe
+from procman.logs.room import Rules
 from procman.logs.spool import Spool
-from procman.logs.upkeep import Rules, Upkeep
+from procman.logs.upkeep import Upkeep
 
 # A program that prints line by line would wake the thread for every line: 11 CPU seconds per GB, against 1.6. After a
 # small round that followed closely on another, the thread lets some more come first. A single line is never delayed.
 SMALL = 32 * 1024
 CLOSE = 0.004
 PAUSE = 0.001
+
+PATIENCE_SECONDS = 0.1
+"""How long the ends of raw lines are waited for that `change` meets in their midst, of all streams together."""
 
 Done = Callable[[], None]
 
@@ -110,6 +114,7 @@ class LogThread:
         self._left: set[Flow] = set()  # with lines that a predecessor has taken and not written
         self._behind: set[Flow] = set()  # see `Flow.is_behind`
         self._catch_up_at = 0.0
+        self._patience = PATIENCE_SECONDS
         self._null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         self._epoll = select.epoll()
         self._epoll.register(self._wake, select.EPOLLIN)
@@ -191,7 +196,7 @@ class LogThread:
         def gone(endings: list[Ending]) -> None:  # in ours, and the rest in the heir
             heir._submit(lambda: heir._arrived(flow, lambda: heir._adopt(flow, log, path, spool_fd, endings)))
 
-        self._submit_for(flow, lambda: self._let_go(flow, gone))
+        self._submit_for(flow, lambda: self._let_go(flow, log, path, gone))
 
     def waits_for(self, seconds: float) -> str:
         """The path with which the thread has been busy for longer than `seconds`; "" where there is none."""
@@ -226,6 +231,20 @@ class LogThread:
         """What is to be kept, and what may have to go, from now on."""
 
         self._submit(lambda: self._upkeep.govern(rules))
+
+    def retire(self, path: str, identity: tuple[int, int], keep: int, then: Callable[[str], None]) -> None:
+        """Has the file at `path`, which others write, become `path`.1, if it is still that of this device and inode.
+        Calls `then` in the log thread with "", or with the reason why that could not be done. `reopen` is to follow."""
+
+        def retire() -> None:
+            problem = ""
+            try:
+                self._upkeep.retire(path, identity, keep)
+            except OSError as error:
+                problem = describe(error)
+            then(problem)
+
+        self._submit(retire)
 
     def begin_compression(self, path: str, then: Callable[[tuple[int, int] | None], None]) -> None:
         """Calls `then` in the log thread with copies of the two descriptors of the next file of this log to be
@@ -310,6 +329,7 @@ class LogThread:
         if self._commands or any(fd == self._wake for fd, _ in events):
             with suppress(BlockingIOError):  # asked for after epoll's answer
                 os.eventfd_read(self._wake)  # before the queue is emptied: what comes later wakes us again
+            self._patience = PATIENCE_SECONDS
             while self._commands:
                 self._command(self._commands.popleft())
             self._end_all()
@@ -462,8 +482,7 @@ class LogThread:
         """Points a flow at its file or its channel. Flows of one path share one LogFile."""
         if log.by_lines and flow.spool is None:
             self._equip(flow, spool.make())
-        if flow.dress is not None:
-            self._end_line(flow)
+        self._leave(flow, log, path)
         self._forsake(flow)
         old, file = flow.file, None
         if log.mode == "file":
@@ -487,6 +506,20 @@ class LogThread:
             self._left.add(flow)  # not now: all that write to a file must have claimed it (`LogFile.claim`)
         if flow.unreported:  # also what a predecessor could not write
             self._is_behind(flow, time.monotonic())
+
+    def _leave(self, flow: Flow, log: Log, path: str) -> None:
+        """A flow goes elsewhere, or otherwise, from now on. A line that is read by lines is in its spool as long as it
+        has no end, and goes along; what went to a file byte for byte is there, and is to get its end there."""
+        file, now = flow.file, time.monotonic()
+        if file is None and flow.channel is None:
+            return  # it comes
+        stays = file is not None and log.mode == "file" and file.path == path
+        if file is not None and flow.dress is None and not (stays and not log.by_lines):
+            self._busy = (now, file.path)
+            flow.leave(file, now, now + self._patience)
+            self._busy = None
+            self._patience = max(0.0, self._patience - (time.monotonic() - now))
+        flow.comes_from_elsewhere = not stays
 
     def _forsake(self, flow: Flow) -> None:
         """A flow leaves its channel: what that has not taken of it goes where the flow goes."""
@@ -574,13 +607,13 @@ class LogThread:
         self._release(flow.file)
         flow.file = flow.channel = None
 
-    def _let_go(self, flow: Flow, then: Callable[[list[Ending]], None]) -> None:
+    def _let_go(self, flow: Flow, log: Log, path: str, then: Callable[[list[Ending]], None]) -> None:
         """The first half of `hand_over`. `then` gets the endings that are not written yet."""
         theirs = [ending for ending in self._endings if ending.flow is flow]
         self._endings = [ending for ending in self._endings if ending.flow is not flow]
         try:
             if self._by_fd.get(flow.fd) is flow:
-                self._end_line(flow)
+                self._leave(flow, log, path)
                 self._forsake(flow)
                 self._part_with(flow)
                 flow.on_its_way = True
@@ -681,7 +714,7 @@ class LogThread:
     def _end_line(self, flow: Flow) -> None:
         """A line that has no end yet gets one, where output is read by lines: no more of it will come."""
         now, wall = time.monotonic(), time.time()
-        if flow.file is not None and flow.dress is not None:
+        if flow.file is not None and (flow.dress is not None or flow.held):
             flow.last_line_to(flow.file, now, wall)
             if flow.waiting:  # its program may print no more: nothing else would try again
                 self._listen(flow)

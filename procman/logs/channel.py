@@ -1,8 +1,9 @@
 """A place that many streams print to: the daemon's stdout or stderr, syslog, the journal.
 
 While it does not take all that one stream has, no other one prints there, and nobody's pipe is emptied: programs slow
-down to the pace of the reader. When nothing at all has moved for STALL_SECONDS, what waits is dropped and counted, and
-the place is tried again in a second.
+down to the pace of the reader. When nothing at all has moved for STALL_SECONDS, it is given up: what comes is dropped
+and counted, and nobody waits any more, until it takes something. So each turn looks whether there is room by now, for a
+program at full speed loses gigabytes in a second. A place that answers with an error is asked again after a while.
 
 Knows flows and outlets; nothing of files. epoll is the thread's; it tells when there is room.
 """
@@ -28,7 +29,7 @@ TURN = 64 * 1024
 """Bytes of one turn: a message each, they may take a while."""
 
 MEND_SECONDS = 0.05
-"""How soon a place is tried again that is not there, while they wait."""
+"""How soon a place is tried again that is not there, or of which nobody hears when it has room."""
 
 
 class Place(Protocol):
@@ -58,11 +59,12 @@ class Channel:
         self.outlet = outlet
         self.debtor: Flow | None = None
         self.retry_at = 0.0
-        self._name = name
+        self._idle = f"{name} takes nothing"
         self._epoll = epoll
         self._on_turn = on_turn
         self._stalled_at = 0.0
         self._mend_at = 0.0
+        self._given_up = False
         self._registered = (-1, 0)
 
     @property
@@ -74,16 +76,16 @@ class Channel:
         """When `tick` has something to do."""
         if self.debtor is None:
             return None
-        return min(self._stalled_at, self._mend_at) if self.outlet.fd < 0 else self._stalled_at
+        return min(self._stalled_at, self._mend_at) if self.fd < 0 else self._stalled_at
 
     def tick(self, now: float) -> None:
         """Does what is due."""
         if self.debtor is None:
             return
-        if self.outlet.fd < 0 and now >= self._mend_at:
+        if self.fd < 0 and now >= self._mend_at:
             self.go_on(now)
         if self.stalled(now):
-            self.give_up(self.outlet.error or f"{self._name} takes nothing", now)
+            self.give_up(self.outlet.error or self._idle, now)
 
     def stalled(self, now: float) -> bool:
         """Whether nothing has moved for so long that nobody waits any more."""
@@ -91,7 +93,7 @@ class Channel:
 
     def turn(self, flow: Flow, now: float, wall: float) -> None:
         """One turn of a stream: what waits is printed, or dropped where that can't be done now."""
-        if now < self.retry_at:
+        if self._refuses(now):
             flow.drop(self.outlet.error)
             return
         try:
@@ -104,14 +106,16 @@ class Channel:
     def end_line(self, flow: Flow, now: float, wall: float) -> None:
         """A line that has no end yet, closed: no more of it will come. Not while the place is taken; dropped where that
         can't be done now."""
-        if now < self.retry_at and flow.held:
+        if self.debtor is not None:
+            return
+        if flow.held and self._refuses(now):
             flow.give_up(flow.held, self.outlet.error)
-        elif self.debtor is None:
+        else:
             self.print(flow, flow.pieces(wall, last=True), now)
 
     def catch_up(self, flow: Flow, now: float, wall: float) -> None:
         """Tells of what was dropped before, if that can be: the program may print no more."""
-        if self.debtor is None and now >= self.retry_at:
+        if self.debtor is None and not self._refuses(now):
             self.print(flow, [flow.marker(wall)], now)
 
     def print(self, flow: Flow, pieces: list[Piece], now: float) -> None:
@@ -121,12 +125,14 @@ class Channel:
             self._push(flow, now)
 
     def go_on(self, now: float) -> None:
-        """There is room, perhaps."""
+        """There is room, perhaps. Where epoll says so and it is not true (ENOBUFS), it is not asked for a while."""
         if self.debtor is not None:
-            self._push(self.debtor, now)
+            moved = self._push(self.debtor, now)
+            if not moved:
+                self._watch(-1)
 
     def give_up(self, reason: str, now: float) -> None:
-        """Drops what the place did not take; it is tried again in a second, when something comes."""
+        """Drops what the place did not take, and what comes, until there is room."""
         if self.debtor is not None:
             self._give_up(self.debtor, reason, now)
 
@@ -138,10 +144,17 @@ class Channel:
             self._owe(None)
 
     def let_go(self) -> None:
-        """Its descriptor will be another one: epoll must not know it any more."""
+        """Its descriptor will be another one: epoll must not know it any more, and it is worth a try."""
         self._watch(-1)
+        self.retry_at, self._given_up = 0.0, False
 
-    def _push(self, flow: Flow, now: float) -> None:
+    def _refuses(self, now: float) -> bool:
+        """Whether it was given up and would take nothing now either. Waits for nothing."""
+        if now < self.retry_at:
+            return True
+        return self._given_up and self.outlet.fd >= 0 and not _has_room(self.outlet.fd)
+
+    def _push(self, flow: Flow, now: float) -> bool:
         moved = False
 
         def settled(own: int, told: int) -> None:
@@ -155,17 +168,21 @@ class Channel:
         flow.publish()
         if moved:
             self._stalled_at = now + STALL_SECONDS
+            self._given_up = False
         self._mend_at = now + MEND_SECONDS
-        if self.outlet.error and not self.outlet.mends:
-            self._give_up(flow, self.outlet.error, now)
+        if self.outlet.waiting and (self._given_up or (self.outlet.error and not self.outlet.mends)):
+            self._give_up(flow, self.outlet.error or self._idle, now)
         else:
             self._owe(flow if self.outlet.waiting else None)
+        return moved
 
     def _give_up(self, flow: Flow, reason: str, now: float) -> None:
         flow.give_up(self.outlet.discard(), reason)
         flow.publish()
+        if self.outlet.error:
+            self.retry_at = now + (MEND_SECONDS if self.outlet.mends else RETRY_SECONDS)
         self.outlet.error = reason
-        self.retry_at = now + RETRY_SECONDS
+        self._given_up = True
         self._owe(None)
 
     def _owe(self, debtor: Flow | None) -> None:
@@ -184,3 +201,9 @@ class Channel:
         if fd >= 0:
             self._epoll.register(fd, select.EPOLLOUT)
         self._registered = wanted
+
+
+def _has_room(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(0))

@@ -42,7 +42,7 @@ class Destinations:
         match log.mode:
             case "syslog":
                 address = log.address or syslog.ADDRESS
-                flow.channel = self._channel(f"{log.mode} {address}", lambda: Datagrams(address))
+                flow.channel = self._channel(f"{log.mode} {address}", lambda: Datagrams(address, streams=True))
                 flow.dress, flow.limit = syslog.messages(origin, apart=apart), syslog.MESSAGE_LIMIT
             case "journal":
                 flow.channel = self._channel(log.mode, lambda: Datagrams(journald.ADDRESS, journald.send_large))
@@ -63,8 +63,6 @@ class Destinations:
             if channel is not None:
                 channel.let_go()
             self._outlets[name].redirect(fd)
-            if channel is not None:
-                channel.retry_at = 0.0
 
     def close(self) -> None:
         """Closes what was opened here."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import array
 import fcntl
 import os
+import select
 import termios
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -55,6 +57,13 @@ def bytes_waiting(pipe: int) -> int:
     count = array.array("i", [0])
     fcntl.ioctl(pipe, termios.FIONREAD, count)
     return count[0]
+
+
+def _readable(pipe: int, deadline: float) -> bool:
+    """Whether something waits in a pipe, or comes until `deadline` (CLOCK_MONOTONIC)."""
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    return any(mask & select.POLLIN for _, mask in poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +149,7 @@ class Flow:
         self.on_its_way = False
         self.waiting = False  # its bytes stay where they are: the file can't be written, and `on_error` is "block"
         self.unfinished = False  # its child has ended while it waited: its last line is to be ended
+        self.comes_from_elsewhere = False  # what its file holds by now is none of its lines
         self.until: int | None = None  # not more than so many bytes are read: what follows is another child's
         self.trouble = ""
         self.process = stream.process
@@ -219,8 +229,9 @@ class Flow:
                         self.take(TURN)
                     self._append_lines(file, now, wall)
                 else:
-                    if self.held:  # from a time when it was read by lines
+                    if self.held:  # from a time when it was read by lines; the rest of its last line follows
                         self._append_lines(file, now, wall, last=True)
+                        self.comes_from_elsewhere = False
                     self._append(file, now, wall)
         except BlockingIOError:
             return
@@ -234,12 +245,32 @@ class Flow:
     def _append(self, file: LogFile, now: float, wall: float) -> None:
         self._report(file, now, wall)
         file.prepare(now)
-        span = file.take(self.fd)
+        if self.comes_from_elsewhere:
+            file.end_line()
+            self.comes_from_elsewhere = False
+        self._move(file, CHUNK)
+
+    def _move(self, file: LogFile, most: int) -> int:
+        span = file.take(self.fd, most)
         self.read += span.length
         self.written += span.length
         self._widen(span.length)
         if self.tap:
             self._tell(file.read_back(span))
+        return span.length
+
+    def leave(self, file: LogFile, now: float, deadline: float) -> None:
+        """Its output goes elsewhere, or is read by lines, from now on. The rest of the line that is under way belongs
+        here, if it comes until `deadline`. Else the line ends here."""
+        try:
+            with self._counting(file):
+                file.look()
+                for _ in range(lines.LINE_LIMIT):
+                    if not file.in_a_line or not _readable(self.fd, deadline) or not self._move(file, 1):
+                        break
+                file.end_line()
+        except OSError as error:
+            file.fail(error, now)
 
     def _append_lines(self, file: LogFile, now: float, wall: float, *, last: bool = False) -> None:
         assert self.spool
@@ -262,6 +293,8 @@ class Flow:
         try:
             with self._counting(file):
                 self._append_lines(file, now, wall, last=True)
+                if self.dress is None:
+                    file.end_line()
         except OSError as error:
             file.fail(error, now)
             self._refuse(file, now)

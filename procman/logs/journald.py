@@ -17,7 +17,6 @@ import socket
 import struct
 
 from procman.logs.lines import Dress, Origin, Piece, each
-from procman.logs.severity import Severities
 
 ADDRESS = "unix:/run/systemd/journal/socket"
 
@@ -29,6 +28,8 @@ _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 
 def entries(origin: Origin, *, apart: bool) -> Dress:
     """Dresses each line as an entry. `apart`: its stream tells errors from the rest."""
+    from procman.logs.severity import Severities  # which has many patterns: only for who asks
+
     fields = {
         "SYSLOG_IDENTIFIER": origin.program,
         "PROCMAN_PROGRAM": origin.program,
@@ -39,10 +40,10 @@ def entries(origin: Origin, *, apart: bool) -> Dress:
     about = "".join(f"{name}={value}\n" for name, value in fields.items()).encode()
     severities = Severities(error=apart and origin.stream == "stderr")
 
-    def dress(lines: bytes, partial: bool, _wall: float) -> list[Piece]:
+    def dress(lines: bytes, partial: bool, wall: float) -> list[Piece]:
         pieces = []
         for line in each(lines):
-            number, message = severities.of(line.removesuffix(b"\n"))
+            number, message = severities.of(line.removesuffix(b"\n"), wall, partial=partial)
             rest = b"PROCMAN_PARTIAL=1\n" if partial else b""
             # A length instead of "=": so the message may hold anything.
             data = b"PRIORITY=%d\n%b%bMESSAGE\n%b%b\n" % (number, about, rest, struct.pack("<Q", len(message)), message)

@@ -111,8 +111,8 @@ def whole_characters(data: bytes) -> int:
 
 
 def plain(lines: bytes, partial: bool, _wall: float) -> list[Piece]:
-    """Lines as they are; one without an end gets it."""
-    return [Piece(_ended(lines, partial), lines)]
+    """Lines as they are. One without an end goes on in what follows; a part that is cut off is marked."""
+    return [Piece(_ended(lines, partial) if partial else lines, lines)]
 
 
 def text(name: bytes, *, timestamps: bool, safe: bool = False) -> Dress:

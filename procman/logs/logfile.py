@@ -44,6 +44,7 @@ from procman.config import Log
 from procman.crossing import crossing
 from procman.errors import is_shortage
 from procman.folders import open_folder, others_may_write
+from procman.lognames import NEXT, PARTIAL
 from procman.logs.rotation import due, last_boundary, next_boundary
 from procman.logs.shelf import Job, Shelf
 from procman.logs.spool import Spool
@@ -148,10 +149,10 @@ class LogFile:
         self._period, self.boundary = last_boundary(wall, every), next_boundary(wall, every)
         self._overdue = self.size > 0 and due(os.fstat(self._fd).st_mtime, wall, every)
 
-    def take(self, pipe: int) -> Span:
-        """Moves what waits in `pipe` to the end of the file, as much as fits before the next rotation. A length of 0
-        means end of file. OSError: nothing was moved; BlockingIOError: nothing waits."""
-        room = CHUNK
+    def take(self, pipe: int, most: int = CHUNK) -> Span:
+        """Moves what waits in `pipe` to the end of the file: at most `most` bytes, and as much as fits before the next
+        rotation. A length of 0 means end of file. OSError: nothing was moved; BlockingIOError: nothing waits."""
+        room = most
         if self.log.max_size and not self._full():
             room = min(room, self.log.max_size - self.size)
         offset = self.size
@@ -165,7 +166,7 @@ class LogFile:
 
     def mark(self, line: bytes) -> None:
         """Appends a line of our own, whole or not at all. OSError when it can't be written."""
-        if self._in_a_line():
+        if self.in_a_line:
             line = b"\n" + line
         if self._write(line) < len(line):
             os.ftruncate(self._fd, self.size)
@@ -176,8 +177,7 @@ class LogFile:
         """How many bytes of whole `lines` are to be appended now: what fits into the file, which is rotated if nothing
         does. Raises OSError."""
         self.prepare(now)
-        if self._in_a_line():
-            self.size += self._write(b"\n")
+        self.end_line()
         while self.log.max_size:
             room = max(0, self.log.max_size - self.size)
             end = len(lines) if len(lines) <= room else lines.rfind(b"\n", 0, room) + 1
@@ -226,8 +226,20 @@ class LogFile:
             os.ftruncate(self._fd, self.size + whole)
         return whole
 
-    def _in_a_line(self) -> bool:
-        return self.size > 0 and os.pread(self._fd, 1, self.size - 1) != b"\n"
+    @property
+    def in_a_line(self) -> bool:
+        """Whether the file is open and ends in the midst of a line."""
+        return self._fd >= 0 and self.size > 0 and os.pread(self._fd, 1, self.size - 1) != b"\n"
+
+    def look(self) -> None:
+        """Has `size` as it is, where the file is open; nothing is opened, made or rotated. Raises OSError."""
+        if self._fd >= 0:
+            self.size = os.fstat(self._fd).st_size
+
+    def end_line(self) -> None:
+        """Ends a line that has no end. Raises OSError."""
+        if self.in_a_line:
+            self.size += self._write(b"\n")
 
     def _write(self, data: bytes) -> int:
         return os.pwrite(self._fd, data, self.size)
@@ -286,12 +298,33 @@ class LogFile:
         self._fd = open_regular(self._name, self.log.mode_bits, self._folder)
         while self._claims:
             spool, found = next(iter(self._claims.items()))
-            found(spool.settle(self._fd))
+            found(self._settle(spool))
             del self._claims[spool]
         self.size = os.fstat(self._fd).st_size
         self._look_at = now + RETRY_SECONDS
         self.error = ""
         self.unrotated = False
+
+    def _settle(self, spool: Spool) -> int:
+        """See `Spool.settle`. A predecessor may have written to a file that logrotate has moved away meanwhile, within
+        the folder: it is known by its inode."""
+        status = os.fstat(self._fd)
+        if not spool.intends or spool.intended == (status.st_dev, status.st_ino):
+            return spool.settle(self._fd)
+        folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._folder)
+        try:
+            with os.scandir(folder) as entries:
+                names = [entry.name for entry in entries if entry.inode() == spool.intended[1]]
+        finally:
+            os.close(folder)
+        for name in names:
+            with contextlib.suppress(OSError):
+                moved = os.open(name, OPEN_FLAGS, dir_fd=self._folder)
+                try:
+                    return spool.settle(moved)
+                finally:
+                    os.close(moved)
+        return spool.settle(self._fd)  # it has gone
 
     @property
     def _shelf(self) -> Shelf:
@@ -356,11 +389,11 @@ class LogFile:
 
     @property
     def _partial(self) -> str:
-        return f"{self._name}.partial"
+        return f"{self._name}{PARTIAL}"
 
     @property
     def _next(self) -> str:
-        return f"{self._name}.next"
+        return f"{self._name}{NEXT}"
 
     def _rename(self, name: str, new: str) -> None:
         self._shelf.rename(name, new)
@@ -449,6 +482,10 @@ def open_regular(name: str, mode: int, folder: int) -> int:
         fd = os.open(name, OPEN_FLAGS, dir_fd=folder)
     except FileNotFoundError:
         fd = create(name, mode, folder)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a symlink, which is not followed") from None
+        raise
     status = os.fstat(fd)
     problem = "" if stat.S_ISREG(status.st_mode) else "not a regular file"
     if status.st_nlink > 1 and os.geteuid() == 0 and others_may_write(os.fstat(folder)):

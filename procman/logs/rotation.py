@@ -1,4 +1,4 @@
-"""When a log file is rotated by the clock, which rotated files go first, and how they are named. Pure.
+"""When a log file is rotated by the clock, which rotated files go first. Pure.
 
     rotate_every   boundary
     hourly         each full hour of local time
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -105,10 +104,3 @@ def surplus(files: Iterable[Rotated], total: int) -> list[Rotated]:
             gone.append(file)
             size -= file.size
     return gone
-
-
-def numbers(names: Iterable[str], name: str) -> list[int]:
-    """The numbers of the rotated files of the log `name` among the names of a folder: `name.3` and `name.3.gz`. Not
-    `name.03`, which is somebody else's."""
-    pattern = re.compile(re.escape(name) + r"\.([1-9][0-9]{0,4})(\.gz)?")
-    return sorted({int(match[1]) for each in names if (match := pattern.fullmatch(each))})

@@ -23,12 +23,12 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from procman.crossing import crossing
 from procman.folders import others_may_write
-from procman.logs.rotation import Rotated, numbers
+from procman.lognames import PACKING, split
 
 FORMS = ("", ".gz")
 OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
@@ -74,26 +74,6 @@ class Shelf:
         names = [f"{self._name}.{number}{form}" for form in FORMS]
         return [name for name in names if self.status(name) is not None]
 
-    def listing(self) -> list[tuple[int, str, os.stat_result]]:
-        """(number, name, status) of all, also behind a gap. Raises OSError."""
-        folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._folder)
-        try:
-            found = numbers(os.listdir(folder), self._name)
-        finally:
-            os.close(folder)
-        rows = ((number, f"{self._name}.{number}{form}") for number in found for form in FORMS)
-        all_ = ((number, name, self.status(name)) for number, name in rows)
-        return [(number, name, status) for number, name, status in all_ if status and stat.S_ISREG(status.st_mode)]
-
-    def rotated(self, path: str, device: int | None = None, *, compress: bool = False) -> list[Rotated]:
-        """All of them; only those on `device`, where one is given. With `compress`, the newest one may be on its way to
-        be compressed, and is not to be removed. Raises OSError."""
-        return [
-            Rotated(path, number, status.st_mtime, status.st_blocks * 512, compress and name == f"{self._name}.1")
-            for number, name, status in self.listing()
-            if device is None or status.st_dev == device
-        ]
-
     def _row(self) -> Iterator[tuple[int, list[str]]]:
         """(number, names) up to the first gap."""
         number = 1
@@ -111,11 +91,15 @@ class Shelf:
         """Raises FileNotFoundError."""
         os.unlink(name, dir_fd=self._folder)
 
-    def drop(self, number: int) -> str:
-        """Removes number `number`. Returns the name that it had; "" where nothing of it could be removed: a folder of
-        that name is not ours, and stays."""
-        gone = ""
-        for name in self.forms(number):
+    def drop(self, number: int, written: float | None = None) -> str:
+        """Removes number `number`; with `written` only the file that was written last then. Returns the name that it
+        had; "" where nothing of it could be removed: a folder of that name is not ours, and stays."""
+        gone, names = "", self.forms(number)
+        if written is not None:
+            found = map(self.status, names)
+            if all(status is None or status.st_mtime != written for status in found):
+                return ""
+        for name in names:
             with contextlib.suppress(OSError):
                 self.unlink(name)
                 gone = gone or name
@@ -142,6 +126,18 @@ class Shelf:
                 crossing("log shift")
         return plain
 
+    def retire(self, identity: Identity, keep: int) -> None:
+        """The log itself becomes number 1, or goes with `keep` 0; only if it is the file of this device and inode. Its
+        writers go on with it until they open the new one. Raises OSError."""
+        status = self.status(self._name)
+        if status is None or _identity(status) != identity:
+            return
+        if not keep:
+            self.unlink(self._name)
+            return
+        self.shift(keep)
+        self.rename(self._name, f"{self._name}.1")
+
     def prune(self, keep: int) -> None:
         """Removes what an earlier, larger `keep` has left; highest first: a crash leaves no gap that hides the rest."""
         number = max(keep, 0) + 1
@@ -155,7 +151,7 @@ class Shelf:
 
     @property
     def _partial(self) -> str:
-        return f"{self._name}.gz.partial"
+        return f"{self._name}{PACKING}"
 
     def clean(self) -> None:
         """Removes what a compression that came to nothing has left."""
@@ -264,6 +260,25 @@ class Shelf:
         said = (head[:3], int.from_bytes(head[4:8], "little"), int.from_bytes(tail[4:], "little"))
         found = (b"\x1f\x8b\x08", seconds, status.st_size & 0xFFFFFFFF)
         return said == found and packed_status.st_mtime_ns == status.st_mtime_ns
+
+
+def listing(folder: int, names: Collection[str]) -> list[tuple[str, int, str, os.stat_result]]:
+    """(log, number, name, status) of all rotated files of the logs `names` in a folder, also of those behind a gap. The
+    folder is read once, however many logs there are. Raises OSError."""
+    opened = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+    found = []
+    try:
+        for file in os.listdir(opened):
+            parts = split(file)
+            if parts is None or parts[0] not in names:
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                status = os.stat(file, dir_fd=opened, follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode):
+                    found.append((*parts, file, status))
+    finally:
+        os.close(opened)
+    return found
 
 
 def _identity(status: os.stat_result) -> Identity:

@@ -153,13 +153,18 @@ class Spool:
         """Whether a predecessor died between intent and success."""
         return bool(self._words[_INTENT] == self._words[_DONE] + 1)
 
+    @property
+    def intended(self) -> tuple[int, int]:
+        """Device and inode of the file that the intent is about."""
+        return self._words[_DEVICE], self._words[_INODE]
+
     def settle(self, file: int) -> int:
         """Finds out how far the predecessor came in the open `file`, and cuts off what it wrote in part. To be done
         before anything else is written there. Returns how many bytes more are done by that. Raises OSError."""
         if not self.intends:
             return 0
         found, words, status = 0, self._words, os.fstat(file)
-        if (words[_DEVICE], words[_INODE]) == (status.st_dev, status.st_ino):
+        if self.intended == (status.st_dev, status.st_ino):
             if status.st_size >= words[_OFFSET] + words[_LENGTH]:
                 found = min(int(words[_OWN]), self.waiting)
                 self.advance(found)

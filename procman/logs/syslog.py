@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 
 from procman.logs.lines import CUT, Dress, Origin, Piece, each, stamp
-from procman.logs.severity import Severities
 
 ADDRESS = "unix:/dev/log"
 FACILITY = 3
@@ -25,6 +24,8 @@ HOST_MAX = 255
 
 def messages(origin: Origin, *, apart: bool) -> Dress:
     """Dresses each line as a message. `apart`: its stream tells errors from the rest."""
+    from procman.logs.severity import Severities  # which has many patterns: only for who asks
+
     host = _word(os.uname().nodename, HOST_MAX)
     about = f"{host} {_word(origin.program, NAME_MAX)} {_word(origin.process, PROCESS_MAX)} {origin.stream} - "
     severities = Severities(error=apart and origin.stream == "stderr")
@@ -33,7 +34,7 @@ def messages(origin: Origin, *, apart: bool) -> Dress:
         header = f">1 {stamp(wall)} {about}".encode()
         pieces = []
         for line in each(lines):
-            number, message = severities.of(line.removesuffix(b"\n"))
+            number, message = severities.of(line.removesuffix(b"\n"), wall, partial=partial)
             data = b"<%d%b%b%b" % (FACILITY * 8 + number, header, message, CUT if partial else b"")
             pieces.append(Piece(data, line))
         return pieces

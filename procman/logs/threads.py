@@ -17,7 +17,7 @@ from dataclasses import replace
 from procman.config import Log, Room
 from procman.logs.capture import Done, LogThread, Removed
 from procman.logs.flow import Begun, Counters, Stream
-from procman.logs.upkeep import Rules
+from procman.logs.room import Rules
 
 THREADS_MAX = 16
 """Log threads at most; more disks share them."""
@@ -136,6 +136,19 @@ class LogThreads:
         self._rules = rules
         for thread in {id(thread): thread for thread in self._by_disk.values()}.values():
             self._govern(thread)
+
+    def retire(self, path: str, identity: tuple[int, int], keep: int, then: Callable[[str], None]) -> None:
+        """By the thread that may remove its rotated files (`govern`)."""
+        thread = self._thread_that_keeps(path) or self._printer
+        if not self._started:
+            then("its disk is stuck")
+            return
+        try:
+            thread.start()
+        except RuntimeError as error:  # no process is left for a thread
+            then(str(error))
+        else:
+            thread.retire(path, identity, keep, then)
 
     def _govern(self, thread: LogThread) -> None:
         mine = [kept for kept in self._rules.logs if self._thread_that_keeps(kept.path) is thread]

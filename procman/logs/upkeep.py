@@ -1,4 +1,4 @@
-"""What a log thread does beside moving bytes: rotation by the clock, compression, and room on the disk.
+"""What a log thread does beside moving bytes: rotation by the clock, compression, and what has to go (`room`).
 
     rotated ── wish(path) ──→ event loop: a queue, one compressor for all (`compression`)
             ←── begin_compression(path), end_compression(path) ──┘   one file at a time, at the compressor's pace
@@ -16,15 +16,11 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from procman.config import Log, Room
+from procman.config import Log
 from procman.logs.logfile import LogFile, describe
-from procman.logs.rotation import Rotated, oldest_first, surplus
-
-LOOK_SECONDS = 1.0
-"""How often the free room of a disk is looked at, while something is written."""
+from procman.logs.room import Kept, Room, Rules, remove, rotated_of
+from procman.logs.rotation import surplus
 
 LONGEST_REST = 3600.0
 """Seconds until the wall clock is looked at again, while nothing is written: it may have been set forward."""
@@ -36,23 +32,6 @@ NARROWED_AT_ONCE = 20
 """Programs whose rotated files are looked through in one turn."""
 
 
-class Kept(NamedTuple):
-    """A log of the table, whether it is open or not: the files that may have to go when room is short."""
-
-    program: str
-    path: str
-    log: Log
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What is to be kept: `room` is to stay free on the disk of the folder `log_dir`."""
-
-    log_dir: str = ""
-    room: Room = field(default_factory=Room)
-    logs: tuple[Kept, ...] = ()
-
-
 class Upkeep:
     """That of one log thread, with the files that it has in use.
 
@@ -62,24 +41,25 @@ class Upkeep:
     def __init__(
         self, files: Mapping[str, LogFile], wish: Callable[[str], None], say: Callable[[str], None]
     ) -> None:
-        self._rules = Rules()
-        self._watches_room = False
+        self._program_of: dict[str, str] = {}  # by path
+        self._logs_of: dict[str, list[Kept]] = {}  # by program
+        self._room = Room(say)
         self._files = files
         self._wish = wish
         self._say = say
         self._said: dict[str, float] = {}
         self._behind: set[str] = set()  # logs that are rotated faster than their files are compressed
-        self._short = False
-        self._look_at = 0.0
         self._tick_at = self._tick_wall = 0.0  # 0: no file is rotated by the clock
         self._bounds: dict[str, tuple[int, int]] = {}  # by path: its `keep` and `keep_total`, as they are kept by now
         self._narrowed: dict[str, list[Kept]] = {}  # by program: these are to be brought within their bounds
 
     def govern(self, rules: Rules) -> None:
         """What is to be kept, and what may have to go, from now on."""
-        self._rules = rules
-        self._watches_room = bool(rules.room)
-        self._look_at = 0.0
+        self._room.govern(rules)
+        self._program_of = {kept.path: kept.program for kept in rules.logs}
+        self._logs_of = {}
+        for kept in rules.logs:
+            self._logs_of.setdefault(kept.program, []).append(kept)
         before, self._bounds = self._bounds, {kept.path: (kept.log.keep, kept.log.keep_total) for kept in rules.logs}
         self._narrowed = {}  # the first time all of them: they may have been edited while no daemon ran
         for kept in rules.logs:
@@ -103,12 +83,11 @@ class Upkeep:
             self._rotated(file)
         if 0 < file.boundary < self._tick_wall:
             self._plan(now)
-        if self._watches_room and now >= self._look_at:
-            self._look_at = now + LOOK_SECONDS
-            self._make_room()
+        self._room.look(now)
 
     def _rotated(self, file: LogFile) -> None:
         file.news = False
+        self._room.changed(file.path)
         if file.raw:
             file.raw = False
             self._fell_behind(file)
@@ -117,12 +96,18 @@ class Upkeep:
         if file.log.compress == "gzip" and file.log.keep:
             self._wish(file.path)
 
+    def retire(self, path: str, identity: tuple[int, int], keep: int) -> None:
+        """Rotates a file that others write. Raises OSError."""
+        with LogFile(path, Log()).shelf() as shelf:
+            shelf.retire(identity, keep)
+        self._room.changed(path)
+
     # --- the clock --------------------------------------------------------------------------------------------------
 
     @property
     def due_at(self) -> float | None:
         """When `tick` is to be called (CLOCK_MONOTONIC), None while there is nothing to come."""
-        return 0.0 if self._narrowed else self._tick_at or None
+        return 0.0 if self._narrowed or self._room.busy else self._tick_at or None
 
     @property
     def due_path(self) -> str:
@@ -131,11 +116,11 @@ class Upkeep:
         return next(itertools.chain(narrowed, self._files), "")
 
     def tick(self, now: float) -> None:
-        """Rotates what is to be rotated by the clock now, and removes what `keep` and `keep_total` do not allow any
-        more. A few programs in each turn: those that print are not to wait for all."""
-        if self._narrowed:
-            for program in list(self._narrowed)[:NARROWED_AT_ONCE]:
-                self._narrow(self._narrowed.pop(program))
+        """Rotates what is to be rotated by the clock now, and removes what `keep`, `keep_total` and `log_min_free` do
+        not allow any more. A few in each turn: those that print are not to wait for all."""
+        if self._narrowed or self._room.busy:
+            self._narrow([self._narrowed.pop(program) for program in list(self._narrowed)[:NARROWED_AT_ONCE]])
+            self._room.go_on()
             return
         for file in list(self._files.values()):
             if file.log.rotate_every:
@@ -197,6 +182,7 @@ class Upkeep:
         if problem:
             self._once(f"can't compress a rotated file of {path}: {problem}")
             return  # the next rotation wishes again
+        self._room.changed(path)
         if file.log.keep_total:
             self._trim(file)
         if left:
@@ -213,70 +199,34 @@ class Upkeep:
                 f" goes when there is no more room for it (keep = {file.log.keep}, keep_total = {file.log.keep_total})"
             )
 
-    # --- room -------------------------------------------------------------------------------------------------------
+    # --- keep_total, keep -------------------------------------------------------------------------------------------
 
     def _trim(self, file: LogFile) -> None:
         """`keep_total`: the oldest rotated files of its program go."""
-        program = next((kept.program for kept in self._rules.logs if kept.path == file.path), None)
-        logs = [kept for kept in self._rules.logs if kept.program == program] or [Kept("", file.path, file.log)]
-        found = self._rotated_of(logs)
-        for each in surplus(found, file.log.keep_total):
-            name = self._drop(each)
-            if name and not name.endswith(".gz") and each.path == file.path and file.log.compress == "gzip":
+        program = self._program_of.get(file.path)
+        logs = [Kept("", file.path, file.log)] if program is None else self._logs_of[program]
+        for path, name in self._remove_surplus([(file.log.keep_total, logs)]):
+            if not name.endswith(".gz") and path == file.path and file.log.compress == "gzip":
                 self._fell_behind(file)
 
-    def _narrow(self, logs: Sequence[Kept]) -> None:
-        """New bounds of a program's logs. What others rotate (`max_size` is 0) is theirs, and is not asked for."""
-        for kept in logs:
+    def _narrow(self, programs: Sequence[Sequence[Kept]]) -> None:
+        """New bounds of the logs of these programs. What others rotate (`max_size` is 0) is theirs, and is not asked
+        for."""
+        for kept in itertools.chain(*programs):
             with contextlib.suppress(OSError), LogFile(kept.path, kept.log).shelf() as shelf:  # it has never printed
                 shelf.prune(kept.log.keep)
-        if logs[-1].log.keep_total:
-            self._trim(LogFile(logs[-1].path, logs[-1].log))
+        bounds = [(logs[-1].log.keep_total, self._logs_of[logs[-1].program]) for logs in programs]
+        self._remove_surplus([(total, logs) for total, logs in bounds if total])
 
-    def _make_room(self) -> None:
-        """`log_min_free`: the oldest rotated files of all programs go, until enough is free, or would be when those who
-        still have them open close them."""
-        try:
-            disk = os.statvfs(self._rules.log_dir)
-            device = os.stat(self._rules.log_dir).st_dev
-        except OSError:  # there is no such folder yet: no log is in there
-            return
-        free, wanted = disk.f_bavail * disk.f_frsize, self._rules.room.of(disk.f_blocks * disk.f_frsize)
-        if free >= wanted:
-            self._short = False
-            return
-        where = f"{self._rules.log_dir}: {free} bytes are free on its disk, {wanted} should be (log_min_free)"
-        for each in oldest_first(self._rotated_of(self._rules.logs, device)):
-            if free >= wanted:
-                return
-            if name := self._drop(each):
-                free += each.size
-                self._say(f"{where}: {name} is removed, the oldest rotated file, {each.size} bytes")
-        if not self._short and free < wanted:
-            self._short = True
-            self._say(f"{where}, and there is no rotated file left to remove")
-
-    def _rotated_of(self, logs: Sequence[Kept], device: int | None = None) -> list[Rotated]:
-        found: list[Rotated] = []
-        for kept in logs:
-            file = self._files.get(kept.path) or LogFile(kept.path, kept.log)
-            try:
-                with file.shelf() as shelf:
-                    compress = device is None and kept.log.compress == "gzip"
-                    found += shelf.rotated(kept.path, device, compress=compress)
-            except OSError:  # no such folder: it has never printed
-                continue
-        return found
-
-    def _drop(self, rotated: Rotated) -> str:
-        """Removes a rotated file; returns its path, "" when that was not possible."""
-        file = self._files.get(rotated.path) or LogFile(rotated.path, Log())
-        try:
-            with file.shelf() as shelf:
-                name = shelf.drop(rotated.number)
-        except OSError:
-            return ""
-        return name and os.path.join(os.path.dirname(rotated.path), name)
+    def _remove_surplus(self, programs: Sequence[tuple[int, Sequence[Kept]]]) -> list[tuple[str, str]]:
+        """Removes the oldest files of each of these, so that its others have no more than so many bytes. Returns log
+        and file of each that went."""
+        found = rotated_of(kept for _, logs in programs for kept in logs)
+        gone = []
+        for total, logs in programs:
+            extra = surplus((each for kept in logs for each in found.get(kept.path, ())), total)
+            gone += [(each.path, name) for each in extra if (name := remove(each))]
+        return gone
 
     def _once(self, text: str) -> None:
         now = time.monotonic()
