@@ -246,7 +246,7 @@ class Change:
     def _plan(self, new: Config) -> apply.Plan:
         """From what there is now to `new`."""
         old, processes = self._supervisor.config, self._supervisor.all()
-        wanted = [process.name for process in processes if process.status.wanted]
+        wanted = {process.name for process in processes if process.status.wanted} | self._unscaled(new)
         return apply.rolling(old, new, apply.plan(old, new), running(processes), wanted)
 
     async def hang_up(self) -> None:
@@ -285,7 +285,7 @@ class Change:
         serving = {program.name for program in plan.restart if serves(supervisor.processes[program.name])}
         idle = {program.name for program in plan.restart} - serving
         up = set(wanted) | {name for name in idle if supervisor.processes[name].status.wanted}
-        up |= self._unscaled(before, plan)
+        up |= self._unscaled(read.config)
         supervisor.replacing = up & idle
         if plan.removed or idle:
             document = {"half": "stop", "why": why, "wanted": sorted(up & idle)}
@@ -334,11 +334,11 @@ class Change:
             self._ground.close_unused(before)
             raise Failed(f"nothing was changed: {error}", hint=error.hint) from error
 
-    def _unscaled(self, before: Config, plan: apply.Plan) -> set[str]:
+    def _unscaled(self, new: Config) -> set[str]:
         """Those whose number goes by load no more: whatever it was, they all start."""
-        scaled = {program.name for program in before.programs if program.scale is not None}
-        fixed = [program for program in (*plan.hot, *plan.restart) if program.scale is None]
-        return {p.name for p in fixed if p.name in scaled and self._supervisor.starts_by_itself(p)}
+        scaled = {program.name for program in self._supervisor.config.programs if program.scale is not None}
+        fixed = [program for program in new.programs if program.scale is None and program.name in scaled]
+        return {program.name for program in fixed if self._supervisor.starts_by_itself(program)}
 
     async def _replace(
         self, read: Read, plan: apply.Plan, wanted: set[str], later: Sequence[str], progress: Progress

@@ -211,8 +211,7 @@ class Rollouts:
         process = self._supervisor.processes.get(name)
         if process is None or self._supervisor.closing or self._supervisor.is_down(name):
             return False
-        new = coming and not process.status.generation
-        return new or (process.status.wanted and (coming or process.status.state is not State.EXITED))
+        return coming or (process.status.wanted and process.status.state is not State.EXITED)
 
     # --- canaries ---------------------------------------------------------------------------------------------------
 

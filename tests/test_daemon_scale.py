@@ -121,7 +121,7 @@ def test_the_first_connection_starts_it(daemon: MakeDaemon, tmp_path: Path, serv
     shop = Shop(daemon, tmp_path, kind, f'{server}\nscale = {{ min = 0, max = 1, idle_timeout = "2s" }}')
     info = shop.running.status()["shop"]
     assert (info["state"], info["wanted"], info["why"]) == ("STOPPED", "down", "scaled down (0 of 1)")
-    assert info["scale"] == {"number": 0, "min": 0, "max": 1}
+    assert info["scale"] == {"number": 0, "min": 0, "max": 1, "idle": True}
     first = shop.ask()
     assert shop.running.status()["shop"]["pid"] == first
     assert "a connection waits" in shop.running.status()["shop"]["why"]
