@@ -30,6 +30,9 @@ HOT_LOG = frozenset(
 )  # fmt: skip
 """Keys of its log that can change between two bytes; `mode` as long as there is a pipe, see `_has_pipe`."""
 
+HOT_LISTENER = frozenset({"backlog", "mode", "uid", "gid"})
+"""What of a listener can be changed while its socket is open."""
+
 HOT_DAEMON = frozenset(
     {"log_level", "log_max_size", "log_keep", "log_min_free", "shutdown_timeout", "exit_when", "sampling"}
 )
@@ -139,6 +142,20 @@ def _belong(one: Program, other: Program, before: Mapping[str, Program]) -> bool
     return one.program == other.program or hands(one, other) or hands(other, one)
 
 
+def steps(
+    group: Sequence[Program], before: Mapping[str, Program], old: Mapping[str, Listener], new: Mapping[str, Listener]
+) -> list[list[Program]]:
+    """A group of `turns`, in the parts that restart at once: one process after the other, so that the rest serves
+    meanwhile. All at once where one of them gets a socket that another one has had, or loses one: `old` and `new` are
+    the listeners before and now, by name."""
+
+    def stays(program: Program) -> bool:
+        same = set(before[program.name].listen) == set(program.listen)
+        return same and all(name not in old or old[name].reuse_port == new[name].reuse_port for name in program.listen)
+
+    return [[program] for program in group] if all(map(stays, group)) else [list(group)]
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """One line of a plan for people: what happens to which process ("" for the daemon), for the sake of which keys, and
@@ -176,6 +193,7 @@ def lines(old: Config, new: Config, plan: Plan, running: Collection[str] = ()) -
     turns_ = (("restart", (*plan.restart, *plan.resting)), ("replace", plan.replace))
     parts += tuple((action, tuple(sorted(some, key=lambda one: one.priority))) for action, some in turns_)
     parts += (("add", plan.coming), ("add", late), ("remove", plan.leaving))
+    alone = {program.name for step in _restarts(old, new, plan) if len(step) == 1 for program in step}
     for action, programs in parts:
         for program in programs:
             keys = differences(before[program.name], program) if program.name in before and action != "remove" else ()
@@ -183,23 +201,47 @@ def lines(old: Config, new: Config, plan: Plan, running: Collection[str] = ()) -
             if program in plan.coming:
                 there = next(one for one in old.programs if one.program == program.program)
                 cost = "it takes over from those before; "
-                cost += _meanwhile("replace", _sockets(old, there), _sockets(new, program))
+                cost += _meanwhile("replace", _sockets(old, there), _sockets(new, program), others=False)
             elif program in plan.leaving:
                 cost = "it stops when the others serve"
             elif action == "add" and not program.autostart:
                 cost = "it does not start: autostart = false"
             elif action == "add" and program.scale is not None and program.instance > program.scale.min:
                 cost = f"it starts when connections wait: scale.min = {program.scale.min}"
+            elif action == "remove" and (own := [each for each in _sockets(old, program) if each.reuse_port]):
+                cost += "; who waits at its own socket of " + ", ".join(str(each.address) for each in own) + " is reset"
             elif action in ("restart", "replace"):
-                cost += "; " + _meanwhile(action, _sockets(old, before[program.name]), _sockets(new, program))
+                others = program.name in alone and any(_shares(program, other) for other in new.programs)
+                sockets = _sockets(old, before[program.name]), _sockets(new, program)
+                cost += "; " + _meanwhile(action, *sockets, others=others)
             if (action == "replace" or program in plan.coming) and (problem := _no_canary(old, program, plan, running)):
                 cost += f"; without its canary: {problem}"
             found.append(Line(program.name, action, keys, cost))
     return found
 
 
-def _meanwhile(action: str, before: Sequence[Listener], after: Sequence[Listener]) -> str:
-    """What clients notice of a restart, or of a replacement."""
+def refused(line: Line, programs: Mapping[str, Program], taken: Mapping[str, str]) -> Line:
+    """`line`, where the address that it needs can't be had: `taken` says why, by listener. Then nothing is changed."""
+    program = programs.get(line.name) if line.action in ("add", "restart", "replace") else None
+    why = next((taken[name] for name in (program.listen if program else ()) if name in taken), "")
+    return replace(line, cost=f"apply will be refused: {why}") if why else line
+
+
+def _restarts(old: Config, new: Config, plan: Plan) -> list[list[Program]]:
+    """What restarts at once, one after the other."""
+    before = {program.name: program for program in old.programs}
+    listeners = [{listener.name: listener for listener in config.listeners} for config in (old, new)]
+    groups = turns(sorted(plan.restart, key=lambda one: one.priority), before)
+    return [step for group in groups for step in steps(group, before, *listeners)]
+
+
+def _shares(one: Program, other: Program) -> bool:
+    """Whether `other` is another process of the same program, and listens where `one` does."""
+    return one.name != other.name and one.program == other.program and not set(one.listen).isdisjoint(other.listen)
+
+
+def _meanwhile(action: str, before: Sequence[Listener], after: Sequence[Listener], *, others: bool) -> str:
+    """What clients notice of a restart, or of a replacement. `others`: further processes of the program serve."""
     gone = [one for one in before if not any(values.covers(listener.address, one.address) for listener in after)]
     new = [listener for listener in after if not _stays(listener, before)]
     closes = "".join(f", {listener.address} closes" for listener in gone)
@@ -209,6 +251,9 @@ def _meanwhile(action: str, before: Sequence[Listener], after: Sequence[Listener
         early = [listener for listener in new if any(values.covers(one.address, listener.address) for one in before)]
         waits = "".join(f", connections to {listener.address} wait until it is ready" for listener in early)
         return f"no request is lost{waits}{closes}"
+    if others:
+        reset = ", who waits at its own socket is reset" if any(listener.reuse_port for listener in before) else ""
+        return f"the others of its program serve meanwhile{reset}"
     if any(listener.reuse_port for listener in (*before, *after)):
         return f"connections are refused meanwhile{closes}"
     return f"connections wait meanwhile{closes}" if after else f"nothing listens any more{closes}"
@@ -268,11 +313,12 @@ def differences(old: Program, new: Program) -> tuple[str, ...]:
 def fingerprint(config: Config, program: Program) -> str:
     """Names all of `program` that a running child would notice a change of: two tables with one fingerprint need no
     restart. Of no use for another version of procman."""
-    listeners = [listener for listener in config.listeners if listener.name in program.listen]
+    names = [field.name for field in fields(Listener) if field.name not in HOT_LISTENER]
+    sockets = [[getattr(listener, name) for name in names] for listener in _sockets(config, program)]
     values = [getattr(program, field.name) for field in fields(program) if field.name not in HOT | {"log"}]
     values += [getattr(program.log, field.name) for field in fields(program.log) if field.name not in HOT_LOG]
     values.append(_has_pipe(program.log))
-    return hashlib.sha256(repr((values, listeners)).encode(errors="surrogateescape")).hexdigest()[:16]
+    return hashlib.sha256(repr((values, sockets)).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def daemon_in_force(old: Daemon, new: Daemon) -> Daemon:

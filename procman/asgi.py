@@ -45,7 +45,8 @@ UVICORN_WORDS = ("ws-per-message-deflate",)
 
 
 def uvicorn(request: Request) -> Plan:
-    """One socket by its number; several workers share it. SIGHUP means something only to the parent of workers."""
+    """One socket by its number; several workers share it. SIGHUP means something only to the parent of workers. It
+    needs `adapter` to stop without a loss."""
     _one_listener(request)
     _no_threads(request, "each worker of uvicorn is one event loop")
     if request.reload_signal and (request.reload_signal != signal.SIGHUP or request.workers < 2):
@@ -56,7 +57,7 @@ def uvicorn(request: Request) -> Plan:
     ready = _answer(request, "ssl-certfile", "ssl-keyfile", "ssl-context-factory")
     listener = request.listen[0]
     # --workers always: else the variable WEB_CONCURRENCY would count, and nobody here knows it.
-    argv = [preset.python(request), "-m", "uvicorn", f"--fd={FIRST_FD}", f"--backlog={listener.backlog}"]
+    argv = [*_by_adapter(request), f"--fd={FIRST_FD}", f"--backlog={listener.backlog}"]
     argv.append(f"--workers={request.workers or 1}")
     argv += preset.long_options(options, UVICORN_OWNED, pairs=UVICORN_PAIRS, words=UVICORN_WORDS)
     if preset.is_factory(request):

@@ -226,7 +226,9 @@ class Change:
         config = self._supervisor.config
         up = running(self._supervisor.all())
         lines = apply.lines(config, read.config, self._plan(read.config), up)
-        return [self._as_it_is(line) for line in lines]
+        taken = self._ground.taken(read.config, self._starting(read.config))
+        programs = {program.name: program for program in read.config.programs}
+        return [apply.refused(self._as_it_is(line), programs, taken) for line in lines]
 
     def _as_it_is(self, line: apply.Line) -> apply.Line:
         """`line`, for a process that may not serve now."""
@@ -294,7 +296,7 @@ class Change:
         listeners = {listener.name: listener for listener in before.listeners}
         later = {*serving, *(program.name for program in (*plan.leaving, *plan.replace, *plan.resting))}
         self.versions.begin(replace(read.config, daemon=daemon), kept.keep(before, later, listeners))
-        self._ground.tune(plan.tuned)
+        untuned = self._ground.tune(plan.tuned)
         for program in plan.hot:
             process = supervisor.processes[program.name]
             process.program = servers.in_place(program, process.program.slot)
@@ -320,19 +322,23 @@ class Change:
         if failed:
             return {**names, "message": f"stopped at {failed['name']}: {failed['why']}", "failed": failed}
         notes = "".join(f"; {', '.join(each)}: {note}" for note, each in self._notes.items())
-        return {**names, "message": message + notes}
+        return {**names, "message": message + notes + "".join(f"; {problem}" for problem in untuned)}
 
     def _open_early(self, new: Config) -> None:
         """Open the addresses that are new, for all that is to run. Raises Failed when one can't be had: then none of
         them is left open."""
-        before, plan = self._supervisor.config, self._plan(new)
-        up = [program for program in plan.restart if self._supervisor.processes[program.name].status.wanted]
-        starting = [program for program in plan.added if program.autostart]
+        before = self._supervisor.config
         try:
-            self._ground.open_early(new, [*up, *starting, *plan.replace, *plan.coming])
+            self._ground.open_early(new, self._starting(new))
         except ProcmanError as error:
             self._ground.close_unused(before)
             raise Failed(f"nothing was changed: {error}", hint=error.hint) from error
+
+    def _starting(self, new: Config) -> list[Program]:
+        """What gets a child when `new` is applied."""
+        plan = self._plan(new)
+        up = [program for program in plan.restart if self._supervisor.processes[program.name].status.wanted]
+        return [*up, *(program for program in plan.added if program.autostart), *plan.replace, *plan.coming]
 
     def _unscaled(self, new: Config) -> set[str]:
         """Those whose number goes by load no more: whatever it was, they all start."""
@@ -498,7 +504,7 @@ class Change:
 
     async def _leave_out(self, failed: Info, rest: Unfinished) -> None:
         """The new version of a process is no good, as `failed` tells: what has come to its program with it goes again.
-        A program that is all new stays, and is tried again. Adds to `failed` what has gone, and who goes on."""
+        A program that is all new stays, and is tried again. Adds to `failed` what has gone, and who remembers it."""
         supervisor = self._supervisor
         process = supervisor.processes.get(failed["name"])
         if process is None or supervisor.closing:
@@ -517,7 +523,8 @@ class Change:
         gone = f"{', '.join(each.name for each in came)} came with it, and went with it"
         log.error("%s", gone)
         failed["why"] += f"; {gone}"
-        failed["stays"] = next(each.name for each in others if each not in came)
+        remember = (each.name for each in others if each not in came and each.status.setback)
+        failed["stays"] = next(remember, "")
 
     # --- what the keeper is handed ----------------------------------------------------------------------------------
 

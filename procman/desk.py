@@ -333,7 +333,7 @@ class Desk:
         `outputs` gets the last output of successors that failed."""
         await self._scaling.settled({process.program.program for process in processes})
         outcomes: dict[str, Outcome] = {}
-        overlapping, restarting, commanded = [], [], []
+        overlapping, restarting, commanded, trying = [], [], [], []
         passing = {process.program.program for process in processes if overlaps(process)}
         for process in processes:
             program, status = process.program, process.status
@@ -341,6 +341,8 @@ class Desk:
             idle = self._scaling.says(process) or (status.why if process.name in spared else "")
             if not status.wanted and idle:
                 outcomes[process.name] = (True, f"nothing to reload: {idle}")
+                if self._scaling.is_first(process):
+                    trying.append(process)
             elif not status.wanted:
                 outcomes[process.name] = (False, f"it does not run: {status.why}")
             elif runs and program.reload == "signal":
@@ -359,13 +361,14 @@ class Desk:
             outcomes[process.name] = good, reason = await self._ground.run_reload(process)
             process.mark("" if good else f"its reload failed: {reason}")
             if not good:
-                await self._ground.written([process.program])
-                recent = self._ground.recent(process.program)
-                lines = functools.partial(printed.last_lines, process.program, OUTPUT_LINES, recent)
-                with contextlib.suppress(ProcmanError, OSError, RuntimeError):  # no descriptor or thread is left
-                    outputs[process.name] = await asyncio.to_thread(lines)
+                await self._show_output(process, outputs)
 
-        commands = asyncio.gather(*map(command, commanded))
+        async def try_out(process: Process) -> None:
+            outcomes[process.name] = good, _ = await self._scaling.try_out(process, why, progress)
+            if not good:
+                await self._show_output(process, outputs)
+
+        commands = asyncio.gather(*map(command, commanded), *map(try_out, trying))
         (replaced, lines), restarted = await asyncio.gather(
             self._rollouts.replace([p.program for p in overlapping], why, progress, at_once=at_once, wish=wish),
             _in_turn(restarting, why, progress, at_once, self._supervisor.aside),
@@ -373,6 +376,14 @@ class Desk:
         await commands
         outputs |= lines
         return outcomes | replaced | restarted
+
+    async def _show_output(self, process: Process, outputs: dict[str, list[str]]) -> None:
+        """The end of its log, into `outputs`."""
+        await self._ground.written([process.program])
+        recent = self._ground.recent(process.program)
+        lines = functools.partial(printed.last_lines, process.program, OUTPUT_LINES, recent)
+        with contextlib.suppress(ProcmanError, OSError, RuntimeError):  # no descriptor or thread is left
+            outputs[process.name] = await asyncio.to_thread(lines)
 
     async def decide(
         self,
@@ -445,7 +456,8 @@ class Desk:
     def subscribe(self, callback: Callable[[Info], None]) -> Callable[[], None]:
         return self._supervisor.events.subscribe(callback)
 
-    def daemon_status(self) -> Info:
+    async def daemon_status(self) -> Info:
+        paths = await self._ground.path_problems()
         pids = [self._supervisor.snapshot.keeper_pid, os.getpid()]
         usage = daemon_usage(pids)
         states = [str(process.status.state) for process in self._supervisor.all()]
@@ -467,7 +479,7 @@ class Desk:
             "cpu_seconds": usage.cpu_seconds,
             "stopping": self._supervisor.closing,
             # Two outputs of one process may have the same one.
-            "problems": list(dict.fromkeys((*_short(*pids), *self._problems()))),
+            "problems": list(dict.fromkeys((*_short(*pids), *self._problems(), *paths))),
         }
 
     def _problems(self) -> list[str]:

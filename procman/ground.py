@@ -22,7 +22,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from procman import disks, interim, launch, notify, printed, probes, queues, report, resources, shape
+from procman import disks, interim, launch, notify, printed, probes, queues, report, resources, shape, values
 from procman.config import Config, Listener, Program
 from procman.errors import Failed, ProcmanError
 from procman.holdings import Holdings
@@ -39,7 +39,7 @@ from procman.reading import Reading
 from procman.report import Info
 from procman.resources import OutOfMemory
 from procman.sockets import held_name
-from procman.trials import Trials, meet
+from procman.trials import Trials
 
 log = logging.getLogger("procman")
 
@@ -71,6 +71,9 @@ PAST = "past/"
 
 TRACEBACK_SECONDS = 2.0
 """How long the last traceback may take: for the log to be written, and to be read."""
+
+PATH_SECONDS = 2.0
+"""How long a look at the path of a Unix listener may take."""
 
 STUCK_SECONDS = 5.0
 """A disk that has not answered for so long counts as stuck: `daemon status` tells."""
@@ -238,7 +241,7 @@ class Ground:
         program = process.program
         addresses = (self._listeners[name].address for name in program.listen)
         asked = program.ready.address
-        if asked is None or not any(meet(address, asked) for address in addresses):
+        if asked is None or not any(values.meets(address, asked) for address in addresses):
             return None
         others = [
             each
@@ -446,6 +449,17 @@ class Ground:
         for name in dict.fromkeys(name for program in programs for name in program.listen):
             self._holdings.sockets.open_early(known[name])
 
+    def taken(self, config: Config, programs: Iterable[Program]) -> dict[str, str]:
+        """Why `open_early` would fail, by the listener that can't be had."""
+        known = {listener.name: listener for listener in config.listeners}
+        found = {}
+        for name in dict.fromkeys(name for program in programs for name in program.listen):
+            try:
+                self._holdings.sockets.try_out(known[name])
+            except ProcmanError as error:
+                found[name] = str(error)
+        return found
+
     def close_unused(self, config: Config, spare: Iterable[Listener] = ()) -> None:
         """Close the listening sockets that no program of `config` has, or that it has otherwise; but not those of
         `spare`, which will be needed."""
@@ -454,13 +468,31 @@ class Ground:
         plain = {held_name(listener, ""): listener for listener in spare if not listener.reuse_port}
         self._holdings.sockets.close_others(plain | keep)
 
-    def tune(self, listeners: Sequence[Listener]) -> None:
-        """Make open sockets like these. What can't be done is said."""
+    def tune(self, listeners: Sequence[Listener]) -> list[str]:
+        """Make open sockets like these. Returns what can't be done, which `problems` tells from now on."""
+        wrong = []
         for listener in listeners:
             try:
                 self._holdings.sockets.tune(listener)
             except ProcmanError as error:
                 log.error("%s", error)
+                wrong.append(str(error))
+        return wrong
+
+    async def path_problems(self) -> list[str]:
+        """What is wrong with the paths of Unix listeners. In threads: a disk may be dead."""
+
+        async def look(path: str, problem: Callable[[], str]) -> str:
+            try:
+                async with asyncio.timeout(PATH_SECONDS):
+                    return await self._slow.run(disks.of(path), problem)
+            except TimeoutError:
+                return f"unix:{path} can't be looked at: is its disk stuck?"
+            except (ProcmanError, OSError):  # no descriptor or thread is left
+                return ""
+
+        found = await asyncio.gather(*(look(path, problem) for path, problem in self.sockets.paths()))
+        return sorted(filter(None, found))
 
     def change_logs(self, program: Program) -> None:
         """The output of `program` goes where its table says now."""
@@ -584,6 +616,7 @@ class Ground:
     def problems(self) -> list[str]:
         """What is wrong with the output of processes now."""
         found = [f"a mistake in the log thread: {self._logs.trouble}"] if self._logs.trouble else []
+        found += self.sockets.problems()
         now = self._loop.time()
         found += [f"{path} is not written: is its disk stuck?" for path in self._logs.stuck(STUCK_SECONDS)]
         for child, pending in self._waiting.items():

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from procman import listeners, logs, servers
@@ -37,7 +38,7 @@ class Holdings:
     of `sockets`.
 
     `held` are the descriptors that the snapshot brought; this object owns them. `counters` are what the log thread of
-    the supervisor before had counted, `seconds` what `document` has told of listeners.
+    the supervisor before had counted, `told` what `document` had told then.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Holdings:
         daemon: Daemon,
         *,
         counters: Mapping[str, logs.Counters],
-        seconds: Container[str] = (),
+        told: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._link = link
         self._log_thread = log_thread
@@ -60,7 +61,7 @@ class Holdings:
         self._captured: set[str] = set()
         self._pipes: dict[str, int] = {}  # inodes, by the name of the stream
         self.notify_sockets: dict[str, NotifySocket] = {}
-        self.sockets = Sockets(self, held, seconds)
+        self.sockets = Sockets(self, held, told.get("seconds", []), told.get("sockets", {}))
 
     def document(self) -> dict[str, Any]:
         """Part of the state file: how pipes and the files of Unix listeners are known again without the keeper."""

@@ -71,9 +71,9 @@ def log_sources(program: Program) -> list[LogSource]:
     """The log files of `program`."""
     if program.log.mode != "file":
         return []
-    sources = [LogSource(program.name, "out", program.log.path, program.log.keep)]
+    sources = [LogSource(program.name, "out", program.log.path)]
     if program.log.stderr == "separate":
-        sources.append(LogSource(program.name, "err", program.log.error_path, program.log.keep))
+        sources.append(LogSource(program.name, "err", program.log.error_path))
     return sources
 
 

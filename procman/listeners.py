@@ -41,7 +41,7 @@ SO_BINDTOIFINDEX = 62
 NOWHERE = 2**31 - 1
 """The number of a network interface that no machine has: no packet comes from there."""
 
-RENAME_EXCHANGE = 2
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 """linux/fs.h"""
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -66,6 +66,16 @@ def open_listener(listener: Listener) -> socket.socket:
         hint = f"give listener {listener.title!r} another path"
         return _open_unix(listener.address.path, listener.backlog, listener.mode, (listener.uid, listener.gid), hint)
     return _open_tcp(listener, found=True)
+
+
+def try_out(listener: Listener) -> None:
+    """Raises `Failed` where `open_listener` would for somebody who has the address, and leaves nothing changed."""
+    if listener.address.kind == "tcp":
+        _open_tcp(listener, found=True, listen=False).close()
+        return
+    path = listener.address.path
+    with contextlib.suppress(OSError), _folder_of(path) as folder:
+        _clear_stale(folder, path, f"give listener {listener.title!r} another path", remove=False)
 
 
 def join(listener: Listener) -> socket.socket:
@@ -105,20 +115,40 @@ def fits(sock: socket.socket, listener: Listener, made: FileId | None = None) ->
         return False
 
 
-def tune(sock: socket.socket, listener: Listener) -> None:
-    """Give the open socket of `listener` its backlog, and a Unix socket its mode and owner. Raises `Failed`."""
+def tune(sock: socket.socket, listener: Listener, made: FileId | None = None) -> None:
+    """Give the open socket of `listener` its backlog, and the file of a Unix socket, which is `made`, its mode and
+    owner. Raises `Failed`."""
     address = listener.address
     try:
         sock.listen(listener.backlog)  # again: it changes the backlog alone (listen(2))
         if address.kind == "unix":
             with _folder_of(address.path) as folder:
-                made = _made_now(folder, os.path.basename(address.path))
-                try:
-                    _dress(made, listener.mode, (listener.uid, listener.gid))
-                finally:
-                    os.close(made)
+                _dress_again(folder, listener, made)
     except OSError as error:
         raise Failed(f"can't change {address}: {error.strerror}") from error
+
+
+def _dress_again(folder: int, listener: Listener, made: FileId | None) -> None:
+    """Where the table names no owner any more, it is whose it would be if it was made now."""
+    name = os.path.basename(listener.address.path)
+    found = _socket_in(folder, name)
+    if found is None or found != made:
+        raise OSError(errno.EEXIST, astray(found) or "its file is not known")
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        now, above = os.fstat(fd), os.fstat(folder)
+        if (now.st_dev, now.st_ino) != made:
+            raise OSError(errno.EEXIST, astray(found))
+        gid = above.st_gid if above.st_mode & stat.S_ISGID else os.getegid()
+        owner = (os.geteuid() if listener.uid == -1 else listener.uid, gid if listener.gid == -1 else listener.gid)
+        _dress(fd, listener.mode, (-1, -1) if owner == (now.st_uid, now.st_gid) else owner)
+    finally:
+        os.close(fd)
+
+
+def astray(found: FileId | None) -> str:
+    """Where a Unix socket can't be reached by its path: why, in words; `found` is what `socket_file` says of that."""
+    return "its file is gone" if found is None else "another file is there"
 
 
 def leave(sock: socket.socket, listener: Listener, made: FileId | None) -> None:
@@ -140,11 +170,14 @@ def is_left(sock: socket.socket) -> bool:
     return sock.getsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX) == NOWHERE
 
 
-def open_beside(listener: Listener) -> socket.socket:
+def open_beside(listener: Listener, made: FileId | None) -> socket.socket:
     """One more socket for a Unix listener, at a path beside its own, with the same mode and owner. `take_over` gives it
-    the listener's own path. Raises `Failed`."""
+    the listener's own path, at which the file `made` was. Raises `Failed`, also where somebody else listens there."""
     hint = f"give listener {listener.title!r} another path"
-    path = beside_address(listener.address).path
+    own, path = listener.address.path, beside_address(listener.address).path
+    if made is None or socket_file(own) != made:
+        with contextlib.suppress(OSError), _folder_of(own) as folder:
+            _clear_stale(folder, own, hint)
     return _open_unix(path, listener.backlog, listener.mode, (listener.uid, listener.gid), hint)
 
 
@@ -155,25 +188,21 @@ def beside_address(address: Address) -> Address:
 
 def take_over(listener: Listener, made: FileId) -> None:
     """Whoever connects to the path of `listener` from now on comes to the socket whose file is `made`: that one and the
-    file beside it change places in one step (RENAME_EXCHANGE, rename(2)), so there is no moment without a socket.
-    Changes nothing where it stands there already. Raises OSError."""
+    file beside it change places in one step (RENAME_EXCHANGE, rename(2)), so there is no moment without a socket. Where
+    none has that path any more, it just gets it. Changes nothing where it stands there already. Raises OSError."""
     path = listener.address.path
     with _folder_of(path) as folder:
         here, there = os.path.basename(path), os.path.basename(beside_address(listener.address).path)
-        if _socket_in(folder, here) != made and _socket_in(folder, there) == made:
-            _exchange(folder, here, there)
+        found = _socket_in(folder, here)
+        if found != made and _socket_in(folder, there) == made:
+            _rename(folder, there, here, RENAME_NOREPLACE if found is None else RENAME_EXCHANGE)
 
 
-def _exchange(folder: int, one: str, other: str) -> None:
+def _rename(folder: int, one: str, other: str, how: int) -> None:
     names = (os.fsencode(one), os.fsencode(other))
-    if _libc.renameat2(folder, names[0], folder, names[1], RENAME_EXCHANGE) != 0:
+    if _libc.renameat2(folder, names[0], folder, names[1], how) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-
-
-def remove_beside(listener: Listener) -> None:
-    """Remove the file of a second socket that has not taken over."""
-    remove_socket_file(beside_address(listener.address).path)
 
 
 def open_rpc_socket(path: str, mode: int, gid: int = -1) -> socket.socket:
@@ -203,7 +232,10 @@ def remove_socket_file(path: str, made: FileId | None = None) -> None:
 
 
 def _socket_in(folder: int, name: str) -> FileId | None:
-    found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    try:
+        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
     return (found.st_dev, found.st_ino) if stat.S_ISSOCK(found.st_mode) else None
 
 
@@ -216,11 +248,11 @@ def _folder_of(path: str, make: int | None = None) -> Iterator[int]:
         os.close(folder)
 
 
-def _open_tcp(listener: Listener, *, found: bool) -> socket.socket:
+def _open_tcp(listener: Listener, *, found: bool, listen: bool = True) -> socket.socket:
     candidates = _tcp_candidates(listener)
     for family, where in candidates:
         try:
-            return _bind_tcp(family, where, listener, found)
+            return _bind_tcp(family, where, listener, found, listen)
         except OSError as error:
             no_family = error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
             if no_family and (family, where) != candidates[-1]:
@@ -247,7 +279,9 @@ def _tcp_candidates(listener: Listener) -> list[tuple[socket.AddressFamily, tupl
     return [(family, where)]  # type: ignore[list-item]  # typeshed also allows (int, bytes), from a libc without IPv6
 
 
-def _bind_tcp(family: socket.AddressFamily, where: tuple[str, int], listener: Listener, found: bool) -> socket.socket:
+def _bind_tcp(
+    family: socket.AddressFamily, where: tuple[str, int], listener: Listener, found: bool, listen: bool
+) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -261,7 +295,8 @@ def _bind_tcp(family: socket.AddressFamily, where: tuple[str, int], listener: Li
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if not found:
             sock.bind(where)
-        sock.listen(listener.backlog)
+        if listen:
+            sock.listen(listener.backlog)
     except BaseException:
         sock.close()
         raise
@@ -426,24 +461,26 @@ def _dress(made: int, mode: int, owner: tuple[int, int]) -> None:
 def _unlink(folder: int, name: str, known: int) -> None:
     """Removes the socket file `name` if it still is the one that the descriptor `known` stands for."""
     status = os.fstat(known)
-    with contextlib.suppress(FileNotFoundError):
-        if _socket_in(folder, name) == (status.st_dev, status.st_ino):
+    if _socket_in(folder, name) == (status.st_dev, status.st_ino):
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=folder)
 
 
-def _clear_stale(folder: int, path: str, hint: str) -> None:
+def _clear_stale(folder: int, path: str, hint: str, *, remove: bool = True) -> None:
     """Removes a socket file that nobody listens on. Raises `Failed` for one that is in use, and for any other file."""
     try:
         found = os.open(os.path.basename(path), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     except FileNotFoundError:
         return
     try:
-        _clear_if_stale(folder, path, found, hint)
+        if _is_stale(path, found, hint) and remove:
+            _unlink(folder, os.path.basename(path), found)
     finally:
         os.close(found)
 
 
-def _clear_if_stale(folder: int, path: str, found: int, hint: str) -> None:
+def _is_stale(path: str, found: int, hint: str) -> bool:
+    """Whether nobody listens on the socket file `found`; False: it is gone. Raises `Failed` as `_clear_stale`."""
     address = Address("unix", path=path)
     if not stat.S_ISSOCK(os.fstat(found).st_mode):
         raise Failed(f"can't listen on {address}: a file that is no socket is there", hint=f"remove {path}, or {hint}")
@@ -452,10 +489,9 @@ def _clear_if_stale(folder: int, path: str, found: int, hint: str) -> None:
         try:
             probe.connect(f"/proc/self/fd/{found}")  # this very file, whatever its path means by now
         except ConnectionRefusedError:
-            _unlink(folder, os.path.basename(path), found)
-            return
+            return True
         except FileNotFoundError:
-            return
+            return False
         except PermissionError as error:
             raise Failed(f"{address} belongs to another user", hint=f"stop it, or {hint}") from error
         except OSError as error:  # EAGAIN: its queue is full; EPROTOTYPE: it is no stream socket. Somebody is there.

@@ -134,8 +134,9 @@ class Line(NamedTuple):
 
     @property
     def begins(self) -> bool:
-        """Whether this is surely the first line of what was printed at once."""
-        return not self.continues and (self.time is not None or self.level > 0)
+        """Whether this is surely the first line of what was printed at once. That of a traceback may be announced."""
+        said = self.time is not None or self.level > 0
+        return said and not self.continues and not self.body.startswith(TRACEBACK)
 
     @property
     def speaks(self) -> bool:

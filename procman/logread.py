@@ -1,7 +1,8 @@
 """Reading what the log thread has written: the last lines of a log, and following it, across its rotated files.
 
 A log is the bytes of path.N ... path.2, path.1, path, in this order; each but the last may be compressed, path.2.gz,
-and then counts as what it holds. Nothing is locked: every step of a rotation (see `procman.logs.logfile`) may happen
+and then counts as what it holds. Before them come files that another program has rotated and called by their date,
+path-20300131. Nothing is locked: every step of a rotation (see `procman.logs.logfile`) may happen
 between any two calls here. What makes that safe:
 
   * Rotated files only move up (path.1 -> path.2), the highest first. So whoever looks at path, path.1, path.2, ... in
@@ -21,9 +22,11 @@ Knows files only: no pipes, no thread, no programs. Memory is bounded, whatever 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -41,6 +44,12 @@ OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_N
 ZIPPED = ".gz"
 HEAD = 256
 """First bytes of a file by which it is known again."""
+
+GAPS = 10
+"""Numbers in a row that no file has, behind which there is none but by accident: only a list of the folder shows it."""
+
+TICK = 20_000_000
+"""Nanoseconds in which the clock of a file system surely moves on, unless it counts whole seconds."""
 
 ATTEMPTS = 10  # to find the next file while rotations go on
 
@@ -109,14 +118,15 @@ class Held:
     def __len__(self) -> int:
         return len(self._open)
 
-    def files(self, logs: Sequence[tuple[str, int]]) -> list[list[LogFile]]:
-        """As `files`, for several logs, each a path and its `keep`; holds these from now on, not those before."""
+    def files(self, paths: Sequence[str]) -> list[list[LogFile]]:
+        """As `files`, for several logs; holds these from now on, not those before."""
         self._open = {}
         found: list[list[LogFile]] = []
-        for number, (path, keep) in enumerate(logs):
-            room, mine = (self.room - len(self._open)) // (len(logs) - number), dict[str, _Descriptor]()
+        folders = _Folders()
+        for number, path in enumerate(paths):
+            room, mine = (self.room - len(self._open)) // (len(paths) - number), dict[str, _Descriptor]()
             found.append([])
-            for file, fd in _from_the_newest(path, keep):
+            for file, fd in _from_the_newest(path, folders):
                 found[-1].append(file)
                 with suppress(OSError):  # no descriptor is left: it can be read as long as it is there
                     mine[file.id] = _Descriptor(fd)
@@ -126,12 +136,12 @@ class Held:
             self._open |= mine
         return found
 
-    def read(self, path: str, keep: int, wanted: str, offset: int, size: int) -> bytes | None:
+    def read(self, path: str, wanted: str, offset: int, size: int) -> bytes | None:
         """As `read`; a file that is held need not be there any more."""
         file = self._open.get(wanted)
         if file is not None:
             return os.pread(file.fd, size, offset)
-        return read(path, keep, wanted, offset, size)
+        return read(path, wanted, offset, size)
 
     def close(self) -> None:
         """Holds none any more. A file that is being read this moment is closed after that."""
@@ -150,17 +160,15 @@ class _Descriptor:
             os.close(self.fd)
 
 
-def files(path: str, keep: int) -> list[LogFile]:
+def files(path: str) -> list[LogFile]:
     """The files of a log, the oldest first. Raises Failed when they can't be read."""
-    return [file for file, _ in _from_the_newest(path, keep)][::-1]
+    return [file for file, _ in _from_the_newest(path, _Folders())][::-1]
 
 
-def _from_the_newest(path: str, keep: int) -> Iterator[tuple[LogFile, int]]:
+def _from_the_newest(path: str, folders: _Folders) -> Iterator[tuple[LogFile, int]]:
     """The files of a log, each with a descriptor that is closed when the next one is asked for."""
     seen = _Seen()
-    for name in _names(path, keep):
-        if not _maybe_there(name):
-            continue
+    for name in _names(path, folders):
         with _opened(name) as file:
             if file is not None and seen.new(file):
                 status, head = os.fstat(file.fd), file.head
@@ -168,11 +176,11 @@ def _from_the_newest(path: str, keep: int) -> Iterator[tuple[LogFile, int]]:
                 yield LogFile(name, *stands, head, file.told_size if file.zipped else status.st_size), file.fd
 
 
-def read(path: str, keep: int, wanted: str, offset: int, size: int) -> bytes | None:
+def read(path: str, wanted: str, offset: int, size: int) -> bytes | None:
     """Bytes of one file of a log (LogFile.id) as they are on disk, at most `size`; None when it has gone. Raises
     Failed."""
     identity, head = rpc.file_of(wanted), rpc.head_of(wanted)
-    for name in _names(path, keep):
+    for name in _names(path, _Folders()):
         status = _status(name)
         if status is None or _identity(status) != identity:
             continue
@@ -182,12 +190,90 @@ def read(path: str, keep: int, wanted: str, offset: int, size: int) -> bytes | N
     return None
 
 
-def _names(path: str, keep: int) -> Iterator[str]:
-    """The names that files of a log may have, the newest first."""
+class _Folders:
+    """What is in folders beside logs. Each is listed once for many logs, as long as nothing changes there. With `only`
+    it remembers what is beside one of that name."""
+
+    _ROTATED = re.compile(r"(?:\.([1-9][0-9]{0,3})|([-.][0-9]{4}-?[0-9]{2}-?[0-9]{2}(?:[-_T]?[0-9]{2,6})?))(?:\.gz)?\Z")
+
+    def __init__(self, only: str = "") -> None:
+        self._only = only
+        self._listed: dict[str, tuple[int, dict[str, tuple[int, set[str]]]]] = {}
+
+    def rotated(self, path: str) -> tuple[int, list[str]]:
+        """The highest number of a rotated file; and the ends of the names of those that are called by their date, the
+        newest first."""
+        folder, name = os.path.split(path)
+        highest, dates = self._names(folder or ".").get(name, (0, set[str]()))
+        return highest, sorted(dates, key=lambda date: re.sub("[^0-9]", "", date), reverse=True)
+
+    def _names(self, folder: str) -> dict[str, tuple[int, set[str]]]:
+        listed, names = self._listed.get(folder, (-1, {}))
+        try:
+            changed = os.stat(folder).st_mtime_ns
+            if changed != listed:
+                tick = TICK if changed % 1_000_000_000 else 2_000_000_000
+                settled = time.time_ns() - changed > tick  # else it may change without another time
+                names = self._sorted(os.listdir(folder))
+                self._listed[folder] = changed if settled else -1, names
+        except OSError:  # it may be used, but not listed
+            return {}
+        return names
+
+    def _sorted(self, names: Sequence[str]) -> dict[str, tuple[int, set[str]]]:
+        found: dict[str, tuple[int, set[str]]] = {}
+        for match in filter(None, map(self._ROTATED.search, names)):
+            name = match.string[: match.start()]
+            if self._only not in ("", name):
+                continue
+            highest, dates = found.get(name) or (0, set[str]())
+            if match[2]:
+                dates.add(match[2])
+            found[name] = max(highest, int(match[1] or 0)), dates
+        return found
+
+
+def _names(path: str, folders: _Folders) -> Iterator[str]:
+    """The names that files of a log have, the newest first. Whoever opens each before he asks for the next one misses
+    none."""
     yield path
-    for number in range(1, keep + 1):
-        yield f"{path}.{number}"
-        yield f"{path}.{number}{ZIPPED}"
+    for _, name, _ in _rotated(path, folders):
+        yield name
+
+
+def _rotated(path: str, folders: _Folders | None = None) -> Iterator[Entry]:
+    """The rotated files, the newest first; those behind GAPS, and those that are called by a date, with `folders` only.
+    Each name is asked for in turn: a list of names is no snapshot."""
+    highest, dates = folders.rotated(path) if folders is not None else (0, [])
+    numbered = _numbered(path, highest)
+    if not dates:
+        yield from numbered
+        return
+    youngest = next(numbered, None)
+    modified = max((status.st_mtime_ns for _, _, status in _forms(0, path + dates[0])), default=0)
+    later = youngest is not None and youngest[2].st_mtime_ns > modified  # the dates are what was used before
+    if youngest is not None and later:
+        yield from itertools.chain([youngest], numbered)
+    for place, date in enumerate(dates):
+        yield from _forms(place + (1_000_000 if later else -len(dates)), path + date)
+    if youngest is not None and not later:
+        yield from itertools.chain([youngest], numbered)
+
+
+def _numbered(path: str, highest: int) -> Iterator[Entry]:
+    number = 0
+    while number < highest + GAPS:
+        number += 1
+        for entry in _forms(number, f"{path}.{number}"):
+            highest = max(highest, number)
+            yield entry
+
+
+def _forms(number: int, name: str) -> Iterator[Entry]:
+    """A rotated file as it is, and compressed: for an instant it is both."""
+    for path in (name, name + ZIPPED):
+        if (status := _status(path)) is not None:
+            yield number, path, status
 
 
 class _File:
@@ -285,14 +371,14 @@ class _Seen:
         return True
 
 
-def tail(path: str, lines: int, keep: int, limit: int = TAIL_LIMIT) -> tuple[bytes, Position]:
-    """The last `lines` lines of a log of at most `keep` rotated files, and the position after them, from which a
-    Follower goes on. An unfinished last line counts as one. No more than the last `limit` bytes. Raises Failed when the
-    log can't be read; a log that has no file yet is empty."""
+def tail(path: str, lines: int, limit: int = TAIL_LIMIT) -> tuple[bytes, Position]:
+    """The last `lines` lines of a log, and the position after them, from which a Follower goes on. An unfinished last
+    line counts as one. No more than the last `limit` bytes. Raises Failed when the log can't be read; a log that has no
+    file yet is empty."""
     blocks: list[bytes] = []
     end: Position | None = None
     room = limit
-    for position, block in _blocks_from_the_end(path, keep):
+    for position, block in _blocks_from_the_end(path):
         end = end or position
         start, lines = _start_of_lines(block, lines, last=room == limit)
         start = max(start, len(block) - room)
@@ -303,11 +389,11 @@ def tail(path: str, lines: int, keep: int, limit: int = TAIL_LIMIT) -> tuple[byt
     return b"".join(reversed(blocks)), end or Position()
 
 
-def last_lines(path: str, lines: int, keep: int) -> Position:
+def last_lines(path: str, lines: int) -> Position:
     """Where the last `lines` lines of a log begin, for a Follower that reads more of them than fit in memory."""
     begin = Position()
     last = True
-    for end, block in _blocks_from_the_end(path, keep):
+    for end, block in _blocks_from_the_end(path):
         start, lines = _start_of_lines(block, lines, last)
         begin = replace(end, offset=end.offset - len(block) + start)
         last = last and not block
@@ -329,11 +415,11 @@ def _start_of_lines(block: bytes, lines: int, last: bool) -> tuple[int, int]:
     return 0, lines
 
 
-def _blocks_from_the_end(path: str, keep: int) -> Iterator[tuple[Position, bytes]]:
+def _blocks_from_the_end(path: str) -> Iterator[tuple[Position, bytes]]:
     """(position after it, block) of a log, the last one first. An empty file at the end gives an empty block."""
     seen = _Seen()
     first = True
-    for name in _names(path, keep):
+    for name in _names(path, _Folders()):
         with _opened(name) as file:
             if file is None or not seen.new(file):
                 continue
@@ -402,15 +488,6 @@ def _open_file(path: str) -> _File | None:
     return None if fd is None else _File(fd, zipped=path.endswith(ZIPPED))
 
 
-def _maybe_there(path: str) -> bool:
-    """False for a name that nothing has: the safe way to a folder takes longer than this look."""
-    try:
-        os.lstat(path)
-    except OSError as error:
-        return error.errno not in NOT_THERE
-    return True
-
-
 def _status(path: str) -> os.stat_result | None:
     try:
         return os.lstat(path)
@@ -430,22 +507,25 @@ class Follower:
         self._path = path
         self._offset = 0
         self._older: _Known | None = None
+        self._was_newest = False  # our file, when we began to read it
+        self._folders = _Folders(os.path.basename(path))
         self._file: _File | None = None
-        if start is None:
-            self._file = _open_file(path)
-        else:
-            self._file, self._offset = self._find(start), start.offset
-        if self._file is not None:
-            self._remember_older(self._file)
+        file = _open_file(path) if start is None else self._find(start)
+        if file is not None:
+            self._offset = start.offset if start is not None else 0
+            self._enter(file)
+            self._remember_older(file)
 
     def read(self, max_bytes: int = BLOCK) -> bytes:
         """The next bytes, at most so many; b"" when there are no more now. Raises Failed when the log can't be read."""
         if self._file is None:
-            self._file, self._offset = self._open_next(None), 0
-            if self._file is None:
+            file = self._open_next(None)
+            if file is None:
                 return b""
-            self._remember_older(self._file)
+            self._enter(file)
+            self._remember_older(file)
         while True:
+            assert self._file is not None
             data = self._file.pread(max_bytes, self._offset)
             if data or not self._advance():
                 self._offset += len(data)
@@ -463,6 +543,11 @@ class Follower:
         if self._file is not None:
             os.close(self._file.fd)
             self._file = None
+
+    def _enter(self, file: _File) -> None:
+        current = _status(self._path)
+        self._file = file
+        self._was_newest = current is not None and _identity(current) == _identity(os.fstat(file.fd))
 
     # --- which file comes next --------------------------------------------------------------------------------------
 
@@ -484,7 +569,7 @@ class Follower:
         """The rotated file that holds what begins so. The oldest one, if there are several: a line that comes twice is
         better than one that does not come."""
         found: _File | None = None
-        for _, path, _ in self._rotated():
+        for _, path, _ in _rotated(self._path, self._folders):
             file = _open_file(path) if path.endswith(ZIPPED) else None
             if file is not None and file.holds(head):
                 file, found = found, file
@@ -493,10 +578,9 @@ class Follower:
         return found
 
     def _find_inode(self, wanted: Identity) -> _File | None:
-        for _attempt in range(ATTEMPTS):
-            found = [(self._path, _status(self._path))]
-            found += [(name, status) for _, name, status in self._rotated()]
-            name = next((name for name, status in found if status and _identity(status) == wanted), "")
+        for _attempt in range(ATTEMPTS if any(wanted) else 0):
+            names = ((name, _status(name)) for name in _names(self._path, self._folders))
+            name = next((name for name, status in names if status and _identity(status) == wanted), "")
             file = _open_file(name) if name else None
             if file is not None:
                 if _identity(os.fstat(file.fd)) == wanted:
@@ -529,7 +613,7 @@ class Follower:
             return True
         self._older = _known(file)
         os.close(file.fd)
-        self._file = newer
+        self._enter(newer)
         self._offset -= end  # what we have read of a partial line that moved along
         return True
 
@@ -549,7 +633,7 @@ class Follower:
 
     def _next_rotated(self, mine: _File | None) -> Entry | None:
         """The rotated file that follows ours; None when that is the newest file. The oldest one when we have none."""
-        rotated = list(self._rotated())
+        rotated = self._rotated(None if mine is None or self._was_newest else self._folders)
         place = None
         if mine is not None:
             place = _known(mine).place(rotated, changed=True)
@@ -564,24 +648,17 @@ class Follower:
         if first is not None and self._older is not None and self._older.is_(first):
             return
         identity = _identity(os.fstat(mine.fd))
-        rotated = list(self._rotated())
+        rotated = self._rotated()
         place = next((index for index, entry in enumerate(rotated) if _identity(entry[2]) == identity), -1)
         self._older = _known_as(rotated[place + 1]) if rotated[place + 1 :] else None
 
-    def _rotated(self) -> Iterator[Entry]:
-        """The rotated files, the newest first. Each number is asked for in turn: a list of names is no snapshot."""
-        folder, name = os.path.split(self._path)
-        pattern = re.compile(re.escape(name) + r"\.([1-9][0-9]{0,3})(?:\.gz)?")
-        try:
-            numbers = [int(match[1]) for entry in os.listdir(folder or ".") if (match := pattern.fullmatch(entry))]
-        except OSError:
-            return
-        for number in range(1, max(numbers, default=0) + 3):  # two more rotations may come meanwhile
-            for path in (f"{self._path}.{number}", f"{self._path}.{number}{ZIPPED}"):
-                status = _status(path)
-                if status is not None:
-                    yield number, path, status
-                    break
+    def _rotated(self, folders: _Folders | None = None) -> list[Entry]:
+        """The rotated files, the newest first, each once. Without `folders` those that are easily found: in the whole
+        folder there may be thousands of logs, and as many who follow them."""
+        found: dict[int, Entry] = {}
+        for entry in _rotated(self._path, folders):
+            found.setdefault(entry[0], entry)
+        return list(found.values())
 
 
 def _identity(status: os.stat_result) -> Identity:

@@ -32,7 +32,7 @@ def refusals(sources: Sequence[LogSource]) -> list[Object]:
 def files(sources: Sequence[LogSource], held: Held) -> list[Object]:
     """The logs with their files, the oldest first, as `logs.files` answers; `held` has them from now on. Reads the
     disk: for a thread."""
-    listed = held.files([(source.path, source.keep) for source in sources])
+    listed = held.files([source.path for source in sources])
     return [
         {
             "name": source.name,
@@ -56,7 +56,7 @@ def files(sources: Sequence[LogSource], held: Held) -> list[Object]:
 
 def piece(source: LogSource, file: str, offset: int, size: int, held: Held) -> Object:
     """Bytes of one of these files, as `logs.read` answers. Reads the disk: for a thread."""
-    data = held.read(source.path, source.keep, file, offset, size)
+    data = held.read(source.path, file, offset, size)
     return {"gone": True} if data is None else {"gone": False, **rpc.log_data(data)}
 
 
@@ -87,7 +87,7 @@ class LogReader:
 
     def open(self) -> None:
         """Finds where the last lines begin."""
-        start = self._start or logread.last_lines(self.source.path, self._lines, self.source.keep)
+        start = self._start or logread.last_lines(self.source.path, self._lines)
         self._follower = logread.Follower(self.source.path, start)
         self._after = start
 

@@ -106,7 +106,7 @@ class Operations(Protocol):
     def subscribe(self, callback: Callable[[Object], None]) -> Callable[[], None]:
         """Calls back in the loop with each event to come; returns what ends that."""
 
-    def daemon_status(self) -> Object:
+    async def daemon_status(self) -> Object:
         """The daemon itself: identifier, version, pids, uptime, table, counts."""
 
     async def shutdown(self, peer: Peer) -> None:
@@ -459,7 +459,7 @@ async def _log_read(operations: Operations, call: Call) -> object:
 
 
 async def _daemon_status(operations: Operations, _call: Call) -> object:
-    return operations.daemon_status()
+    return await operations.daemon_status()
 
 
 async def _shutdown(operations: Operations, call: Call) -> object:

@@ -326,7 +326,7 @@ class Rescue:
                 pipes |= {f"{name}/{end}" for name in names if name is not None for end in "rws"}
         for name, fd in list(self._held.items()):
             base = base_name(name)
-            fits = base in wanted and _fits(fd, wanted[base])
+            fits = base in wanted and _make_fit(fd, wanted[base])
             if name in pipes or fits or not name.startswith((FIRST, SECOND, "log/")):
                 continue
             log.warning("%s, which the service manager has kept, is not in the table any more: closed", name)
@@ -368,6 +368,7 @@ class Rescue:
                     for name, listener in missing.items():
                         if listeners.fits(sock, listener, self._files.get(name)):
                             del missing[name]
+                            _tune(sock, listener)
                             self._hold(name, sock.detach())
                             break
                     if not missing:
@@ -386,12 +387,24 @@ def _mapping(document: Mapping[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _fits(fd: int, listener: Listener) -> bool:
+def _tune(sock: socket.socket, listener: Listener) -> None:
+    """The table may have been edited since it was opened."""
+    try:
+        listeners.tune(sock, listener, listeners.socket_file(listener.address.path))
+    except Failed as error:
+        log.error("%s", error)
+
+
+def _make_fit(fd: int, listener: Listener) -> bool:
+    """Whether it is the socket of `listener`; then it is as the table says."""
     try:
         sock = socket.socket(fileno=fd)
     except OSError:
         return False
     try:
-        return listeners.fits(sock, listener)
+        if not listeners.fits(sock, listener):
+            return False
+        _tune(sock, listener)
+        return True
     finally:
         sock.detach()

@@ -40,4 +40,4 @@ def _ends(program: Program, lines: int, recent: Sequence[bytes]) -> Iterator[byt
     """The end of each stream, that of standard error first."""
     yield from reversed(recent)
     for source in reversed(launch.log_sources(program)):
-        yield logread.tail(source.path, lines, source.keep, MAX_BYTES)[0]
+        yield logread.tail(source.path, lines, MAX_BYTES)[0]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from procman import canary, servers, values
+from procman import canary, servers, units, values
 from procman.config import Account, Address, Daemon, Every, Limits, Listener, Log, Program, Ready, Scale
 from procman.keys import Layer, Place, Scope, Section, World
 from procman.values import BadValue
@@ -421,7 +421,7 @@ def _reloaded(section: Section, program: Program, listeners: Sequence[Listener])
     """`program`, with what `reload` does: an overlap, where nothing stands against it."""
     own = [listener.name for listener in listeners if listener.reuse_port]
     alone = not servers.overlaps(program)
-    usual = listeners and not own and not alone and program.ready.kind != "command"
+    usual = listeners and not own and not alone and not units.unproven(program, listeners)
     said = section.value("reload", values.reload, values.Reload("overlap" if usual else "restart"))
     if said.kind == "overlap" and own and section.has("reload"):
         message = f'a successor can\'t share the listener {own[0]}, which has reuse_port: use "restart"'

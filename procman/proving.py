@@ -11,13 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import NamedTuple
 
-from procman import canary, servers
+from procman import canary, servers, values
 from procman.canary import FAILURES, Canary, Counts, Silence, Tally, Waiting
 from procman.ground import Ground
 from procman.lifecycle import State
 from procman.process import Process
 from procman.report import Info
-from procman.trials import meet
 
 LOOK_SECONDS = 1.0
 """How often it is looked at, and told how it stands. What is bad is looked at when it happens."""
@@ -81,7 +80,7 @@ class Proving:
         """Whether an answer can be asked for at that socket, and no probe with a rule of its own does it."""
         address = self._ground.sockets.address(first)
         rules = (process.program.ready for process in self._probed)
-        ruled = any(rule.kind == "http" and rule.address and meet(address, rule.address) for rule in rules)
+        ruled = any(rule.kind == "http" and rule.address and values.meets(address, rule.address) for rule in rules)
         return not ruled and all(servers.speaks_http(p.program.server, p.program.argv) for p in self._successors)
 
     def _listen(self, processes: Sequence[Process]) -> list[Tally]:

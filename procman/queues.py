@@ -22,6 +22,7 @@ _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY, _ERROR, _DONE = 20, 2, 3
 _REQUEST, _REQUEST_DUMP = 0x1, 0x301
 _LISTENING = 1 << 10
+_BEGUN = 1 << 3  # SYN_RECV
 _OPEN = 1 << 1 | 1 << 8  # ESTABLISHED, CLOSE_WAIT
 _PAST = 1 << 4 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 11  # FIN_WAIT1, FIN_WAIT2, TIME_WAIT, LAST_ACK, CLOSING
 _NAME, _PEER, _LENGTHS = 0, 2, 4  # attributes of unix_diag
@@ -83,6 +84,14 @@ def backlog(port: int) -> Backlog:
         # What was not accepted yet is no file of anybody.
         clients |= {each.client for each in _tcp(family, _OPEN, _local_port(port)) if not each.inode}
     return Backlog(frozenset(clients), lengths)
+
+
+def handshakes(port: int) -> frozenset[tuple[bytes, int]]:
+    """The clients that have begun to connect to `port`, and whose last packet of the handshake has not come: they wait
+    at no socket yet. The kernel has chosen one for each all the same, and resets who comes when that is closed. As
+    `backlog`."""
+    families = (socket.AF_INET, socket.AF_INET6)
+    return frozenset(each.client for family in families for each in _tcp(family, _BEGUN, _local_port(port)))
 
 
 def group(family: int, host: str, port: int) -> set[int]:

@@ -18,8 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
+from procman import apply, servers
 from procman import printed as logged
-from procman import servers
 from procman.config import Program
 from procman.errors import ProcmanError
 from procman.lifecycle import Start, State
@@ -43,6 +43,8 @@ class _Bad(NamedTuple):
 
     process: Process
     reason: str
+    printed: Mapping[str, Sequence[str]] = MappingProxyType({})
+    """The end of what it and those beside it have printed, by name."""
 
 
 class Renewal:
@@ -53,15 +55,44 @@ class Renewal:
         self._versions = versions
 
     async def renew(self, programs: Sequence[Program], before: Mapping[str, int], why: str, progress: Progress) -> Info:
-        """Stop the processes of `programs`, and start them as these say; those that have begun that already go on.
-        `before` has the number of the child that each had when that began. Returns what has failed, if anything: then
-        all of them are what they were."""
+        """Stop the processes of `programs`, and start them as these say, one after the other where that can be
+        (`apply.steps`); those that have begun that already go on. `before` has the number of the child that each had
+        when that began. Returns what has failed, if anything: then all of them are what they were."""
+        supervisor = self._supervisor
+        tried: list[str] = []
+        bad: _Bad | None = None
+        for step in self._steps(programs):
+            tried += [program.name for program in step]
+            bad = await self._try(step, before, why, progress)
+            if supervisor.closing:
+                return STOPPING
+            if bad is not None:
+                break
+        if bad is None or not bad.process.status.wanted:  # that was an operator, and says nothing of the version
+            self._versions.let_go(tried)
+            return {} if bad is None else {"name": bad.process.name, "why": f"it did not start: {bad.reason}"}
+        log.error("%s: its new version did not start, it goes back to what it was: %s", bad.process.name, bad.reason)
+        numbers = {name: supervisor.processes[name].status.generation for name in tried}
+        failed = f"its new version did not start: {bad.reason}"
+        then = await self.go_back(numbers, why, progress, failed, bad.printed)
+        output = bad.printed[bad.process.name][-OUTPUT_LINES:]
+        return {"name": bad.process.name, "why": f"it did not start: {bad.reason}; {then}", "output": output}
+
+    def _steps(self, programs: Sequence[Program]) -> list[list[Program]]:
+        kept, table = self._versions.kept, self._versions.table
+        new = {listener.name: listener for listener in table.listeners}
+        return apply.steps(programs, kept.programs | kept.tried, kept.listeners, new)
+
+    async def _try(
+        self, programs: Sequence[Program], before: Mapping[str, int], why: str, progress: Progress
+    ) -> _Bad | None:
+        """One step of `renew`. Returns who does not start, if anybody."""
         supervisor = self._supervisor
         names = [program.name for program in programs]
         supervisor.replacing = {name for name in names if not supervisor.is_down(name)}
         await self._stop([name for name in names if name in self._versions.kept.programs], why)
         if supervisor.closing:
-            return STOPPING
+            return None
         self._versions.trying(names)
         await self._become(programs, why)
         processes = [supervisor.processes[name] for name in names]
@@ -75,16 +106,7 @@ class Renewal:
         if bad is not None and not supervisor.closing:
             await self._ground.written([process.program for process in processes])
         printed = {name: lines() for name, lines in outputs.items()}
-        if supervisor.closing:
-            return STOPPING
-        if bad is None or not bad.process.status.wanted:  # that was an operator, and says nothing of the version
-            self._versions.let_go(names)
-            return {} if bad is None else {"name": bad.process.name, "why": f"it did not start: {bad.reason}"}
-        log.error("%s: its new version did not start, it goes back to what it was: %s", bad.process.name, bad.reason)
-        numbers = {process.name: process.status.generation for process in processes}
-        then = await self.go_back(numbers, why, progress, f"its new version did not start: {bad.reason}", printed)
-        output = printed[bad.process.name][-OUTPUT_LINES:]
-        return {"name": bad.process.name, "why": f"it did not start: {bad.reason}; {then}", "output": output}
+        return None if bad is None else bad._replace(printed=printed)
 
     async def follow(self, programs: Sequence[Program], why: str) -> None:
         """The processes of `programs`, which are down, are what these say from now on. One that was started meanwhile
@@ -108,16 +130,38 @@ class Renewal:
         failed: str = "its new version did not start",
         printed: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> str:
-        """These processes are what they were before: children up to `numbers` stop, and the next ones are that, marked
-        with what has `failed`, and what that had `printed`. Returns in words what came of it."""
+        """These processes are what they were before, in the reverse order, in steps as in `renew`: children up to
+        `numbers` stop, and the next ones are that, marked with what has `failed`, and what that had `printed`. Returns
+        in words what came of it."""
         supervisor, versions = self._supervisor, self._versions
-        names = [name for name in numbers if name in supervisor.processes]
-        versions.failed(names, CHANGE, {"half": "start", "why": why, "start": {}, "back": dict(numbers)})
-        old = [versions.kept.programs[name] for name in names if name in versions.kept.programs]
+        there = [name for name in numbers if name in supervisor.processes]
+        versions.failed(there, CHANGE, {"half": "start", "why": why, "start": {}, "back": dict(numbers)})
+        wrong = ""
+        for step in reversed(self._steps(versions.of_table(there))):
+            names = [program.name for program in step]
+            part = {name: numbers[name] for name in names}
+            told = await self._back(part, why, progress, failed, printed)
+            if supervisor.closing:
+                return "the daemon is stopping"
+            wrong = wrong or told
+        return wrong or "it was started again as it was before"
+
+    async def _back(
+        self,
+        numbers: Mapping[str, int],
+        why: str,
+        progress: Progress,
+        failed: str,
+        printed: Mapping[str, Sequence[str]],
+    ) -> str:
+        """One step of `go_back`. Returns "" or who does not start even so."""
+        supervisor, kept = self._supervisor, self._versions.kept.programs
+        names = list(numbers)
+        old = [kept[name] for name in names if name in kept]
         late = [name for name in names if supervisor.processes[name].status.generation <= numbers[name]]
         await self._stop(late, why)
         if supervisor.closing:
-            return "the daemon is stopping"
+            return ""
         await self._become([program for program in old if program.name in late], why)
         processes = [supervisor.processes[name] for name in names if not supervisor.is_down(name)]
         for process in processes:
@@ -125,9 +169,7 @@ class Renewal:
                 process.feed(Start("it is what it was"))
             process.mark(failed, printed.get(process.name, ()))
         bad = await self._bad(processes, progress)
-        if bad is None:
-            return "it was started again as it was before"
-        return f"as it was before, {bad.process.name} does not start either: {bad.reason}"
+        return "" if bad is None else f"as it was before, {bad.process.name} does not start either: {bad.reason}"
 
     async def proven(self, processes: Sequence[Process], progress: Progress) -> Info:
         """Wait until these, which were told to start, have stayed up for `start_seconds`. Returns what has failed, if

@@ -58,6 +58,12 @@ GRACE_SECONDS = 1.0
 DRY_SECONDS = 60.0
 """So long the one before may work on its queue: who waits there is lost when its socket closes."""
 
+HANDSHAKE_SECONDS = 4.0
+"""Who had begun to connect to it may take so long: a lost packet is sent again after 1 and after 3 seconds. Who is not
+there by then is reset, or will never come."""
+
+HANDSHAKE_LOOK_SECONDS = 0.1
+
 QUEUE_SECONDS = 10.0
 """A successor that is given up and does not empty its queue within this time does not answer any more."""
 
@@ -438,13 +444,20 @@ class Rollout:
         await self._ground.parting.aside(processes, shared, why)
 
     async def _run_dry(self, queues: Sequence[str]) -> None:
-        """Until nobody waits in these queues for the one before, and it has read what it accepted."""
+        """Until nobody waits in these queues for the one before or is on the way to them, and it has read what it
+        accepted."""
         if not any(process.program.listen for process in self._before()):
             return
+        trials, end = self._ground.trials, time.monotonic() + HANDSHAKE_SECONDS
+        connecting = await trials.connecting(queues)  # some to the successor: it will not take long
         try:
             async with asyncio.timeout(DRY_SECONDS):
-                while any(map(self._ground.sockets.waiting, queues)):
-                    await self._unless_abandoned(asyncio.sleep(LOOK_SECONDS))
+                while connecting or any(map(self._ground.sockets.waiting, queues)):
+                    pause = HANDSHAKE_LOOK_SECONDS if connecting else LOOK_SECONDS
+                    await self._unless_abandoned(asyncio.sleep(pause))
+                    if connecting:
+                        late = time.monotonic() >= end
+                        connecting = frozenset() if late else connecting & await trials.connecting(queues)
         except TimeoutError:
             log.warning("%s: connections still wait for the one before", ", ".join(self._unit.names))
         current = [self._supervisor.processes[name] for name in self._unit.names]

@@ -157,12 +157,11 @@ class Peer(NamedTuple):
 
 
 class LogSource(NamedTuple):
-    """A log that can be read: of process `name`, `stream` "out" or "err", in `path` and `keep` rotated files."""
+    """A log that can be read: of process `name`, `stream` "out" or "err", in `path` and what was rotated from it."""
 
     name: str
     stream: str
     path: str
-    keep: int
 
     @property
     def key(self) -> str:

@@ -6,6 +6,9 @@ fails, is no reason for another. Fewer come by two rules, both after `idle_timeo
     idle    not one connection was waiting, open, or came and went: down to `min`, at once
     calm    there were never more than half as many connections as when the last process was added: one less
 
+One that a connection starts (`min` = 0), and of which all have given up, goes to 0 as well after a while in which
+connections wait: what waits then has it tried again.
+
 Between "half as many" and "so many that they wait" nothing changes: that is the hysteresis. Pure: no I/O, no clock.
 """
 
@@ -32,13 +35,15 @@ class Range:
 @dataclass(frozen=True, slots=True)
 class Seen:
     """One look: `number` processes are wanted and `ready` of them serve; `waiting` connections are in the accept queue,
-    and `open` ones were accepted. `passed`: others came and went since the last look."""
+    and `open` ones were accepted. `passed`: others came and went since the last look. `hopeless`: none of them will
+    serve, for all have failed to start too often; None, or after how many seconds of that there may be another try."""
 
     number: int
     ready: int
     waiting: int
     open: int
     passed: bool = False
+    hopeless: float | None = None
 
     @property
     def load(self) -> int:
@@ -49,11 +54,13 @@ class Seen:
 @dataclass(frozen=True, slots=True)
 class Memory:
     """What is remembered from look to look. `busy` and `crowded`: when it was last not idle, and not calm. `grown`: how
-    many connections there were when it grew to a number."""
+    many connections there were when it grew to a number. `hopeful`: when it was last not hopeless, None before the
+    first look."""
 
     busy: float
     crowded: float
     grown: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+    hopeful: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,9 @@ def decide(rule: Scale, bounds: Range, seen: Seen, memory: Memory, now: float) -
     memory = _remember(seen, memory, now)
     if number == 0 and seen.waiting and bounds.high:
         return Decision(1, _fresh(memory, now), "a connection waits")
+    since = now if memory.hopeful is None else memory.hopeful
+    if bounds.low == 0 and seen.hopeless is not None and seen.waiting and now - since >= seen.hopeless:
+        return Decision(0, _fresh(memory, now), f"a connection waits, and no start went well for {now - since:.0f} s")
     if 0 < number < bounds.high and seen.waiting >= rule.backlog and seen.ready >= number:
         grown = {**memory.grown, number + 1: seen.load}
         why = f"{seen.waiting} connections wait (backlog = {rule.backlog})"
@@ -95,6 +105,8 @@ def decide(rule: Scale, bounds: Range, seen: Seen, memory: Memory, now: float) -
 def _remember(seen: Seen, memory: Memory, now: float) -> Memory:
     if seen.load or seen.passed:
         memory = replace(memory, busy=now)
+    if seen.hopeless is None or memory.hopeful is None:
+        memory = replace(memory, hopeful=now)
     grown = memory.grown.get(seen.number)
     if grown is None or seen.load > grown * CALM:
         memory = replace(memory, crowded=now)

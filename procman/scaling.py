@@ -24,6 +24,7 @@ from procman.config import Scale as Rule
 from procman.errors import Failed, ProcmanError
 from procman.ground import Ground
 from procman.lifecycle import Start, State, Stop
+from procman.operation import Aim, Outcome, Progress, reach
 from procman.process import Process
 from procman.scale import Memory, Seen
 from procman.supervisor import Supervisor
@@ -53,6 +54,13 @@ class Group:
     def ready(self) -> int:
         """How many of those serve."""
         return sum(process.status.wanted and process.status.ready for process in self.processes)
+
+    @property
+    def hopeless(self) -> float | None:
+        """See `Seen`."""
+        wanted = [process for process in self.processes if process.status.wanted]
+        over = wanted and all(process.status.state is State.FATAL for process in wanted)
+        return max(process.program.restart_delay_max for process in wanted) if over else None
 
 
 class Scaling:
@@ -134,6 +142,30 @@ class Scaling:
             process.feed(Start(f"scaled up ({number} of {group.rule.max}): {why}"))
         self.settle_soon()
         return moved
+
+    def is_first(self, process: Process) -> bool:
+        """Whether none of its program is up, and `process` is the one that is started next."""
+        group = self.group(process.program.program)
+        if group is None or group.number or not self._free(group):
+            return False
+        return process is next((each for each in group.processes if not self._supervisor.is_down(each.name)), None)
+
+    async def try_out(self, process: Process, why: str, progress: Progress) -> Outcome:
+        """Start `process`, of which `is_first` is true, to see whether it does; if not, it is down again. Returns what
+        came of it."""
+        name = process.program.program
+        group = self.group(name)
+        if group is None:
+            return False, "it has left the table"
+        self.set_number(group, 1, f"{why}: none is up, and one is tried")
+        good, reason = await reach(Aim("start", process, process.status.generation), progress)
+        if good:
+            return True, "none was up: it was started to be tried, and goes on as if a connection had come"
+        group = self.group(name)
+        if group is not None and group.number == 1 and process.status.wanted:
+            self.set_number(group, 0, "it was tried, and did not start")
+            await self.settled({name})
+        return False, f"none was up, and one that was tried did not start: {reason}"
 
     async def _stop(self, name: str, processes: Sequence[Process], why: str) -> None:
         supervisor = self._supervisor
@@ -237,7 +269,7 @@ class Scaling:
         self._unwatch(group.name)
         listen = self._listeners(group)
         try:
-            names = [self._sockets.open(listener, group.processes[0].name) for listener in listen]
+            names = [self._sockets.give(listener, group.processes[0].name) for listener in listen]
         except (ProcmanError, OSError) as error:
             self._troubled(group.name, f"{group.name} can't be started by a connection: {error}")
             return
@@ -296,7 +328,7 @@ class Scaling:
             return
         now = self._loop.time()
         memory = self._memories.get(group.name) or Memory(now, now)
-        seen = Seen(group.number, group.ready, waiting, open_, passed)
+        seen = Seen(group.number, group.ready, waiting, open_, passed, group.hopeless)
         decided = scale.decide(group.rule, self._bounds(group), seen, memory, now)
         if decided.number != group.number:
             self.set_number(group, decided.number, decided.why)

@@ -11,14 +11,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import logging
 import os
 import socket
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 from procman import listeners, queues, routing, values
 from procman.config import Address, Listener
 from procman.errors import Failed, ProcmanError
+
+log = logging.getLogger("procman")
 
 FIRST, SECOND = "listener/", "listener~/"
 
@@ -52,16 +57,31 @@ def beside(name: str) -> str:
     return FIRST + name.removeprefix(SECOND) if name.startswith(SECOND) else SECOND + name.removeprefix(FIRST)
 
 
+def _path_problem(listener: Listener, made: listeners.FileId | None) -> str:
+    """What is wrong with the path of the Unix listener, whose file is `made`."""
+    found = listeners.socket_file(listener.address.path)
+    if made is not None and found == made:
+        return ""
+    what = f"{listener.address}: {listeners.astray(found)}, nobody comes to its socket"
+    return f"{what}: procmanctl reload, or restart, makes it again"
+
+
 def base_name(name: str) -> str:
     """The held name of the first of the two."""
     return beside(name) if name.startswith(SECOND) else name
 
 
 class Sockets:
-    """All of them, by held name. `received` names what the snapshot brought, `known` those whose second socket was the
-    current one, as the state file says (`seconds`)."""
+    """All of them, by held name. `received` names what the snapshot brought. What the state file says of it: `known`
+    are those whose second socket was the current one (`seconds`), `files` those of Unix listeners (`document`)."""
 
-    def __init__(self, holder: Holder, received: Mapping[str, int], known: Container[str] = ()) -> None:
+    def __init__(
+        self,
+        holder: Holder,
+        received: Mapping[str, int],
+        known: Container[str] = (),
+        files: Mapping[str, Sequence[int] | None] = MappingProxyType({}),
+    ) -> None:
         self._holder = holder
         self._copies: dict[str, socket.socket] = {}
         self._open: dict[str, Listener] = {}
@@ -73,6 +93,12 @@ class Sockets:
         self._current = {
             beside(name): name for name in seconds if beside(name) not in received or beside(name) in known
         }
+        self._untuned: dict[str, str] = {}
+        self._left: set[str] = set()
+        for base, file in files.items():
+            name = self._now(base)
+            if name in received and (name != base) == (base in known):  # else the file is that of the other socket
+                self._files[name] = None if file is None else (file[0], file[1])
 
     def document(self) -> dict[str, listeners.FileId | None]:
         """Part of the state file: how the file of a Unix listener is known again without the keeper."""
@@ -116,6 +142,41 @@ class Sockets:
             self._files[name] = listeners.socket_file(listener.address.path)
         return name
 
+    def give(self, listener: Listener, process: str) -> str:
+        """As `open`, for a child that starts now. Where the path of a Unix listener does not lead to its socket any
+        more, that one is of no use to anybody: it gets another one, as far as the path can be had."""
+        name = self.open(listener, process)
+        if listener.address.kind == "unix" and _path_problem(listener, self._files.get(name)):
+            try:
+                sock = listeners.open_listener(listener)
+            except Failed as error:
+                log.error("%s", error)
+                return name
+            before = self._copy(name)
+            self.unwatch(name)
+            self._keep(name, listener, sock)  # the keeper closes the one before
+            if before is not None:
+                before.close()
+            self._files[name] = listeners.socket_file(listener.address.path)
+            self._untuned.pop(name, None)
+            self._left.discard(name)
+            log.warning("%s was opened again: its path did not lead to the socket of before", listener.address)
+        return name
+
+    def paths(self) -> list[tuple[str, Callable[[], str]]]:
+        """For each open Unix listener its path, and what tells what is wrong with it ("": nothing). That looks at a
+        disk."""
+        found: list[tuple[str, Callable[[], str]]] = []
+        for name, listener in self._open.items():
+            if listener.address.kind == "unix" and name == self._now(name) and name not in self._left:
+                look = functools.partial(_path_problem, listener, self._files.get(name))
+                found.append((listener.address.path, look))
+        return found
+
+    def problems(self) -> list[str]:
+        """What could not be done to open sockets."""
+        return list(self._untuned.values())
+
     def open_early(self, listener: Listener) -> None:
         """Open `listener` before anybody is there who accepts, if it is new; where each process has a socket of its own
         that would take connections from others, so it is only tried. Raises Failed when it can't be bound."""
@@ -125,6 +186,11 @@ class Sockets:
             listeners.open_listener(listener).close()
         else:
             self.open(listener, "")
+
+    def try_out(self, listener: Listener) -> None:
+        """Raises Failed where `open_early` would for somebody who has the address; opens nothing."""
+        if not self._is_ours(listener):
+            listeners.try_out(listener)
 
     def _is_ours(self, listener: Listener) -> bool:
         """Whether one of these sockets is bound where `listener` is to be, under this name or another one."""
@@ -139,11 +205,18 @@ class Sockets:
                 copy = self._copy(name)
                 if copy is not None:
                     self._open[name] = listener  # also when it fails: a socket with other settings serves all the same
-                    listeners.tune(copy, listener)
+                    self._untuned.pop(name, None)
+                    try:
+                        listeners.tune(copy, listener, self._files.get(name))
+                    except Failed as error:
+                        self._untuned[name] = str(error)
+                        raise
 
     def lost(self, name: str) -> None:
         """The keeper had no room for it."""
         self._open.pop(name, None)
+        self._untuned.pop(name, None)
+        self._left.discard(name)
         self.unwatch(name)
         copy = self._copies.pop(name, None)
         if copy is not None:
@@ -152,9 +225,11 @@ class Sockets:
     def close(self, name: str) -> None:
         """Close one socket, here and in the keeper; a file of its own goes too, but not the one that clients use."""
         listener, copy = self._open.get(name), self._copy(name)
+        made = self._files.pop(name, None)
         if listener is not None and copy is not None and listener.address.kind == "unix":
-            listeners.remove_beside(listener)
-        self._files.pop(name, None)
+            listeners.remove_socket_file(listeners.beside_address(listener.address).path, made)
+            if made is not None:  # it has got the path, since that led nowhere, and is not the current one after all
+                listeners.remove_socket_file(listener.address.path, made)
         self.lost(name)
         self._holder.release(name)
 
@@ -197,7 +272,7 @@ class Sockets:
         if self._holder.holds(beside(first)):  # of a try before
             self.close(beside(first))
         if listener.address.kind == "unix":
-            second = listeners.open_beside(listener)
+            second = listeners.open_beside(listener, self._files.get(first))
             self._files[beside(first)] = listeners.socket_file(listeners.beside_address(listener.address).path)
         else:
             self._lead(copy, listener, 0)  # before the other one listens: no connection may go there
@@ -322,6 +397,7 @@ class Sockets:
         if copy is None or listener is None:
             raise Failed(f"{name} is not open")
         try:
+            self._left.add(name)
             listeners.leave(copy, listener, self._files.get(name))
         except OSError as error:
             raise Failed(f"connections to {listener.address} can't be refused: {error.strerror}") from error

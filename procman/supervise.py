@@ -397,8 +397,8 @@ class _Parts:
             on_wish=lambda path: _call_soon(loop, compression.wish, path),
             on_said=lambda text: _call_soon(loop, log.warning, "%s", text),
         )
-        counters, seconds = self._counters(document), document.get("seconds", [])
-        holdings = Holdings(self.link, self.held, log_thread, self.daemon, counters=counters, seconds=seconds)
+        counters = self._counters(document)
+        holdings = Holdings(self.link, self.held, log_thread, self.daemon, counters=counters, told=document)
         stands = ground.Ground(self.link, holdings, log_thread, os.environ)
         self.link.on_lost = lambda names: self._lost(names, stands)
         rpc_socket = self._rpc_socket()

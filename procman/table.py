@@ -424,6 +424,17 @@ def _check_addresses(
     for definition in found:
         for place, listener in definition.sockets:
             take(listener.address, f"program.{definition.program.program}", place)
+    _check_beside(taken, report)
+
+
+def _check_beside(taken: Mapping[object, Sequence[tuple[Address, str, Place]]], report: Report) -> None:
+    """A Unix listener has a second socket beside it in each reload (`listeners.beside_address`)."""
+    doors = [door for same_door in taken.values() for door in same_door if door[0].kind == "unix"]
+    for address, owner, place in doors:
+        for other, holder, where in doors:
+            if other.path == f"{address.path}~" and owner != "the daemon":
+                message = f"{other} is where a reload opens the second socket of {owner}, at {place}"
+                report.add(where, f"{message}: give {holder} another path")
 
 
 def _check_logs(daemon: Daemon, found: Sequence[Definition], world: World, report: Report) -> None:

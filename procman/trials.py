@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from procman import canary, listeners, probes, queues
+from procman import canary, listeners, probes, queues, values
 from procman.config import Address, Listener, Program, Ready
 from procman.errors import Failed
 from procman.listeners import FileId
@@ -143,7 +143,7 @@ class Trials:
     def socket(self, key: str, process: str, listener: Listener) -> str:
         """The held name of what a child at `key` gets for `listener`. Raises Failed."""
         first = self._first.get(key, {}).get(listener.name)
-        return self._sockets.open(listener, process) if first is None else beside(first)
+        return self._sockets.give(listener, process) if first is None else beside(first)
 
     def alone(self, key: str, ready: Ready) -> tuple[Ready, LetThrough | None]:
         """How the process at `key` is asked for `ready`, and nobody else: whoever connects to its address like a client
@@ -152,7 +152,7 @@ class Trials:
         if asked is None:
             return ready, None
         firsts, quiet = (
-            [held for name, held in there.get(key, {}).items() if meet(self._addresses[name], asked)]
+            [held for name, held in there.get(key, {}).items() if values.meets(self._addresses[name], asked)]
             for there in (self._first, self._quiet)
         )
         if not (firsts or quiet):
@@ -186,9 +186,11 @@ class Trials:
         clients = frozenset(client for client in found.clients if client[1] not in self._asking)
         return clients, sum(length for inode, length in found.lengths.items() if inode != second)
 
-
-def meet(listener: Address, asked: Address) -> bool:
-    """Whether who connects to `asked` comes to a socket at `listener`."""
-    # Of two TCP addresses the port decides: a host has many names. Where it is another machine's after all, nothing is
-    # lost by it: connections there don't come to our group.
-    return listener == asked or (listener.kind == asked.kind == "tcp" and listener.port == asked.port)
+    async def connecting(self, firsts: Iterable[str]) -> frozenset[tuple[bytes, int]]:
+        """The clients whose handshake at one of these TCP sockets is under way (`queues.handshakes`). None where the
+        kernel does not tell."""
+        ports = {where.port for where in map(self._sockets.address, firsts) if where.kind == "tcp"}
+        try:
+            return frozenset().union(*[await asyncio.to_thread(queues.handshakes, port) for port in ports])
+        except (OSError, RuntimeError):  # RuntimeError: there is no thread
+            return frozenset()

@@ -5,9 +5,10 @@ What is left out of it shares its sockets: old and new accept from the same queu
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
+from procman import values
 from procman.config import Config, Listener, Program
 from procman.positions import KeyPath
 
@@ -81,12 +82,29 @@ def no_canary(config: Config, found: Sequence[Unit], running: Container[str]) ->
     return ""
 
 
+def unproven(program: Program, listeners: Iterable[Listener]) -> str:
+    """What the readiness probe of `program`, which has `listeners`, asks, where that tells nothing of a successor: the
+    process before may be who answers. "" where it does tell. Pure."""
+    ready = program.ready
+    if ready.kind == "command":
+        return "a command"
+    asked = ready.address if ready.kind in ("http", "tcp", "unix") else None
+    if asked is None or any(values.meets(listener.address, asked) for listener in listeners):
+        return ""
+    return f"at {asked}, which is no listener of its own"
+
+
 def doubtful(config: Config) -> list[tuple[KeyPath, str]]:
-    """Keys of a table that is good, by which a canary will be left out all the same, and why: programs that share a
-    listener are not replaced together. Pure."""
+    """Keys of a table that is good, which do less than one would expect of them, and why: a probe that tells nothing of
+    a successor; a canary that will be left out, since programs that share a listener are not replaced together. Pure.
+    """
     found: dict[tuple[KeyPath, str], None] = {}
     titles = {listener.name: listener.title for listener in config.listeners}
     for program in config.programs:
+        own = [listener for listener in config.listeners if listener.name in program.listen]
+        if program.reload == "overlap" and (asked := unproven(program, own)):
+            what = f"ready asks {asked}: the process before may answer for its successor, and a bad release take over"
+            found[("program", program.program, "reload"), what] = None
         others = (other for other in config.programs if other.program != program.program and program.canary)
         for other in others:
             if shared := [listener for listener in program.listen if listener in other.listen]:

@@ -1,11 +1,13 @@
 """Any place of a gzip file (RFC 1952) by its offset in what was compressed.
 
 A decompressor can be copied, so it leaves copies on its way: to get back to a place, one goes on from the copy before
-it, not from the beginning. Pure: the bytes of the file come from a function. Memory is bounded, whatever the size.
+it, not from the beginning. Who won't go back says so (`forget`). Pure: the bytes of the file come from a function.
+Memory is bounded, whatever the size.
 """
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,7 +45,7 @@ class Unzipped:
     def __init__(self, read: Callable[[int, int], bytes]) -> None:
         self._read = read
         self._state = _State(zlib.decompressobj(GZIP))
-        self._copies = [self._state.copy()]
+        self._copies: list[_State] = []
         self._spacing = SPACING
         self._size: int | None = None
         self.damaged = False
@@ -55,14 +57,18 @@ class Unzipped:
             self._step(PIECE * 4)
         return self._size
 
+    def forget(self) -> None:
+        """It is read forward from now on: what serves to go back is let go, and no more of it is kept."""
+        self._copies, self._spacing = [], sys.maxsize
+
     def pread(self, size: int, offset: int) -> bytes:
         """`size` bytes from `offset` on, fewer at the end."""
         if self._size is not None and offset >= self._size:
             return b""
         if offset < self._state.out or offset > self._state.out + self._spacing:
-            best = max((copy for copy in self._copies if copy.out <= offset), key=lambda copy: copy.out)
-            if best.out > self._state.out or offset < self._state.out:
-                self._state = best.copy()
+            best = next((copy for copy in reversed(self._copies) if copy.out <= offset), None)
+            if offset < self._state.out or (best is not None and best.out > self._state.out):
+                self._state = best.copy() if best is not None else _State(zlib.decompressobj(GZIP))
         found: list[bytes] = []
         while size > 0 and not self._at_end():
             skip = offset - self._state.out
@@ -99,10 +105,11 @@ class Unzipped:
                 self._end(damaged=False)
             else:
                 state.engine, state.pending = zlib.decompressobj(GZIP), rest
-        if self._size is None and state.out >= self._copies[-1].out + self._spacing:
+        last = self._copies[-1].out if self._copies else 0
+        if self._size is None and state.out >= last + self._spacing:
             self._copies.append(state.copy())
             if len(self._copies) > COPIES_MAX:
-                self._copies = self._copies[::2]
+                self._copies = self._copies[1::2]
                 self._spacing *= 2
         return data
 

@@ -447,6 +447,13 @@ def overlap(one: Address, other: Address) -> bool:
     return a == b or "" in {a, b} or wild
 
 
+def meets(listener: Address, asked: Address) -> bool:
+    """Whether who connects to `asked` comes to a socket at `listener`."""
+    # Of two TCP addresses the port decides: a host has many names. Where it is another machine's after all, nothing is
+    # lost by it: connections there don't come to our group.
+    return listener == asked or (listener.kind == asked.kind == "tcp" and listener.port == asked.port)
+
+
 def covers(wide: Address, narrow: Address) -> bool:
     """Whether all who come to `narrow` come to a socket at `wide` where there is none at `narrow`."""
     same = wide.host == narrow.host

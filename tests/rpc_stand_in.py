@@ -203,7 +203,7 @@ class StandIn:
 
     def log_sources(self, names: Sequence[str], stderr: bool) -> list[LogSource]:
         stream, end = ("err", ".err.log") if stderr else ("out", ".log")
-        return [LogSource(one["name"], stream, str(self.folder / (one["name"] + end)), 2) for one in self.find(names)]
+        return [LogSource(one["name"], stream, str(self.folder / (one["name"] + end))) for one in self.find(names)]
 
     def output_elsewhere(self, names: Sequence[str], stderr: bool) -> dict[str, str]:
         return {}
@@ -223,7 +223,7 @@ class StandIn:
         self.subscribers.append(callback)
         return lambda: self.subscribers.remove(callback)
 
-    def daemon_status(self) -> Object:
+    async def daemon_status(self) -> Object:
         own = {"supervisor_pid": os.getpid(), "keeper_pid": 1, "limits": {"open": 9}, "table": None}
         return {"identifier": "procman", "version": "0.1.0", **own}
 

@@ -27,7 +27,7 @@ SECONDS = {
     "guarantee_crash": 60,
     **dict.fromkeys(("daemon_recovery", "daemon_adoption", "daemon_rotation", "fuzz"), 40),
     **dict.fromkeys(("daemon_upgrade", "guarantee_disks", "guarantee_processes", "keeper", "daemon_apply"), 30),
-    **dict.fromkeys(("daemon_renew", "daemon_ready"), 30),
+    **dict.fromkeys(("daemon_renew", "daemon_ready", "daemon_paths"), 30),
     **dict.fromkeys(("daemon_wayback", "daemon_setback"), 12),
     "daemon_moves": 100,
     "daemon_fewer": 70,

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from procman.apply import HOT, HOT_DAEMON, HOT_LOG, Line, Plan, daemon_in_force, lines, plan, rolling, turns
+from procman.apply import HOT, HOT_DAEMON, HOT_LOG, Line, Plan, daemon_in_force, lines, plan, rolling, steps, turns
 from procman.config import (
     Account,
     Address,
@@ -295,3 +295,38 @@ def test_what_came_with_a_version_that_failed_is_not_there() -> None:
 def test_a_listener_that_is_new_restarts_nobody() -> None:
     other = replace(HTTP, name="other")
     assert plan(OLD, replace(OLD, listeners=(HTTP, other))) == NOTHING
+
+
+def several(number: int, argument: str, listener: Listener, label: str = "web") -> Config:
+    """A table with so many processes of one program on `listener`."""
+    web = replace(WEB, program="web", argv=("web", argument), listen=(listener.name,), reload="restart")
+    names = [label] if number == 1 else [f"{label}:{each}" for each in range(1, number + 1)]
+    return replace(OLD, listeners=(listener,), programs=tuple(replace(web, name=name) for name in names))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "steps_", "cost"),
+    [
+        (HTTP, HTTP, [1, 1, 1], "the others of its program serve meanwhile"),
+        (REUSED, REUSED, [1, 1, 1], "the others of its program serve meanwhile, who waits at its own socket is reset"),
+        # Beside each other they would take connections from each other, or at an address that closes.
+        (HTTP, REUSED, [3], "connections are refused meanwhile"),
+        (HTTP, MOVED, [3], "connections wait meanwhile, 127.0.0.1:80 closes"),
+    ],
+)
+def test_processes_of_one_program_restart_one_after_the_other(
+    before: Listener, after: Listener, steps_: list[int], cost: str
+) -> None:
+    old, new = several(3, "1", before), several(3, "2", after)
+    found = plan(old, new)
+    was = {program.name: program for program in old.programs}
+    (group,) = turns(found.restart, was)
+    assert [len(step) for step in steps(group, was, {before.name: before}, {after.name: after})] == steps_
+    assert [line.cost for line in lines(old, new, found)] == [f"it stops, then it starts; {cost}"] * 3
+
+
+def test_what_a_process_less_costs() -> None:
+    reset = "it stops; who waits at its own socket of 127.0.0.1:80 is reset"
+    for listener, cost in ((HTTP, "it stops"), (REUSED, reset)):
+        old, new = several(3, "1", listener), several(2, "1", listener)
+        assert [(line.name, line.cost) for line in lines(old, new, plan(old, new))] == [("web:3", cost)]

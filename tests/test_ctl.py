@@ -483,8 +483,11 @@ def test_daemon_shutdown_is_asked_again_when_the_daemon_goes_on(
 def test_daemon_shutdown_is_done_when_another_daemon_is_there(
     daemon: Daemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async def another() -> dict[str, int]:
+        return {"keeper_pid": 2}
+
     async def shutdown(_peer: object) -> None:
-        monkeypatch.setattr(daemon.stand_in, "daemon_status", lambda: {"keeper_pid": 2})
+        monkeypatch.setattr(daemon.stand_in, "daemon_status", another)
         daemon.loop.call_later(0.1, drop_all, daemon)
         daemon.stand_in.asked.append(("shutdown",))
 

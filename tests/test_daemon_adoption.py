@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from procman import queues
+from procman.config import Address
 from procman.daemon import CRASH_VARIABLE
 from procman.keeper import tree
 from tests.conftest import MakeDaemon
@@ -617,3 +619,30 @@ def test_no_request_fails(daemon: MakeDaemon) -> None:
         stop.set()
         client.join(30)
     assert set(answers) == {pid}
+
+
+def test_settings_of_a_listener_restart_nobody(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """What is changed while the program runs is no reason for a restart after the keeper was killed, whether it was
+    changed before that or meanwhile; it is as the table says."""
+    port, path = free_port(), f"/tmp/{tmp_path.name[-20:]}-{os.getpid()}.sock"
+
+    def table(backlog: int, mode: str) -> str:
+        listeners = f'[listener.a]\nbind = "127.0.0.1:{port}"\nbacklog = {backlog}\n'
+        listeners += f'[listener.b]\nbind = "unix:{path}"\nmode = {mode}\n'
+        return listeners + '[program.site]\ncommand = "sleep 1000"\nlisten = ["a", "b"]\nstart_seconds = 0\n'
+
+    def looks() -> tuple[int, str]:
+        address = Address("tcp", "127.0.0.1", port)
+        return queues.queues([address])[address].room, oct(os.stat(path).st_mode & 0o777)
+
+    running = daemon(table(100, "0o660"))
+    pid = running.wait_for("site")["pid"]
+    running.write_table(table(50, "0o600"))
+    assert running.ctl("apply").returncode == 0
+    written_down(running, "site")
+    replace_daemon(running)
+    assert (running.wait_for("site")["pid"], *looks()) == (pid, 50, "0o600")
+    kill_keeper(running)
+    running.write_table(table(60, "0o666"))
+    running.start()
+    assert (running.wait_for("site")["pid"], *looks()) == (pid, 60, "0o666")

@@ -196,6 +196,7 @@ def test_more_processes_of_a_bad_release(shop: Shop) -> None:
     assert "apply failed: web:1: the successor failed" in done.stderr
     assert "web:1, web:2 came with it, and went with it" in done.stderr
     assert "release bad 1 is bad" in done.stderr
+    assert "what has happened: procmanctl why web\n" in done.stderr  # of web:1 itself nothing is known any more
     for _ in range(2):
         assert set(shop.running.status()) == {"web", "job"}
         assert shop.pid() == before
@@ -223,6 +224,7 @@ def test_one_more_process_of_a_bad_release(shop: Shop, changed: bool) -> None:
     done = shop.running.ctl("apply")
     assert done.returncode == 1
     assert f"apply failed: {'web:1: the successor failed' if changed else 'web:3: it did not start'}" in done.stderr
+    assert f"what has happened: procmanctl {'why web:1' if changed else 'events'}\n" in done.stderr
     assert set(shop.running.status()) == {"web:1", "web:2", "job"}
     assert {name: shop.pid(name) for name in before} == before
     said = shop.running.ctl("events").stdout

@@ -220,6 +220,18 @@ def test_daemonize_rotates_its_own_log(daemon: MakeDaemon) -> None:
     assert text.count("procmand ends with status 0") == 1
 
 
+def test_rotated_files_of_its_own_log_go_when_room_is_short(daemon: MakeDaemon) -> None:
+    table = '[program.it]\ncommand = ["sh", "-c", "while :; do echo tick; sleep 0.05; done"]\n'
+    running = daemon(table, settings='log_min_free = "99%"', start=False)
+    with background(running):
+        running.log_dir.mkdir()
+        old = running.log_dir / "procmand.log.3"
+        old.write_text("old\n")
+        assert procmand(running, "--daemonize").returncode == 0
+        wait_until(lambda: not old.exists(), 20)
+        wait_until(lambda: f"{old} is removed" in (running.log_dir / "procmand.log").read_text())
+
+
 def test_daemonize_that_can_not_rotate_its_own_log_says_so(daemon: MakeDaemon) -> None:
     running = daemon(PLAIN, settings="log_max_size = 1\nlog_keep = 1", start=False)
     own = running.log_dir / "procmand.log"

@@ -360,6 +360,36 @@ def cmdline(pid: int) -> str:
     return ""
 
 
+HALF_OPEN = """
+import os, socket
+with socket.socket(fileno=os.dup(3)) as listener:
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
+"""
+
+
+@pytest.mark.parametrize("comes", [True, False], ids=["comes", "never comes"])
+def test_who_is_still_connecting_is_waited_for(daemon: MakeDaemon, tmp_path: Path, comes: bool) -> None:
+    """To the old socket, with a packet lost: it would be reset when that closes. (Here the kernel does not hear the end
+    of the handshake before the first bytes.) It is waited for a while, and not for ever."""
+    (listen, address), *_ = addresses(tmp_path)
+    running, site = started(daemon, tmp_path, f'{SERVERS["wsgi"]}\nlisten = "{listen}"\nstart_seconds = 0.2')
+    (site.folder / "release.py").write_text(HALF_OPEN + SITE)
+    running.ctl("restart", "web")
+    before = settled(running)["pid"]
+    with socket.create_connection(address, timeout=20) as slow:
+        site.version("two")
+        with running.client(60) as client:
+            client.call("reload", names=["web"], wait=False)
+        wait_until(lambda: (running.status()["web"]["beside"] or {}).get("role") == "the one before", 30)
+        if comes:
+            with contextlib.suppress(AssertionError):
+                wait_until(lambda: settled(running, before), 2.5)  # too soon
+            slow.sendall(b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
+            assert slow.makefile("rb").read().endswith(f"one {before}".encode())
+        wait_until(lambda: settled(running, before), 20)
+    assert ask(address) == "two"
+
+
 def test_somebody_has_an_old_socket(daemon: MakeDaemon, tmp_path: Path) -> None:
     """What `kill = "main"` has left behind may have a socket that nobody accepts from: it would get connections."""
     listen, address = addresses(tmp_path)[0]

@@ -547,14 +547,14 @@ def test_a_program_that_lives_by_another_zone_than_the_machine(daemon: MakeDaemo
     running.start()
     for name in ("mixed", "alone"):
         running.wait_for(name, "EXITED", 30)
-    for zone in ("UTC", "CET-1", "EST5"):
+    for zone in ("CET-1", "EST5"):
         env = running.environment | {"TZ": zone}
         for name, count in (("mixed", 100), ("alone", 50)):
             for arguments in (("--since", "10 min ago"), ("--since", "10 min ago", "--until", "now", "--grep", " ")):
                 shown = offline(running, "logs", *arguments, name, env=env)
                 assert len(shown.stdout.splitlines()) == count, (zone, name, arguments, shown)
                 words = f"{name}: times there that name no zone are not local time: they are taken for UTC\n"
-                assert shown.stderr == ("" if zone == "UTC" else f"procmanctl: {words}")
+                assert shown.stderr == f"procmanctl: {words}"
             assert offline(running, "logs", "--until", "10 min ago", name, env=env).stdout == ""
         merged = offline(running, "logs", "-n", "1000", env=env).stdout.splitlines()
         assert len(merged) == 150

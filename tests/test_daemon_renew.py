@@ -125,6 +125,8 @@ def test_an_address_that_is_taken_changes_nothing(daemon: MakeDaemon, tmp_path: 
     with socket.create_server(("127.0.0.1", sites.other)):
         new = sites.table(sites.other, keys) + worker("job", argument="2000") + worker("more")
         sites.running.write_table(new)
+        taken = f"apply will be refused: 127.0.0.1:{sites.other} is in use by pid {os.getpid()}"
+        assert taken in sites.running.ctl("diff").stdout
         done = sites.running.ctl("apply")
         assert done.returncode == 1
         assert f"nothing was changed: 127.0.0.1:{sites.other} is in use by pid {os.getpid()}" in done.stderr
@@ -236,6 +238,83 @@ def test_one_program_after_the_other_restarts(daemon: MakeDaemon, tmp_path: Path
     (tmp_path / "ready").touch()
     wait_until(lambda: _other(sites, "two", two), 20)
     assert sites.running.ctl("diff").returncode == 0
+
+
+def several(argument: str, before: str = "") -> str:
+    """A program of three processes; what each does `before` it works."""
+    script = f"{before}exec sleep {argument}"
+    return f"""
+        [program.job]
+        command = ["sh", "-c", "{script}"]
+        instances = 3
+        start_seconds = 0.1
+    """
+
+
+def down_while(running: RunningDaemon, method: str, **params: Any) -> tuple[int, Any]:
+    """How many processes were down at most while something was carried out, and what was answered."""
+    down: list[int] = []
+
+    def look(method: str, params: Any) -> None:
+        down.append(sum(info["state"] != "RUNNING" for info in running.status().values()))
+
+    with running.client(60) as client:
+        answer = client.stream(method, look, **params)
+    return max(down, default=0), answer
+
+
+def works(running: RunningDaemon) -> dict[str, str]:
+    """The argument of each process of `several`."""
+    pids = {name: info["pid"] for name, info in running.status().items() if info["state"] == "RUNNING"}
+    return {name: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1].decode() for name, pid in pids.items()}
+
+
+def test_processes_of_one_program_restart_one_after_the_other(daemon: MakeDaemon) -> None:
+    running = daemon(several("1000"))
+    for number in (1, 2, 3):
+        running.wait_for(f"job:{number}")
+    running.write_table(several("2000"))
+    down, done = down_while(running, "daemon.reread")
+    assert down == 1
+    assert done["restarted"] == ["job:1", "job:2", "job:3"]
+    assert works(running) == dict.fromkeys(done["restarted"], "2000")
+
+
+def test_one_of_several_that_does_not_start(daemon: MakeDaemon) -> None:
+    """Those before it go back as well, one after the other."""
+    running = daemon(several("1000"))
+    for number in (1, 2, 3):
+        running.wait_for(f"job:{number}")
+    third = running.status()["job:3"]["pid"]
+    running.write_table(several("2000", "test ${instance} = 2 && exit 3; "))
+    down, done = down_while(running, "daemon.reread")
+    assert down == 1
+    assert done["failed"]["name"] == "job:2"
+    assert done["left"] == ["job:1", "job:2", "job:3"]
+    assert works(running) == dict.fromkeys(done["left"], "1000")
+    assert running.status()["job:3"]["pid"] == third
+
+
+def test_the_supervisor_dies_between_one_process_and_the_other(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """The next one goes on with the one that was under way, and the others wait for it."""
+    gates = [tmp_path / f"gate-{number}" for number in (1, 2, 3)]
+    for gate in gates:
+        gate.touch()
+    ready = f'ready = {{ command = ["test", "-e", "{tmp_path}/gate-${{instance}}"] }}'
+    running = daemon(several("1000") + ready)
+    for number in (1, 2, 3):
+        running.wait_for(f"job:{number}")
+    third = running.status()["job:3"]["pid"]
+    gates[1].unlink()
+    running.write_table(several("2000") + ready)
+    os.kill(running.keeper_pid, signal.SIGHUP)
+    running.wait_for("job:2", "STARTING")
+    os.kill(running.supervisor_pid, signal.SIGKILL)
+    wait_until(lambda: running.json("daemon", "status")["supervisor_starts"] == 2, 20)
+    assert (works(running)["job:1"], running.status()["job:3"]["pid"]) == ("2000", third)
+    gates[1].touch()
+    wait_until(lambda: list(works(running).values()) == ["2000"] * 3, 20)
+    wait_until(lambda: running.ctl("diff").returncode == 0, 20)
 
 
 @pytest.mark.parametrize("good", [True, False], ids=["good", "bad"])

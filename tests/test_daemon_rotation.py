@@ -468,14 +468,14 @@ def snippet() -> str:
 
 
 @pytest.mark.skipif(LOGROTATE is None, reason="there is no logrotate: apt-get install logrotate")
-@pytest.mark.parametrize("how", ["reopen-logs", "USR2"])
+@pytest.mark.parametrize("how", ["reopen-logs", "USR2", "dateext"])
 def test_the_logrotate_snippet_of_the_documentation_loses_nothing(daemon: MakeDaemon, how: str) -> None:
-    """With the real logrotate, again and again, while a program prints: each line is there once."""
+    """With the real logrotate, again and again, while a program prints: each line is there once, and is read."""
     running = daemon(
         """
         [program.lines]
         command = ["sh", "-c", "i=0; while true; do echo $i; i=$((i+1)); done"]
-        log = { max_size = 0, compress = "none" }
+        log = { max_size = 0, compress = "none", keep = 2 }
         """
     )
     assert LOGROTATE is not None
@@ -486,6 +486,8 @@ def test_the_logrotate_snippet_of_the_documentation_loses_nothing(daemon: MakeDa
     if how == "USR2":  # which waits for nothing
         command = f"kill -USR2 {running.keeper_pid} #"
         text = text.replace("compress", "compress\n    delaycompress")
+    if how == "dateext":  # as distributions have it for all logs; with seconds, for a rotation in each
+        text = text.replace("nodateext", "dateext\n    dateformat -%Y%m%d%H%M%S")
     text = text.replace("procmanctl", command).replace("rotate 14", "rotate 1000")
     config = running.folder / "logrotate.conf"
     config.write_text(text)
@@ -500,8 +502,12 @@ def test_the_logrotate_snippet_of_the_documentation_loses_nothing(daemon: MakeDa
         )
         assert (done.returncode, done.stderr) == (0, "")
         wait_until(path.exists)
-        assert len(log_files(path)) == number + 1
+        assert len(list(running.log_dir.glob("lines.log*"))) == number + 1
+        second = int(time.time())
+        wait_until(lambda second=second: how != "dateext" or time.time() >= second + 1)  # type: ignore[misc]
     assert running.ctl("stop", "lines").returncode == 0
-    found = [int(line) for line in whole_log(path).split()]
+    found = [int(line) for line in running.ctl("logs", "-n", str(10**9), "lines").stdout.split()]
     assert found == list(range(len(found)))
+    if how != "dateext":
+        assert "".join(f"{number}\n" for number in found).encode() == whole_log(path)
     assert counters(running, "lines")["dropped"] == 0

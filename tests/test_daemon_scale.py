@@ -213,7 +213,8 @@ def test_operators(daemon: MakeDaemon, tmp_path: Path) -> None:
     running = shop.running
     done = running.ctl("reload", "shop")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("nothing to reload: scaled down (0 of 3)") == 3
+    assert done.stdout.count("nothing to reload: scaled down (0 of 3)") == 2
+    assert running.ctl("scale", "shop", "0").returncode == 0
     assert running.ctl("restart", "shop").returncode == 0
     assert shop.states() == ["STOPPED"] * 3
     assert running.ctl("status", "shop").returncode == 0  # nobody has come yet: all is well
@@ -264,6 +265,38 @@ def test_a_start_that_fails_does_not_spin(daemon: MakeDaemon, tmp_path: Path) ->
         assert shop.number() == 1
         (shop.folder / "bad").unlink()
         assert [one.result(20) for one in asked]
+
+
+@KINDS
+def test_one_that_has_given_up_is_tried_again_for_who_waits(daemon: MakeDaemon, tmp_path: Path, kind: str) -> None:
+    """Whoever mends the code need not think of it."""
+    lines = f'{WSGI}\nstart_retries = 1\nrestart_delay_max = "1s"\nscale = {{ min = 0, max = 2, idle_timeout = "1h" }}'
+    shop = Shop(daemon, tmp_path, kind, lines)
+    (shop.folder / "bad").touch()
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(shop.ask)
+        for _ in range(2):
+            shop.running.wait_for("shop:1", "FATAL", 20)
+            shop.running.wait_for("shop:1", "BACKOFF", 20)
+        (shop.folder / "bad").unlink()
+        assert asked.result(20)
+    shop.up(1)
+
+
+def test_a_reload_while_none_is_up_tries_the_release(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """Not a visitor but who deploys is told that it is bad; nothing is up then, as before."""
+    lines = f'{WSGI}\nscale = {{ min = 0, max = 2, idle_timeout = "1s" }}'
+    shop = Shop(daemon, tmp_path, "tcp", lines)
+    (shop.folder / "bad").touch()
+    ran = shop.running.ctl("reload", "shop")
+    assert ran.returncode == 1
+    assert "RuntimeError: a bad release" in ran.stderr
+    shop.up(0)
+    (shop.folder / "bad").unlink()
+    ran = shop.running.ctl("reload", "shop")
+    assert (ran.returncode, "tried" in ran.stdout) == (0, True)
+    shop.up(0)
+    assert shop.ask()
 
 
 def test_apply(daemon: MakeDaemon, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ RESERVED = [
     ("wait3 wait4 waitpid waitid", "keeper daemon"),
     ("execv execve execvp execvpe", "keeper daemon"),
     ("create_subprocess_exec create_subprocess_shell system popen", ""),
-    ("bind create_server start_server", "listeners notify probes wsgi"),
+    ("bind create_server start_server", "listeners notify probes wsgi adapter"),
     ("sleep", "probes rollout proving parting logs client ctl wsgi adapter"),
 ]
 ONLY_IN = {call: set(modules.split()) for names, modules in RESERVED for call in names.split()}
@@ -65,13 +65,13 @@ rollout that a queue is empty; a canary is probed again and again; the log threa
 may wait as they like; wsgi and adapter are programs of their own, and their forks signal themselves."""
 
 IMPORT_ONLY_IN: dict[str, set[str]] = {
-    "threading": {"logs", "wsgi"},
+    "threading": {"logs", "wsgi", "adapter"},
     "concurrent": {"journal", "reading"},
     "multiprocessing": set(),
     "subprocess": {"ctl", "daemon", "offered"},
 }
 """House rule 5: one thread, but for those that use a disk, which may be stuck: the logs', the state file's, and those
-that read for clients.
+that read for clients. Programs of their own have what they need.
 Children come from the keeper; the client may run `procmand`, and `--check` a server that is to tell its options."""
 
 DEPENDENCIES: dict[str, set[str]] = {

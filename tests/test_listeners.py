@@ -31,6 +31,7 @@ from procman.listeners import (
     open_rpc_socket,
     remove_socket_file,
     socket_file,
+    try_out,
 )
 from tests.harness import User, free_port
 
@@ -483,3 +484,16 @@ def test_a_free_port_can_be_taken_and_given_back() -> None:
     for _ in range(3):
         with open_listener(tcp(port=port)) as sock, socket.create_connection(("127.0.0.1", port)):
             sock.accept()[0].close()  # first: TIME_WAIT is ours
+
+
+def test_an_address_is_tried_out(tmp_path: Path) -> None:
+    """Whether it can be had: that opens nothing, removes nothing, and can be done again."""
+    for wanted in (tcp(port=free_port()), unix(tmp_path / "web.sock")):
+        for _ in range(2):
+            try_out(wanted)
+        assert not (tmp_path / "web.sock").exists()
+        open_listener(wanted).close()
+        try_out(wanted)  # a stale file is none of its business
+        with open_listener(wanted), pytest.raises(Failed, match="is in use by pid"):
+            try_out(wanted)
+    assert (tmp_path / "web.sock").exists()

@@ -90,7 +90,7 @@ TAILS: list[tuple[list[bytes], int, bytes]] = [
     ([b"a\nb\n", b"c\n"], 1, b"c\n"),
     ([b"a\nb\n", b""], 1, b"b\n"),
     ([b"a\n", b"b\n", b"", b"c"], 3, b"a\nb\nc"),
-    ([b"too old\n", b"a\n", b"b\n", b"", b"c"], 9, b"a\nb\nc"),
+    ([b"old\n", b"a\n", b"b\n", b"", b"c"], 9, b"old\na\nb\nc"),
     ([b"a\nsplit li", b"ne\nc\n"], 2, b"split line\nc\n"),
 ]
 
@@ -99,10 +99,10 @@ TAILS: list[tuple[list[bytes], int, bytes]] = [
 def test_tail(tmp_path: Path, follow: Callable[..., Follower], files: list[bytes], lines: int, expected: bytes) -> None:
     path = tmp_path / "log"
     lay_out(path, files)
-    found, end = tail(str(path), lines, keep=3)
+    found, end = tail(str(path), lines)
     assert found == expected
     assert read_all(follow(path, end)) == b""
-    assert read_all(follow(path, last_lines(str(path), lines, keep=3))) == expected
+    assert read_all(follow(path, last_lines(str(path), lines))) == expected
 
 
 @settings(max_examples=40, deadline=None)
@@ -120,8 +120,8 @@ def test_tail_is_the_end_of_the_bytes(
     output = output[:-1] if unfinished else output
     lay_out(path, [output[:cut], output[cut:]])
     expected = b"".join(output.splitlines(keepends=True)[-lines:]) if lines else b""
-    assert tail(str(path), lines, keep=1)[0] == expected
-    assert tail(str(path), lines, keep=1, limit=70_000)[0] == expected[-70_000:]
+    assert tail(str(path), lines)[0] == expected
+    assert tail(str(path), lines, limit=70_000)[0] == expected[-70_000:]
 
 
 def test_tail_of_a_huge_file_reads_only_its_end(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_tail_of_a_huge_file_reads_only_its_end(tmp_path: Path) -> None:
         file.truncate(1 << 40)  # a hole: reading it all would take minutes
         file.seek(0, os.SEEK_END)
         file.write(b"\n" + b"line\n" * 50)
-    found, end = tail(str(path), 10, keep=3)
+    found, end = tail(str(path), 10)
     assert found == b"line\n" * 10
     assert end.offset == (1 << 40) + 251
 
@@ -138,11 +138,80 @@ def test_tail_of_a_huge_file_reads_only_its_end(tmp_path: Path) -> None:
 def test_a_gap_in_the_numbers_hides_nothing(tmp_path: Path, follow: Callable[..., Follower]) -> None:
     (tmp_path / "log.3").write_bytes(b"a\n")
     (tmp_path / "log.1").write_bytes(b"b\n")
-    assert tail(str(tmp_path / "log"), 9, keep=5)[0] == b"a\nb\n"
-    follower = follow(tmp_path / "log", last_lines(str(tmp_path / "log"), 9, keep=5))
+    assert tail(str(tmp_path / "log"), 9)[0] == b"a\nb\n"
+    follower = follow(tmp_path / "log", last_lines(str(tmp_path / "log"), 9))
     assert read_all(follower) == b"a\nb\n"
     (tmp_path / "log").write_bytes(b"c\n")
     assert read_all(follower) == b"c\n"
+
+
+DATED = [  # of one log each, the oldest first
+    ["log-20260129.gz", "log-20260130.gz", "log-20260131", "log"],
+    ["log-2026-01-30", "log-2026-01-31", "log"],
+    ["log.2026013109", "log.2026013110.gz", "log.2", "log.1", "log"],
+    ["log.2", "log.1.gz", "log-20260130", "log-20260131.gz", "log"],
+    ["log-20260131-0930", "log-20260131-0931", "log.300", "log.277", "log.7.gz", "log.1", "log"],
+]
+
+
+@pytest.mark.parametrize("names", DATED)
+def test_files_of_any_rotation_are_part_of_a_log(
+    tmp_path: Path, follow: Callable[..., Follower], names: list[str]
+) -> None:
+    """By a number, also behind a gap, or by a date. Those of other logs are not."""
+    path = tmp_path / "log"
+    for name in names:
+        data = f"{name}\n".encode()
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        os.utime(tmp_path / name, (1000.0 + names.index(name),) * 2)
+    for other in ("log-2", "log-20260131.txt", "log.20260131.gz.partial", "log.01", "log-1-20260131", "a.log-20260131"):
+        (tmp_path / other).write_bytes(b"another\n")
+    whole = "".join(f"{name}\n" for name in names).encode()
+    found = logread.files(str(path))
+    assert [Path(file.path).name for file in found] == names
+    assert [[Path(file.path).name for file in log] for log in logread.Held().files([str(path)] * 2)] == [names] * 2
+    assert all(logread.read(str(path), file.id, 0, 99) == Path(file.path).read_bytes() for file in found)
+    assert tail(str(path), 99)[0] == whole
+    for number, name in enumerate(names):
+        rest = whole[whole.index(f"{name}\n".encode()) :]
+        follower = follow(path, last_lines(str(path), len(names) - number))
+        assert read_all(follower) == rest
+        assert read_all(follow(path, follower.position)) == b""
+    path.rename(tmp_path / "log-20260201")
+    path.write_bytes(b"next\n")
+    assert read_all(follower) == b"next\n"
+
+
+def test_who_follows_many_logs_does_not_list_their_folder(
+    tmp_path: Path, follow: Callable[..., Follower], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For each that would be too much where there are thousands; and who reads them lists it once."""
+    paths = [tmp_path / f"log{number}" for number in range(30)]
+    for path in paths[:20]:
+        lay_out(path, [b"a\n", b"b\n", b"c\n"])
+    os.utime(tmp_path, (1.5, 1.5))
+    listed: list[str] = []
+    real_listdir = os.listdir
+
+    def listdir(folder: str) -> list[str]:
+        listed.append(folder)
+        return real_listdir(folder)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    found = logread.Held().files([str(path) for path in paths])
+    assert [len(files) for files in found] == [3] * 20 + [0] * 10
+    assert len(listed) == 1
+    for path, files in zip(paths, found, strict=True):
+        position = Position.of(files[-1].id, 2) if files else Position()
+        follower = follow(path, position)
+        assert follower.read() == b""
+        if files:
+            path.rename(f"{path}.0")
+        path.write_bytes(b"d\n")
+        assert read_all(follower) == b"d\n"
+    assert len(listed) == 1
+    (tmp_path / "log0-20260131").write_bytes(b"old\n")
+    assert len(logread.files(str(paths[0]))) == 4
 
 
 @pytest.mark.parametrize("kind", ["symlink", "directory", "fifo", "no folder"])
@@ -157,7 +226,7 @@ def test_what_is_no_log_file_is_empty(tmp_path: Path, follow: Callable[..., Foll
         os.mkfifo(path)
     else:
         path = tmp_path / "none" / "log"
-    assert tail(str(path), 5, keep=2) == (b"", Position())
+    assert tail(str(path), 5) == (b"", Position())
     assert follow(path).read() == b""
 
 
@@ -165,7 +234,7 @@ def test_what_is_no_log_file_is_empty(tmp_path: Path, follow: Callable[..., Foll
 def test_a_log_that_may_not_be_read_says_so(tmp_path: Path) -> None:
     (tmp_path / "log").touch(0o000)
     with pytest.raises(Failed, match=r"can't read .*/log: Permission denied"):
-        tail(str(tmp_path / "log"), 5, keep=2)
+        tail(str(tmp_path / "log"), 5)
 
 
 def test_a_tail_that_a_rotation_overtakes_sees_no_file_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +253,7 @@ def test_a_tail_that_a_rotation_overtakes_sees_no_file_twice(tmp_path: Path, mon
 
     real = logread._open
     monkeypatch.setattr(logread, "_open", rotate_after_the_first)
-    assert tail(str(path), 9, keep=5)[0] == b"a\nb\n"
+    assert tail(str(path), 9)[0] == b"a\nb\n"
 
 
 @pytest.mark.parametrize("partial", [5, BLOCK, 3 * BLOCK])
@@ -206,7 +275,7 @@ def test_a_tail_whose_partial_line_is_cut_off_meanwhile_goes_on_without_a_seam(
     with monkeypatch.context() as patch:
         patch.setattr(logread, "_open", lambda name: os.open(name, os.O_RDONLY))
         patch.setattr(os, "fstat", rotate_after)
-        found, end = tail(str(path), 9, keep=0)
+        found, end = tail(str(path), 9)
     assert found + read_all(follow(path, end)) == b"a\nb\n" + line
 
 
@@ -226,7 +295,7 @@ def test_a_follower_reads_each_byte_once_whatever_it_reads_when(
     path = tmp_path_factory.mktemp("logs") / "log"
     writer = Writer(path, max_size)
     writer.write(b"before\n" * 5)
-    seen, end = tail(str(path), lines, keep=100)
+    seen, end = tail(str(path), lines)
     assert seen == b"before\n" * lines
     follower = Follower(str(path), end)
     written = found = b""
@@ -280,7 +349,7 @@ def test_a_tail_at_any_step_of_a_rotation_goes_on_without_a_seam(
     begun: list[tuple[bytes, Follower]] = []
 
     def watch(_step: str) -> None:
-        seen, end = tail(str(path), 1000, keep=100)
+        seen, end = tail(str(path), 1000)
         begun.append((seen, follow(path, end)))
 
     crossing.watcher = watch
@@ -334,7 +403,7 @@ def test_a_file_that_does_not_exist_yet(tmp_path: Path, follow: Callable[..., Fo
 def test_a_log_that_began_and_rotated_after_the_follower_is_read_from_its_first_byte(
     tmp_path: Path, follow: Callable[..., Follower]
 ) -> None:
-    _, end = tail(str(tmp_path / "log"), 5, keep=9)
+    _, end = tail(str(tmp_path / "log"), 5)
     followers = [follow(tmp_path / "log"), follow(tmp_path / "log", end)]
     lay_out(tmp_path / "log", [b"a\n", b"b\n", b"c\n"])
     assert [read_all(follower) for follower in followers] == [b"a\nb\nc\n"] * 2
@@ -411,7 +480,7 @@ def rotate(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("moment", ["open", "listdir"])
+@pytest.mark.parametrize("moment", ["open", "look"])
 def test_rotations_while_it_looks_for_the_next_file_make_it_miss_none(
     tmp_path: Path, follow: Callable[..., Follower], monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -421,23 +490,23 @@ def test_rotations_while_it_looks_for_the_next_file_make_it_miss_none(
     assert read_all(follower) == b"a\n"
     rotate(path, b"b\n")
     later = [b"c\n", b"d\n"]
-    real_open, real_listdir = logread._open, os.listdir
+    real_open, real_status = logread._open, logread._status
 
     def open_after_rotations(name: str) -> int | None:
         while later:
             rotate(path, later.pop(0))
         return real_open(name)
 
-    def rotations_after_listdir(folder: str) -> list[str]:
-        found = real_listdir(folder)
-        while later:
+    def status_before_rotations(name: str) -> os.stat_result | None:
+        found = real_status(name)
+        while later and name.endswith(".1"):
             rotate(path, later.pop(0))
         return found
 
     if moment == "open":
         monkeypatch.setattr(logread, "_open", open_after_rotations)
     else:
-        monkeypatch.setattr(os, "listdir", rotations_after_listdir)
+        monkeypatch.setattr(logread, "_status", status_before_rotations)
     assert read_all(follower) == b"b\nc\nd\n"
     assert not later
 
@@ -464,10 +533,10 @@ def test_root_reads_nothing_that_a_user_led_it_to(tmp_path: Path) -> None:
     os.chown(home, 65534, 65534)
     (home / "log").symlink_to(secret)
     os.chown(home / "log", 65534, 65534, follow_symlinks=False)
-    assert tail(str(home / "log" / "web.log"), 10, 1)[0] == b""
+    assert tail(str(home / "log" / "web.log"), 10)[0] == b""
     os.link(secret / "web.log", home / "web.log")
-    assert tail(str(home / "web.log"), 10, 1)[0] == b""
-    assert tail(str(secret / "web.log"), 10, 1)[0] == b"secret\n"
+    assert tail(str(home / "web.log"), 10)[0] == b""
+    assert tail(str(secret / "web.log"), 10)[0] == b"secret\n"
 
 
 # --- compressed files -------------------------------------------------------------------------------------------------
@@ -488,16 +557,16 @@ def test_compressed_files_are_part_of_a_log(tmp_path: Path, follow: Callable[...
     compress(path.with_name("log.2"))
     compress(path.with_name("log.1"))
     expected = b"a\n" + b"b\n" * 50_000 + b"c\nd"
-    assert tail(str(path), 50_003, keep=3)[0] == expected
-    follower = follow(path, last_lines(str(path), 50_003, keep=3))
+    assert tail(str(path), 50_003)[0] == expected
+    follower = follow(path, last_lines(str(path), 50_003))
     assert read_all(follower, 7777) == expected
-    assert read_all(follow(path, last_lines(str(path), 10**9, keep=3))) == b"a\n" * 50_000 + b"b\n" * 50_000 + b"c\nd"
-    found = logread.files(str(path), 3)
+    assert read_all(follow(path, last_lines(str(path), 10**9))) == b"a\n" * 50_000 + b"b\n" * 50_000 + b"c\nd"
+    found = logread.files(str(path))
     assert [Path(one.path).name for one in found] == ["log.2.gz", "log.1.gz", "log"]
     assert [one.zipped for one in found] == [True, True, False]
-    assert logread.read(str(path), 3, found[2].id, 1, 2) == b"\nd"
-    assert logread.read(str(path), 3, found[0].id, 0, 2) == b"\x1f\x8b"
-    assert logread.read(str(path), 3, f"{found[2].device}:1", 0, 2) is None
+    assert logread.read(str(path), found[2].id, 1, 2) == b"\nd"
+    assert logread.read(str(path), found[0].id, 0, 2) == b"\x1f\x8b"
+    assert logread.read(str(path), f"{found[2].device}:1", 0, 2) is None
 
 
 @pytest.mark.parametrize("read_first", [0, 3, 8, 100])
@@ -553,7 +622,7 @@ def test_a_place_whose_file_is_gone(tmp_path: Path, follow: Callable[..., Follow
     """Truncated: it begins again. Another one that got its inode: the log from its oldest file."""
     path = tmp_path / "log"
     lay_out(path, [b"old\n", b"some lines\n" * 2])
-    position = tail(str(path), 1, keep=1)[1]
+    position = tail(str(path), 1)[1]
     path.write_bytes(content)
     assert read_all(follow(path, position)) == (content if len(content) < 22 else b"old\n" + content)
 
@@ -585,11 +654,11 @@ def test_files_of_one_time_are_told_apart(
 def test_a_file_listed_with_an_unfinished_line_is_read_after_its_rotation(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"a line\nhalf")
-    (one,) = logread.files(str(path), 3)
+    (one,) = logread.files(str(path))
     with path.open("r+b") as file:
         file.truncate(7)
     rotate(path, b"half of it\n")
-    assert logread.read(str(path), 3, one.id, 0, 99) == b"a line\n"
+    assert logread.read(str(path), one.id, 0, 99) == b"a line\n"
 
 
 def test_both_names_of_a_file_for_an_instant_are_one_file(tmp_path: Path, follow: Callable[..., Follower]) -> None:
@@ -600,18 +669,18 @@ def test_both_names_of_a_file_for_an_instant_are_one_file(tmp_path: Path, follow
     compress(path.with_name("log.1"))
     path.with_name("log.1").write_bytes(before)
     os.utime(path.with_name("log.1"), ns=(0, status.st_mtime_ns))
-    assert tail(str(path), 9, keep=3)[0] == b"a\nb\n"
-    assert len(logread.files(str(path), 3)) == 2
-    assert read_all(follow(path, last_lines(str(path), 9, keep=3))) == b"a\nb\n"
+    assert tail(str(path), 9)[0] == b"a\nb\n"
+    assert len(logread.files(str(path))) == 2
+    assert read_all(follow(path, last_lines(str(path), 9))) == b"a\nb\n"
 
 
 def test_a_file_that_got_the_inode_of_another_is_not_taken_for_it(tmp_path: Path) -> None:
     """As a compressed one does, of the file that it was made of: file systems give inodes away again at once."""
     path = tmp_path / "log"
     path.write_bytes(b"a line\n")
-    (one,) = logread.files(str(path), 3)
+    (one,) = logread.files(str(path))
     with path.open("ab") as file:
         file.write(b"more\n")
-    assert logread.read(str(path), 3, one.id, 7, 99) == b"more\n"
+    assert logread.read(str(path), one.id, 7, 99) == b"more\n"
     path.write_bytes(b"\x1f\x8b of another\n")  # the same inode
-    assert logread.read(str(path), 3, one.id, 0, 99) is None
+    assert logread.read(str(path), one.id, 0, 99) is None

@@ -3,12 +3,15 @@ gives."""
 
 from __future__ import annotations
 
+import functools
 import gzip
+import itertools
 import json
 import random
 import re
 import time
-from collections.abc import Sequence
+import tracemalloc
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -101,6 +104,14 @@ def test_a_traceback_is_one_record_with_the_line_that_announces_it(server: str) 
             assert (server == "uwsgi") == record.lines[0].startswith(b"Traceback")
 
 
+def test_a_traceback_begins_no_record_where_the_line_before_it_is_not_known() -> None:
+    maker = Records(CLOCK, "within")
+    trace = b'an error\nTraceback (most recent call last):\n  File "a", line 1, in f\nValueError: b\n'
+    found = list(maker.feed(trace + b"2026-01-31 12:00:00 INFO a\n"))
+    assert [record.text for record in [*found, *maker.end()]] == [b"2026-01-31 12:00:00 INFO a\n"]
+    assert maker.skipped == len(trace)
+
+
 def test_a_line_and_a_record_that_never_end_come_in_parts() -> None:
     size = logrecords.LINE_MAX
     for data in (
@@ -161,6 +172,7 @@ def test_the_last_lines_and_records_of_any_log(
         patch.setattr(logtext, "BLOCK", 200)
         patch.setattr(logtext, "SPAN_MAX", 4000)
         patch.setattr(logtext, "BEGIN", 50)
+        patch.setattr(logtext, "HELD", 1000)  # any of these records
         patch.setattr(logrecords, "PROBE", 1 << 20)
         text = Memory(files, zipped=zipped).text()
         start = text.last_lines(count)
@@ -178,7 +190,7 @@ def test_the_last_lines_and_records_of_any_log(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=400), st.integers(0, 40_000), st.integers(0, 3), st.randoms())
-def test_since_misses_nothing(steps: list[int], since: int, zipped: int, rng: random.Random) -> None:
+def test_since_and_until_miss_nothing(steps: list[int], since: int, zipped: int, rng: random.Random) -> None:
     """Lines with times that grow, some without, some a little late, in some files."""
     begin = datetime(2026, 1, 31, tzinfo=UTC).timestamp()
     files, modified, at = [b""], [0.0], begin
@@ -199,7 +211,12 @@ def test_since_misses_nothing(steps: list[int], since: int, zipped: int, rng: ra
         text = Memory(files, zipped=zipped, modified=modified).text()
         start = text.since(begin + since)
         found = [record.text for record in text.records(text.maker(start), start) if wanted.wants(record)]
-    assert found == expected
+        assert found == expected
+        ended = Filter(until=begin + since)
+        expected = [record.text for record in logrecords.timed(records(b"".join(files))) if ended.wants(record)]
+        start, skip = text.last_records(5, ended, Place())
+        found = [one.text for one in text.records(text.maker(start, exact=True), start) if ended.wants(one)][skip:]
+    assert found == expected[-5:]
 
 
 def test_since_reads_little_of_a_large_file() -> None:
@@ -242,6 +259,41 @@ def test_since_misses_nothing_where_some_lines_tell_the_time_of_another_zone(
         monkeypatch.undo()
         time.tzset()
         logformat._minute.cache_clear()
+
+
+def second(n: int) -> bytes:
+    return b"2026-01-%02d %02d:%02d:%02dZ INFO a line\n" % (1 + n // 86400, n // 3600 % 24, n // 60 % 60, n % 60)
+
+
+@functools.cache
+def seconds(first: int, last: int) -> bytes:
+    return b"".join(map(second, range(first, last)))
+
+
+@pytest.mark.parametrize("zipped", [0, 1, 2])
+@pytest.mark.parametrize("n", [50_000, 149_999, 150_000, 299_999])
+def test_a_search_by_time_takes_few_lines_apart(zipped: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In compressed files, too; and the last lines before a time are found without those that are later."""
+    begin = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    at = begin + n
+    files = [seconds(0, 150_000), seconds(150_000, 300_000)]
+    text = Memory(files, zipped=zipped, modified=[begin + 150_000, begin + 300_000]).text()
+    start = text.since(at)
+    assert sum(map(len, files[: start.file])) + start.offset > len(files[0]) // 150_000 * n - 2 * logrecords.PROBE
+    fed: list[int] = []
+    feed = Records.feed
+
+    def counting(self: Records, chunk: bytes) -> Iterator[Record]:
+        fed.append(len(chunk))
+        return feed(self, chunk)
+
+    monkeypatch.setattr(Records, "feed", counting)
+    wanted = Filter(until=at)
+    start, skip = text.last_records(3, wanted, Place())
+    chosen = text.records(text.maker(start, exact=True), start, piece=logrecords.PROBE)
+    in_time = itertools.takewhile(lambda one: not wanted.after(one), chosen)
+    assert [one.text for one in in_time if wanted.wants(one)][skip:] == [second(n - 2), second(n - 1), second(n)]
+    assert sum(fed) < 10 * logrecords.PROBE
 
 
 # --- summary
@@ -328,6 +380,28 @@ def test_any_place_of_a_compressed_file(members: int, asked: list[tuple[int, int
         assert unzipped.damaged == (not members)
         assert len(unzipped._copies) <= COPIES_MAX
         assert unzipped.pread(len(whole), 0) == whole
+
+
+@pytest.mark.parametrize("lines", [None, 100_000])
+@pytest.mark.parametrize("left", [False, True])
+def test_many_compressed_logs_are_read_at_once_in_little_memory(
+    lines: int | None, left: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where they are merged by time: each of them is in the midst of its compressed file, or has left it."""
+    monkeypatch.setattr("procman.unzip.SPACING", 50_000)
+    content = [seconds(0, 150_000), b"one\n" * 9 if left else b""]
+    library = Memory(content, zipped=1)
+    tracemalloc.start()
+    reading = []
+    for text in (library.text() for _ in range(5)):
+        start = Place() if lines is None else text.last_lines(lines)
+        reading.append(text.forward(start, piece=5_000))
+        found = next(data for data in reading[-1] if text.reached > Place(0, 4_000_000))
+        found = next(data for data in reading[-1] if text.reached.file == 1) if left else found
+        assert len(found) <= 5_000
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert used < len(reading) * (50_000 if left else 200_000)
 
 
 WHOLE = b"".join(b"line %d\n" % number for number in range(5000))

@@ -100,8 +100,8 @@ def test_any_zone_is_seen_in_a_log_that_somebody_uses(steps: list[tuple[int, boo
         at += step
         late = at - number % 2 * 20
         lines.append(access(late) if exact else app(late, there))
-    lines += [app(at - 900, there), app(at, there)]
-    shown = found(lines, UTC, written=at)
+    lines += [app(at, there), app(at + 900, there)]
+    shown = found(lines, UTC, written=at + 900)
     assert (shown or UTC).utcoffset(None) == timedelta(minutes=offset)
 
 

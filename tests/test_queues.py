@@ -116,6 +116,25 @@ def test_who_waits_at_a_port(kept: contextlib.ExitStack) -> None:
     wait_until(waits)
 
 
+@pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+def test_who_has_only_begun_to_connect(kept: contextlib.ExitStack, host: str, family: int) -> None:
+    """A listener that waits for the first bytes has not heard the end of the handshake before them."""
+    try:
+        listener = kept.enter_context(socket.create_server((host, 0), family=family))
+    except OSError:
+        pytest.skip("no IPv6 here")
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
+    port = listener.getsockname()[1]
+    assert queues.handshakes(port) == set()
+    client = kept.enter_context(socket.create_connection((host, port)))
+    found = wait_until(lambda: queues.handshakes(port))
+    assert {client_port for _, client_port in found} == {client.getsockname()[1]}
+    assert queues.backlog(port).clients == set()
+    client.sendall(b"x")
+    wait_until(lambda: not queues.handshakes(port))
+    assert queues.backlog(port).clients == found
+
+
 def test_nobody_listens() -> None:
     assert queues.queues([]) == {}
     assert waiting(Address("tcp", "127.0.0.1", 1)) is None

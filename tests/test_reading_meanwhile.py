@@ -75,24 +75,23 @@ class Writer:
 class Disk:
     """A library of its log, in which the writer goes on between any two calls."""
 
-    def __init__(self, writer: Writer, rng: random.Random, *, keep: int, room: int) -> None:
+    def __init__(self, writer: Writer, rng: random.Random, *, room: int) -> None:
         self._writer = writer
         self._rng = rng
-        self._keep = keep
         self._held = Held(room)
         self.elsewhere: dict[str, str] = {}
 
     def sources(self, names: Sequence[str] = (), *, stderr: bool = False) -> list[Source]:
-        [found] = self._held.files([(str(self._writer.path), self._keep)])
+        [found] = self._held.files([str(self._writer.path)])
         return [Source("w", "out", tuple(map(own_file, found)))]
 
     def files(self, source: Source) -> tuple[File, ...]:
         self.goes_on()
-        return tuple(map(own_file, logread.files(str(self._writer.path), self._keep)))
+        return tuple(map(own_file, logread.files(str(self._writer.path))))
 
     def read(self, source: Source, file: File, size: int, offset: int) -> bytes | None:
         self.goes_on()
-        return self._held.read(str(self._writer.path), self._keep, file.id, offset, size)
+        return self._held.read(str(self._writer.path), file.id, offset, size)
 
     def follow(self, places: Places, heard: Heard) -> None:
         raise NotImplementedError
@@ -142,7 +141,7 @@ def test_a_text_is_what_it_was_whatever_rotates_meanwhile(folders: Path, case: C
     twice or in another order."""
     rng = random.Random(case.seed)
     writer = Writer(Path(tempfile.mkdtemp(dir=folders)), rng, keep=case.keep, alike=case.alike)
-    disk = Disk(writer, rng, keep=case.keep, room=case.room)
+    disk = Disk(writer, rng, room=case.room)
     for _ in range(rng.randrange(1, 30)):
         writer.step()
     [source] = disk.sources()
@@ -208,14 +207,14 @@ def test_the_oldest_and_the_newest_file_are_held_where_there_is_no_room_for_all(
         (tmp_path / name).write_text(f"{name}\n")
     for room, expected in ((0, []), (1, ["w.log"]), (3, ["w.log.5", "w.log.4", "w.log"]), (99, None)):
         held = Held(room)
-        [found] = held.files([(str(path), 10)])
+        [found] = held.files([str(path)])
         (moved := tmp_path / "elsewhere").mkdir()
         for file in found:
             Path(file.path).rename(moved / Path(file.path).name)
-        there = [Path(file.path).name for file in found if held.read(str(path), 10, file.id, 0, 99) is not None]
+        there = [Path(file.path).name for file in found if held.read(str(path), file.id, 0, 99) is not None]
         assert there == (expected if expected is not None else [Path(file.path).name for file in found])
         held.close()
-        assert all(held.read(str(path), 10, file.id, 0, 99) is None for file in found)
+        assert all(held.read(str(path), file.id, 0, 99) is None for file in found)
         for one in moved.iterdir():
             one.rename(tmp_path / one.name)
         moved.rmdir()
@@ -227,4 +226,4 @@ def test_files_of_one_time_and_size_are_not_taken_for_each_other(tmp_path: Path)
     (tmp_path / "w.log.2.gz").write_bytes(gzip.compress(b"a\n"))
     for one in tmp_path.iterdir():
         os.utime(one, (5.0, 5.0))
-    assert [Path(file.path).name for file in logread.files(str(path), 9)] == ["w.log.2.gz", "w.log.1"]
+    assert [Path(file.path).name for file in logread.files(str(path))] == ["w.log.2.gz", "w.log.1"]

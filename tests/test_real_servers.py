@@ -233,6 +233,7 @@ SERVERS = {
     "wsgi of a virtualenv": replace(BASIC, server="wsgi", virtualenv=sys.prefix),
     "uvicorn": replace(ASGI, server="uvicorn"),
     "uvicorn workers": replace(ASGI, server="uvicorn", workers=2),
+    "uvicorn of a virtualenv": replace(ASGI, server="uvicorn", workers=2, virtualenv=sys.prefix),
     "hypercorn": replace(ASGI, server="hypercorn"),
     "hypercorn workers": replace(ASGI, server="hypercorn", workers=2),
     "hypercorn workers of a virtualenv": replace(ASGI, server="hypercorn", workers=2, virtualenv=sys.prefix),
@@ -242,6 +243,7 @@ SERVERS = {
     "granian workers": replace(ASGI, server="granian", workers=2),
     "granian of a virtualenv": replace(ASGI, server="granian", virtualenv=sys.prefix),
     "granian for WSGI": replace(BASIC, server="granian", threads=3, options={"interface": "wsgi"}),
+    "granian for RSGI": replace(ASGI, server="granian", app="asgi_site:rsgi", options={"interface": "rsgi"}),
 }
 
 
@@ -418,8 +420,7 @@ def test_stop_answers_what_is_worked_on(serve: Serve, request_: Request, tmp_pat
         wait_until(mark.exists)
         status, seconds = server.stop()
         assert answer.result() == (200, "slept\n")
-    # uvicorn without workers sends the signal to itself again, when it has done its work.
-    assert status == (-signal.SIGTERM if request_ == SERVERS["uvicorn"] else 0)
+    assert status == stopped(request_)
     assert seconds > 0.5
     assert wait_until(server.group_is_empty)
 
@@ -439,27 +440,42 @@ def test_daphne_cuts_off_what_takes_too_long(serve: Serve, request_: Request, tm
     assert wait_until(server.group_is_empty)
 
 
-@parameters("wsgi", "hypercorn", "hypercorn workers", "daphne")
+TELLING = (
+    *("wsgi", "uvicorn", "uvicorn workers", "uvicorn of a virtualenv", "hypercorn", "hypercorn workers", "daphne"),
+    *("granian", "granian workers", "granian for WSGI", "granian for RSGI"),
+)
+
+
+@parameters(*TELLING)
 def test_the_last_answer_of_a_connection_says_so(serve: Serve, request_: Request) -> None:
-    """On a kept connection, when it was told to stop; one that nobody uses it closes."""
+    """On a kept connection, in use or not, when it was told to stop; one that nobody uses any more it closes."""
     server = serve(request_)
     server.wait_ready()
     name = server.sockets[0].getsockname()
-    kept, idle = (HTTPConnection(name[0], name[1], timeout=20) for _ in range(2))
-    with contextlib.closing(kept), contextlib.closing(idle):
-        for connection in (kept, idle):
-            connection.request("GET", "/")
-            assert connection.getresponse().read() == hello(request_)[1].encode()
+
+    def ask(connection: HTTPConnection) -> bool:
+        connection.request("GET", "/")
+        answer = connection.getresponse()
+        assert answer.read() == hello(request_)[1].encode()
+        return (answer.headers["Connection"] or "").lower() == "close"
+
+    kept, late, idle = connections = [HTTPConnection(name[0], name[1], timeout=20) for _ in range(3)]
+    with contextlib.ExitStack() as stack:
+        for connection in connections:
+            stack.enter_context(contextlib.closing(connection))
+            assert not ask(connection)
         server.process.terminate()
-        said = ""
-        while said != "close":
-            kept.request("GET", "/")
-            answer = kept.getresponse()
-            assert answer.read() == hello(request_)[1].encode()
-            said = (answer.headers["Connection"] or "").lower()
+        for connection in (kept, late):  # of several workers one hears of it later
+            while not ask(connection):
+                assert connection.sock is not None
         assert idle.sock is not None
         assert idle.sock.recv(1) == b""
-    assert server.process.wait(10) == 0
+    assert server.process.wait(10) == stopped(request_)
+
+
+def stopped(request: Request) -> int:
+    """The exit status after a stop: a uvicorn without workers sends the signal to itself again."""
+    return -signal.SIGTERM if request.server == "uvicorn" and not request.workers else 0
 
 
 @parameters("daphne")
@@ -502,10 +518,71 @@ def test_each_answer_of_uwsgi_says_that_it_is_the_last_one(serve: Serve, request
         assert client.getresponse().headers["Connection"] == "close"
 
 
+@contextlib.contextmanager
+def raw(server: Running, *lines: str) -> Iterator[socket.socket]:
+    """A connection on which a request was sent."""
+    with socket.create_connection(server.sockets[0].getsockname(), timeout=20) as client:
+        client.sendall("\r\n".join([*lines, "Host: localhost", "", ""]).encode())
+        yield client
+
+
+@parameters("uvicorn", "uvicorn workers")
+def test_uvicorn_ends_websockets_at_once_and_answers_in_full(serve: Serve, request_: Request, tmp_path: Path) -> None:
+    """A websocket is told 1012, as by uvicorn itself; what has begun before the stop is whole, and what comes on that
+    connection then, or in parts meanwhile, is answered."""
+    pytest.importorskip("wsproto")
+    server = serve(request_)
+    server.wait_ready()
+    mark = tmp_path / "begun"
+    upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
+    with (
+        raw(server, "GET /ws HTTP/1.1", *upgrade, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==") as websocket,
+        raw(server, "GET /stream?s=1.5 HTTP/1.1") as streamed,
+        raw(server, f"GET /slow?s=1.5&mark={quote(str(mark))} HTTP/1.1") as slow,
+        socket.create_connection(server.sockets[0].getsockname(), timeout=20) as in_parts,
+    ):
+        assert websocket.recv(4096).startswith(b"HTTP/1.1 101")
+        streamed_lines = streamed.makefile("rb")
+        wait_until(lambda: streamed_lines.readline() == b"begun\n")
+        in_parts.sendall(b"GET / HT")
+        wait_until(mark.exists)
+        server.process.terminate()
+        assert websocket.recv(4096)[2:4] == struct.pack("!H", 1012)
+        wait_until(lambda: streamed_lines.readline() == b"0\r\n")
+        streamed.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"\r\nconnection: close\r\n" in streamed_lines.read().lower()
+        assert whole(slow).endswith(b"slept\n\r\n0\r\n\r\n")
+        in_parts.sendall(b"TP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = whole(in_parts)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"connection: close" in answer.lower()
+    assert server.process.wait(10) == stopped(request_)
+    assert "websocket ended by 1012" in server.output.read_text()
+
+
+def whole(client: socket.socket) -> bytes:
+    """All that comes until the end, which must be orderly."""
+    return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+@parameters("uvicorn")
+def test_uvicorn_cuts_off_what_takes_too_long(serve: Serve, request_: Request, tmp_path: Path) -> None:
+    """Within its own timeout, which the wait for last answers is part of."""
+    server = serve(replace(request_, options={"timeout-graceful-shutdown": 2}))
+    server.wait_ready()
+    mark = tmp_path / "begun"
+    with raw(server, f"GET /slow?s=19&mark={quote(str(mark))} HTTP/1.1"):
+        wait_until(mark.exists)
+        assert 1.5 < server.stop()[1] < 6
+
+
 AT_ONCE = 20
 
 
-@parameters("gunicorn", "gunicorn preloaded, threads", "uwsgi", "wsgi", "hypercorn", "hypercorn workers", "daphne")
+@parameters(
+    *("gunicorn", "gunicorn preloaded, threads", "uwsgi", "wsgi", "uvicorn", "uvicorn workers"),
+    *("hypercorn", "hypercorn workers", "daphne", "granian", "granian workers"),
+)
 def test_who_comes_in_the_moment_of_a_stop_is_answered(serve: Serve, request_: Request) -> None:
     """By this server or the next one. They wait at its socket when it hears of the stop."""
     server = serve(request_)
@@ -513,15 +590,27 @@ def test_who_comes_in_the_moment_of_a_stop_is_answered(serve: Serve, request_: R
     if request_.server == "uwsgi":  # READY=1 is a moment sooner
         wait_until(lambda: "(master-start)" in server.output.read_text())
     port = server.sockets[0].getsockname()[1]
-    os.killpg(server.process.pid, signal.SIGSTOP)
+    halted = group(server.process.pid)
+    if request_.server == "granian":  # its parent may lose a signal that comes while it is halted
+        halted.remove(server.process.pid)
+    for pid in halted:
+        os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: all(is_halted(pid) for pid in halted))
     with ThreadPoolExecutor(AT_ONCE) as clients:
         asked = [clients.submit(server.get) for _ in range(AT_ONCE)]
         wait_until(lambda: len(queues.backlog(port).clients) == AT_ONCE)
         server.process.send_signal(server.plan.stop_signal)
-        os.killpg(server.process.pid, signal.SIGCONT)
-        assert server.process.wait(20) == 0
+        for pid in halted:
+            os.kill(pid, signal.SIGCONT)
+        assert server.process.wait(20) == stopped(request_)
         serve(request_, server.sockets)
         assert [each.result() for each in asked] == [hello(request_)] * AT_ONCE
+
+
+def is_halted(pid: int) -> bool:
+    """With all its threads."""
+    stats = [stat.read_text() for stat in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
 
 
 OWN_GRACE = {"gunicorn": {"graceful-timeout": 1}}
@@ -723,6 +812,30 @@ INSIDES: list[tuple[str, str, str]] = [
     ("daphne", "daphne.server", "Server"),
     ("hypercorn", "hypercorn.run", "_populate"),
 ]
+
+
+UVICORN_INSIDES = (
+    ("uvicorn.server", "Server._wait_tasks_to_complete"),
+    ("uvicorn.supervisors.multiprocess", "get_subprocess"),
+)
+
+
+@pytest.mark.parametrize(("module", "name"), UVICORN_INSIDES)
+def test_a_uvicorn_with_other_insides_says_so_and_goes_on(module: str, name: str) -> None:
+    """It finds its socket by itself."""
+    pytest.importorskip("uvicorn")
+    code = f"import sys, {module} as module; del module.{name}; from procman import adapter; adapter.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "uvicorn", "77", "--version"],
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("Running uvicorn ")
+    assert f"a stop may lose what comes on kept connections: {module}.{name} is not as this procman" in done.stderr
 
 
 @pytest.mark.parametrize(("server", "module", "name"), INSIDES)

@@ -75,6 +75,23 @@ def test_calm() -> None:
     assert decide(RULE, Range(1, 4), Seen(3, 3, 0, 10), memory, 359.0).number == 2
 
 
+def test_another_try_where_all_have_given_up() -> None:
+    """As long as somebody waits, and not too often; never where no connection starts it, or while one may come."""
+
+    def tried(bounds: Range, waiting: int, hopeless: float | None) -> list[int]:
+        memory, changed = NEW, []
+        for now in range(1, 13):
+            decided = decide(RULE, bounds, Seen(1, 0, waiting, 0, hopeless=hopeless), memory, float(now))
+            memory = decided.memory
+            changed += [now] if decided.number == 0 else []
+        return changed
+
+    assert tried(Range(0, 4), 1, 5.0)[0] == 6
+    assert tried(Range(0, 4), 0, 5.0) == tried(Range(1, 4), 1, 5.0) == tried(Range(0, 4), 1, None) == []
+    memory = decide(RULE, Range(0, 4), Seen(1, 0, 1, 0), NEW, 5.0).memory
+    assert decide(RULE, Range(0, 4), Seen(1, 0, 1, 0, hopeless=5.0), memory, 9.0).number == 1
+
+
 LOOKS = st.lists(
     st.tuples(st.integers(0, 30), st.integers(0, 30), st.booleans(), st.floats(0.5, 40.0), st.integers(0, 2)),
     max_size=80,

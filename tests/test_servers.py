@@ -136,8 +136,8 @@ PLANS: list[tuple[Request, Plan]] = [
     (
         UVICORN,
         asked(
-            *("/opt/procman/bin/python", "-m", "uvicorn", "--fd=3", "--backlog=2048", "--workers=1"),
-            *("--timeout-graceful-shutdown=30", "shop.wsgi:application"),
+            *("/opt/procman/bin/python", "-m", "procman.adapter", "uvicorn", "2048", "--fd=3", "--backlog=2048"),
+            *("--workers=1", "--timeout-graceful-shutdown=30", "shop.wsgi:application"),
         ),
     ),
     (
@@ -247,8 +247,9 @@ ARGVS: list[tuple[str, Request, tuple[str, ...]]] = [
             reload_signal=signal.SIGHUP,
         ),
         (
-            *("/srv/venv/bin/python", "-m", "uvicorn", "--fd=3", "--backlog=64", "--workers=4", "--no-access-log"),
-            *("--proxy-headers", "--ws-per-message-deflate=false", "--header=A:1", "--header=B:2"),
+            *("/srv/venv/bin/python", "/opt/procman/lib/procman/adapter.py", "uvicorn", "64", "--fd=3"),
+            *("--backlog=64", "--workers=4", "--no-access-log", "--proxy-headers"),
+            *("--ws-per-message-deflate=false", "--header=A:1", "--header=B:2"),
             *("--timeout-keep-alive=65", "--timeout-graceful-shutdown=20", "--factory", "shop.asgi:make"),
         ),
     ),

@@ -23,6 +23,7 @@ from procman import table
 from procman.config import Account, Address, Config, Limits, Listener, Log, Program, Ready, Sampling
 from procman.errors import ConfigError
 from procman.files import Machine
+from procman.units import doubtful
 
 PROJECT = Path(__file__).parent.parent
 GOLDEN = sorted((PROJECT / "tests" / "golden").iterdir())
@@ -741,6 +742,39 @@ def test_warnings_stand_where_their_keys_do(tmp_path: Path) -> None:
         f"{main}:4: warning: program.a.log: odd",
         f"{main}:6: warning: program.a.priority: odd",
     ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "reload", "doubt"),
+    [
+        ('listen = ":8000"\nready = { http = "/" }', "overlap", ""),
+        ('listen = ":8000"\nready = { http = "http://127.0.0.1:8000/health" }', "overlap", ""),
+        ('listen = [":8000", "unix:/s"]\nready = { log = "up" }', "overlap", ""),
+        # Whoever is there may answer: the process before, or nginx.
+        ('listen = ":8000"\nready = { http = "http://127.0.0.1:8001/health" }', "restart", ""),
+        ('listen = ":8000"\nready = { tcp = ":8001" }', "restart", ""),
+        ('listen = ":8000"\nready = { unix = "/s" }', "restart", ""),
+        ('listen = ":8000"\nready = { command = "true" }', "restart", ""),
+        ('listen = ":8000"\nreload = "overlap"\nready = { tcp = ":8001" }', "overlap", "at :8001, which is no"),
+        ('listen = ":8000"\nreload = "overlap"\nready = { command = "true" }', "overlap", "ready asks a command: "),
+        ('reload = "overlap"\nready = { tcp = ":8001" }', "overlap", "ready asks at :8001"),
+    ],
+)
+def test_an_overlap_is_usual_where_the_probe_is_answered_by_the_successor(lines: str, reload: str, doubt: str) -> None:
+    config = parse(f'[program.p]\ncommand = "serve"\n{lines}')
+    assert config.programs[0].reload == reload
+    found = doubtful(config)
+    assert [key for key, _ in found] == [("program", "p", "reload")] * bool(doubt)
+    assert not doubt or doubt in found[0][1]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_second_socket_of_a_listener_has_a_place(first: bool) -> None:
+    one = '[program.one]\ncommand = "x"\nlisten = "unix:/run/a.sock"\n'
+    two = '[program.two]\ncommand = "x"\nlisten = "unix:/run/a.sock~"\n'
+    [problem] = problems(one + two if first else two + one)
+    assert f"{MAIN}:{6 if first else 3}: program.two.listen: unix:/run/a.sock~ is where a reload opens" in problem
+    assert f"of program.one, at {MAIN}:{3 if first else 6}: give program.two another path" in problem
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,9 @@ def reread(
     print(f"procmanctl: apply failed: {name}: {reason}", file=sys.stderr)
     for line in (failed.get("output") or [])[-_OUTPUT:]:
         print(f"  | {tables.printable(line)}", file=sys.stderr)
-    if "stays" in failed:  # the one that has failed has gone again
-        name = tables.printable(failed["stays"])
-    print(f"  hint: what is left to do: procmanctl diff; what has happened: procmanctl why {name}", file=sys.stderr)
+    known = tables.printable(failed.get("stays", name))  # the one that has failed may have gone again
+    happened = f"why {known}" if known else "events"
+    print(f"  hint: what is left to do: procmanctl diff; what has happened: procmanctl {happened}", file=sys.stderr)
     return 1
 
 

@@ -183,7 +183,7 @@ class Local:
                 self.elsewhere[program.program] = text
             logs += [log for log in launch.log_sources(program) if not stderr or log.stream == "err"]
         self._logs = {(log.name, log.stream): log for log in logs}
-        listed = self._held.files([(log.path, log.keep) for log in logs])
+        listed = self._held.files([log.path for log in logs])
         paths = {file.path for found in listed for file in found}
         for log in logs:
             if log.path not in paths and (text := refusal(log.path)):
@@ -197,7 +197,7 @@ class Local:
         from procman import logread
 
         log = self._logs[source.key]
-        return tuple(map(_own_file, logread.files(log.path, log.keep)))
+        return tuple(map(_own_file, logread.files(log.path)))
 
     def _named(self, names: Sequence[str]) -> Iterator[Program]:
         """Names mean what they mean to the daemon: a process, a program, a group, all."""
@@ -211,7 +211,7 @@ class Local:
 
     def read(self, source: Source, file: File, size: int, offset: int) -> bytes | None:
         log = self._logs[source.key]
-        return self._held.read(log.path, log.keep, file.id, offset, size)
+        return self._held.read(log.path, file.id, offset, size)
 
     def follow(self, places: Places, heard: Heard) -> None:
         from procman.logread import Follower, Position

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import sys
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,6 +31,9 @@ BLOCK = 64 * 1024
 
 BEGIN = 4096
 """Bytes that are looked at first for the beginning of a record."""
+
+HELD = 64 * 1024
+"""Bytes before a match in which its record is surely found to begin."""
 
 SPAN_MAX = 8 * 1024 * 1024
 """Bytes that are searched for records before those in front of them."""
@@ -91,7 +96,8 @@ class LogText:
         self._now = now
         self._files = list(source.files)
         self._sizes = {index: file.size for index, file in enumerate(self._files) if not file.zipped}  # known ones
-        self._unzipped: dict[int, Unzipped] = {}
+        self._unzipped: tuple[int, Unzipped] | None = None  # one at a time: it has copies of its state
+        self._goes_back = True
         self._said: set[str] = set()  # paths of damaged files
         self._latest: tuple[File, ...] = ()
         self.lost: dict[int, int] = {}
@@ -99,8 +105,9 @@ class LogText:
     # --- bytes ------------------------------------------------------------------------------------------------------
 
     def forward(self, start: Place, stop: Place | None = None, piece: int = PIECE) -> Iterator[bytes]:
-        """All bytes from `start` on, up to `stop`, or to the end that the log had when it was listed."""
-        self.reached = start
+        """All bytes from `start` on, up to `stop`, or to the end that the log had when it was listed. Who gives no
+        `stop` won't go back: so many logs can be read at once in little memory."""
+        self.reached, self._goes_back = start, stop is not None
         index, offset = start
         while index < len(self._files):  # a line that was not at its end may have moved to a file behind these
             self.reached = Place(index, offset)
@@ -116,6 +123,7 @@ class LogText:
                 yield data
             if stop is not None and stop.file == index:
                 return
+            self._unzipped = None
             index, offset = index + 1, 0
 
     def position(self) -> tuple[str, int]:
@@ -140,8 +148,9 @@ class LogText:
         try:
             data = self._read_plain(index, size, offset)
             if data is None:
-                data = self._opened(index).pread(size, offset)
-                self._tell_damage(index)
+                unzipped = self._opened(index)
+                data = unzipped.pread(size, offset)
+                self._tell_damage(index, unzipped)
         except _Gone:
             self._lose(index)
             return b""
@@ -159,11 +168,11 @@ class LogText:
         return data
 
     def _opened(self, index: int) -> Unzipped:
-        unzipped = self._unzipped.get(index)
-        if unzipped is None:
-            self._unzipped.clear()  # one at a time: each has copies of its state
-            unzipped = self._unzipped[index] = self._unzip(self._files[index])
-        return unzipped
+        if self._unzipped is None or self._unzipped[0] != index:
+            self._unzipped = index, self._unzip(self._files[index])
+        if not self._goes_back:
+            self._unzipped[1].forget()
+        return self._unzipped[1]
 
     def _unzip(self, file: File) -> Unzipped:
         from procman.unzip import Unzipped
@@ -176,9 +185,9 @@ class LogText:
 
         return Unzipped(raw)
 
-    def _tell_damage(self, index: int) -> None:
+    def _tell_damage(self, index: int, unzipped: Unzipped) -> None:
         path = self._files[index].path
-        if self._unzipped[index].damaged and path not in self._said:
+        if unzipped.damaged and path not in self._said:
             self._said.add(path)
             words = "is damaged: its end can't be read, and what comes just before may be wrong"
             print(f"procmanctl: {path} {words}", file=sys.stderr)
@@ -243,8 +252,9 @@ class LogText:
     def _size(self, index: int) -> int:
         if index not in self._sizes:
             try:
-                self._sizes[index] = self._opened(index).size
-                self._tell_damage(index)
+                unzipped = self._opened(index)
+                self._sizes[index] = unzipped.size
+                self._tell_damage(index, unzipped)
             except _Gone:
                 self._lose(index)
         return self._sizes[index]
@@ -280,19 +290,35 @@ class LogText:
         from procman import logrecords
 
         for index, file in enumerate(self._files):
-            if file.modified < since - logrecords.DISORDER:
-                continue
-            if file.zipped:
-                return Place(index)
-            search = logrecords.seek(file.size, since)
-            try:
-                probe = next(search)
-                while True:
-                    window = self._pread(index, logrecords.PROBE, probe)
-                    probe = search.send(logrecords.first_time(window, self._clock(), whole=probe == 0))
-            except StopIteration as found:
-                return Place(index, found.value)
+            if file.modified >= since - logrecords.DISORDER:
+                return Place(index, self._search(index, since, unknown=math.inf))
         return self.end()
+
+    def until(self, until: float) -> Place:
+        """Where to stop so that no line up to `until` is missed: little of what is later is read."""
+        from procman import logrecords
+
+        for index, file in enumerate(self._files):
+            if file.modified > until + logrecords.DISORDER:
+                # From the place that is found to the first line that is surely later it is no more than this.
+                stop = self._search(index, until + 2 * logrecords.DISORDER, unknown=-math.inf) + 2 * logrecords.PROBE
+                if stop < self._size(index):
+                    return Place(index, stop)
+        return self.end()
+
+    def _search(self, index: int, since: float, unknown: float) -> int:
+        """See `logrecords.seek`, in one file. `unknown` is taken for the time of a place where no line tells one."""
+        from procman import logrecords
+
+        search = logrecords.seek(self._size(index), since)
+        try:
+            probe = next(search)
+            while True:
+                window = self._pread(index, logrecords.PROBE, probe)
+                at = logrecords.first_time(window, self._clock(), whole=probe == 0)
+                probe = search.send(unknown if at is None else at)
+        except StopIteration as found:
+            return int(found.value)
 
     def last_records(self, count: int, wanted: Filter, first: Place) -> tuple[Place, int]:
         """Where to begin so that the last `count` records which are wanted come, none from before `first`; and how many
@@ -300,7 +326,7 @@ class LogText:
         from procman import logrecords
 
         sieve = logrecords.sieve(wanted.grep)
-        found, stop, span = 0, self.end(), BLOCK
+        found, stop, span = 0, self.end() if wanted.until is None else self.until(wanted.until), BLOCK
         oldest = stop  # where something that is wanted was found
         while found < count and stop > first:
             start = max(self._plus(stop, -span), first)
@@ -403,16 +429,19 @@ def _counted(records: Iterable[Record]) -> Generator[Record, None, int]:
 
 
 def _sifted(maker: Records, pieces: Iterator[bytes], sieve: Callable[[bytes], object]) -> Iterator[Record]:
-    """The records of pieces of a log in which the sieve finds something, with the piece before each: a record may begin
-    there, and what comes after, until another record has begun. All of them until the first record has begun."""
-    held = rest = b""  # whole lines that are not fed yet, and the beginning of a line
+    """The records of pieces of a log in which the sieve finds something; with HELD bytes or more before each: a record
+    may begin there; and with what comes after, until another record has begun. All of them until the first record has
+    begun."""
+    held: deque[bytes] = deque()  # whole lines that are not fed yet
+    rest = b""  # the beginning of a line
     goes_on = False  # what was found may not be whole
     for data in pieces:
         lines, newline, rest = (rest + data).rpartition(b"\n")
         lines += newline
         if len(rest) > PIECE:  # a line without end
-            yield from maker.feed(held + lines + rest)
-            held = rest = b""
+            yield from maker.feed(b"".join(held) + lines + rest)
+            held.clear()
+            rest = b""
             continue
         while lines and not maker.begun:
             cut = lines.find(b"\n", BEGIN) + 1 or len(lines)
@@ -420,14 +449,16 @@ def _sifted(maker: Records, pieces: Iterator[bytes], sieve: Callable[[bytes], ob
             lines = lines[cut:]
         hit = bool(sieve(lines))
         if hit or goes_on:
-            begun = yield from _counted(maker.feed(held + lines))
-            held, goes_on = b"", hit or not begun
+            begun = yield from _counted(maker.feed(b"".join(held) + lines))
+            held.clear()
+            goes_on = hit or not begun
         elif lines:
-            if held:
+            held.append(lines)
+            while sum(map(len, held)) - len(held[0]) >= HELD:
                 yield from maker.gap()
-            held = lines
+                held.popleft()
     if rest and (goes_on or sieve(rest)):
-        yield from maker.feed(held + rest)
+        yield from maker.feed(b"".join(held) + rest)
     else:
         if held:
             yield from maker.gap()

@@ -20,7 +20,7 @@ from procman import __version__
 from procman.keeper import asked, handover, spawn, tree
 from procman.keeper.children import Children
 from procman.keeper.say import describe, say
-from procman.keeper.service import Service
+from procman.keeper.service import ALIVE, Service
 from procman.keeper.supervisor import Supervisor
 from procman.keeper.upgrade import Upgrade
 from procman.keeper.wire import Message
@@ -514,7 +514,7 @@ class Keeper:
     def _watchdog(self) -> None:
         """The keeper is what the service manager watches: it watches the supervisor itself, and replaces it."""
         self.due["watchdog"] = time.monotonic() + self.service.watchdog / 2
-        self.service.notify("WATCHDOG=1")
+        self.service.notify(ALIVE)
 
 
 def _shown(message: Message) -> str:

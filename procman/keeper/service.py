@@ -25,6 +25,8 @@ STORED = ("listener/", "listener~/", "log/")
 NAME_MAX = 255
 """Characters of a FDNAME."""
 
+ALIVE = "WATCHDOG=1"
+
 FINISH_TRIES, FINISH_SECONDS = 20, 0.05
 """How often, and how far apart, the last messages are offered."""
 
@@ -49,9 +51,12 @@ class Service:
         """It wants to hear from us within this many seconds; 0: it does not watch."""
 
     def notify(self, state: str) -> None:
-        """Send `state` ("READY=1"): best effort, as sd_notify(3) is, and never waiting for the other side."""
-        if self._address:
-            self._send(state.encode(errors="replace"), [])
+        """Send `state` ("READY=1"), never waiting for the other side: what it does not take at once is offered again.
+        Not so a sign of life: there will be others."""
+        if state == ALIVE and self._address:
+            self._send(state.encode(), [])
+        elif self._address:
+            self._queue(state, [])
 
     # --- its store of descriptors -----------------------------------------------------------------------------------
 
@@ -78,7 +83,7 @@ class Service:
             self._queue(f"FDSTOREREMOVE=1\nFDNAME={_encoded(name)}", [])
 
     def _queue(self, state: str, descriptors: Sequence[int]) -> None:
-        message = state.encode()
+        message = state.encode(errors="replace")
         if not self._waiting and self._send(message, descriptors):
             return
         try:

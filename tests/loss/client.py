@@ -22,6 +22,8 @@ from tests.sites.numbered_site import WHO, body
 
 TCP_CLOSE = 7  # include/net/tcp_states.h: after an RST
 FIRST_PIECE, PIECE = 16384, 65536
+UNUSED_SECONDS = 0.8
+"""Who asks less often, be it that this machine is so busy, is closed by the servers at a stop: they wait a second."""
 ATTEMPTS = 5
 """How often a request is asked again after idle closes. More in a row is a loss, whatever the RFC allows."""
 
@@ -129,6 +131,7 @@ class Visitor:
         self._sock: socket.socket | None = None
         self._buffer = bytearray()
         self._who = ""  # who has answered on this connection
+        self._used = 0.0  # when it was asked last what it has answered
         self._began = 0.0
         self._pieces_sent = 0
 
@@ -226,6 +229,7 @@ class Visitor:
         if answer.status == 200 and found == ask.answer:
             self.tally.right(now - self._began)
             self._who = answer.headers.get(WHO.lower(), "")
+            self._used = self._began
             self.load.answered(self._who, now)
             return
         kind = "error" if answer.status >= 500 else "wrong"
@@ -374,8 +378,11 @@ class Visitor:
             await self._receive()
 
     def _idle_closed(self) -> None:
-        self.tally.idle_closed += 1
-        self.tally.idle_closed_most += 1
+        if time.monotonic() - self._used >= UNUSED_SECONDS:
+            self.tally.unused_closed += 1
+        else:
+            self.tally.idle_closed += 1
+            self.tally.idle_closed_most += 1
         self._close()
 
     def _close(self) -> None:

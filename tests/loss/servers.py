@@ -21,8 +21,7 @@ class Server:
 
     `lines` of its program, where procman knows the server; `module` must be installed. `command` runs it where procman
     does not know it (yet): the socket is descriptor 3. `keeps` connections alive; takes `chunked` uploads; `pipelines`;
-    `tells` which answer is the last one of a connection; ends an answer that waits for its client as a `whole` when it
-    is told to stop.
+    ends an answer that waits for its client as a `whole` when it is told to stop.
     """
 
     module: str
@@ -32,7 +31,6 @@ class Server:
     keeps: bool = True
     chunked: bool = True
     pipelines: bool = True
-    tells: bool = True
     whole: bool = True
 
     @property
@@ -70,7 +68,7 @@ SERVERS = {
     "uwsgi": Server("pyuwsgi", WSGI + "workers = 4", "uwsgi", keeps=False, chunked=False, pipelines=False, whole=False),
     "uvicorn": Server(
         "uvicorn", ASGI + LONG.format("timeout-keep-alive"), "uvicorn",
-        ("-m", "uvicorn", "--fd", "3", "--log-level=warning", "numbered_site:asgi"), tells=False,
+        ("-m", "uvicorn", "--fd", "3", "--log-level=warning", "numbered_site:asgi"),
     ),
     "hypercorn": Server(
         "hypercorn", ASGI + LONG.format("keep-alive"), "hypercorn",
@@ -80,7 +78,6 @@ SERVERS = {
     "granian": Server(
         "granian", ASGI, "granian",
         ("-m", "granian", "--interface=asgi", "--no-ws", "--host={host}", "--port={port}", "numbered_site:asgi"),
-        tells=False,
     ),
 }  # fmt: skip
 """By the names of `--server`. granian takes no socket: it binds its own until procman knows better."""

@@ -42,10 +42,10 @@ class Tally:
     """What became of the requests of one mode.
 
     A keep-alive connection that the server closes while it is idle is no failure, for a client may ask again (RFC 9112,
-    section 9.3.1): `idle_closed` counts them, `idle_closed_most` those of the one connection that had most; `retried`
-    are the requests that met such a close on the wire, and were asked again. `told_close`: answers with `Connection:
-    close` to a client that would have gone on; `behind_close` are pipelined requests behind such an answer, which are
-    asked again as well (section 9.6).
+    section 9.3.1): `idle_closed` counts them, but for those that nobody had used for a while (`unused_closed`);
+    `idle_closed_most` those of the one connection that had most; `retried` are the requests that met such a close on
+    the wire, and were asked again. `told_close`: answers with `Connection: close` to a client that would have gone on;
+    `behind_close` are pipelined requests behind such an answer, which are asked again as well (section 9.6).
     """
 
     requests: int = 0
@@ -54,6 +54,7 @@ class Tally:
     failures: list[Failure] = field(default_factory=list)
     idle_closed: int = 0
     idle_closed_most: int = 0
+    unused_closed: int = 0
     retried: int = 0
     told_close: int = 0
     behind_close: int = 0
@@ -76,7 +77,8 @@ class Tally:
 
     def add(self, other: Self) -> None:
         """Takes in what another connection saw."""
-        for name in ("requests", "ok", "idle_closed", "retried", "told_close", "behind_close", "connections"):
+        counted = "requests ok idle_closed unused_closed retried told_close behind_close connections"
+        for name in counted.split():
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.failed = dict(Counter(self.failed) + Counter(other.failed))
         self.failures = sorted(self.failures + other.failures, key=lambda failure: failure.at)[:FAILURES_SHOWN]
@@ -105,6 +107,7 @@ class Tally:
         failed = ", ".join(f"{kind} {count}" for kind, count in sorted(self.failed.items()))
         counts = {
             "idle closes": self.idle_closed,
+            "unused closes": self.unused_closed,
             "asked again": self.retried,
             "told to close": self.told_close,
             "behind a close": self.behind_close,

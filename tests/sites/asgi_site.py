@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
@@ -39,13 +40,24 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "lifespan":
         await _lifespan(receive, send)
         return
+    if scope["type"] == "websocket":
+        await _websocket(receive, send)
+        return
     if scope["path"].removeprefix(scope.get("root_path", "")).startswith("/n/"):
         await numbered_site.asgi(scope, receive, send)
         return
     query = {key: values[0] for key, values in parse_qs(scope["query_string"].decode()).items()}
+    if scope["path"].endswith("/stream"):
+        await _stream(send, float(query["s"]))
+        return
     status, text = await _answer(scope, query)
     await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
     await send({"type": "http.response.body", "body": text.encode()})
+
+
+async def rsgi(scope: Any, protocol: Any) -> None:
+    """The first page by granian's own interface."""
+    protocol.response_str(200, [("content-type", "text/plain")], "asgi\n")
 
 
 class Site:
@@ -70,6 +82,24 @@ async def _lifespan(receive: Receive, send: Send) -> None:
     if wanted:
         Path(wanted).touch()
     await send({"type": "lifespan.shutdown.complete"})
+
+
+async def _stream(send: Send, seconds: float) -> None:
+    """An answer in two parts."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": b"begun\n", "more_body": True})
+    await asyncio.sleep(seconds)
+    await send({"type": "http.response.body", "body": b"ended\n"})
+
+
+async def _websocket(receive: Receive, send: Send) -> None:
+    """Says whether its end was told to it, and how."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (event := await receive())["type"] != "websocket.disconnect":
+        await send({"type": "websocket.send", "text": event["text"]})
+    sys.stdout.write(f"websocket ended by {event['code']}\n")
+    sys.stdout.flush()
 
 
 async def _answer(scope: Scope, query: dict[str, str]) -> tuple[int, str]:
