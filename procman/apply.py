@@ -44,7 +44,9 @@ class Plan:
     """What a new table means. `hot`, `replace` and `restart` hold the new programs, `removed` the old ones.
 
     `replace`: a successor takes over, if there is somebody to take over from. `tuned` are listeners whose socket stays,
-    with other settings. `ignored` are keys of [daemon] that need a restart of the daemon.
+    with other settings. `ignored` are keys of [daemon] that need a restart of the daemon. What stands is known by
+    `rolling` alone: `coming` are new ones that are successors, too, with those of `replace` or of `leaving`; these are
+    old ones that stop when the others of their program run; `resting` are down, and become what they are to be then.
     """
 
     added: tuple[Program, ...] = ()
@@ -54,6 +56,9 @@ class Plan:
     ignored: tuple[str, ...] = ()
     replace: tuple[Program, ...] = ()
     tuned: tuple[Listener, ...] = ()
+    coming: tuple[Program, ...] = ()
+    leaving: tuple[Program, ...] = ()
+    resting: tuple[Program, ...] = ()
 
 
 def plan(old: Config, new: Config) -> Plan:
@@ -86,9 +91,38 @@ def plan(old: Config, new: Config) -> Plan:
     )
 
 
+def rolling(old: Config, new: Config, plan: Plan, serving: Collection[str], wanted: Collection[str]) -> Plan:
+    """`plan` where the processes `serving` serve, and those `wanted` are to: what serves of a program passes on to all
+    that there is of it afterwards, whatever the names and the number. Pure."""
+    alive = {program.program: program for program in old.programs if program.name in serving}
+    stays = {program.program for program in new.programs}
+    # What has fallen gets up with the others, when they have shown that the new version is good.
+    beside = [p for p in plan.replace if p.name in serving or (p.name in wanted and p.program in alive)]
+    resting = [p for p in plan.replace if p not in beside and p.program in alive]
+    leaving = [p for p in plan.removed if p.program in stays and p.program in alive]
+    passing = {program.program for program in (*beside, *leaving)}
+    coming = [
+        p
+        for p in plan.added
+        if p.program in passing and p.reload == "overlap" and not _regroups(old, alive[p.program], new, p)
+        if p.scale is None or p.instance <= p.scale.min
+    ]
+    return replace(
+        plan,
+        replace=tuple(beside),
+        restart=(*plan.restart, *(program for program in plan.replace if program not in (*beside, *resting))),
+        removed=tuple(program for program in plan.removed if program not in leaving),
+        added=tuple(program for program in plan.added if program not in coming),
+        coming=tuple(coming),
+        leaving=tuple(leaving),
+        resting=tuple(resting),
+    )
+
+
 def turns(programs: Sequence[Program], before: Mapping[str, Program]) -> list[list[Program]]:
     """Which of `programs` get their new version together, one group after the other: the processes of one program, and
-    programs of which one gets the socket of another, which can't both have it. `before` has what they were, by name."""
+    programs of which one gets the socket of another, which can't both have it. `before` has what they were, by name, if
+    they were there."""
     groups: list[list[Program]] = []
     for program in programs:
         linked = [group for group in groups if any(_belong(one, program, before) for one in group)]
@@ -101,8 +135,9 @@ def turns(programs: Sequence[Program], before: Mapping[str, Program]) -> list[li
 
 def _belong(one: Program, other: Program, before: Mapping[str, Program]) -> bool:
     def hands(giver: Program, taker: Program) -> bool:
-        given = set(before[giver.name].listen).difference(giver.listen)
-        return bool(given.intersection(taker.listen).difference(before[taker.name].listen))
+        given = set(before[giver.name].listen).difference(giver.listen) if giver.name in before else set()
+        had = before[taker.name].listen if taker.name in before else ()
+        return bool(given.intersection(taker.listen).difference(had))
 
     return one.program == other.program or hands(one, other) or hands(other, one)
 
@@ -150,20 +185,26 @@ def lines(old: Config, new: Config, plan: Plan, running: Collection[str] = ()) -
     daemon = tuple(f"daemon.{key}" for key in _changed(old.daemon, new.daemon) if key in HOT_DAEMON)
     found += [Line("", "change", daemon, COSTS["change"])] if daemon else []
     found += [Line(f"listener {listener.title}", "change", (), COSTS["change"]) for listener in plan.tuned]
-    changing = {program.program for program in (*plan.restart, *plan.replace)}
+    changing = {program.program for program in (*plan.restart, *plan.replace, *plan.coming)}
     late = tuple(program for program in plan.added if program.program in changing)
     parts: tuple[tuple[str, tuple[Program, ...]], ...]
     early = tuple(program for program in plan.added if program not in late)
     parts = (("change", plan.hot), ("remove", plan.removed), ("add", early))
-    turns_ = (("restart", plan.restart), ("replace", plan.replace))
+    turns_ = (("restart", (*plan.restart, *plan.resting)), ("replace", plan.replace))
     parts += tuple((action, tuple(sorted(some, key=lambda one: one.priority))) for action, some in turns_)
-    parts += (("add", late),)
+    parts += (("add", plan.coming), ("add", late), ("remove", plan.leaving))
     alone = {program.name for step in _restarts(old, new, plan) if len(step) == 1 for program in step}
     for action, programs in parts:
         for program in programs:
             keys = differences(before[program.name], program) if program.name in before and action != "remove" else ()
             cost = COSTS[action]
-            if action == "add" and not program.autostart:
+            if program in plan.coming:
+                there = next(one for one in old.programs if one.program == program.program)
+                cost = "it takes over from those before; "
+                cost += _meanwhile("replace", _sockets(old, there), _sockets(new, program), others=False)
+            elif program in plan.leaving:
+                cost = "it stops when the others serve"
+            elif action == "add" and not program.autostart:
                 cost = "it does not start: autostart = false"
             elif action == "add" and program.scale is not None and program.instance > program.scale.min:
                 cost = f"it starts when connections wait: scale.min = {program.scale.min}"
@@ -173,7 +214,7 @@ def lines(old: Config, new: Config, plan: Plan, running: Collection[str] = ()) -
                 others = program.name in alone and any(_shares(program, other) for other in new.programs)
                 sockets = _sockets(old, before[program.name]), _sockets(new, program)
                 cost += "; " + _meanwhile(action, *sockets, others=others)
-            if action == "replace" and (problem := _no_canary(old, program, plan, running)):
+            if (action == "replace" or program in plan.coming) and (problem := _no_canary(old, program, plan, running)):
                 cost += f"; without its canary: {problem}"
             found.append(Line(program.name, action, keys, cost))
     return found
@@ -240,8 +281,8 @@ def _no_canary(old: Config, program: Program, plan: Plan, running: Collection[st
     """Why `program` can't have the canary that it is to have; "" where it can, or has none."""
     if not program.canary:
         return ""
-    together = [each for each in plan.replace if each.program == program.program]
-    leaving = {each.name for each in plan.removed if each.program == program.program}
+    together = [each for each in (*plan.replace, *plan.coming) if each.program == program.program]
+    leaving = {each.name for each in (*plan.removed, *plan.leaving) if each.program == program.program}
     return units.no_canary(old, units.units(old, together, running, leaving), running)
 
 

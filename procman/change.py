@@ -13,9 +13,10 @@ the one before was:
 
 What serves and needs another child is *kept* as it was (`versions`) when the new table comes into force. After all else
 is done it is replaced by a successor (`rollouts`) or restarted (`renewal`), one program after the other, until one
-fails. So is a process that leaves because its program has another number of them: it stops when the others run.
+fails. So is a process that leaves because its program has another number of them, or other names: it stops when the
+others run. Those that come with it to a program that serves are successors, too, with nobody before them.
 
-What differs is decided by `apply.plan`.
+What differs is decided by `apply.plan`, and what that means for what serves by `apply.rolling`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -129,13 +130,6 @@ class Unfinished:
         return {**told, "added": list(self.added)}
 
 
-class _Later(NamedTuple):
-    """Processes that stop when the others run: for good, or to start anew."""
-
-    remove: list[str]
-    restart: list[str]
-
-
 class Change:
     """Changes the table of `supervisor`. `problem` is "", or why the last one was refused; `versions` says what of the
     one before is in force."""
@@ -231,7 +225,7 @@ class Change:
         os.close(read.memory)
         config = self._supervisor.config
         up = running(self._supervisor.all())
-        lines = apply.lines(config, read.config, self._possible(apply.plan(config, read.config)), up)
+        lines = apply.lines(config, read.config, self._plan(read.config), up)
         taken = self._ground.taken(read.config, self._starting(read.config))
         programs = {program.name: program for program in read.config.programs}
         return [apply.refused(self._as_it_is(line), programs, taken) for line in lines]
@@ -251,12 +245,11 @@ class Change:
         except RuntimeError as error:  # can't start new thread: RLIMIT_NPROC counts threads too
             raise Failed(f"the table can't be read now: {error}") from error
 
-    def _possible(self, plan: apply.Plan) -> apply.Plan:
-        """`plan`, where only what serves is replaced."""
-        processes = self._supervisor.processes
-        serving = [program for program in plan.replace if serves(processes[program.name])]
-        others = [program for program in plan.replace if program not in serving]
-        return replace(plan, replace=tuple(serving), restart=(*plan.restart, *others))
+    def _plan(self, new: Config) -> apply.Plan:
+        """From what there is now to `new`."""
+        old, processes = self._supervisor.config, self._supervisor.all()
+        wanted = {process.name for process in processes if process.status.wanted} | self._unscaled(new)
+        return apply.rolling(old, new, apply.plan(old, new), running(processes), wanted)
 
     async def hang_up(self) -> None:
         """SIGHUP: nobody waits for the answer, so it goes to the log. One that comes during a change follows after it;
@@ -290,20 +283,18 @@ class Change:
         supervisor = self._supervisor
         self._why, self._notes, self._works = why, {}, not self.versions.left()
         before = supervisor.config
-        plan = self._possible(apply.plan(before, read.config))
-        late = self._late(plan, read.config)
-        plan = replace(plan, removed=tuple(program for program in plan.removed if program.name not in late))
+        plan = self._plan(read.config)
         serving = {program.name for program in plan.restart if serves(supervisor.processes[program.name])}
         idle = {program.name for program in plan.restart} - serving
         up = set(wanted) | {name for name in idle if supervisor.processes[name].status.wanted}
-        up |= self._unscaled(before, plan)
+        up |= self._unscaled(read.config)
         supervisor.replacing = up & idle
         if plan.removed or idle:
             document = {"half": "stop", "why": why, "wanted": sorted(up & idle)}
             self._link.hand_over(HELD_NAME, document, {NEXT_TABLE: read.memory})
         daemon = apply.daemon_in_force(before.daemon, read.config.daemon)
         listeners = {listener.name: listener for listener in before.listeners}
-        later = {*late, *serving, *(program.name for program in plan.replace)}
+        later = {*serving, *(program.name for program in (*plan.leaving, *plan.replace, *plan.resting))}
         self.versions.begin(replace(read.config, daemon=daemon), kept.keep(before, later, listeners))
         untuned = self._ground.tune(plan.tuned)
         for program in plan.hot:
@@ -312,10 +303,10 @@ class Change:
             self._ground.change_logs(process.program)
             self._rollouts.watch_age(process)
         names = {
-            "added": [program.name for program in plan.added],
-            "removed": [program.name for program in plan.removed] + late,
+            "added": [program.name for program in (*plan.added, *plan.coming)],
+            "removed": [program.name for program in (*plan.removed, *plan.leaving)],
             "changed": [program.name for program in plan.hot],
-            "restarted": [program.name for program in plan.restart],
+            "restarted": [program.name for program in (*plan.restart, *plan.resting)],
             "replaced": [program.name for program in plan.replace],
         }
         supervisor.note("daemon", "", what="table", why=why, **names)
@@ -323,13 +314,12 @@ class Change:
         message = f"{said}{needs_restart}"
         log.info("%s (%s): %s", message, why, names)
         plan = replace(plan, restart=tuple(program for program in plan.restart if program.name in idle))
-        failed = await self._replace(read, plan, up, _Later(late, sorted(serving)), progress)
+        failed = await self._replace(read, plan, up, sorted(serving), progress)
         left = self.versions.left()
         for part in ("added", "replaced", "restarted", "removed"):
             names[part] = [name for name in names[part] if name not in left]
         names["left"] = left
         if failed:
-            failed["gone"] = failed["name"] not in supervisor.processes
             return {**names, "message": f"stopped at {failed['name']}: {failed['why']}", "failed": failed}
         notes = "".join(f"; {', '.join(each)}: {note}" for note, each in self._notes.items())
         return {**names, "message": message + notes + "".join(f"; {problem}" for problem in untuned)}
@@ -346,27 +336,21 @@ class Change:
 
     def _starting(self, new: Config) -> list[Program]:
         """What gets a child when `new` is applied."""
-        plan = self._possible(apply.plan(self._supervisor.config, new))
+        plan = self._plan(new)
         up = [program for program in plan.restart if self._supervisor.processes[program.name].status.wanted]
-        return [*up, *(program for program in plan.added if program.autostart), *plan.replace]
+        return [*up, *(program for program in plan.added if program.autostart), *plan.replace, *plan.coming]
 
-    def _late(self, plan: apply.Plan, new: Config) -> list[str]:
-        """Those that leave because their program has another number of processes: the others start before that."""
-        programs = {program.program for program in new.programs}
-        processes = self._supervisor.processes
-        return [p.name for p in plan.removed if p.program in programs and serves(processes[p.name])]
-
-    def _unscaled(self, before: Config, plan: apply.Plan) -> set[str]:
+    def _unscaled(self, new: Config) -> set[str]:
         """Those whose number goes by load no more: whatever it was, they all start."""
-        scaled = {program.name for program in before.programs if program.scale is not None}
-        fixed = [program for program in (*plan.hot, *plan.restart) if program.scale is None]
-        return {p.name for p in fixed if p.name in scaled and self._supervisor.starts_by_itself(p)}
+        scaled = {program.name for program in self._supervisor.config.programs if program.scale is not None}
+        fixed = [program for program in new.programs if program.scale is None and program.name in scaled]
+        return {program.name for program in fixed if self._supervisor.starts_by_itself(program)}
 
     async def _replace(
-        self, read: Read, plan: apply.Plan, wanted: set[str], later: _Later, progress: Progress
+        self, read: Read, plan: apply.Plan, wanted: set[str], later: Sequence[str], progress: Progress
     ) -> Info:
-        """The part of a change that takes time: what leaves is stopped first, and what is to be another program and
-        does not serve. Returns what has failed, if any."""
+        """The part of a change that takes time: what is removed is stopped first, and what is to be another program and
+        does not serve; those `later` restart when the others run. Returns what has failed, if any."""
         supervisor, why = self._supervisor, self._why
         processes, config = supervisor.processes, supervisor.config
         await self.versions.leave([processes[program.name] for program in plan.removed], self._ground.parting)
@@ -391,19 +375,19 @@ class Change:
             "start",
             why,
             start=start,
-            replace=tuple(program.name for program in plan.replace),
-            restart={name: processes[name].status.generation for name in later.restart},
-            remove=tuple(later.remove),
-            added=tuple(program.name for program in plan.added),
+            replace=tuple(program.name for program in (*plan.replace, *plan.coming)),
+            restart={name: processes[name].status.generation for name in later},
+            remove=tuple(program.name for program in plan.leaving),
+            added=tuple(program.name for program in (*plan.added, *plan.coming)),
         )
-        other = plan != apply.Plan(ignored=plan.ignored) or any(later)
+        other = plan != apply.Plan(ignored=plan.ignored) or bool(later)
         # The way back leads to a table that worked: not to one of which something was left out.
         self._into_force(read, rest.document(), other=other and self._works)
         for program in plan.restart:
             process = processes[program.name]
             process.program = servers.in_place(program, process.program.slot)
             self._ground.prepare(process.program, config)
-        for program in plan.added:
+        for program in (*plan.added, *plan.coming):
             supervisor.add(program, Status())
         supervisor.put_in_order()
         return await self._start(rest, progress)
@@ -412,8 +396,7 @@ class Change:
         """The second half: start what has had no child since, then replace what is kept. When that is on record, the
         change is over: also what has left the table, for one of that name may come back."""
         found = [self._supervisor.processes[name] for name in rest.start if name in self._supervisor.processes]
-        kept_ = self.versions.kept.programs
-        changing = {kept_[name].program for name in (*rest.replace, *rest.restart) if name in kept_}
+        changing = {program.program for program in self._awaited((*rest.replace, *rest.restart))}
         early = [process for process in found if process.program.program not in changing]
         later = [process for process in found if process not in early]
         self._begin(early, rest)
@@ -423,8 +406,8 @@ class Change:
             failed: Info = {"name": next(iter(rest.back)), "why": f"it did not start: {then}"}
         else:
             failed = await self._up(early, progress) or await self._pass_on(later, rest, progress)
-        if failed and (gone := await self._leave_out(failed["name"], rest)):
-            failed["why"] += f"; {gone}"
+        if failed:
+            await self._leave_out(failed, rest)
         if self._supervisor.closing:
             return failed
         self._ground.close_unused(self._supervisor.config)
@@ -460,7 +443,7 @@ class Change:
         versions = self.versions
         before = versions.kept.programs | versions.kept.tried
         turns = [(group, True) for group in apply.turns(versions.of_table(rest.restart), before)]
-        turns += [(group, False) for group in apply.turns(versions.of_table(rest.replace), before)]
+        turns += [(group, False) for group in apply.turns(self._awaited(rest.replace), before)]
         for group, restarts in turns:
             if restarts:
                 failed = await self._renewal.renew(group, rest.restart, rest.why, progress)
@@ -473,8 +456,13 @@ class Change:
                 failed = await self._up(more, progress)
             if failed:
                 return failed
+            await self._renewal.follow(self._resting(programs, rest), rest.why)
             self._ground.close_unused(self._supervisor.config, versions.table.listeners)
         leaving = [self._supervisor.processes[name] for name in rest.remove if name in versions.kept.programs]
+        programs = {process.program.program for process in leaving}
+        beside = [self._supervisor.processes[name] for name in rest.start if name in self._supervisor.processes]
+        if failed := await self._renewal.proven([one for one in beside if one.program.program in programs], progress):
+            return failed
         await bring_down(leaving, rest.why, self._supervisor.aside)
         await self._ground.written([process.program for process in leaving])
         for process in leaving:
@@ -484,13 +472,25 @@ class Change:
             versions.let_go([process.name])
         return {}
 
+    def _resting(self, programs: Container[str], rest: Unfinished) -> list[Program]:
+        """What the table says of those of `programs` that were down when the change began."""
+        turns = {*rest.replace, *rest.restart}
+        names = [name for name, one in self.versions.kept.programs.items() if one.program in programs]
+        return self.versions.of_table(name for name in names if name not in turns)
+
+    def _awaited(self, names: Iterable[str]) -> list[Program]:
+        """What the table says of those of these processes that are not that yet, in order of their priority: what is
+        kept, or tried, and what has come with it and has had no child, or has one that only takes over now."""
+        there, names = self._supervisor.processes, list(names)
+        new = [each for each in names if each in there and not there[each].status.generation]
+        return self.versions.of_table(names, [*new, *filter(self._rollouts.under_way, names)])
+
     async def _pass_over(
         self, programs: Sequence[Program], why: str, progress: Progress, leaving: Sequence[str]
     ) -> Info:
         """Successors take over from these, and from those of the same programs that are `leaving`. Returns what has
         failed, if anything."""
-        waiting = {*self.versions.kept.programs, *self.versions.kept.tried}  # others have done it meanwhile
-        programs = [program for program in programs if program.name in waiting]
+        programs = self._awaited([program.name for program in programs])  # others have done it meanwhile
         outcomes, outputs = await self._rollouts.replace(
             programs, why, progress, passed=self.versions.passed, leaving=leaving
         )
@@ -502,27 +502,29 @@ class Change:
                 self._notes.setdefault(more, []).append(name)
         return {}
 
-    async def _leave_out(self, failed: str, rest: Unfinished) -> str:
-        """The new version of the process `failed` is no good: what has come to its program with it goes again. A
-        program that is all new stays, and is tried again. Returns in words what has gone."""
+    async def _leave_out(self, failed: Info, rest: Unfinished) -> None:
+        """The new version of a process is no good, as `failed` tells: what has come to its program with it goes again.
+        A program that is all new stays, and is tried again. Adds to `failed` what has gone, and who remembers it."""
         supervisor = self._supervisor
-        process = supervisor.processes.get(failed)
+        process = supervisor.processes.get(failed["name"])
         if process is None or supervisor.closing:
-            return ""
+            return
         others = [each for each in supervisor.all() if each.program.program == process.program.program]
         came = [each for each in others if each.name in rest.added]
         if not came or len(came) == len(others):
-            return ""
+            return
         await bring_down(came, rest.why)
         await self._ground.written([each.program for each in came])
         if supervisor.closing:
-            return ""
+            return
         self.versions.left_out([each.name for each in came])
         for each in came:
             supervisor.remove(each.name)
         gone = f"{', '.join(each.name for each in came)} came with it, and went with it"
         log.error("%s", gone)
-        return gone
+        failed["why"] += f"; {gone}"
+        remember = (each.name for each in others if each not in came and each.status.setback)
+        failed["stays"] = next(remember, "")
 
     # --- what the keeper is handed ----------------------------------------------------------------------------------
 

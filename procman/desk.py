@@ -12,7 +12,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, replace
 
 from procman import __version__, launch, operation, printed, report, rivals
@@ -178,7 +178,8 @@ class Desk:
         outputs: dict[str, list[str]] = {}
         unneeded: list[Process] = []
         if verb == "reload":
-            reload = self._reload(processes, why, progress, outputs, at_once=at_once, wish=wish)
+            spared = self._spared(names)
+            reload = self._reload(processes, why, progress, outputs, at_once=at_once, wish=wish, spared=spared)
             task = self._supervisor.background(reload)
         else:
             needed = processes if verb == "stop" else self._needed(verb, processes)
@@ -198,6 +199,14 @@ class Desk:
             leaving = (False, "it is leaving the table")
             outcomes = {process.name: leaving for process in processes} | outcomes
         return await self._results(self.select(names), outcomes, outputs)
+
+    def _spared(self, names: Sequence[str]) -> set[str]:
+        """Those that are down, and are not meant by who wants `names` reloaded: they are named with others that are up,
+        and not by themselves."""
+        named = [self.select([name]) for name in dict.fromkeys(names or ["all"])]
+        alone = {found[0].name for found in named if len(found) == 1}
+        up = [found for found in named if any(process.status.wanted for process in found)]
+        return {process.name for found in up for process in found if not process.status.wanted} - alone
 
     def _needed(self, verb: str, processes: Sequence[Process]) -> list[Process]:
         """Those of `processes` that a start or restart is for. Who names a whole program whose number goes by load
@@ -317,16 +326,20 @@ class Desk:
         *,
         at_once: int,
         wish: Wish,
+        spared: Container[str],
     ) -> dict[str, Outcome]:
-        """Each as its table says; what is wanted down is left alone. What does not run now, since it has failed or
-        ended, is started. `outputs` gets the last output of successors that failed."""
+        """Each as its table says; what is wanted down is left alone, which is no failure for those `spared`. What does
+        not run now, since it has failed or ended, is started: with the successors of the others, if there are any.
+        `outputs` gets the last output of successors that failed."""
         await self._scaling.settled({process.program.program for process in processes})
         outcomes: dict[str, Outcome] = {}
         overlapping, restarting, commanded, trying = [], [], [], []
+        passing = {process.program.program for process in processes if overlaps(process)}
         for process in processes:
             program, status = process.program, process.status
             runs = status.pid is not None and status.state is not State.STOPPING
-            if not status.wanted and (idle := self._scaling.says(process)):
+            idle = self._scaling.says(process) or (status.why if process.name in spared else "")
+            if not status.wanted and idle:
                 outcomes[process.name] = (True, f"nothing to reload: {idle}")
                 if self._scaling.is_first(process):
                     trying.append(process)
@@ -337,7 +350,9 @@ class Desk:
                 outcomes[process.name] = (True, f"sent {report.signal_name(program.reload_signal)}")
             elif runs and program.reload == "command":
                 commanded.append(process)
-            elif overlaps(process) or self._rollouts.under_way(process.name):
+            elif self._rollouts.under_way(process.name) or (
+                program.reload == "overlap" and program.program in passing  # also what has fallen: with the others
+            ):
                 overlapping.append(process)
             else:
                 restarting.append(process)

@@ -130,13 +130,16 @@ def plan(
     last: int,
     programs: Mapping[str, Program],
     current: Mapping[str, int] = MappingProxyType({}),
+    *,
+    trials: Container[str] = (),
 ) -> list[Message]:
     """The "adopt" requests for what was found; none when nothing of ours is left. Pure.
 
     `last` is the highest number of a child that the state file knows of. A child that the state file knows is asked for
     also when it is gone: its end is news. What belongs to no process of the table is asked for under a name that no
     process has, and is ended for that. `current` are the numbers of the children that were the current ones of their
-    process, as far as the state file knows: the daemon may have died while one passed on to its successor.
+    process, as far as the state file knows: the daemon may have died while one passed on to its successor. What was at
+    one of the places `trials` had not proven itself, also where there is no other.
     """
     by_tag: dict[int, list[Seen]] = {}
     for process in sorted(seen, key=lambda process: process.start):
@@ -153,7 +156,7 @@ def plan(
         if request := _judge(tag, family, last, programs):
             requests.append(request)
             found = True
-    return _one_each(requests, known, current) if found else []
+    return _one_each(requests, known, current, trials) if found else []
 
 
 def _judge(tag: int, family: Sequence[Seen], last: int, programs: Mapping[str, Program]) -> Message | None:
@@ -183,7 +186,9 @@ def _request(child: str, tag: int, main: Seen | None, family: Sequence[Seen], ki
     return {"child": child, "tag": tag, "kill": kill, "members": members, **process}
 
 
-def _one_each(requests: list[Message], known: Mapping[str, Known], current: Mapping[str, int]) -> list[Message]:
+def _one_each(
+    requests: list[Message], known: Mapping[str, Known], current: Mapping[str, int], trials: Container[str]
+) -> list[Message]:
     """Each process has one child: the one that the state file knows, if it lives, else the newest. The others are
     renamed, so that they are ended."""
 
@@ -195,10 +200,12 @@ def _one_each(requests: list[Message], known: Mapping[str, Known], current: Mapp
 
     taken: set[str] = set()
     for request in sorted(requests, key=rank, reverse=True):
-        name, _ = split_place(launch.split_child_id(str(request["child"]))[0])
-        if name in taken:
+        key, _ = launch.split_child_id(str(request["child"]))
+        name, _ = split_place(key)
+        if name in taken or key in trials:
             request["child"] = f"{name}/left#{_number(request['tag'])}"
-        taken.add(name)
+        else:
+            taken.add(name)
     return requests
 
 
@@ -264,7 +271,7 @@ async def adopt(
     programs = {program.name: program for program in config.programs}
     statuses = _mapping(document, "processes")
     current = {name: status["generation"] for name, status in statuses.items() if "generation" in status}
-    requests = plan(seen, known, last, programs, current)
+    requests = plan(seen, known, last, programs, current, trials=document.get("trials", ()))
     for request in requests:
         request["at"] = _time_of(request["start"]) if request["pid"] else 0.0
     above = max([last, *(_number(process.tag) for process in seen)])

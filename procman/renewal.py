@@ -108,6 +108,20 @@ class Renewal:
         printed = {name: lines() for name, lines in outputs.items()}
         return None if bad is None else bad._replace(printed=printed)
 
+    async def follow(self, programs: Sequence[Program], why: str) -> None:
+        """The processes of `programs`, which are down, are what these say from now on. One that was started meanwhile
+        is stopped for that, and started again."""
+        up = await bring_down([self._supervisor.processes[program.name] for program in programs], why)
+        if self._supervisor.closing or not programs:
+            return
+        for program in programs:
+            self._ground.unprepare(self._supervisor.processes[program.name].program)
+        self._versions.let_go([program.name for program in programs])
+        await self._become(programs, why)
+        for process in [self._supervisor.processes[program.name] for program in programs]:
+            if process.name in up and not self._supervisor.is_down(process.name):
+                process.feed(Start(f"the table has changed ({why})"))
+
     async def go_back(
         self,
         numbers: Mapping[str, int],
@@ -156,6 +170,15 @@ class Renewal:
             process.mark(failed, printed.get(process.name, ()))
         bad = await self._bad(processes, progress)
         return "" if bad is None else f"as it was before, {bad.process.name} does not start either: {bad.reason}"
+
+    async def proven(self, processes: Sequence[Process], progress: Progress) -> Info:
+        """Wait until these, which were told to start, have stayed up for `start_seconds`. Returns what has failed, if
+        anything."""
+        bad = await self._bad(processes, progress)
+        if bad is None:
+            return {}
+        output = await self.output(bad.process)
+        return {"name": bad.process.name, "why": f"it did not start: {bad.reason}", "output": output}
 
     async def output(self, process: Process) -> list[str]:
         """The last lines of its log."""

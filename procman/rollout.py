@@ -17,7 +17,9 @@ that comes up later goes on to the end. So whoever dies, one of the two versions
 
 Sharing one socket would not do: nobody could ask a successor alone, visitors would meet it in its trial, and most
 servers drop what they have accepted and not yet read when they are told to stop. So where several processes have one
-socket, all that share it pass on together.
+socket, all that share it pass on together: all of before to all of afterwards (`units.Unit`), whatever their names and
+number. A successor may have nobody before it: its process has fallen, or comes with a changed table. Then the process
+in its other place just does not run. And who is before may have no successor of its name: it *leaves*.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ from procman import servers, shape
 from procman.canary import Canary
 from procman.config import Program, place
 from procman.errors import ProcmanError
-from procman.ground import CHILDLESS, Ground
-from procman.lifecycle import State, Status
+from procman.ground import Ground
+from procman.lifecycle import State, Status, Stop
 from procman.link import KeeperLink
 from procman.listeners import FileId
 from procman.operation import Outcome, Progress, begin, carry_out, reach
@@ -91,8 +93,8 @@ def serves(process: Process) -> bool:
 
 
 def running(processes: Iterable[Process]) -> set[str]:
-    """The names of those that have a child: so long they may have a socket."""
-    return {process.name for process in processes if process.status.state not in CHILDLESS}
+    """The names of those that serve. One that drains accepts no more, and its next start waits (`Trials.hold`)."""
+    return {process.name for process in processes if serves(process)}
 
 
 def overlaps(process: Process) -> bool:
@@ -223,7 +225,8 @@ class Rollout:
         return (not problem, problem or self._why)
 
     def _result(self, reason: str) -> str:
-        there = [self._supervisor.processes[name] for name in self._unit.names if name in self._supervisor.processes]
+        everyone = (*self._unit.names, *self._unit.leaving)
+        there = [self._supervisor.processes[name] for name in everyone if name in self._supervisor.processes]
         serving = [f"pid {process.status.pid}" for process in there if process.status.state is State.RUNNING]
         text = f"{reason or 'it was called off'}; rolled back"
         return text + (f", {', '.join(serving)} serve{'s' * (len(serving) == 1)} as before" if serving else "")
@@ -231,22 +234,23 @@ class Rollout:
     # --- the trial --------------------------------------------------------------------------------------------------
 
     async def _trial(self) -> None:
-        everyone = (*self._unit.names, *self._unit.leaving)
-        self._ground.trials.hold(self.name, everyone, self._unit.listeners)
-        up = running(self._supervisor.all())
-        if others := company(self._supervisor.config, everyone, self._unit.listeners, up):
-            raise _Failed(f"{others[0]}, which has the same listener, was started meanwhile")
-        # Until the keeper has closed the sockets of a rollout before, one that nobody accepts from is in the group, and
-        # the places in it are others (`routing`).
-        await self._link.sync()
         supervisor, unit = self._supervisor, self._unit
-        listeners = {listener.name: listener for listener in supervisor.config.listeners}
+        everyone = (*unit.names, *unit.leaving)
         programs = {
             name: servers.in_place(self._programs[name], 1 - supervisor.processes[name].program.slot)
             for name in unit.names
         }
         self._keys = [program.key for program in programs.values()]
         self._slots = {name: program.slot for name, program in programs.items()}
+        # One that has fallen must not get up on the socket that serves: it may be the new release.
+        self._ground.trials.hold(self.name, [*self._keys, *(each.key for each in self._before())], unit.listeners)
+        up = running(supervisor.all())
+        if others := company(supervisor.config, everyone, unit.listeners, up):
+            raise _Failed(f"{others[0]}, which has the same listener, was started meanwhile")
+        # Until the keeper has closed the sockets of a rollout before, one that nobody accepts from is in the group, and
+        # the places in it are others (`routing`).
+        await self._link.sync()
+        listeners = {listener.name: listener for listener in supervisor.config.listeners}
         passing = [listeners[name] for name in unit.listeners]
         self._firsts = self._ground.trials.firsts(passing)
         await self._unless_abandoned(self._alone())
@@ -307,7 +311,6 @@ class Rollout:
         raises _Failed when they do not."""
         names = self._unit.names
         successors = [self._beside(name) for name in names]
-        before = [self._supervisor.processes[name] for name in names]
 
         def said(text: str) -> None:
             for name in names:
@@ -315,7 +318,7 @@ class Rollout:
 
         self._tell("canary")
         self._hear_all(self._slots)
-        self.proving = Proving(self._ground, wish, successors, before, firsts=self._firsts, said=said)
+        self.proving = Proving(self._ground, wish, successors, self._before(), firsts=self._firsts, said=said)
         try:
             self._split = True
             for first in self._firsts:
@@ -397,7 +400,7 @@ class Rollout:
         except _Abandoned:
             pass  # the one before just stops
         except _Failed as error:
-            if all(self._beside(name).status.state is State.RUNNING for name in names):
+            if any(process.status.state is State.RUNNING for process in self._before()):
                 await self._take_back(str(error))
                 return self._result(str(error))
             log.error("%s: %s", ", ".join(names), error)
@@ -424,7 +427,7 @@ class Rollout:
 
     async def _leave(self) -> None:
         """Nobody more comes to the addresses that close with the one before, and it answers who has come."""
-        before = [self._beside(name).program for name in self._unit.names]
+        before = [process.program for process in self._before()]
         left = self._ground.parting.closing(before, self._listening(self._unit.leaving))
         if not left:
             return
@@ -443,7 +446,7 @@ class Rollout:
     async def _run_dry(self, queues: Sequence[str]) -> None:
         """Until nobody waits in these queues for the one before or is on the way to them, and it has read what it
         accepted."""
-        if not any(self._beside(name).program.listen for name in self._unit.names):
+        if not any(process.program.listen for process in self._before()):
             return
         trials, end = self._ground.trials, time.monotonic() + HANDSHAKE_SECONDS
         connecting = await trials.connecting(queues)  # some to the successor: it will not take long
@@ -462,10 +465,12 @@ class Rollout:
 
     async def _finish(self) -> None:
         """The one before stops, and all that was its own goes."""
-        self._ground.trials.release(self.name)
         names = self._unit.names
-        before = [self._beside(name) for name in names]
-        leaving = [process for name in self._unit.leaving if (process := self._supervisor.processes.get(name))]
+        before, leaving = [self._beside(name) for name in names], self._leaving()
+        for process in before:
+            if process.status.pid is None:  # it has fallen, and would start when nothing holds it any more
+                process.feed(Stop("its successor serves"))
+        self._ground.trials.release(self.name)
         await asyncio.gather(
             carry_out("stop", before, "its successor serves", lambda info: None, self._aside),
             carry_out("stop", leaving, self._why, lambda info: None),
@@ -497,12 +502,17 @@ class Rollout:
         for name in names:
             self._supervisor.take_away(name)
             log.warning("%s: rolled back: %s", name, reason)
-            process = self._supervisor.processes[name]
-            process.history.append(Moment(time.time(), process.status.state, f"{self._why}: rolled back: {reason}"))
-            setback = "" if self._abandoned.is_set() else f"{reason}; rolled back"
-            process.mark(setback, printed.get(name, []) if setback else [])
+            self._set_back(self._supervisor.processes[name], reason, printed.get(name, []))
             self._supervisor.note("rollout", name, what="rolled back", why=reason, output=self.output.get(name, []))
+        for process in self._leaving():
+            self._set_back(process, reason, next((lines for lines in printed.values() if lines), []))
         self._link.release(HELD + self.name)
+
+    def _set_back(self, process: Process, reason: str, printed: Sequence[str]) -> None:
+        """`process` goes on, and remembers why."""
+        process.history.append(Moment(time.time(), process.status.state, f"{self._why}: rolled back: {reason}"))
+        setback = "" if self._abandoned.is_set() else f"{reason}; rolled back"
+        process.mark(setback, printed if setback else [])
 
     # --- what a supervisor before had begun -------------------------------------------------------------------------
 
@@ -534,6 +544,16 @@ class Rollout:
         """In either place."""
         process = self._supervisor.processes[name]
         return process if process.program.slot == self._slots[name] else self._beside(name)
+
+    def _before(self) -> list[Process]:
+        """Those before that have a child, in whichever place."""
+        places = self._supervisor.places.by_key
+        found = [places.get(place(name, 1 - slot)) for name, slot in self._slots.items()]
+        return [each for each in (*found, *self._leaving()) if each is not None and each.status.pid is not None]
+
+    def _leaving(self) -> list[Process]:
+        there = self._supervisor.processes
+        return [there[name] for name in self._unit.leaving if name in there]
 
     def _beside(self, name: str) -> Process:
         return self._supervisor.places.beside[name]

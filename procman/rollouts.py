@@ -19,9 +19,10 @@ from procman.lifecycle import State
 from procman.link import KeeperLink
 from procman.operation import Outcome, Progress, carry_out
 from procman.process import Process
-from procman.rollout import HELD, Listening, Memo, Passed, Rollout, World, overlaps, running, serves
+from procman.rollout import HELD, Listening, Memo, Passed, Rollout, World, overlaps, running
 from procman.sockets import FIRST, base_name
 from procman.supervisor import Supervisor
+from procman.takeover import SLOTS
 from procman.units import Unit, no_canary, units
 
 log = logging.getLogger("procman")
@@ -111,7 +112,7 @@ class Rollouts:
     ) -> tuple[dict[str, Outcome], dict[str, list[str]]]:
         """Replace the processes of `programs`, which are what the successors are to be. Programs go side by side, the
         units of one program one after the other (`at_once` of them together; so many start at a time), and none
-        follows on one that failed.
+        follows on one that failed. Some may have nobody before them: what has fallen, and what is new in the table.
         `wish` says which canary there is. `passed` is told in the moment when a successor is the current process, and
         when it is that no more. Processes of these programs that are `leaving` stop when the others have passed on, if
         they share a socket with them.
@@ -145,6 +146,7 @@ class Rollouts:
         outcomes: dict[str, Outcome] = {}
         outputs: dict[str, list[str]] = {}
         serving: dict[str, str] = {}
+        coming = {name for name in by_name if name not in up}
         stopped: dict[str, str] = {}  # meanwhile: that is no reason to leave the others what they are
 
         async def work() -> None:
@@ -159,7 +161,7 @@ class Rollouts:
                 if outcome is not None:
                     outcomes.update(dict.fromkeys(unit.names, outcome))
                     continue
-                left = tuple(name for name in unit.names if self._may(name))
+                left = tuple(name for name in unit.names if self._may(name, name in coming))
                 stopped.update((name, f"{name} does not run any more") for name in unit.names if name not in left)
                 if not left:
                     continue
@@ -203,11 +205,13 @@ class Rollouts:
             return True  # somebody has stopped it: that is no sign of a bad release
         return process.child == child and process.status.state is State.RUNNING
 
-    def _may(self, name: str) -> bool:
-        """Whether it still is to be replaced: an operator may have stopped it, or it has ended, while others were."""
+    def _may(self, name: str, coming: bool) -> bool:
+        """Whether it still is to be replaced, or to come (`coming`): an operator may have stopped it, or it has ended,
+        while others were."""
         process = self._supervisor.processes.get(name)
-        up = process is not None and process.status.wanted and serves(process)
-        return up and not self._supervisor.closing
+        if process is None or self._supervisor.closing or self._supervisor.is_down(name):
+            return False
+        return coming or (process.status.wanted and process.status.state is not State.EXITED)
 
     # --- canaries ---------------------------------------------------------------------------------------------------
 
@@ -260,7 +264,8 @@ class Rollouts:
             there = self._ground.trials.resume(keys, memo.firsts, memo.known_files(), known)
             if not names.isdisjoint(memo.successors):
                 listen = [base_name(first).removeprefix(FIRST) for first in there]
-                self._ground.trials.hold(rollout, (*memo.successors, *memo.leaving), listen)
+                keys = [place(name, slot) for name in (*memo.successors, *memo.leaving) for slot in SLOTS]
+                self._ground.trials.hold(rollout, keys, listen)
             for first in there:
                 try:
                     (sockets.pass_on if memo.passed else sockets.take_back)(first)

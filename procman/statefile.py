@@ -34,6 +34,7 @@ PARTS: dict[str, Any] = {
     "pipes": dict[str, int],
     "sockets": dict[str, list[int] | None],
     "seconds": list[str],
+    "trials": list[str],
     "kept": dict[str, Any],  # what is kept of an earlier table: see `kept.Kept.read`
     "refused": dict[str, Any],
 }

@@ -450,7 +450,8 @@ class _Parts:
         passing = rollout.passing(left.rollouts, [program.name for program in self.config.programs])
         passing = {name: one._replace(beside=self._kept.tried.get(name)) for name, one in passing.items()}
         lost = any(not name.startswith(rollout.HELD) for name in left.lost)
-        known: dict[str, Any] = {"ending": left.ending, "leaving": leaving, "lost": lost}
+        coming = left.unfinished.added if left.unfinished is not None else ()
+        known: dict[str, Any] = {"ending": left.ending, "leaving": leaving, "coming": coming, "lost": lost}
         supervisor.begin(self.snapshot, document, rollouts=passing, past=left.past, **known)
         self.link.release(PAST)
         for name in left.lost:

@@ -142,6 +142,7 @@ class Supervisor:
         *,
         ending: Ending | None = None,
         leaving: Container[str] = (),
+        coming: Container[str] = (),
         lost: bool = False,
         rollouts: Mapping[str, takeover.Passing] = MappingProxyType({}),
         past: Past = NO_PAST,
@@ -151,7 +152,8 @@ class Supervisor:
         `document` is the state file's, None where there is none. It counts as far as it is of this life of the daemon,
         or tells of children of a daemon that was killed. A daemon that is new takes those up too; but it was started to
         run the programs, whatever the old one was about to do. `ending`: all was being stopped, as the keeper was told
-        (CLOSING). A change of the table is stopping those in `leaving`; those in `rollouts` pass on to a successor.
+        (CLOSING). A change of the table is stopping those in `leaving`, and is to start those that are `coming`; those
+        in `rollouts` pass on to a successor.
         `lost`: what the supervisor before was about is not known any more (`legacy`). `past`: what it had seen.
         """
         self.snapshot = snapshot
@@ -183,7 +185,7 @@ class Supervisor:
         for process in itertools.chain.from_iterable(levels(self.all())):
             fresh = process.status.generation == 0 and process.status.state is State.STOPPED
             up = self.starts_by_itself(process.program) or process.name in replaced
-            if fresh and up and not self.closing and process.name not in leaving:
+            if fresh and up and not self.closing and process.name not in leaving and process.name not in coming:
                 process.feed(Start("autostart"))
             elif fresh and process.name in self._down:
                 process.status = Status(why="stopped by an operator before the daemon was started")
@@ -585,6 +587,7 @@ class Supervisor:
         logs = self._ground.counters_document([process.program for process in self.places.everyone()])
         end = {"closing": self.closing, "exit_status": self._exit_status, "keeper": self.snapshot.identity}
         found_again = self._register.document(self.places.everyone(), self.config) | self._ground.held_document()
+        found_again["trials"] = self._ground.trials.keys()
         wanted: dict[str, Any] = {"down": sorted(self._down), "replacing": sorted(self.replacing)}
         wanted |= self.versions()
         return {**wanted, **end, "processes": statuses, "logs": logs, **found_again}

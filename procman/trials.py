@@ -24,14 +24,14 @@ ANSWER_SECONDS = 3.0
 
 
 class _Hold(NamedTuple):
-    """Only `names` may start on `listeners`, until it is `over`."""
+    """Only what is at `keys` may start on `listeners`, until it is `over`."""
 
-    names: frozenset[str]
+    keys: frozenset[str]
     listeners: frozenset[str]
     over: asyncio.Event
 
     def bars(self, program: Program) -> bool:
-        return program.name not in self.names and not self.listeners.isdisjoint(program.listen)
+        return program.key not in self.keys and not self.listeners.isdisjoint(program.listen)
 
 
 class Trials:
@@ -107,6 +107,10 @@ class Trials:
         if not self._first:
             self._asking.clear()
 
+    def keys(self) -> list[str]:
+        """Part of the state file: the places of all that are on trial."""
+        return sorted(self._first)
+
     def end(self, firsts: Iterable[str]) -> None:
         """Close the second sockets: the trial has failed."""
         for first in firsts:
@@ -114,10 +118,10 @@ class Trials:
 
     # --- who does not start meanwhile -------------------------------------------------------------------------------
 
-    def hold(self, rollout: str, names: Iterable[str], listeners: Iterable[str]) -> None:
-        """Until `release`, nobody but the processes `names` gets a socket of `listeners`: one of the two closes, and
+    def hold(self, rollout: str, keys: Iterable[str], listeners: Iterable[str]) -> None:
+        """Until `release`, nobody but the processes at `keys` gets a socket of `listeners`: one of the two closes, and
         nobody knows yet which."""
-        self._holds[rollout] = _Hold(frozenset(names), frozenset(listeners), asyncio.Event())
+        self._holds[rollout] = _Hold(frozenset(keys), frozenset(listeners), asyncio.Event())
 
     def release(self, rollout: str) -> None:
         """The reverse; can be done again."""

@@ -15,8 +15,9 @@ from procman.positions import KeyPath
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Processes that are replaced together, and the listeners that pass on with them; they share all others. `leaving`:
-    processes without a successor, which stop with the ones before."""
+    """Processes that are replaced together, and the listeners that pass on with them; they share all others. `names`
+    are those of afterwards: some of them may have nobody before them. `leaving` are those of before that have no
+    successor of their name, and stop with the ones before."""
 
     names: tuple[str, ...]
     listeners: tuple[str, ...]
@@ -26,37 +27,34 @@ class Unit:
 def units(
     config: Config, programs: Sequence[Program], running: Container[str], leaving: Container[str] = ()
 ) -> list[Unit]:
-    """How processes of one program are replaced by what `programs` say: one unit after the other. Those that share a
-    socket pass on together: else nobody could ask a successor alone, and visitors would meet it in its trial. Pure.
+    """How what runs of one program is replaced by `programs`, whatever their names and number: one unit after the
+    other. Those that share a socket pass on together: else nobody could ask a successor alone, and visitors would meet
+    it in its trial. Pure.
 
-    Who does not run (`running` are the processes that have a child) does not count: should it be started meanwhile, on
+    Who does not run (`running` are the processes that serve) does not count: should it be started meanwhile, on
     a socket that would close, that start waits (`Trials.hold`). A listener that only one of two versions has does not
     pass on: the other one would get connections there, and have nobody to answer them. `leaving` are processes that are
     to stop when the successors serve; those of the same programs go with them.
     """
     after = {program.name: program for program in programs}
-    chosen = [program for program in config.programs if program.name in after]
-    names = tuple(program.name for program in chosen)
-    of = {program.program for program in chosen}
+    of = {program.program for program in programs}
+    there = [program.name for program in config.programs if program.name in after]
+    names = (*there, *(name for name in after if name not in there))
     going = tuple(p.name for p in config.programs if p.name in leaving and p.name in running and p.program in of)
-    everyone = {*names, *going}
-    users = _users(config, everyone, running)
-    common = {p.name: [each for each in p.listen if each in after[p.name].listen] for p in chosen}
-    every = tuple(dict.fromkeys(listener for each in common.values() for listener in each))
-    shared = {listener for listener in users if len(users[listener]) > 1 and not users[listener].isdisjoint(everyone)}
-    if shared and all(users[listener] == everyone for listener in shared):
-        return [Unit(names, every, going)]
-    return [Unit((name,), tuple(each for each in listen if each not in shared)) for name, listen in common.items()]
-
-
-def _users(config: Config, names: Container[str], running: Container[str]) -> dict[str, set[str]]:
-    """Which processes have each listener, of those that run, or are among `names`."""
-    users: dict[str, set[str]] = {}
-    for program in config.programs:
-        if program.name in names or program.name in running:
-            for listener in program.listen:
-                users.setdefault(listener, set()).add(program.name)
-    return users
+    before = {p.name: p for p in config.programs if p.name in running and (p.name in after or p.name in going)}
+    ours: dict[str, set[str]] = {}
+    for program in (*before.values(), *programs):
+        for listener in program.listen:
+            ours.setdefault(listener, set()).add(program.name)
+    strange = {listener for listener in ours if company(config, {*names, *going}, [listener], running)}
+    shared = {listener for listener, users in ours.items() if len(users) > 1} | strange
+    if shared and not strange:
+        common = (listener for each in before.values() for listener in each.listen)
+        new = {listener for each in programs for listener in each.listen}
+        return [Unit(names, tuple(dict.fromkeys(listener for listener in common if listener in new)), going)]
+    alone = {name: before[name].listen if name in before else () for name in names}
+    own = {name: [each for each in listen if each in after[name].listen] for name, listen in alone.items()}
+    return [Unit((name,), tuple(each for each in own[name] if each not in shared)) for name in names]
 
 
 def company(config: Config, names: Container[str], listen: Container[str], running: Container[str]) -> list[str]:

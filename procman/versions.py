@@ -39,9 +39,10 @@ class Versions:
         self._left = replace(self._left, absent=())  # they are to come again
         self._supervisor.take_settings(self.kept.of(self.table))
 
-    def of_table(self, names: Iterable[str]) -> list[Program]:
-        """What the table says of those of these processes that are kept, or tried, in order of their priority."""
-        found = set(names).intersection((*self.kept.programs, *self.kept.tried))
+    def of_table(self, names: Iterable[str], new: Iterable[str] = ()) -> list[Program]:
+        """What the table says of those of these processes that are kept, or tried, or `new`, in order of their
+        priority."""
+        found = set(names).intersection((*self.kept.programs, *self.kept.tried, *new))
         return sorted((one for one in self.table.programs if one.name in found), key=lambda one: one.priority)
 
     def listening(self, but: Container[str] = ()) -> set[str]:

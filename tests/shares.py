@@ -31,6 +31,7 @@ SECONDS = {
     **dict.fromkeys(("daemon_wayback", "daemon_setback"), 12),
     "daemon_moves": 100,
     "daemon_fewer": 70,
+    "daemon_units": 124,
     "guarantee_disks_killed": 30,
     **dict.fromkeys(
         ("wsgi", "daemon_sites", "daemon_servers", "server", "daemon_operate", "daemon_life", "logs"), 20

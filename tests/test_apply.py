@@ -7,7 +7,20 @@ from dataclasses import fields, replace
 
 import pytest
 
-from procman.apply import HOT, HOT_DAEMON, HOT_LOG, Line, Plan, daemon_in_force, differences, lines, plan, steps, turns
+from procman.apply import (
+    HOT,
+    HOT_DAEMON,
+    HOT_LOG,
+    Line,
+    Plan,
+    daemon_in_force,
+    differences,
+    lines,
+    plan,
+    rolling,
+    steps,
+    turns,
+)
 from procman.config import (
     Account,
     Address,
@@ -237,6 +250,40 @@ def test_what_comes_to_a_program_that_changes_comes_after_it() -> None:
     found = lines(old, fewer, plan(old, fewer), {"shop:1", "shop:2"})
     assert [(line.name, line.action) for line in found] == [("shop:2", "remove"), ("shop:1", "replace")]
     assert not any("canary" in line.cost for line in found)
+
+
+def test_all_that_serves_of_a_program_passes_on() -> None:
+    """To all that there is of it afterwards; nothing does, where nothing serves."""
+    one = replace(WEB, name="shop", program="shop", reload="overlap", canary=0.1)
+    three = [replace(one, name=f"shop:{number}", instance=number) for number in (1, 2, 3)]
+    changed = [replace(each, argv=("other",)) for each in three]
+
+    def rolled(before: list[Program], after: list[Program], serving: str, wanted: str = "") -> Plan:
+        old, new = replace(OLD, programs=tuple(before)), replace(OLD, programs=tuple(after))
+        return rolling(old, new, plan(old, new), serving.split(), f"{serving} {wanted}".split())
+
+    more = rolled([one], three, "shop")
+    assert more == Plan(coming=tuple(three), leaving=(one,))
+    assert rolled(three, [one], "shop:2", "shop:3") == Plan(coming=(one,), leaving=tuple(three))
+    assert rolled([one], three, "") == Plan(added=tuple(three), removed=(one,))
+    assert rolled(three[:2], changed, "shop:1 shop:2") == Plan(replace=tuple(changed[:2]), coming=(changed[2],))
+    assert rolled(three[:2], three, "shop:1 shop:2") == Plan(added=(three[2],))
+    assert rolled(three, three[:2], "shop:1 shop:2") == Plan(leaving=(three[2],))
+    # One has fallen, one is down.
+    assert rolled(three, changed, "shop:1", "shop:2") == Plan(replace=tuple(changed[:2]), resting=(changed[2],))
+    assert rolled(three, changed, "", "shop:2") == Plan(restart=tuple(changed))
+    # Without overlap they just start beside, and so do those that a number by load has from the beginning.
+    beside = [replace(each, reload="restart") for each in three]
+    assert rolled([one], beside, "shop") == Plan(added=tuple(beside), leaving=(one,))
+    scaled = [replace(each, scale=Scale(min=1, max=3)) for each in three]
+    assert rolled([one], scaled, "shop") == Plan(added=tuple(scaled[1:]), coming=(scaled[0],), leaving=(one,))
+    old, new = replace(OLD, programs=(one,)), replace(OLD, programs=tuple(three[:2]))
+    found = rolling(old, new, plan(old, new), ["shop"], ["shop"])
+    assert lines(old, new, found, ["shop"]) == [
+        Line("shop:1", "add", (), "it takes over from those before; no request is lost"),
+        Line("shop:2", "add", (), "it takes over from those before; no request is lost"),
+        Line("shop", "remove", (), "it stops when the others serve"),
+    ]
 
 
 def test_what_came_with_a_version_that_failed_is_not_there() -> None:

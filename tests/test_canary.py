@@ -324,6 +324,21 @@ def test_who_leaves_goes_with_the_others_of_its_program(runs: bool) -> None:
     assert units(config, config.programs[:2], up)[0].listeners == (() if runs else ("web",))
 
 
+def test_units_of_other_names_and_another_number() -> None:
+    """One becomes two, and two become one, on the same address and on another one; one of two has fallen."""
+    one, two, gone = made(("shop", "wsgi", ("web",))), made(*TWO), made(("shop", "wsgi", ("old",)))
+    both = ("shop:1", "shop:2")
+    assert units(one, two.programs, ["shop"], ["shop"]) == [Unit(both, ("web",), ("shop",))]
+    assert units(two, one.programs, both, both) == [Unit(("shop",), ("web",), both)]
+    assert units(gone, two.programs, ["shop"], ["shop"]) == [Unit(both, (), ("shop",))]
+    assert units(two, two.programs, ["shop:1"]) == [Unit(both, ("web",))]
+    there = replace(two, programs=(*one.programs, *two.programs))  # when it has come into force
+    assert units(there, two.programs, ["shop"], ["shop"]) == [Unit(both, ("web",), ("shop",))]
+    # With a program on the same socket that is not replaced, each for itself.
+    others = replace(there, programs=(*there.programs, *made(BLOG).programs))
+    assert units(others, two.programs, ["shop", "blog"], ["shop"]) == [Unit((name,), ()) for name in both]
+
+
 def test_what_a_table_tells_of_it_beforehand() -> None:
     config = made(*TWO, BLOG)
     assert doubtful(config) == []

@@ -193,10 +193,10 @@ def test_more_processes_of_a_bad_release(shop: Shop) -> None:
     shop.write(more="workers = 2")
     done = shop.running.ctl("apply")
     assert done.returncode == 1
-    assert "apply failed: web:1: it did not start" in done.stderr
+    assert "apply failed: web:1: the successor failed" in done.stderr
     assert "web:1, web:2 came with it, and went with it" in done.stderr
     assert "release bad 1 is bad" in done.stderr
-    assert "what has happened: procmanctl events\n" in done.stderr  # of web:1 itself nothing is known any more
+    assert "what has happened: procmanctl why web\n" in done.stderr  # of web:1 itself nothing is known any more
     for _ in range(2):
         assert set(shop.running.status()) == {"web", "job"}
         assert shop.pid() == before
@@ -224,6 +224,7 @@ def test_one_more_process_of_a_bad_release(shop: Shop, changed: bool) -> None:
     done = shop.running.ctl("apply")
     assert done.returncode == 1
     assert f"apply failed: {'web:1: the successor failed' if changed else 'web:3: it did not start'}" in done.stderr
+    assert f"what has happened: procmanctl {'why web:1' if changed else 'events'}\n" in done.stderr
     assert set(shop.running.status()) == {"web:1", "web:2", "job"}
     assert {name: shop.pid(name) for name in before} == before
     said = shop.running.ctl("events").stdout
@@ -234,20 +235,20 @@ def test_one_more_process_of_a_bad_release(shop: Shop, changed: bool) -> None:
     assert set(shop.running.status()) == {"web:1", "web:2", "web:3", "job"}
 
 
-def test_more_processes_after_a_canary(shop: Shop) -> None:
-    """Those that run are alone on their listener in its time: who is added starts when it has gone well."""
+def test_more_processes_with_a_canary(shop: Shop) -> None:
+    """Who is added is part of it, and serves when it has gone well."""
     shop.site.version("two")
-    shop.write(more='workers = 2\ncanary = "50% for 10m"')
+    shop.write(more="workers = 2")
     shop.apply()
     shop.write(more='workers = 3\ncanary = "50% for 10m"', variables=', DEBUG = "1"')
     shown = shop.running.ctl("diff").stdout
     assert "without its canary" not in shown
-    assert shown.index("web:2") < shown.index("web:3")
+    assert "it takes over from those before; no request is lost" in shown
     with shop.running.client(60) as client:
         done: list[Any] = []
         applying = threading.Thread(target=lambda: done.append(client.call("apply")))
         applying.start()
-        wait_until(lambda: (shop.running.status()["web:1"]["beside"] or {}).get("canary"), 20)
+        wait_until(lambda: (shop.running.status().get("web:3", {}).get("beside") or {}).get("canary"), 20)
         assert shop.running.status()["web:3"]["pid"] is None
         assert shop.running.ctl("promote", "web:1").returncode == 0
         applying.join()

@@ -324,4 +324,4 @@ def test_the_host_of_a_probe(daemon: MakeDaemon, tmp_path: Path) -> None:
     running = daemon(f'{table}\nready = {{ http = "/", host = "shop.example" }}\n')
     running.wait_for("web", timeout=20)
     running.write_table(f'{table}\nready = {{ http = "/", host = "other.example" }}\n')
-    assert "HTTP 400; rolled back" in running.ctl("apply").stderr
+    assert "HTTP 400 to the host other.example; rolled back" in running.ctl("apply").stderr

@@ -125,6 +125,16 @@ def test_no_tag_is_of_two_houses(tag: int, house: int, pid: int, start: int) -> 
     assert orphans.claim(process, of_house, house % (2**30 - 1) + 1, set()) is None
 
 
+def test_what_was_on_trial_is_ended() -> None:
+    """Also where its process had no other child."""
+    found = [seen(5, 1, "shop~#4", main=True), seen(6, 2, "www#1", main=True), seen(7, 3, "www~#2", main=True)]
+    state = {"shop~#4": known(5, 1), "www#1": known(6, 2), "www~#2": known(7, 3)}
+    requests = orphans.plan(found, state, 3, PROGRAMS, {"shop": 3, "www": 1}, trials=["shop~", "www~"])
+    assert {request["pid"]: request["child"] for request in requests} == {
+        5: "shop/left#1", 6: "www#1", 7: "www/left#3",
+    }  # fmt: skip
+
+
 def test_of_another_boot_only_what_operators_stopped_counts() -> None:
     """A pid and a start time of another boot may well be somebody else's now."""
     document = {"boot_id": "a", "children": {"shop#1": [5, 50, 3, "tree"]}, "last": 4, "down": ["www"]}

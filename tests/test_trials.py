@@ -9,6 +9,7 @@ import os
 import select
 import socket
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -174,6 +175,15 @@ def test_who_waits_gets_its_turn() -> None:
         await asyncio.wait_for(waiting, 10)
 
     asyncio.run(main())
+
+
+def test_a_hold_is_for_places() -> None:
+    """A process may start in one of its places, and not in the other."""
+    trials = Trials(Sockets(Keeper({}), {}))
+    trials.hold("shop:1", ["shop:1~"], ["web"])
+    assert trials.bars(shop("shop:1")) == "shop:1"
+    assert trials.bars(replace(shop("shop:1"), slot=1)) == ""
+    assert trials.bars(replace(shop("shop:1"), listen=("other",))) == ""
 
 
 def test_a_stranger_in_the_group(pair: Pair) -> None:

@@ -70,7 +70,8 @@ def reread(
     print(f"procmanctl: apply failed: {name}: {reason}", file=sys.stderr)
     for line in (failed.get("output") or [])[-_OUTPUT:]:
         print(f"  | {tables.printable(line)}", file=sys.stderr)
-    happened = "events" if failed.get("gone") else f"why {name}"
+    known = tables.printable(failed.get("stays", name))  # the one that has failed may have gone again
+    happened = f"why {known}" if known else "events"
     print(f"  hint: what is left to do: procmanctl diff; what has happened: procmanctl {happened}", file=sys.stderr)
     return 1
 

@@ -358,6 +358,7 @@ STATE: dict[str, Any] = {
     "pipes": {"log/shop:1/out": 4242},
     "sockets": {"listener/web": [1, 2], "listener/x": None},
     "seconds": ["listener/web"],
+    "trials": ["web:1~"],
     "kept": json.loads(json.dumps(PROGRAMS_BEFORE.document())),
     "refused": json.loads(json.dumps(PROGRAMS_BEFORE.document())),
 }
