@@ -17,6 +17,7 @@ import re
 import signal
 import stat
 import sys
+import time
 from asyncio.trsock import TransportSocket
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -51,6 +52,9 @@ ASKED_AGAIN = frozenset({"http", "tcp", "gunicorn"})
 
 TRIES = 16
 """How many tries a probe makes at most before a pause, where others have the socket at which it asks."""
+
+HOLDER_LOOKS, HOLDER_SECONDS = 4, 0.025
+"""How often it is looked again who has a connection that was accepted, before that counts as not to be known."""
 
 ENV_FILE_MAX = 1024 * 1024
 
@@ -765,7 +769,13 @@ def _accepted_by(clients: Sequence[TransportSocket], mains: Mapping[str, int]) -
     """By which of `mains` each of these connections was accepted, "" for one that can't be known, None while nobody
     has."""
     inodes = queues.acceptors(clients)
-    keys = resources.holders({*inodes} - {0}, mains)
+    wanted = {*inodes} - {0}
+    keys = resources.holders(wanted, mains)
+    for _ in range(HOLDER_LOOKS):
+        if not wanted - keys.keys():
+            break
+        time.sleep(HOLDER_SECONDS)  # in accept(2) the kernel knows the socket a moment before it has a descriptor
+        keys = resources.holders(wanted, mains)
     return [keys.get(inode, "") if inode else None for inode in inodes]
 
 

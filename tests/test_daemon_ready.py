@@ -30,12 +30,13 @@ def table(folder: Path, kind: str) -> str:
         listen = f"127.0.0.1:{free_port()}" if kind == "tcp" else f"unix:{folder}/{name}.sock"
         programs.append(
             f'[program.{name}]\n{how}\nlisten = "{listen}"\ndirectory = "{SITES}"\nready = {{ http = "/n/1" }}\n'
-            f'environment = {BY_NUMBER % folder}\nstart_timeout = "6s"\nstop_timeout = "1s"\nrestart_delay = "0.1s"\n'
-            "start_retries = -1\n"
+            f'environment = {BY_NUMBER % folder}\nstart_timeout = "6s"\nstop_timeout = "1s"\n'
+            'restart_delay = "0.1s"\nrestart_delay_max = "1s"\nstart_retries = -1\n'
         )
     return "\n".join(programs)
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 def test_one_of_three_that_never_serves_is_not_ready(daemon: MakeDaemon, tmp_path: Path, kind: str) -> None:
     """The others serve at the same socket, and are ready. It is, too, as soon as it serves."""
@@ -55,7 +56,7 @@ def test_one_of_three_that_never_serves_is_not_ready(daemon: MakeDaemon, tmp_pat
             others = {info["state"] for name, info in status.items() if not name.endswith(":2")}
             return not left and others == {"RUNNING"}
 
-        wait_until(all_refused, 60, f"{left} have answered for their second process")
+        wait_until(all_refused, 150, "each program's second process is refused")
 
     def all_run() -> bool:
         return {info["state"] for info in running.status().values()} == {"RUNNING"}

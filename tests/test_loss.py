@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from tests.harness import PROJECT, free_port, wait_until
-from tests.loss.client import MODES, Plan, mode_of
+from tests.loss.client import FIRST_PIECE, MODES, Plan, mode_of
 from tests.loss.load import load, run
 from tests.loss.tally import FAILURES_SHOWN, KINDS, Result, Tally
 from tests.sites.numbered_site import body
@@ -223,7 +223,8 @@ def test_a_close_that_the_request_meets_on_the_wire_is_one_too() -> None:
 def test_a_long_request_that_was_read_in_part_is_lost() -> None:
     def serve(connection: socket.socket, number: int) -> None:
         connection.sendall(answer(right_for_upload(connection)))
-        connection.recv(1000)
+        connection.recv(FIRST_PIECE, socket.MSG_WAITALL)
+        connection.recv(1)  # the client knows that it has sent more than its first piece
 
     with server(serve) as address:
         tally = run(Plan(address, ("up",), 1, requests=2)).total
