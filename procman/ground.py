@@ -17,8 +17,8 @@ import re
 import signal
 import stat
 import sys
-import time
 from asyncio.trsock import TransportSocket
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -53,8 +53,8 @@ ASKED_AGAIN = frozenset({"http", "tcp", "gunicorn"})
 TRIES = 16
 """How many tries a probe makes at most before a pause, where others have the socket at which it asks."""
 
-HOLDER_LOOKS, HOLDER_SECONDS = 4, 0.025
-"""How often it is looked again who has a connection that was accepted, before that counts as not to be known."""
+HOLDER_LOOKS = 10
+"""So often it is looked who has a connection that was accepted, before that counts as not to be known."""
 
 ENV_FILE_MAX = 1024 * 1024
 
@@ -253,12 +253,14 @@ class Ground:
             if each is not process and not set(program.listen).isdisjoint(each.program.listen)
         ]
 
+        looked: Counter[int] = Counter()
+
         async def accepted_by(clients: Sequence[TransportSocket]) -> Sequence[str | None]:
             keys: Sequence[str | None] = [""] * len(clients)
             if any(each.status.alive for each in others):
                 mains = {each.key: each.status.pid for each in (process, *others) if each.status.pid}
                 with contextlib.suppress(OSError, RuntimeError):  # the kernel does not tell; there is no thread
-                    keys = await asyncio.to_thread(_accepted_by, clients, mains)
+                    keys = await asyncio.to_thread(_accepted_by, clients, mains, looked)
             names = {each.key: each.name for each in others}
             return [key and names.get(key, "") for key in keys]
 
@@ -765,18 +767,16 @@ class Ground:
         return next((source.path for source in sources if source.stream == stream), "")
 
 
-def _accepted_by(clients: Sequence[TransportSocket], mains: Mapping[str, int]) -> list[str | None]:
+def _accepted_by(
+    clients: Sequence[TransportSocket], mains: Mapping[str, int], looked: Counter[int]
+) -> list[str | None]:
     """By which of `mains` each of these connections was accepted, "" for one that can't be known, None while nobody
     has."""
     inodes = queues.acceptors(clients)
-    wanted = {*inodes} - {0}
-    keys = resources.holders(wanted, mains)
-    for _ in range(HOLDER_LOOKS):
-        if not wanted - keys.keys():
-            break
-        time.sleep(HOLDER_SECONDS)  # in accept(2) the kernel knows the socket a moment before it has a descriptor
-        keys = resources.holders(wanted, mains)
-    return [keys.get(inode, "") if inode else None for inode in inodes]
+    keys = resources.holders({*inodes} - {0}, mains)
+    # In accept(2) the kernel knows the socket a moment before it has a descriptor: nobody has it yet, for some looks.
+    looked.update(inode for inode in inodes if inode and inode not in keys)
+    return [keys.get(inode, None if looked[inode] < HOLDER_LOOKS else "") if inode else None for inode in inodes]
 
 
 def _read_regular(path: str) -> str:
