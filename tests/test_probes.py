@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 from asyncio.trsock import TransportSocket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from procman import probes
+from procman import ground, probes, queues, resources
 from procman.config import Address, Ready
 from procman.errors import Failed
 from procman.probes import wait_ready
@@ -446,3 +447,15 @@ def test_real_gunicorn_is_ready_when_a_worker_serves(tmp_path: Path) -> None:
     finally:
         os.killpg(server.pid, signal.SIGKILL)  # a worker that still waits at the gate, too
         server.wait()
+
+
+def test_who_has_just_accepted_has_no_descriptor_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked again; only what stays unknown counts as the answer of the process that is asked."""
+    monkeypatch.setattr(queues, "acceptors", lambda clients: [7, 0])
+    monkeypatch.setattr(resources, "holders", lambda inodes, mains: {})
+    looked: Counter[int] = Counter()
+    for _ in range(ground.HOLDER_LOOKS - 1):
+        assert ground._accepted_by([], {}, looked) == [None, None]
+    assert ground._accepted_by([], {}, looked) == ["", None]
+    monkeypatch.setattr(resources, "holders", lambda inodes, mains: {7: "web:1"})
+    assert ground._accepted_by([], {}, Counter()) == ["web:1", None]
