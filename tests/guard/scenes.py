@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 from procman.daemon import CRASH_VARIABLE
 from tests.guard import calls
@@ -174,21 +177,25 @@ def bytes_and_calls(*, with_calls: bool) -> list[Count]:
 
 def _calls(found: RunningDaemon) -> list[Count]:
     supervisor, keeper = found.supervisor_pid, found.keeper_pid
+    writer = found.status()["lines"]["pid"]
 
     def restarts() -> None:
         with found.client(60.0) as client:
             for _ in range(TIMES):
                 client.call("restart", names=["one"])
 
-    with found.client(60.0) as client:
+    with found.client(60.0) as client:  # who hangs up is work too: not before the idle seconds are over
         client.call("start", names=["one"])
+        idle = [
+            _count("calls of the supervisor in two idle seconds", supervisor, lambda: time.sleep(IDLE_SECONDS), 0.0),
+            _count("calls of the keeper in two idle seconds", keeper, lambda: time.sleep(IDLE_SECONDS), 0.0),
+        ]
     return [
-        _count("calls of the supervisor in two idle seconds", supervisor, lambda: time.sleep(IDLE_SECONDS), 0.0),
-        _count("calls of the keeper in two idle seconds", keeper, lambda: time.sleep(IDLE_SECONDS), 0.0),
+        *idle,
         _count(f"calls of the supervisor for {TIMES} restarts", supervisor, restarts, 0.15),
         _count(f"calls of the keeper for {TIMES} restarts", keeper, restarts, 0.4),
         _count(f"calls of the supervisor for {len(LINES)} lines, one by one", supervisor, _one_by_one(found), 0.1),
-        _count("calls of the supervisor for 600 lines at once", supervisor, _at_once(found), 0.3),
+        _count("calls of the supervisor for 600 lines at once", supervisor, _at_once(found, writer), 0.3),
     ]
 
 
@@ -208,21 +215,24 @@ def _one_by_one(found: RunningDaemon) -> Callable[[], None]:
     return scene
 
 
-def _at_once(found: RunningDaemon) -> Callable[[], None]:
-    """They wait in the pipe before the supervisor may look at them."""
+def _at_once(found: RunningDaemon, writer: int) -> Callable[[], None]:
+    """Who passes them on may run again only when all of them wait for it: then it reads, and writes, once."""
 
     def scene() -> None:
-        _write(found, ["".join(LINES * 6)])
+        os.kill(writer, signal.SIGSTOP)
+        wait_until(lambda: psutil.Process(writer).status() == psutil.STATUS_STOPPED)
+        _write(found, ["".join(LINES * 6)], waiting=lambda: os.kill(writer, signal.SIGCONT))
 
     return scene
 
 
-def _write(found: RunningDaemon, pieces: Sequence[str]) -> None:
+def _write(found: RunningDaemon, pieces: Sequence[str], waiting: Callable[[], object] = lambda: None) -> None:
+    """`waiting()` is called when a piece is in the pipe."""
     path = found.log_dir / "lines.log"
     size = path.stat().st_size if path.exists() else 0
-    with (found.folder / "fifo").open("w") as fifo:
+    with (found.folder / "fifo").open("wb", buffering=0) as fifo:
         for piece in pieces:
-            fifo.write(piece)
-            fifo.flush()
+            assert fifo.write(piece.encode()) == len(piece)
+            waiting()
             size += len(piece)
             wait_until(lambda: path.exists() and path.stat().st_size >= size, what="the line is in the log")  # noqa: B023
