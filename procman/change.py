@@ -59,6 +59,9 @@ PARTS: dict[str, Any] = {
 NEEDED = {"stop": ("wanted",), "start": ("start",)}
 """Of the document that the keeper holds: all that is read of it, and what each half can't do without."""
 
+NOTICE_SECONDS = 10.0
+"""So long a program that is new may start before whoever waits is told how to give it up."""
+
 SAID = 1000
 """Characters about what is wrong with it."""
 
@@ -399,6 +402,7 @@ class Change:
         changing = {program.program for program in self._awaited((*rest.replace, *rest.restart))}
         early = [process for process in found if process.program.program not in changing]
         later = [process for process in found if process not in early]
+        self.versions.awaiting(rest.replace)
         self._begin(early, rest)
         self._supervisor.replacing = set()
         if rest.back:
@@ -430,12 +434,23 @@ class Change:
 
     async def _up(self, started: Iterable[Process], progress: Progress) -> Info:
         """Wait until all of them serve. Returns what has failed, if anything."""
+        loop = asyncio.get_running_loop()
         for aim in [Aim("start", process, process.status.generation) for process in started]:
-            good, reason = await reach(aim, progress)
+            notice = loop.call_later(NOTICE_SECONDS, self._waits, aim.process, progress)
+            try:
+                good, reason = await reach(aim, progress)
+            finally:
+                notice.cancel()
             if not good:
                 output = await self._renewal.output(aim.process)
                 return {"name": aim.process.name, "why": f"it did not start: {reason}", "output": output}
         return {}
+
+    @staticmethod
+    def _waits(process: Process, progress: Progress) -> None:
+        status = process.status
+        told = f"is {status.state}, {status.why}: all else waits for it; procmanctl stop {process.name} gives it up"
+        progress({"name": process.name, "state": str(status.state), "why": told, "notice": True})
 
     async def _pass_on(self, later: Sequence[Process], rest: Unfinished, progress: Progress) -> Info:
         """Replace what is kept, and start `later` of the same programs when that has gone well; then remove what

@@ -69,6 +69,12 @@ class Kept:
         left = {name: one for name, one in self.tried.items() if name not in back}
         return replace(self, programs=self.programs | back, tried=left)
 
+    def joined(self, later: Kept) -> Kept:
+        """Both; of what both have, `later`."""
+        programs, listeners = self.programs | later.programs, self.listeners | later.listeners
+        absent = tuple(dict.fromkeys((*self.absent, *later.absent)))
+        return Kept(programs, listeners, self.tried | later.tried, absent)
+
     def document(self) -> dict[str, Any]:
         """For the keeper, and for the state file."""
         shown = {

@@ -115,6 +115,8 @@ _TIME_KEYS = ("time", "timestamp", "@timestamp", "ts", "asctime", "datetime", "d
 _LEVEL_KEYS = ("level", "levelname", "severity", "log.level", "lvl", "loglevel", "level_name")
 _TEXT_KEYS = ("message", "msg", "event", "text")
 _TRACE_KEYS = ("exc_info", "exception", "exc_text", "traceback", "stack_trace", "error.stack_trace", "stack")
+_BUNYAN = frozenset({"pid", "hostname"})
+"""Keys by which lines of bunyan and pino are known: 30 is "info" there."""
 _OURS = frozenset({"time", "program", "instance", "stream", "message"})
 
 
@@ -311,16 +313,17 @@ def _of_json(line: bytes, document: Mapping[str, Any], clock: Clock | None) -> L
     if document.keys() >= _OURS:
         inner = parse(body, clock) if body[:1] != b"{" or body != line else Line(None, 0, body)
         return inner._replace(time=at, exact=exact, stamped=inner.time is None)
-    level = next((level for key in _LEVEL_KEYS if (level := _json_level(document.get(key)))), 0)
+    higher = 10 if document.keys() >= _BUNYAN else 0
+    level = next((level for key in _LEVEL_KEYS if (level := _json_level(document.get(key), higher))), 0)
     trace = next((value for key in _TRACE_KEYS if isinstance(value := document.get(key), str) and "\n" in value), "")
     trace_bytes = trace.encode("utf-8", "replace")
     return Line(at, level or (40 if trace else 0), body or line, trace=trace_bytes, exact=exact)
 
 
-def _json_level(value: object) -> int:
-    """A level by its name, or by its number: of `logging`, or of bunyan and pino, which are ten higher."""
+def _json_level(value: object, higher: int) -> int:
+    """A level by its name, or by its number, which is so much `higher` than in `logging`."""
     if isinstance(value, str):
         return level_number(value.strip())
-    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 60:
-        return value
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value - higher <= 60:
+        return value - higher
     return 0

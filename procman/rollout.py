@@ -42,7 +42,7 @@ from procman.listeners import FileId
 from procman.operation import Outcome, Progress, begin, carry_out, reach
 from procman.process import Moment, Process
 from procman.proving import Proving
-from procman.sockets import beside
+from procman.sockets import beside, listener_of
 from procman.supervisor import Supervisor
 from procman.takeover import Passing
 from procman.units import Unit, company
@@ -66,6 +66,9 @@ HANDSHAKE_LOOK_SECONDS = 0.1
 
 QUEUE_SECONDS = 10.0
 """A successor that is given up and does not empty its queue within this time does not answer any more."""
+
+PATIENCE_SECONDS = 2.0
+"""So long who waits in its queue waits for a process before that is not RUNNING: it may get up, or hang."""
 
 LOOK_SECONDS = 0.02
 """How often that is looked at: nobody tells that a queue is empty."""
@@ -394,8 +397,10 @@ class Rollout:
         names = self._unit.names
         try:
             if not decided:
-                await self._run_dry(self._firsts)
-                self._check([self._supervisor.processes[name] for name in names])
+                if await self._run_dry(self._firsts):
+                    self._check([self._supervisor.processes[name] for name in names])
+                else:
+                    await self._stand_in()
             await self._leave()
         except _Abandoned:
             pass  # the one before just stops
@@ -443,25 +448,53 @@ class Rollout:
         shared = [each for each in known if current[each.name] not in passing]
         await self._ground.parting.aside(processes, shared, why)
 
-    async def _run_dry(self, queues: Sequence[str]) -> None:
-        """Until nobody waits in these queues for the one before or is on the way to them, and it has read what it
-        accepted."""
-        if not any(process.program.listen for process in self._before()):
-            return
+    async def _run_dry(self, queues: Sequence[str]) -> bool:
+        """Wait until nobody waits in these queues for the one before or is on the way to them, and it has read what it
+        accepted. False: there are some whom it does not answer."""
+        if not queues and not any(process.program.listen for process in self._before()):
+            return True
         trials, end = self._ground.trials, time.monotonic() + HANDSHAKE_SECONDS
         connecting = await trials.connecting(queues)  # some to the successor: it will not take long
-        try:
-            async with asyncio.timeout(DRY_SECONDS):
-                while connecting or any(map(self._ground.sockets.waiting, queues)):
-                    pause = HANDSHAKE_LOOK_SECONDS if connecting else LOOK_SECONDS
-                    await self._unless_abandoned(asyncio.sleep(pause))
-                    if connecting:
-                        late = time.monotonic() >= end
-                        connecting = frozenset() if late else connecting & await trials.connecting(queues)
-        except TimeoutError:
-            log.warning("%s: connections still wait for the one before", ", ".join(self._unit.names))
+        dry, patience = time.monotonic() + DRY_SECONDS, time.monotonic() + PATIENCE_SECONDS
+        while (waiting := any(map(self._ground.sockets.waiting, queues))) or connecting:
+            if any(process.status.state is State.RUNNING for process in self._before()):
+                patience = time.monotonic() + PATIENCE_SECONDS
+            if waiting and time.monotonic() >= min(dry, patience):
+                return False
+            pause = HANDSHAKE_LOOK_SECONDS if connecting else LOOK_SECONDS
+            await self._unless_abandoned(asyncio.sleep(pause))
+            if connecting:
+                late = time.monotonic() >= end
+                connecting = frozenset() if late else connecting & await trials.connecting(queues)
         current = [self._supervisor.processes[name] for name in self._unit.names]
         await self._unless_abandoned(until_failing(current, GRACE_SECONDS))
+        return True
+
+    async def _stand_in(self) -> None:
+        """The one before does not answer who waits in its queue: one more process of the successor's program does that,
+        in its place."""
+        name, why = self._unit.names[0], "it does not answer who waits for it"
+        log.warning("%s: the one before %s: one more process of the new version does", name, why.removeprefix("it "))
+        self._say(name, "connections still wait for the one before: one more process of the new version answers them")
+        before = [*map(self._beside, self._unit.names), *self._leaving()]
+        gone = await self._unless_abandoned(carry_out("stop", before, why, lambda info: None, self._aside))
+        if failed := next((reason for good, reason in gone.values() if not good), ""):
+            log.error("%s: connections that waited for the one before are lost: %s", name, failed)
+            return
+        there, now = self._beside(name), self._supervisor.processes[name]
+        number = max(there.status.generation, self._supervisor.places.next_number(now))
+        program = servers.in_place(now.program, there.program.slot)
+        firsts = {listener_of(first): first for first in self._firsts}
+        self._supervisor.take_away(name)
+        self._ground.trials.stand_in(self.name, program.key, firsts)
+        try:
+            process = self._supervisor.put_beside(program, Status(generation=number, restarts=there.status.restarts))
+            process.role = "the one before"
+            good, said = await self._unless_abandoned(reach(begin("start", process, why), lambda info: None))
+            if not good or not await self._run_dry(self._firsts):
+                log.error("%s: connections that waited for the one before are lost: %s", name, said)
+        finally:
+            self._ground.trials.over([program.key])
 
     async def _finish(self) -> None:
         """The one before stops, and all that was its own goes."""
@@ -502,10 +535,11 @@ class Rollout:
         for name in names:
             self._supervisor.take_away(name)
             log.warning("%s: rolled back: %s", name, reason)
-            self._set_back(self._supervisor.processes[name], reason, printed.get(name, []))
             self._supervisor.note("rollout", name, what="rolled back", why=reason, output=self.output.get(name, []))
-        for process in self._leaving():
-            self._set_back(process, reason, next((lines for lines in printed.values() if lines), []))
+        told = next((lines for lines in printed.values() if lines), [])
+        there = self._supervisor.processes
+        for process in [*(there[name] for name in self._unit.names if name in there), *self._leaving()]:
+            self._set_back(process, reason, printed.get(process.name, told))
         self._link.release(HELD + self.name)
 
     def _set_back(self, process: Process, reason: str, printed: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from procman.link import KeeperLink
 from procman.operation import Outcome, Progress, carry_out
 from procman.process import Process
 from procman.rollout import HELD, Listening, Memo, Passed, Rollout, World, overlaps, running
-from procman.sockets import FIRST, base_name
+from procman.sockets import listener_of
 from procman.supervisor import Supervisor
 from procman.takeover import SLOTS
 from procman.units import Unit, no_canary, units
@@ -263,7 +263,7 @@ class Rollouts:
             known = self._supervisor.config.listeners
             there = self._ground.trials.resume(keys, memo.firsts, memo.known_files(), known)
             if not names.isdisjoint(memo.successors):
-                listen = [base_name(first).removeprefix(FIRST) for first in there]
+                listen = [listener_of(first) for first in there]
                 keys = [place(name, slot) for name in (*memo.successors, *memo.leaving) for slot in SLOTS]
                 self._ground.trials.hold(rollout, keys, listen)
             for first in there:

@@ -66,6 +66,11 @@ def _path_problem(listener: Listener, made: listeners.FileId | None) -> str:
     return f"{what}: procmanctl reload, or restart, makes it again"
 
 
+def listener_of(name: str) -> str:
+    """The name of the listener of a held socket that all its processes share."""
+    return base_name(name).removeprefix(FIRST)
+
+
 def base_name(name: str) -> str:
     """The held name of the first of the two."""
     return beside(name) if name.startswith(SECOND) else name
@@ -289,9 +294,9 @@ class Sockets:
         host, port = copy.getsockname()[:2]
         return queues.group(copy.family, host, port) - {self.inode(first), self.inode(beside(first))}
 
-    def ask_second(self, first: str, address: Address) -> Address:
-        """Where the second socket of `first` is asked whether its server is ready, while clients go to the first; for
-        TCP see `let_through`."""
+    def ask_aside(self, first: str, address: Address) -> Address:
+        """Where that one of the two sockets of `first` is asked, to which clients do not go now; for TCP see
+        `let_through`."""
         listener = self._open[first]
         return listeners.beside_address(listener.address) if listener.address.kind == "unix" else address
 

@@ -169,10 +169,11 @@ class _Parts:
             log.error("%s: what it keeps of an earlier table is set aside, as it decides what root runs: %s", path, why)
             found = Kept()
         self._kept = found
+        failed = "which failed or was broken off; procmanctl apply tries again"
         for name in self._kept.absent:
-            log.warning("%s: came with the last apply, which failed; procmanctl apply tries again", name)
+            log.warning("%s: came with the last apply, %s", name, failed)
         for name in self._kept.programs:
-            log.warning("%s: goes on as it was before the last apply, which failed; procmanctl apply tries again", name)
+            log.warning("%s: goes on as it was before the last apply, %s", name, failed)
         self.config = self._kept.of(self._table)
         if self._kept:
             self.link.hand_over(kept.HELD_NAME, self._kept.document())

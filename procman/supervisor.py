@@ -420,7 +420,11 @@ class Supervisor:
         if self.closing:
             raise Failed("the daemon is stopping")
         if self.changing:
-            raise Failed("the last change of the table is still under way")
+            slow = [process.name for process in self.all() if process.status.state is State.STARTING]
+            waits = [*slow, *(name for name in sorted(self.places.beside) if name not in slow)]
+            awaited = f": it waits for {', '.join(waits)}" if waits else ""
+            hint = f"procmanctl why {waits[0]}; procmanctl stop {waits[0]} gives it up" if waits else ""
+            raise Failed(f"the last change of the table is still under way{awaited}", hint=hint)
         if self.upgrading:
             raise Failed("an upgrade is under way")
         if self.places.beside:

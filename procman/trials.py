@@ -34,12 +34,25 @@ class _Hold(NamedTuple):
         return program.key not in self.keys and not self.listeners.isdisjoint(program.listen)
 
 
+class _Seat(NamedTuple):
+    """The sockets that the process at a place gets, while its listeners have two: those of `place`, the second ones (1)
+    or the first (0). `firsts` are the held names of the first ones, by listener."""
+
+    firsts: Mapping[str, str]
+    place: int
+
+    def socket(self, listener: str) -> str | None:
+        """The held name of the one that it gets; None where that listener has only one."""
+        first = self.firsts.get(listener)
+        return beside(first) if first is not None and self.place else first
+
+
 class Trials:
-    """All of them, by the place of the successor (`Program.key`): the held names of the first sockets, by listener."""
+    """All of them, by the place of the successor (`Program.key`)."""
 
     def __init__(self, sockets: Sockets) -> None:
         self._sockets = sockets
-        self._first: dict[str, dict[str, str]] = {}
+        self._seats: dict[str, _Seat] = {}
         self._addresses: dict[str, Address] = {}
         self._asking: set[int] = set()  # ports
         self._quiet: dict[str, dict[str, str]] = {}  # held names of new sockets inside of wider ones, by listener
@@ -83,7 +96,7 @@ class Trials:
             self.end(firsts.values())
             raise
         for key in keys:
-            self._first[key], self._quiet[key] = firsts, quiet
+            self._seats[key], self._quiet[key] = _Seat(firsts, 1), quiet
 
     def resume(
         self, keys: Iterable[str], firsts: Iterable[str], files: Mapping[str, FileId], listeners: Iterable[Listener]
@@ -96,20 +109,27 @@ class Trials:
             self._sockets.resume(first, listener, files)
             self._addresses[listener.name] = listener.address
         for key in keys:
-            self._first[key] = {listener.name: first for first, listener in there.items()}
+            self._seats[key] = _Seat({listener.name: first for first, listener in there.items()}, 1)
         return list(there)
+
+    def stand_in(self, rollout: str, key: str, firsts: Mapping[str, str]) -> None:
+        """The process at `key` starts on the first sockets `firsts`, by listener, although new connections go to the
+        second ones: it answers who waits in the queues of the first."""
+        self._seats[key] = _Seat(firsts, 0)
+        if (hold := self._holds.get(rollout)) is not None:
+            self._holds[rollout] = hold._replace(keys=hold.keys | {key})
 
     def over(self, keys: Iterable[str]) -> None:
         """The processes at `keys` are on trial no more: what they get now is the current socket of each listener."""
         for key in keys:
-            self._first.pop(key, None)
+            self._seats.pop(key, None)
             self._quiet.pop(key, None)
-        if not self._first:
+        if not self._seats:
             self._asking.clear()
 
     def keys(self) -> list[str]:
         """Part of the state file: the places of all that are on trial."""
-        return sorted(self._first)
+        return sorted(self._seats)
 
     def end(self, firsts: Iterable[str]) -> None:
         """Close the second sockets: the trial has failed."""
@@ -142,8 +162,8 @@ class Trials:
 
     def socket(self, key: str, process: str, listener: Listener) -> str:
         """The held name of what a child at `key` gets for `listener`. Raises Failed."""
-        first = self._first.get(key, {}).get(listener.name)
-        return self._sockets.give(listener, process) if first is None else beside(first)
+        seat = self._seats.get(key)
+        return (seat and seat.socket(listener.name)) or self._sockets.give(listener, process)
 
     def alone(self, key: str, ready: Ready) -> tuple[Ready, LetThrough | None]:
         """How the process at `key` is asked for `ready`, and nobody else: whoever connects to its address like a client
@@ -151,20 +171,21 @@ class Trials:
         asked = ready.address
         if asked is None:
             return ready, None
+        seat = self._seats.get(key, _Seat({}, 1))
         firsts, quiet = (
-            [held for name, held in there.get(key, {}).items() if values.meets(self._addresses[name], asked)]
-            for there in (self._first, self._quiet)
+            [held for name, held in there.items() if values.meets(self._addresses[name], asked)]
+            for there in (seat.firsts, self._quiet.get(key, {}))
         )
         if not (firsts or quiet):
             return ready, None
 
         def through(port: int) -> None:
             for first in firsts:  # of one port, by IPv4 and by IPv6, say
-                self._sockets.let_through(first, port)
+                self._sockets.let_through(first, port, place=seat.place)
             for name in quiet:
                 self._sockets.hear_only(name, port)
 
-        return (replace(ready, address=self._sockets.ask_second(firsts[0], asked)) if firsts else ready), through
+        return (replace(ready, address=self._sockets.ask_aside(firsts[0], asked)) if firsts else ready), through
 
     # --- a canary ---------------------------------------------------------------------------------------------------
 

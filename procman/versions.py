@@ -31,6 +31,8 @@ class Versions:
         self._supervisor, self._link = supervisor, link
         self.table, self.kept = table, kept_programs
         self._left, self._refused = Kept(), Kept()
+        self._unproven: set[str] = set()  # programs whose successors are still to come, or on trial
+        self._coming: set[str] = set()  # their processes that are there for the first time
         supervisor.versions = self.document
 
     def begin(self, table: Config, kept_programs: Kept) -> None:
@@ -38,6 +40,14 @@ class Versions:
         self.table, self.kept = table, kept_programs
         self._left = replace(self._left, absent=())  # they are to come again
         self._supervisor.take_settings(self.kept.of(self.table))
+
+    def awaiting(self, successors: Container[str]) -> None:
+        """The processes `successors` are to take over from others, or come with those that do."""
+        found = [one for one in self.table.programs if one.name in successors]
+        proven = {one.program for one in self.kept.tried.values()}
+        self._unproven = {one.program for one in found} - proven
+        self._coming = {one.name for one in found if one.name not in self.kept.programs}
+        self._supervisor.journal.dirty()
 
     def of_table(self, names: Iterable[str], new: Iterable[str] = ()) -> list[Program]:
         """What the table says of those of these processes that are kept, or tried, or `new`, in order of their
@@ -77,6 +87,8 @@ class Versions:
     def passed(self, name: str, again: Program | None) -> None:
         """The successor of a process that was kept serves; or it does no more, and the process is once more what it
         was (`again`)."""
+        if again is None and (process := self._supervisor.processes.get(name)) is not None:
+            self._unproven.discard(process.program.program)
         if again is None and name in self.kept.programs:
             self.trying([name])
         elif again is not None and name in self.kept.tried:
@@ -104,19 +116,29 @@ class Versions:
         """No change is under way: what is kept now has been left so, and a daemon to come should know it."""
         programs = {one.program for one in self.kept.programs.values()}
         programs |= {one.program for one in self.table.programs if one.name in self.kept.absent}
-        names = [one.name for one in self.table.programs if one.program in programs]
         for name in self._left.programs.keys() - self.kept.programs.keys():
             if (process := self._supervisor.processes.get(name)) is not None:
                 process.mark("")  # it had failed, and is what the table says
         self._left = self.kept
-        self._refused = kept.keep(self.table, names, {listener.name: listener for listener in self.table.listeners})
+        self._unproven.clear()
+        self._refused = self._said(programs)
         self._supervisor.journal.dirty()
 
     def document(self) -> dict[str, Any]:
-        """Part of the state file: what a change has left as it was, and what the table said then."""
-        if not self._left:
+        """Part of the state file: what a change has left as it was, and what the table said then. What is on trial, or
+        is yet to be, counts as left: should all of procman be killed now, nobody knows whether it is any good."""
+        trial = {name: one for name, one in self.kept.programs.items() if one.program in self._unproven}
+        coming = [one.name for one in self.table.programs if one.program in self._unproven and one.name in self._coming]
+        if not (self._left or trial):
             return {}
-        return {"kept": self._left.document(), "refused": self._refused.document()}
+        left = self._left.joined(replace(self.kept, programs=trial, tried={}, absent=tuple(coming)))
+        refused = self._refused.joined(self._said(self._unproven)) if trial else self._refused
+        return {"kept": left.document(), "refused": refused.document()}
+
+    def _said(self, programs: Container[str]) -> Kept:
+        """What the table says of these programs."""
+        names = [one.name for one in self.table.programs if one.program in programs]
+        return kept.keep(self.table, names, {listener.name: listener for listener in self.table.listeners})
 
     def _now(self, now: Kept, held: str = kept.HELD_NAME, document: object = None) -> None:
         gone = [name for name in self.kept.programs if name not in now.programs and name not in now.tried]

@@ -25,6 +25,8 @@ VERSION = open(f"{FOLDER}/version").read().strip()
 open(f"{FOLDER}/read.{VERSION}", "w").close()
 if VERSION == "broken":
     raise RuntimeError("this release is broken")
+while VERSION == "hangs":
+    time.sleep(1)
 while os.path.exists(f"{FOLDER}/gate"):
     time.sleep(0.01)
 def app(environ, start_response):
@@ -100,8 +102,13 @@ class Shop:
 
     def connect(self, path: str) -> socket.socket:
         """Who has asked for `path`, and waits for the answer."""
-        host, _, port = self.address.rpartition(":")
-        sock = socket.create_connection((host, int(port)), 30)
+        if self.address.startswith("unix:"):
+            sock = socket.socket(socket.AF_UNIX)
+            sock.connect(self.address.removeprefix("unix:"))
+        else:
+            host, _, port = self.address.rpartition(":")
+            sock = socket.create_connection((host, int(port)))
+        sock.settimeout(60)
         sock.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         return sock
 
@@ -141,6 +148,99 @@ def test_another_version_of_another_number(
     assert list(shop.pids()) == (["shop"] if after == 1 else [f"shop:{number + 1}" for number in range(after)])
     shop.good("diff")
     assert not shop.pids().items() & pids.items()
+
+
+@pytest.mark.parametrize(("verb", "unix"), [("reload", False), ("apply", False), ("reload", True)])
+def test_the_ones_before_hang_in_their_start(daemon: MakeDaemon, tmp_path: Path, verb: str, unix: bool) -> None:
+    """Who waits for them, and who comes meanwhile, is answered by the version that starts."""
+    more = 'workers = 2\nstart_timeout = "2m"\nstop_timeout = "2s"'
+    shop = Shop(daemon, tmp_path, more, f"unix:{tmp_path}/shop.sock" if unix else "")
+    shop.version("hangs")
+    shop.good("restart", "shop", "--no-wait")
+    wait_until((shop.folder / "read.hangs").exists, 20)
+    wait_until(lambda: {info["state"] for info in shop.running.status().values()} == {"STARTING"}, 20)
+    with shop.connect("/") as first, shop.gate():
+        shop.version("two")
+        if verb == "apply":
+            shop.write(more, ', A = "1"')
+        shop.good(verb, *["shop"] * (verb == "reload"), "--no-wait")
+        wait_until((shop.folder / "read.two").exists, 20)
+        with shop.connect("/") as second, Visitors(shop.address, 20) as visitors:
+            (shop.folder / "gate").unlink()
+            for sock in (first, second):
+                answer = sock.recv(1000)
+                assert answer.startswith(b"HTTP/1.1 200 OK"), answer
+                assert b" two\r\n" in answer
+            visitors.goes_on()
+    assert (set(visitors.answered), visitors.lost, visitors.refused) == ({"two"}, [], 0)
+    wait_until(lambda: not shop.beside(), 20)
+    assert {info["state"] for info in shop.running.status().values()} == {"RUNNING"}
+    shop.good("diff")
+
+
+def test_the_ones_before_fall_in_the_trial(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """Nobody is there who would answer those that wait for them, but the version that has proven itself."""
+    shop = Shop(daemon, tmp_path, 'workers = 2\nstart_timeout = "2m"\nstart_retries = 0')
+    pids = shop.pids()
+    with shop.gate():
+        shop.version("two")
+        shop.good("reload", "shop", "--at-once", "2", "--no-wait")
+        wait_until((shop.folder / "read.two").exists, 20)
+        wait_until(lambda: len([each for each in shop.beside() if each["pid"]]) == 2, 20)
+        shop.version("broken")
+        for pid in pids.values():
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: {info["state"] for info in shop.running.status().values()} == {"FATAL"}, 20)
+        shop.version("two")
+        waiting = [shop.connect("/") for _ in range(3)]
+    for sock in waiting:
+        with sock:
+            assert b" two\r\n" in sock.recv(1000)
+    wait_until(lambda: not shop.beside(), 20)
+    assert {info["state"] for info in shop.running.status().values()} == {"RUNNING"}
+
+
+def test_all_that_went_back_say_so(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """Also one whose successor had not begun; and whoever waits is told once."""
+    shop = Shop(daemon, tmp_path, "workers = 2")
+    shop.version("fails")
+    said = shop.bad("reload", "shop")
+    assert said.count("the successor failed") == 1
+    assert "reload failed: shop:1, shop:2: " in said
+    assert all("503" in info["setback"] for info in shop.running.status().values())
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_the_keeper_dies_in_the_trial_of_a_changed_table(daemon: MakeDaemon, tmp_path: Path, after: int) -> None:
+    """What had not proven itself does not take the place of what serves: the next daemon goes on with that."""
+    shop = Shop(daemon, tmp_path, "")
+    running = shop.running
+    pids = shop.pids()
+    shop.version("two")
+    shop.write(f"workers = {after}", ', A = "1"')
+    with shop.visited("one", "two") as visitors:
+        with shop.gate():
+            shop.good("apply", "--no-wait")
+            wait_until(lambda: [each["pid"] for each in shop.beside() if each["pid"]], 20)
+            tried = [each["pid"] for each in shop.beside() if each["pid"]]
+            state = running.folder / "state" / "state.json"
+            wait_until(lambda: json.loads(state.read_text())["trials"], 20)
+            wait_until(lambda: "shop" in json.loads(state.read_text())["kept"]["programs"], 20)
+            running.look()
+            os.kill(running.keeper_pid, signal.SIGKILL)
+            assert running.process is not None
+            running.process.wait(10)
+            wait_until(lambda: not any(SUPERVISOR in command_line(seen.pid) for seen in running.seen))
+            running.start()
+            wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in tried), 20)
+            assert shop.pids() == pids
+            assert "procmanctl apply" in running.said()
+            assert running.ctl("diff").returncode == 1
+            visitors.goes_on()
+            assert set(visitors.answered) == {"one"}
+        shop.good("apply")
+    assert list(shop.pids()) == (["shop"] if after == 1 else ["shop:1", "shop:2"])
+    shop.good("diff")
 
 
 def fallen(shop: Shop) -> dict[str, int]:

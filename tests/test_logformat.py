@@ -100,6 +100,9 @@ JSONS: list[tuple[object, float | None, int, bytes]] = [
     ({"asctime": "2026-11-27 05:33:43,250", "levelname": "WARN", "msg": "x"}, at("2026-11-27T05:33:43.25"), 30, b"x"),
     ({"ts": 1795757623.5, "severity": "INFO", "event": "x"}, 1795757623.5, 20, b"x"),
     ({"time": 1795757623500, "level": 50, "msg": "x"}, 1795757623.5, 50, b"x"),
+    # pino
+    ({"level": 30, "time": 1795757623500, "pid": 7, "hostname": "a", "msg": "x"}, 1795757623.5, 20, b"x"),
+    ({"level": 60, "time": 1795757623500, "pid": 7, "hostname": "a", "msg": "x"}, 1795757623.5, 50, b"x"),
     ({"@timestamp": "2026-11-27T05:33:43.000+00:00", "log.level": "fatal"}, at("2026-11-27T05:33:43"), 50, b""),
     ({"time": True, "level": None, "message": 5}, None, 0, b""),
     ({"time": "soon", "level": "loud", "message": "x"}, None, 0, b"x"),

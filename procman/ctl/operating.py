@@ -118,10 +118,14 @@ def _report(session: Session, ask: Any, found: list[Object], failed: str) -> int
     for line in tables.results(found, colour=colours(sys.stdout)):
         print(line)
     sys.stdout.flush()
-    for index, one in enumerate(bad):
-        name, reason = tables.printable(one.get("name")), tables.printable(one.get("why") or "no reason is known")
-        print(f"procmanctl: {failed}: {name}: {reason}", file=sys.stderr)
+    alike: dict[str, list[Object]] = {}
+    for one in bad:
+        alike.setdefault(tables.printable(one.get("why") or "no reason is known"), []).append(one)
+    for index, (reason, ones) in enumerate(alike.items()):
+        names = ", ".join(tables.printable(one.get("name")) for one in ones)
+        print(f"procmanctl: {failed}: {names}: {reason}", file=sys.stderr)
         if index < _EXPLAINED:
+            one = next((one for one in ones if one.get("output")), ones[0])
             for line in _last_output(ask, one) if one.get("output") or one.get("state") in _ENDED else ():
                 print(f"  | {line}", file=sys.stderr)
     if bad:
