@@ -207,7 +207,7 @@ def test_all_that_went_back_say_so(daemon: MakeDaemon, tmp_path: Path) -> None:
     said = shop.bad("reload", "shop")
     assert said.count("the successor failed") == 1
     assert "reload failed: shop:1, shop:2: " in said
-    assert all("503" in info["setback"] for info in shop.running.status().values())
+    assert all("503" in info["setback"]["why"] for info in shop.running.status().values())
 
 
 @pytest.mark.parametrize("after", [1, 2])
