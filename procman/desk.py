@@ -70,22 +70,23 @@ class Desk:
     def select(self, names: Sequence[str]) -> list[Process]:
         """Processes by process, program or group name, or "all" (also: no name), without doubles, in the table's
         order."""
-        wanted: set[str] = set()
+        everyone, called = self._supervisor.all, self._supervisor.places.called
+        found: dict[str, list[Process]] = {}
         for name in dict.fromkeys(names or ["all"]):  # a request has room for 200,000 times the same one
-            found = {
-                process.name
-                for process in self._supervisor.all()
-                if name in ("all", process.name, process.program.program, *process.program.groups)
-            }
-            if not found and name != "all":
+            of_group = (process for process in everyone() if name in process.program.groups)
+            found[name] = everyone() if name == "all" else called(name) or list(of_group)
+            if not found[name] and name != "all":
                 raise NoSuchProgram(f"no such program: {name[:200]!r}", hint="`procmanctl status` lists all")
-            wanted |= found
-        return [process for process in self._supervisor.all() if process.name in wanted]
+        if len(found) == 1:
+            return next(iter(found.values()))
+        wanted = {process.name for processes in found.values() for process in processes}
+        return [process for process in everyone() if process.name in wanted]
 
     def infos(self, names: Sequence[str]) -> list[Info]:
         """See `methods.Operations`, as for all below."""
-        numbers = self._scaling.numbers()
-        return [self._info(process, numbers) for process in self.select(names)]
+        processes = self.select(names)
+        numbers = self._scaling.numbers() if any(process.program.scale for process in processes) else {}
+        return [self._info(process, numbers) for process in processes]
 
     def _info(self, process: Process, numbers: Mapping[str, int]) -> Info:
         beside = self._supervisor.places.beside.get(process.name)

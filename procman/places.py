@@ -20,6 +20,17 @@ class Places:
         self.beside: dict[str, Process] = {}
         self.by_key: dict[str, Process] = {}
         self._numbers: dict[str, int] = {}
+        self._called: dict[str, list[str]] | None = None
+
+    def called(self, name: str) -> list[Process]:
+        """The current processes that have this name, or are of the program that has it: in the order of the table. No
+        look at all of them for each question."""
+        if self._called is None:
+            self._called = {}
+            for process in self.current.values():
+                for each in {process.name, process.program.program}:
+                    self._called.setdefault(each, []).append(process.name)
+        return [self.current[each] for each in self._called.get(name, ())]
 
     def everyone(self) -> list[Process]:
         """All of them: what runs, whatever it is called."""
@@ -27,6 +38,7 @@ class Places:
 
     def add(self, process: Process) -> None:
         """A process of the table."""
+        self._called = None
         self.current[process.name] = process
         self.by_key[process.key] = process
 
@@ -52,10 +64,12 @@ class Places:
 
     def remove(self, name: str) -> Process:
         """The process has left the table."""
+        self._called = None
         return self.by_key.pop(self.current.pop(name).key)
 
     def put_in_order(self, names: Sequence[str]) -> None:
         """The current ones in this order."""
+        self._called = None
         ordered = {name: self.current[name] for name in names}
         self.current.clear()  # one object with others that look into it
         self.current.update(ordered)
