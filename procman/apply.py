@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 
 from procman import units, values
 from procman.config import Config, Daemon, Listener, Log, Program
+from procman.records import dataclass
 
 HOT = frozenset(
     {

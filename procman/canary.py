@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from typing import Any
 
 from procman import accesslog
 from procman.config import Listener, Program
+from procman.records import dataclass
 
 DEFAULT_SECONDS = 120.0
 """How long a canary takes where nobody says it."""

@@ -25,7 +25,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 from procman import apply, kept, memo, servers, shape
@@ -35,6 +35,7 @@ from procman.kept import Kept
 from procman.lifecycle import Start, Status
 from procman.operation import Aim, Progress, bring_down, reach
 from procman.process import Process
+from procman.records import dataclass
 from procman.renewal import STOPPING, Renewal
 from procman.report import Info
 from procman.rollout import running, serves

@@ -6,8 +6,10 @@ sizes are bytes, signals are numbers, paths are absolute. "Has it changed?" is `
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
+
+from procman.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from procman.moments import rfc3339
+from procman.records import dataclass
 
 KEPT = 1000
 """Events that are remembered."""

@@ -13,9 +13,10 @@ import pwd
 import stat
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from procman.config import Account
+from procman.records import dataclass
 
 
 def _site() -> str:

@@ -20,7 +20,7 @@ import sys
 from asyncio.trsock import TransportSocket
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from procman import disks, interim, launch, notify, printed, probes, queues, report, resources, shape, values
@@ -37,6 +37,7 @@ from procman.parting import Parting
 from procman.places import Places
 from procman.process import Process
 from procman.reading import Reading
+from procman.records import dataclass
 from procman.report import Info
 from procman.resources import OutOfMemory
 from procman.sockets import held_name

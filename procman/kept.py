@@ -9,11 +9,12 @@ Pure.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from typing import Any
 
 from procman import apply, shape
 from procman.config import Config, Listener, Program
+from procman.records import dataclass
 
 HELD_NAME = "kept"
 

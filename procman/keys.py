@@ -11,13 +11,14 @@ import json
 import posixpath
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Protocol, TypeVar, cast
 
 from procman import values
 from procman.config import Account
 from procman.errors import Problem
 from procman.positions import KeyPath, nearest
+from procman.records import dataclass
 from procman.values import BadValue, Converter
 
 T = TypeVar("T")

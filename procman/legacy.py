@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from procman import kept, memo, rollout, shape
 from procman.change import HELD_NAME, NEXT_TABLE, Read, Unfinished
 from procman.errors import ProcmanError
 from procman.kept import Kept
+from procman.records import dataclass
 from procman.supervisor import CLOSING, NO_PAST, PAST, STATE, Ending, Past
 
 ReadTable = Callable[[int], Read]

@@ -31,12 +31,13 @@ Time is CLOCK_MONOTONIC in seconds. Wall-clock times (`started_at`, `Exit.at`) a
 from __future__ import annotations
 
 import signal as signals
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from typing import Literal
 from zlib import crc32
 
 from procman.config import Program
+from procman.records import dataclass
 
 STEADY_SECONDS = 1.0
 """A child that ends sooner than this (or `start_seconds`, if longer) is not started again at once, but after a delay:

@@ -29,11 +29,12 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from procman import rpc
 from procman.errors import Failed
 from procman.folders import open_folder, others_may_write
+from procman.records import dataclass
 from procman.unzip import Unzipped
 
 BLOCK = 64 * 1024

@@ -7,11 +7,12 @@ of a long time each bar stands for more minutes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from procman import accesslog, logformat, logrecords
 from procman.logrecords import Record
+from procman.records import dataclass
 from procman.tracebacks import Traceback
 
 PATHS_MAX = 2000

@@ -10,8 +10,10 @@ import asyncio
 import functools
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final, Literal, Protocol
+
+from procman.records import dataclass
 
 from . import logstream, rpc, values
 from .canary import AS_TABLE, Wish

@@ -13,10 +13,10 @@ import os
 import socket
 import stat
 import struct
-from dataclasses import dataclass
 
 from procman.errors import Failed
 from procman.folders import open_folder
+from procman.records import dataclass
 
 MESSAGE_MAX = 4096
 """Bytes. Longer messages are ignored, as systemd does."""

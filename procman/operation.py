@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from procman import lifecycle
 from procman.lifecycle import Event, Restart, Start, State, Stop
 from procman.process import Process
+from procman.records import dataclass
 from procman.report import Info, change
 
 Progress = Callable[[Info], None]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from procman.config import Listener, Ready
+from procman.records import dataclass
 
 # Seconds that a server gives its requests on a stop where the user says nothing (gunicorn's own default), and how long
 # after that it may take to end before SIGKILL.

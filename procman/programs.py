@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 from procman import canary, servers, units, values
 from procman.config import Account, Address, Daemon, Every, Limits, Listener, Log, Program, Ready, Scale
 from procman.keys import Layer, Place, Scope, Section, World
+from procman.records import dataclass
 from procman.values import BadValue
 
 LOG_FILE_KEYS = ("path", "max_size", "rotate_every", "keep", "keep_total", "compress", "on_error", "mode_bits")

@@ -8,13 +8,14 @@ there.
 from __future__ import annotations
 
 import base64
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Any
 
 from procman import memo, shape
 from procman.config import Account
 from procman.errors import Failed
 from procman.files import Machine
+from procman.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

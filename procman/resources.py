@@ -21,10 +21,10 @@ import resource
 import time
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from procman.errors import is_shortage
+from procman.records import dataclass
 
 HISTORY_SECONDS = 3600
 

@@ -28,7 +28,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, NamedTuple, TypeVar
 
 from procman import servers, shape
@@ -42,6 +42,7 @@ from procman.listeners import FileId
 from procman.operation import Outcome, Progress, begin, carry_out, reach
 from procman.process import Moment, Process
 from procman.proving import Proving
+from procman.records import dataclass
 from procman.sockets import beside, listener_of
 from procman.supervisor import Supervisor
 from procman.takeover import Passing

@@ -15,10 +15,11 @@ Between "half as many" and "so many that they wait" nothing changes: that is the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from types import MappingProxyType
 
 from procman.config import Scale
+from procman.records import dataclass
 
 CALM = 0.5
 """Of the connections that made it grow, how many count as few."""

@@ -16,7 +16,7 @@ import functools
 import logging
 import os
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from procman import queues, scale, servers, workers, workload
 from procman.config import Address, Listener
@@ -26,6 +26,7 @@ from procman.ground import Ground
 from procman.lifecycle import Start, State, Stop
 from procman.operation import Aim, Outcome, Progress, reach
 from procman.process import Process
+from procman.records import dataclass
 from procman.scale import Memory, Seen
 from procman.supervisor import Supervisor
 

@@ -15,8 +15,9 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any, TypeVar, cast
+
+from procman.records import dataclass
 
 from . import rpc
 from .crossing import crossing

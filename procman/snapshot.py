@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 from procman import shape
 from procman.crossing import crossing
 from procman.keeper.wire import Message, Wire, WireError
+from procman.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,12 +20,12 @@ import select
 import stat
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from procman import shape
 from procman.crossing import crossing
 from procman.errors import Failed, is_shortage
+from procman.records import dataclass
 
 SIZE_MAX = 256 * 1024 * 1024
 """Bytes of the largest state file that is read. One process takes a thousand or two."""

@@ -12,7 +12,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
@@ -30,6 +30,7 @@ from procman.operation import carry_out, levels
 from procman.orphans import Register
 from procman.places import Places
 from procman.process import HISTORY, Moment, Process
+from procman.records import dataclass
 from procman.report import Info
 from procman.snapshot import NEEDED, Keeper, Snapshot, about_child
 

@@ -11,7 +11,7 @@ import posixpath
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Literal
 
 from procman import lognames, positions, programs, rpc, values
@@ -20,6 +20,7 @@ from procman.errors import ConfigError, Problem
 from procman.keys import Layer, Place, Report, Scope, Section, Source, World, dotted
 from procman.positions import KeyPath
 from procman.programs import Around, Definition
+from procman.records import dataclass
 from procman.values import BadValue
 
 __all__ = ["KEYS", "World", "located", "parse", "socket_path"]

@@ -10,7 +10,7 @@ import asyncio
 import functools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from procman import servers, workers, workload
 from procman.config import Address, Listener
@@ -18,6 +18,7 @@ from procman.errors import Failed
 from procman.process import Process
 from procman.queues import Queue, accepted, queues
 from procman.reading import Read
+from procman.records import dataclass
 from procman.report import Info
 from procman.resources import resident, sockets_of
 

@@ -6,11 +6,11 @@ What is left out of it shares its sockets: old and new accept from the same queu
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
 
 from procman import values
 from procman.config import Config, Listener, Program
 from procman.positions import KeyPath
+from procman.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import sys
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from procman.records import dataclass
 
 PIECE = 64 * 1024
 SPACING = 1024 * 1024

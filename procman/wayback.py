@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from procman import memo, store
@@ -20,6 +19,7 @@ from procman.errors import Failed
 from procman.files import Machine
 from procman.journal import Make
 from procman.recall import Recalled, recall, recalled
+from procman.records import dataclass
 
 HELD_NAME = "previous table"
 """Held by the keeper: the table that was in force before."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
+
+from procman.records import dataclass
 
 WORKERS_MAX = 256
 """Workers of one process that are told; more are counted only."""

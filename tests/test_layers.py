@@ -20,7 +20,7 @@ PACKAGE = PROJECT / "procman"
 BANDS = {
     "pure": "errors config positions values keys programs table preset asgi servers apply lifecycle launch rpc crossing"
     " shape kept workload canary units scale logformat moments accesslog tracebacks logrecords logsummary logzones"
-    " lognames unzip terminal",
+    " lognames unzip terminal records",
     "keeper": "keeper",
     "edge": "disks files folders listeners logs logread resources probes notify store salvage routing workers queues"
     " offered rivals",

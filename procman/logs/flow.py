@@ -14,7 +14,6 @@ import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from procman.config import Log
@@ -23,6 +22,7 @@ from procman.logs import lines
 from procman.logs.lines import Dress, Piece
 from procman.logs.logfile import CHUNK, LogFile
 from procman.logs.spool import Spool
+from procman.records import dataclass
 
 if TYPE_CHECKING:
     from procman.logs.channel import Channel

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from json.encoder import encode_basestring as quoted
 from typing import NamedTuple
 
+from procman.records import dataclass
 from procman.terminal import visible
 
 LINE_LIMIT = 64 * 1024

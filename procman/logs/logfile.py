@@ -38,7 +38,6 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from procman.config import Log
 from procman.crossing import crossing
@@ -48,6 +47,7 @@ from procman.lognames import NEXT, PARTIAL
 from procman.logs.rotation import due, last_boundary, next_boundary
 from procman.logs.shelf import Job, Shelf
 from procman.logs.spool import Spool
+from procman.records import dataclass
 
 CHUNK = 1 << 20  # most bytes that are moved in one call, so that one program can't starve the others
 RETRY_SECONDS = 1.0  # how soon a failed file is tried again, and how often a foreign hand on the path is looked for

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NamedTuple
 
 from procman.config import Log
@@ -20,6 +20,7 @@ from procman.config import Room as Wanted
 from procman.folders import open_folder
 from procman.logs.rotation import Rotated, oldest_first
 from procman.logs.shelf import Shelf, listing
+from procman.records import dataclass
 
 LOOK_SECONDS = 1.0
 """How often the free room of a disk is looked at, while something is written."""

@@ -22,9 +22,9 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from procman.config import Every
+from procman.records import dataclass
 
 QUARTER = 900.0
 """Seconds. No zone's clock shows a full hour at another moment than a full quarter of UTC."""

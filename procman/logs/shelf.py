@@ -24,11 +24,11 @@ import contextlib
 import os
 import stat
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 
 from procman.crossing import crossing
 from procman.folders import others_may_write
 from procman.lognames import PACKING, split
+from procman.records import dataclass
 
 FORMS = ("", ".gz")
 OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
