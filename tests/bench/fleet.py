@@ -26,8 +26,9 @@ from tests.bench.rpc import ask
 
 NAMES = ("boot", "idle", "memory", "status", "again", "print", "recover", "stop")
 
-SETTLE_SECONDS = 1.2
-"""After the last program has started: managers call it running after one second, and look at it once more then."""
+SETTLE_SECONDS, SETTLE_EACH = 1.2, 0.002
+"""After the last program has started, and for each of them: managers call it running after one second, and look at it
+once more then; and a start of many leaves work behind for some seconds."""
 
 SAMPLING_SECONDS = 5
 """procman's default."""
@@ -85,7 +86,7 @@ class Round:
         running = starts.wait(self.fleet.programs, self.fleet.start_seconds)
         if running:
             take("boot", (running[-1].at - begun) * 1000)
-        time.sleep(SETTLE_SECONDS)
+        time.sleep(SETTLE_SECONDS + self.fleet.programs * SETTLE_EACH)
         contender.wait_running(count, self.fleet.start_seconds)
         pids = contender.own_pids()
         if "idle" in self.names and self.fleet.idle_seconds:
