@@ -19,7 +19,7 @@ import stat
 import sys
 from asyncio.trsock import TransportSocket
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -235,14 +235,18 @@ class Ground:
         run = functools.partial(self._run, process.program)
         wanted = process.program.ready
         what = f"{wanted.kind} {wanted.address or ' '.join(wanted.argv)}{wanted.path}"
-        shared = self._shared(process)
-        wanted, let_through = self.trials.alone(process.key, wanted)
-        await probes.wait_ready(wanted, run, lambda reason: report(f"{what}: {reason}"), let_through, shared)
+        looked: Counter[int] = Counter()
+
+        def attempt() -> Awaitable[str]:  # each time anew: who has its listener, and which socket, may have changed
+            asked, let_through = self.trials.alone(process.key, wanted)
+            return probes.ask(asked, run, let_through, self._shared(process, looked))
+
+        await probes.until_good(attempt, lambda reason: report(f"{what}: {reason}"))
         ready()
 
-    def _shared(self, process: Process) -> probes.Shared | None:
+    def _shared(self, process: Process, looked: Counter[int]) -> probes.Shared | None:
         """How the answer of `process` to its probe is told from those of others that have a listener with it; None
-        where it is not asked at one."""
+        where it is not asked at one. `looked`: how often was looked for who has a socket, by its inode."""
         program = process.program
         addresses = (self._listeners[name].address for name in program.listen)
         asked = program.ready.address
@@ -253,8 +257,6 @@ class Ground:
             for each in self._places.everyone()
             if each is not process and not set(program.listen).isdisjoint(each.program.listen)
         ]
-
-        looked: Counter[int] = Counter()
 
         async def accepted_by(clients: Sequence[TransportSocket]) -> Sequence[str | None]:
             keys: Sequence[str | None] = [""] * len(clients)

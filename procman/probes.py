@@ -81,10 +81,15 @@ async def wait_ready(
     `report` gets the reason of the last failure whenever it changes: "connection refused", "HTTP 503", "exit status 1".
     Raises ValueError for the kinds that nobody probes (seconds, log, notify) and for a `ready` without its address.
     """
+    await until_good(lambda: ask(ready, run, let_through, shared), report)
+
+
+async def until_good(attempt: Callable[[], Awaitable[str]], report: Callable[[str], None]) -> None:
+    """Returns when `attempt` does with "", as `wait_ready`."""
     delay = FIRST_DELAY
     last = ""
     while True:
-        reason = await ask(ready, run, let_through, shared)
+        reason = await attempt()
         if not reason:
             return
         if reason != last:

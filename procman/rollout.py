@@ -176,6 +176,7 @@ class Rollout:
         self._abandoned = asyncio.Event()
         self._ended = asyncio.Event()
         self._keys: list[str] = []
+        self._keys_before: list[str] = []
         self.outcome: Outcome | None = None
         """What came of it; None: it has not ended, or the supervisor was replaced before anything was decided."""
 
@@ -247,7 +248,8 @@ class Rollout:
         self._keys = [program.key for program in programs.values()]
         self._slots = {name: program.slot for name, program in programs.items()}
         # One that has fallen must not get up on the socket that serves: it may be the new release.
-        self._ground.trials.hold(self.name, [*self._keys, *(each.key for each in self._before())], unit.listeners)
+        self._keys_before = [each.key for each in self._before()]
+        self._ground.trials.hold(self.name, [*self._keys, *self._keys_before], unit.listeners)
         up = running(supervisor.all())
         if others := company(supervisor.config, everyone, unit.listeners, up):
             raise _Failed(f"{others[0]}, which has the same listener, was started meanwhile")
@@ -260,7 +262,8 @@ class Rollout:
         await self._unless_abandoned(self._alone())
         self._tell("trial")
         new = {each for program in programs.values() for each in program.listen}.difference(unit.listeners)
-        self._ground.trials.begin(self._keys, passing, [each for each in listeners.values() if each.name in new])
+        quiet = [each for each in listeners.values() if each.name in new]
+        self._ground.trials.begin(self._keys, passing, quiet, self._keys_before)
         self._tell("trial")
         waiting = list(programs)
         while waiting:
@@ -505,6 +508,7 @@ class Rollout:
             if process.status.pid is None:  # it has fallen, and would start when nothing holds it any more
                 process.feed(Stop("its successor serves"))
         self._ground.trials.release(self.name)
+        self._ground.trials.over(self._keys_before)
         await asyncio.gather(
             carry_out("stop", before, "its successor serves", lambda info: None, self._aside),
             carry_out("stop", leaving, self._why, lambda info: None),
@@ -531,7 +535,7 @@ class Rollout:
         await self._ground.written([process.program for process in successors])
         printed = {name: lines() for name, lines in self._outputs.items()}
         self.output = {name: lines[-LINES:] for name, lines in printed.items()}
-        self._ground.trials.over(self._keys)
+        self._ground.trials.over([*self._keys, *self._keys_before])
         self._ground.trials.end(self._firsts)
         for name in names:
             self._supervisor.take_away(name)
@@ -555,6 +559,7 @@ class Rollout:
         """End a rollout that a supervisor before had begun, in one way or the other."""
         self._slots = {name: memo.successors[name] for name in self._unit.names}
         self._keys = [place(name, slot) for name, slot in self._slots.items()]
+        self._keys_before = [place(name, 1 - slot) for name, slot in self._slots.items()]
         self._firsts = list(memo.firsts)
         try:
             if memo.passed:

@@ -261,7 +261,8 @@ class Rollouts:
             on_trial = not memo.passed
             keys = [place(name, slot) for name, slot in memo.successors.items() if on_trial and name in names]
             known = self._supervisor.config.listeners
-            there = self._ground.trials.resume(keys, memo.firsts, memo.known_files(), known)
+            before = [place(name, 1 - slot) for name, slot in memo.successors.items() if name in names]
+            there = self._ground.trials.resume(keys, memo.firsts, memo.known_files(), known, before)
             if not names.isdisjoint(memo.successors):
                 listen = [listener_of(first) for first in there]
                 keys = [place(name, slot) for name in (*memo.successors, *memo.leaving) for slot in SLOTS]
@@ -284,6 +285,7 @@ class Rollouts:
             unit = Unit(names, (), tuple(memo.leaving))
             if not unit.names:  # they have left the table
                 self._link.release(HELD + name)
+                self._ground.trials.over(place(each, slot) for each in memo.successors for slot in SLOTS)
                 self._ground.close_unused(self._supervisor.config)
                 continue
             rollout = Rollout(self.world, unit, {}, memo.why, passed=self.passed, listening=self.listening)

@@ -41,9 +41,9 @@ def lead_share(sock: socket.socket, share: float, place: int, others: int) -> No
 
 
 def lead_port(sock: socket.socket, port: int, place: int, others: int, share: float = 0.0) -> None:
-    """A connection from the source port `port` goes to the socket at `place`, all others as `lead_share` has it: so we
-    can ask a server that nobody else shall meet yet, or not everybody. Raises OSError."""
-    _attach(sock, from_port(port, place, by_chance(share, place, others)))
+    """A connection from the source port `port` goes to the socket at `place`, of all others `share` to the one that is
+    not at `others` (as `lead_share` has it): so we can ask one of two servers alone. Raises OSError."""
+    _attach(sock, from_port(port, place, by_chance(share, 1 - others, others)))
 
 
 def deafen(sock: socket.socket) -> None:

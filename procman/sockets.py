@@ -294,19 +294,24 @@ class Sockets:
         host, port = copy.getsockname()[:2]
         return queues.group(copy.family, host, port) - {self.inode(first), self.inode(beside(first))}
 
-    def ask_aside(self, first: str, address: Address) -> Address:
-        """Where that one of the two sockets of `first` is asked, to which clients do not go now; for TCP see
-        `let_through`."""
+    def asked_at(self, first: str, place: int, address: Address) -> Address:
+        """Where the second socket of `first` (`place` 0: the first one) is asked, whose clients come to `address`; for
+        TCP see `let_through`."""
         listener = self._open[first]
-        return listeners.beside_address(listener.address) if listener.address.kind == "unix" else address
+        aside = listener.address.kind == "unix" and place != self._place(first)
+        return listeners.beside_address(listener.address) if aside else address
+
+    def _place(self, first: str) -> int:
+        """0: clients go to the socket `first`, or 1: to the one beside it."""
+        return int(self._now(first) != first)
 
     def let_through(self, first: str, port: int, *, place: int = 1) -> None:
         """The next connection from the local port `port` goes to the second socket of `first` (`place` 0: to the first
-        one), others as before: to the first, or as `split` has it. Raises Failed."""
+        one), others as before: to the current one, or as `split` has it. Raises Failed."""
         copy = self._copy(first)
         if copy is not None:
             with self._failures(self._open[first]):
-                routing.lead_port(copy, port, place, 0, self._shares.get(first, 0.0))
+                routing.lead_port(copy, port, place, self._place(first), self._shares.get(first, 0.0))
 
     def address(self, name: str) -> Address:
         """The address of the open socket `name`."""

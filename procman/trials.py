@@ -80,9 +80,16 @@ class Trials:
             hint="end that process, or use procmanctl restart",
         )
 
-    def begin(self, keys: Iterable[str], listeners: Iterable[Listener], new: Iterable[Listener] = ()) -> None:
+    def begin(
+        self,
+        keys: Iterable[str],
+        listeners: Iterable[Listener],
+        new: Iterable[Listener] = (),
+        before: Iterable[str] = (),
+    ) -> None:
         """Open second sockets for `listeners`, which the processes at `keys` get, and those of `new` where only they
-        can be asked (`Sockets.open_quietly`). Raises Failed, and leaves no second one open."""
+        can be asked (`Sockets.open_quietly`). Those at `before` have the first ones, whoever is the current one. Raises
+        Failed, and leaves no second one open."""
         firsts: dict[str, str] = {}
         quiet: dict[str, str] = {}
         try:
@@ -97,19 +104,25 @@ class Trials:
             raise
         for key in keys:
             self._seats[key], self._quiet[key] = _Seat(firsts, 1), quiet
+        self._seats |= dict.fromkeys(before, _Seat(firsts, 0))
 
     def resume(
-        self, keys: Iterable[str], firsts: Iterable[str], files: Mapping[str, FileId], listeners: Iterable[Listener]
+        self,
+        keys: Iterable[str],
+        firsts: Iterable[str],
+        files: Mapping[str, FileId],
+        listeners: Iterable[Listener],
+        before: Iterable[str],
     ) -> list[str]:
-        """A supervisor before has begun it: the processes at `keys` get the second sockets. Returns those of `firsts`
-        whose listener the table still has."""
+        """A supervisor before has begun it: the processes at `keys` get the second sockets, those at `before` the first
+        ones. Returns those of `firsts` whose listener the table still has."""
         known = {held_name(listener, ""): listener for listener in listeners}
         there = {first: known[base_name(first)] for first in firsts if base_name(first) in known}
         for first, listener in there.items():
             self._sockets.resume(first, listener, files)
             self._addresses[listener.name] = listener.address
-        for key in keys:
-            self._seats[key] = _Seat({listener.name: first for first, listener in there.items()}, 1)
+        named = {listener.name: first for first, listener in there.items()}
+        self._seats |= dict.fromkeys(before, _Seat(named, 0)) | dict.fromkeys(keys, _Seat(named, 1))
         return list(there)
 
     def stand_in(self, rollout: str, key: str, firsts: Mapping[str, str]) -> None:
@@ -120,7 +133,8 @@ class Trials:
             self._holds[rollout] = hold._replace(keys=hold.keys | {key})
 
     def over(self, keys: Iterable[str]) -> None:
-        """The processes at `keys` are on trial no more: what they get now is the current socket of each listener."""
+        """For the processes at `keys` there are no two sockets any more: what they get now is the current one of each
+        listener."""
         for key in keys:
             self._seats.pop(key, None)
             self._quiet.pop(key, None)
@@ -129,7 +143,7 @@ class Trials:
 
     def keys(self) -> list[str]:
         """Part of the state file: the places of all that are on trial."""
-        return sorted(self._seats)
+        return sorted(key for key, seat in self._seats.items() if seat.place)
 
     def end(self, firsts: Iterable[str]) -> None:
         """Close the second sockets: the trial has failed."""
@@ -185,7 +199,9 @@ class Trials:
             for name in quiet:
                 self._sockets.hear_only(name, port)
 
-        return (replace(ready, address=self._sockets.ask_aside(firsts[0], asked)) if firsts else ready), through
+        if firsts:
+            ready = replace(ready, address=self._sockets.asked_at(firsts[0], seat.place, asked))
+        return ready, through
 
     # --- a canary ---------------------------------------------------------------------------------------------------
 

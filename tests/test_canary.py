@@ -416,6 +416,8 @@ def test_the_kernel_shares_connections_out(host: str) -> None:
         assert 50 < got["second"] < 160, got  # 100 are expected, and the standard deviation is 9
         assert connect(20, port=1) == {"second": 20}
         assert 0 < connect(100)["second"] < 60
+        assert connect(20, port=0) == {"first": 20}
+        assert 0 < connect(100)["second"] < 60  # who asks the one before does not change the share of others
         routing.lead(first, 0)
         assert connect(50) == {"first": 50}
 

@@ -25,6 +25,8 @@ VERSION = open(f"{FOLDER}/version").read().strip()
 open(f"{FOLDER}/read.{VERSION}", "w").close()
 if VERSION == "broken":
     raise RuntimeError("this release is broken")
+if VERSION == "hangs":
+    open(f"{FOLDER}/hung.{os.getpid()}", "w").close()
 while VERSION == "hangs":
     time.sleep(1)
 while os.path.exists(f"{FOLDER}/gate"):
@@ -71,7 +73,8 @@ class Shop:
         """
 
     def version(self, text: str) -> None:
-        (self.folder / "version").write_text(text)
+        (self.folder / "version.new").write_text(text)
+        (self.folder / "version.new").rename(self.folder / "version")
 
     @contextlib.contextmanager
     def gate(self) -> Iterator[None]:
@@ -157,7 +160,7 @@ def test_the_ones_before_hang_in_their_start(daemon: MakeDaemon, tmp_path: Path,
     shop = Shop(daemon, tmp_path, more, f"unix:{tmp_path}/shop.sock" if unix else "")
     shop.version("hangs")
     shop.good("restart", "shop", "--no-wait")
-    wait_until((shop.folder / "read.hangs").exists, 20)
+    wait_until(lambda: len(list(shop.folder.glob("hung.*"))) == 2, 20)
     wait_until(lambda: {info["state"] for info in shop.running.status().values()} == {"STARTING"}, 20)
     with shop.connect("/") as first, shop.gate():
         shop.version("two")
