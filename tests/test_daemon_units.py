@@ -23,10 +23,9 @@ import os, threading, time
 FOLDER = os.environ["SITE_FOLDER"]
 VERSION = open(f"{FOLDER}/version").read().strip()
 open(f"{FOLDER}/read.{VERSION}", "w").close()
+open(f"{FOLDER}/each.{VERSION}.{os.getpid()}", "w").close()
 if VERSION == "broken":
     raise RuntimeError("this release is broken")
-if VERSION == "hangs":
-    open(f"{FOLDER}/hung.{os.getpid()}", "w").close()
 while VERSION == "hangs":
     time.sleep(1)
 while os.path.exists(f"{FOLDER}/gate"):
@@ -160,7 +159,7 @@ def test_the_ones_before_hang_in_their_start(daemon: MakeDaemon, tmp_path: Path,
     shop = Shop(daemon, tmp_path, more, f"unix:{tmp_path}/shop.sock" if unix else "")
     shop.version("hangs")
     shop.good("restart", "shop", "--no-wait")
-    wait_until(lambda: len(list(shop.folder.glob("hung.*"))) == 2, 20)
+    wait_until(lambda: len(list(shop.folder.glob("each.hangs.*"))) == 2, 20)
     wait_until(lambda: {info["state"] for info in shop.running.status().values()} == {"STARTING"}, 20)
     with shop.connect("/") as first, shop.gate():
         shop.version("two")
@@ -188,7 +187,7 @@ def test_the_ones_before_fall_in_the_trial(daemon: MakeDaemon, tmp_path: Path) -
     with shop.gate():
         shop.version("two")
         shop.good("reload", "shop", "--at-once", "2", "--no-wait")
-        wait_until((shop.folder / "read.two").exists, 20)
+        wait_until(lambda: len(list(shop.folder.glob("each.two.*"))) == 2, 20)
         wait_until(lambda: len([each for each in shop.beside() if each["pid"]]) == 2, 20)
         shop.version("broken")
         for pid in pids.values():
