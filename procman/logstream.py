@@ -69,8 +69,11 @@ class LogReader:
         lines: int,
         start: Position | None = None,
         begins: Callable[[], Position | None] = lambda: None,
+        after: Sequence[LogReader] = (),
     ) -> None:
-        """`begins` tells where to start for who does not call `open`: None while nobody knows."""
+        """`begins` tells where to start for who does not call `open`: None while nobody knows. All that came before it
+        is then in the files of those `after` which it comes."""
+        self.after = after
         self.source = source
         self._begins = begins
         self._lines = lines
@@ -91,14 +94,18 @@ class LogReader:
         self._follower = logread.Follower(self.source.path, start)
         self._after = start
 
+    def opens(self) -> bool:
+        """Whether it is known now for the first time where to start."""
+        if self._follower is not None or (start := self._begins()) is None:
+            return False
+        self._start = start
+        self.open()
+        return True
+
     def news(self) -> bytes:
         """The next bytes, b"" when there are no more now."""
         if self._follower is None:
-            self._start = self._begins()
-            if self._start is None:
-                return b""
-            self.open()
-        assert self._follower is not None
+            return b""
         data = self._rest + self._follower.read(CHUNK)
         self._after = self._follower.position
         whole = _whole_characters(data)
@@ -135,15 +142,19 @@ def _whole_characters(data: bytes) -> int:
     return len(data)
 
 
-def _read_turn(readers: Sequence[LogReader]) -> list[tuple[LogReader, bytes]]:
-    """What each reader reads, as far as it fits into one turn."""
-    found, room = [], MAX_TURN
-    for reader in readers:
+def _read_turn(readers: Sequence[LogReader]) -> tuple[list[tuple[LogReader, bytes]], Sequence[LogReader]]:
+    """What the readers read, as far as it fits into one turn, and who did not get one."""
+    found: list[tuple[LogReader, bytes]] = []
+    room = MAX_TURN
+    for index, reader in enumerate(readers, 1):
+        for each in reader.after if reader.opens() else ():
+            while data := each.news():
+                found.append((each, data))
         found.append((reader, reader.news()))
         room -= len(found[-1][1])
         if room <= 0:
-            break
-    return found
+            return found, readers[index:]
+    return found, ()
 
 
 class ReadingThread:
@@ -186,8 +197,8 @@ class ReadingThread:
         self._woken = False
         readers = list(self._grown)
         self._grown.clear()
-        found = await self.run(functools.partial(_read_turn, readers))
-        for reader in [*(reader for reader, data in found if data), *readers[len(found) :]]:
+        found, others = await self.run(functools.partial(_read_turn, readers))
+        for reader in [*(reader for reader, data in found if data), *others]:
             self._grown[reader] = None
         return [(reader, data) for reader, data in found if data]
 

@@ -370,7 +370,7 @@ async def _logs(operations: Operations, call: Call) -> object:
     readers = [LogReader(source, lines, starts.get((source.name, source.stream))) for source in sources]
     thread = ReadingThread(readers, call.read)
     unwatch: list[Callable[[], None]] = []
-    moves = _Moves(operations, call, sources)
+    moves = _Moves(operations, call, readers)
 
     def moved(event: Object) -> None:
         for reader in moves.looked(event):
@@ -407,8 +407,9 @@ async def _logs(operations: Operations, call: Call) -> object:
 class _Moves:
     """Logs that are followed while `apply` has them go to other files. `told`: what the client is to be told of it."""
 
-    def __init__(self, operations: Operations, call: Call, sources: Sequence[LogSource]) -> None:
+    def __init__(self, operations: Operations, call: Call, readers: Sequence[LogReader]) -> None:
         self._operations, self._call = operations, call
+        self._readers, sources = list(readers), [reader.source for reader in readers]
         self._known = {(source.name, source.stream): source.path for source in sources}
         self._all = set(self._known.items())
         self.told: deque[Object] = deque()
@@ -430,7 +431,10 @@ class _Moves:
             place = (source.name, source.stream), source.path
             if place not in self._all:
                 self._all.add(place)
-                readers.append(LogReader(source, 0, begins=functools.partial(self._begins, source)))
+                after = [each for each in self._readers if each.source.key == source.key]
+                reader = LogReader(source, 0, begins=functools.partial(self._begins, source), after=after)
+                self._readers.append(reader)
+                readers.append(reader)
         self._known = {key: paths.get(key, "") for key in self._known | paths}
         return readers
 
