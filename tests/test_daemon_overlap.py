@@ -296,7 +296,7 @@ def test_several_workers(daemon: MakeDaemon, tmp_path: Path) -> None:
     site.version("bad 2")
     done = running.ctl("reload", "web", "--at-once", "2")
     assert done.returncode == 1
-    assert "web:1: the successor failed: " in done.stderr
+    assert "web:1, web:2, web:3: the successor failed: " in done.stderr
     assert {name: running.status()[name]["pid"] for name in names} == after
 
 
