@@ -45,7 +45,7 @@ check: $(VENV)/installed-dev
 # The peers go to .run/bench, with a procman that is really installed. What can't be had is said and left out.
 bench: $(VENV)/installed-dev
 	$(bin)/python -m tests.bench.install
-	$(bin)/python -m tests.bench $(BENCH_ARGS)
+	$(bin)/python -m tests.bench --json .run/bench.json $(BENCH_ARGS)
 
 crash: $(VENV)/installed-dev
 	$(bin)/python -m tests.guarantees crash $(CRASH_ARGS)

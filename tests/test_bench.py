@@ -167,14 +167,15 @@ def test_reload_is_one_figure_of_the_losses(monkeypatch: pytest.MonkeyPatch) -> 
 
     def lost(plan: Plan, servers: Collection[str], say: object) -> list[losses.Row]:
         assert (plan.reloads, list(servers)) == (TINY.short_reloads, ["gunicorn"])
-        tallies = {by: Tally(failed={"refused": count} if count else {}) for by, count in failed.items()}
+        tallies = {by: Tally(requests=50, failed={"refused": count} if count else {}) for by, count in failed.items()}
         return [losses.Row(by, "gunicorn", 1, Result(modes={"get": tally})) for by, tally in tallies.items()]
 
     monkeypatch.setattr(losses, "run", lost)
     [row] = losses.short(TINY, print)
     assert row.name == ROWS["reload"]
-    assert row.sides == {OURS: (0.0,), "Supervisor": (7.0,), "s6": (5.0,)}
-    assert row.limit == Limit("SIGHUP to gunicorn alone", (1.0,))
+    assert row.sides == {OURS: (0.0,), "Supervisor": (14.0,), "s6": (10.0,)}
+    assert row.limit == Limit("SIGHUP to gunicorn alone", (2.0,))
+    assert "by supervisorctl restart: 7 of 50" in row.notes
 
 
 def test_the_modes_of_the_log_are_measured(runs: Mapping[str, Run]) -> None:

@@ -121,6 +121,10 @@ def test_growth(values: Mapping[int, float], power: float, each: float) -> None:
     assert Growth(values).each == pytest.approx(each, nan_ok=True)
 
 
+def test_the_end_of_growth_is_seen() -> None:
+    assert Growth({10: 300.0, 100: 300.0, 1000: 1000.0, 10000: 100000.0}).power_at_the_end == pytest.approx(2.0)
+
+
 @given(st.floats(0.1, 1e6), st.floats(-0.5, 2.5))
 def test_the_power_of_a_power_is_found(factor: float, power: float) -> None:
     assert Growth({many: factor * many**power for many in (10, 100, 1000, 3000)}).power == pytest.approx(power)
@@ -132,7 +136,7 @@ def booted(programs: int, **sides: float) -> Figure:
 
 def test_growth_is_a_table_of_procman() -> None:
     *_, row = growth.table([booted(1000, procman=50.0), booted(10, procman=5.0, pm2=9.0)])
-    assert cells(row) == ["start until all run, ms", "5.0", "50", "0.045", "0.50"]
+    assert cells(row) == ["start until all run, ms", "5.0", "50", "0.045", "0.50", "0.50"]
     assert list(growth.table([booted(10, procman=5.0)])) == []
 
 

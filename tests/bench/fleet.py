@@ -170,7 +170,7 @@ class Round:
             self._figure("status-call-p99", "ask-p99", "the same call, 99th percentile"),
             self._figure("print", "print", "log throughput of one beside them, 100-byte lines", "MB/s", more=True),
             self._figure("again", "again", RESTART_TITLE, limit=RESTART_LIMIT),
-            self._figure("recover", "recover", "SIGKILL of the process that decides → status command is whole again"),
+            self._figure("recover", "recover", "SIGKILL of the supervisor after all this → status is whole again"),
             self._figure("stop", "stop", "signal to the manager → all have gone", limit="bare SIGTERM to a group"),
             self._figure("stop-command", "stop-command", "whole command that stops all"),
         ]

@@ -52,6 +52,11 @@ class Growth:
         return above / below
 
     @property
+    def power_at_the_end(self) -> float:
+        """As `power`, between the two largest numbers alone."""
+        return Growth(dict(self._large()[-2:])).power
+
+    @property
     def each(self) -> float:
         """What one more program costs, between the smallest and the largest number; NaN with fewer than two."""
         large = self._large()
@@ -85,9 +90,11 @@ def table(figures: Sequence[Figure]) -> Iterator[str]:
         if ours:
             unit = next(each.unit for each in figures if each.name == name)
             cells = [digits(ours.values[count]) if count in ours.values else "–" for count in counts]
-            more = [_or_dash(ours.each), "–" if math.isnan(ours.power) else f"{ours.power:.2f}"]
+            powers = ("–" if math.isnan(each) else f"{each:.2f}" for each in (ours.power, ours.power_at_the_end))
+            more = [_or_dash(ours.each), *powers]
             rows.append([f"{words}, {unit}", *cells, *more])
-    yield from markdown(["procman", *(f"{count:,}" for count in counts), "one program more", "power"], rows)
+    head = ["procman", *(f"{count:,}" for count in counts), "one program more", "power", "at the end"]
+    yield from markdown(head, rows)
 
 
 def _or_dash(value: float) -> str:

@@ -11,7 +11,7 @@ import shutil
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -87,7 +87,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> list[Figure]:
         return []
     programs = {f"w{length}": [command, "x" * (length - 1)] for length in LENGTHS}
     measured: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
-    notes = Notes(say)
+    notes, packed = Notes(say), Notes(say)
     with ExitStack() as stack:
         writings: dict[tuple[str, str], Writing] = {}
         for kind in present(plan.peers):
@@ -104,7 +104,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> list[Figure]:
             one = {"w100": programs["w100"]}
             packing = stack.enter_context(Procmand(one, keep_logs=KEEP, compress=True))
             [writings[OURS, PACKED]] = _stand(packing, [one["w100"]])
-            stack.callback(_note_compressor, packing, notes)
+            stack.callback(_note_compressor, packing, packed)
         for length in LENGTHS:
             pids = stack.enter_context(limits.copying(programs[f"w{length}"], LOG_BYTES, KEEP))
             os.kill(pids[0], signal.SIGSTOP)
@@ -118,8 +118,9 @@ def run(plan: Plan, say: Callable[[str], None]) -> list[Figure]:
                         _wait_packed(packing)
     for kind in present(plan.peers)[1:]:
         measured[kind.title, PACKED] = measured[kind.title, "100"]
+    said = {"logs-10": notes.texts, "logs-100-gzip": packed.texts}
     known = [lines for lines in (*map(str, LENGTHS), STAMPED, PACKED) if any(lines == what for _, what in measured)]
-    return [figure for lines in known for figure in _figures(lines, measured, notes.texts)]
+    return [figure for lines in known for figure in _figures(lines, measured, said)]
 
 
 def _written(writers: Iterable[int]) -> int:
@@ -155,7 +156,7 @@ def _note_losses(contender: Contender, notes: Notes) -> None:
 
 
 def _figures(
-    lines: str, measured: dict[tuple[str, str], list[tuple[float, float]]], notes: list[str]
+    lines: str, measured: dict[tuple[str, str], list[tuple[float, float]]], notes: Mapping[str, Sequence[str]]
 ) -> list[Figure]:
     name = f"logs-{lines.replace(' with the time', '-stamped').replace(' compressed', '-gzip')}"
     more = {STAMPED: ", the time before each", PACKED: ", rotated files compressed by procman"}.get(lines, "")
@@ -165,7 +166,7 @@ def _figures(
         sides = {who: tuple(each[index] for each in all_) for (who, what), all_ in measured.items() if what == lines}
         least = sides.pop("limit", None)
         limit = Limit("bare splice", least) if least else None
-        said = tuple(notes) if name + suffix == "logs-10" else ()
+        said = tuple(notes.get(name + suffix, ()))
         return Figure(name + suffix, title, unit, sides, limit, more_is_better=more, notes=said)
 
     return [

@@ -313,14 +313,16 @@ def run(plan: Plan, servers: Collection[str], say: Callable[[str], None]) -> lis
 def short(plan: Plan, say: Callable[[str], None]) -> list[Figure]:
     """Failed requests of a few reloads of a gunicorn site: the figure `reload`."""
     fewer = replace(plan, reloads=plan.short_reloads, reload_requests=plan.short_requests)
-    rows = {row.contender: row.result.total.failed_count for row in run(fewer, ["gunicorn"], say)}
+    totals = {row.contender: row.result.total for row in run(fewer, ["gunicorn"], say)}
+    rows = {by: 100 * total.failed_count / max(total.requests, 1) for by, total in totals.items()}
+    notes = [f"by {by}: {total.failed_count} of {total.requests}" for by, total in totals.items()]
     titles = {ByProcman.title: OURS, ByCircus.title: Circusd.title}
     titles |= {each.title: each.manager.title for each in RESTARTS}
-    sides = {title: (float(rows[by]),) for by, title in titles.items() if by in rows}
+    sides = {title: (rows[by],) for by, title in titles.items() if by in rows}
     alone = rows.get(ByHup.title)
-    limit = None if alone is None else Limit("SIGHUP to gunicorn alone", (float(alone),))
+    limit = None if alone is None else Limit("SIGHUP to gunicorn alone", (alone,))
     title = f"requests failed in {plan.short_reloads} reloads of gunicorn, {CONNECTIONS} connections"
-    return [Figure("reload", title, f"of {plan.short_requests}", sides, limit)] if sides else []
+    return [Figure("reload", title, "%", sides, limit, notes=tuple(notes))] if sides else []
 
 
 def measure(site: Reloaded, plan: Plan) -> Result:

@@ -3,7 +3,7 @@
     python -m tests.bench.page FILE.json
 
 FILE.json is what `python -m tests.bench --json FILE.json` wrote. Only the parts of the page between its markers change,
-and docs/performance.svg.
+and docs/performance.svg. The run goes to docs/performance.json, from which the same can be made again.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tests.harness import PROJECT
 
 PAGE = PROJECT / "docs" / "performance.md"
 PICTURE = PROJECT / "docs" / "performance.svg"
+RUN = PROJECT / "docs" / "performance.json"
 
 
 def filled(page: str, document: Mapping[str, Any]) -> str:
@@ -74,6 +75,7 @@ def main(arguments: Sequence[str]) -> int:
         print("usage: python -m tests.bench.page FILE.json", file=sys.stderr)
         return 2
     document = json.loads(Path(arguments[0]).read_text())
+    RUN.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
     PAGE.write_text(filled(PAGE.read_text(), document))
     machine = re.sub(r", procman .*", "", document["machine"])
     PICTURE.write_text(plot.svg(growth.panels(read(document)), machine))
