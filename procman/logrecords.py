@@ -334,6 +334,30 @@ class Filter:
         return any(map(self.grep.search, lines))
 
 
+class Whole:
+    """Lets all parts of a record through, or none: those that came before a part that is `wanted` come with it. Of a
+    very long one only that part and what follows."""
+
+    def __init__(self, wanted: Filter) -> None:
+        self._wanted = wanted
+        self._before: list[Record] = []
+        self._size = 0
+
+    def let(self, record: Record) -> Iterator[Record]:
+        """To be asked as `Filter.wants`. What is to be shown now."""
+        if not record.part:
+            self._before, self._size = [], 0
+        if self._wanted.wants(record):
+            yield from self._before
+            yield record
+            self._before, self._size = [], 0
+            return
+        self._before.append(record)
+        self._size += len(record.text)
+        if self._size > RECORD_MAX:
+            self._before, self._size = [], 0
+
+
 def timed(records: Iterable[Record]) -> Iterator[Record]:
     """The same records; those before the first time have that time, unless there are very many of them."""
     waiting: list[Record] = []

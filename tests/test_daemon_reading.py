@@ -601,3 +601,33 @@ def test_following_goes_on_in_another_file(daemon: MakeDaemon, log: str) -> None
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
     files = [f"procmanctl: lines: its log is {running.folder}/{name} now\n" for name in ("new/a.log", "b.log")]
     assert said.read_text() == "".join(files)
+
+
+DIES = """
+import sys, time
+for line in {lines!r}:
+    sys.stderr.write(line)
+    sys.stderr.flush()
+    time.sleep(0.02)
+"""
+READY = "2026-01-31 12:00:00,000 INFO ready\n"
+NEEDLE = [
+    "Traceback (most recent call last):\n",
+    '  File "/srv/shop/job.py", line 3, in work\n',
+    "    check(order)\n",
+    "ValueError: needle\n",
+]
+
+
+def test_following_takes_a_record_whole(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """A traceback is printed in small pieces, and what is looked for stands in its last line."""
+    script = tmp_path / "dies.py"
+    others = [line.replace("needle", "other") for line in NEEDLE]
+    script.write_text(DIES.format(lines=[READY, *NEEDLE, READY, *others] * 100))
+    running = daemon(f'[program.job]\ncommand = ["${{PYTHON}}", "{script}"]\nstart_seconds = 0\n')
+    command = [sys.executable, "-c", CTL, "-s", str(running.socket), "logs", "-f", "-n", "0", "--grep", "needle", "job"]
+    with following(command) as shown:
+        lines = [shown.readline().decode() for _ in range(5 * len(NEEDLE))]
+    begin = next(index for index, line in enumerate(lines) if line == NEEDLE[0])
+    assert begin < len(NEEDLE)  # it may begin within one
+    assert lines[begin:] == (NEEDLE * 5)[: len(lines) - begin]

@@ -25,7 +25,7 @@ from procman.ctl import logtext
 from procman.ctl.library import File, Heard, Places, Source
 from procman.ctl.logtext import LogText, Place
 from procman.logformat import Clock
-from procman.logrecords import Filter, Record, Records
+from procman.logrecords import RECORD_MAX, Filter, Record, Records, Whole
 from procman.unzip import COPIES_MAX, Unzipped
 from tests.guarantees.fuzz.inputs import touched
 
@@ -606,3 +606,44 @@ def test_lines_may_end_as_on_windows() -> None:
         assert sum(map(Filter(grep=grep).wants, records(data))) == expected
         assert (sieve is None) == (b"-m" in pattern)
         assert sieve is None or sieve(data)
+
+
+CHAINED = b"""\
+Traceback (most recent call last):
+  File "/srv/shop/job.py", line 3, in work
+    {}["id"]
+KeyError: 'id'
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "/srv/shop/job.py", line 5, in <module>
+    raise ValueError("needle 5") from error
+ValueError: needle 5
+"""
+
+
+def test_what_comes_line_by_line_is_let_through_whole() -> None:
+    """As `-f --grep` has it: nobody waits for the end of a record, and only its last line has the match."""
+    other = CHAINED.replace(b"needle", b"thread")
+    maker = Records(CLOCK)
+    whole = Whole(Filter(grep=re.compile(b"needle")))
+    ready = b"2026-11-27 12:00:00,000 INFO ready\n"
+    shown = b""
+    for line in (CHAINED + ready + other + ready + CHAINED + ready).splitlines(keepends=True):
+        for record in (*maker.feed(line), *maker.flush()):
+            shown += b"".join(each.text for each in whole.let(record))
+    assert shown == CHAINED * 2
+
+
+def test_of_a_very_long_record_the_end_is_let_through() -> None:
+    maker = Records(CLOCK)
+    whole = Whole(Filter(grep=re.compile(b"needle")))
+    lines = [b"Traceback (most recent call last):\n"]
+    lines += [b'  File "job.py", line 3, in work\n', b"    " + b"x" * 5000 + b"\n"] * (RECORD_MAX // 5000 + 2)
+    shown = b""
+    for line in (*lines, b"ValueError: needle\n"):
+        for record in (*maker.feed(line), *maker.flush()):
+            shown += b"".join(each.text for each in whole.let(record))
+    assert shown.endswith(b"ValueError: needle\n")
+    assert len(shown) <= RECORD_MAX

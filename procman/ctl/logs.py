@@ -25,7 +25,7 @@ from .loglines import LinePrinter
 from .session import NAMES, Help, Session, colours
 
 if TYPE_CHECKING:
-    from procman.logrecords import Filter, Record, Records
+    from procman.logrecords import Filter, Record, Records, Whole
 
     from .logtext import LogText, Place
 
@@ -264,6 +264,11 @@ class Reader:
         if not places:
             return
         self._printer.flush()
+        whole: dict[Key, Whole] = {}
+        if not plain:
+            from procman.logrecords import Whole
+
+            whole |= {key: Whole(wanted) for key, wanted in self._filters.items()}
 
         def heard(key: Key, data: bytes) -> None:
             if plain:
@@ -272,8 +277,8 @@ class Reader:
                 maker = self._maker(key)
                 maker.read_at(time.time())
                 for record in itertools.chain(maker.feed(data), maker.flush()):
-                    if self._filters[key].wants(record):
-                        self._print(key, record)
+                    for shown in whole[key].let(record):
+                        self._print(key, shown)
             self._printer.flush()
 
         self._library.follow(places, heard)
