@@ -83,6 +83,7 @@ _TIMES = tuple(
 """Patterns of lines that tell a time, by the first byte of a line."""
 
 _NOBODY = b" - "  # so begins a line of an access log without an address, as over a Unix socket
+_COLOURS = re.compile(rb"\x1b\[[0-9;]*m")
 _OWN = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d) ")
 
 _LEVEL = re.compile(
@@ -107,7 +108,9 @@ _SAID = (  # beginnings of lines without a level, and what level they have
     (b"procman.wsgi: ", 20),
     (b"procman: ", 30),  # what was dropped
     (b"DAMN ! worker ", 40),  # uWSGI
+    (b"*** HARAKIRI ON ", 40),
     (b"*** WARNING", 30),
+    (b"*** uWSGI listen queue of socket ", 30),
     (b"!!! ", 30),
 )
 _SAID_FIRST = frozenset(word[:1] for word, _ in _SAID)
@@ -171,6 +174,8 @@ def level_name(number: int) -> str:
 def parse(line: bytes, clock: Clock | None) -> Line:
     """What `line` says, which has no newline at its end. Of a long line only the beginning is looked at. Without a
     clock no time is worked out: it is 0.0 then, or None where there is none."""
+    if b"\x1b" in line[:HEAD]:  # of rich, structlog, loguru, colorlog
+        line = _COLOURS.sub(b"", line)
     first = line[:1]
     if first == b"{" and len(line) <= JSON_MAX:
         document = _json(line)
@@ -206,18 +211,20 @@ def _plain(line: bytes, first: bytes, clock: Clock | None) -> Line:
         asked = _REQUEST.search(head, end, end + 160) if b'"' in head else None
         told = _LEVEL.search(head, end, asked.start() if asked else end + 160)
         told = told or (_LEVEL.search(head, 0, found.start("year")) if pattern is _LOGFMT else None)
-        level = _number(told[0]) if told else 0
+        level = _number(told[0]) if told else _said(head[end + 3 :]) if head[end : end + 3] == b" - " else 0
         access = asked is not None and not level
     return Line(at, level or (20 if access else 0), line, access=access, exact=bool(found["zone"]))
 
 
 def _untimed(line: bytes, head: bytes, first: bytes) -> Line:
-    if first in _SAID_FIRST:
-        level = next((level for words, level in _SAID if head.startswith(words)), 0)
-        if level:
-            return Line(None, level, line)
+    if first in _SAID_FIRST and (level := _said(head)):
+        return Line(None, level, line)
     found = _CUT_JSON.search(head) if first == b"{" else _FIRST_LEVEL.match(head)
     return Line(None, _number(found[0]) if found else 40 if line.endswith(REMOTE) else 0, line)
+
+
+def _said(head: bytes) -> int:
+    return next((level for words, level in _SAID if head.startswith(words)), 0)
 
 
 def _number(text: bytes) -> int:

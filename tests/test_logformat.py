@@ -86,9 +86,10 @@ def test_time_and_level_of_a_line(line: str, time: str | None, level: str) -> No
     assert unclocked.time == (None if time is None and "2026-13-99" not in line else 0.0)
     assert said.exact == (said.time is not None and any(mark in line for mark in (" +0", " -0", "Z")))
     assert (said.speaks, said.stamped) == (time is not None or level != "", False)
+    plain = line.replace("\x1b[31m", "").replace("\x1b[0m", "").encode()  # of what has colours
     stamped = parse(b"2026-01-31T12:00:00.500Z " + line.encode(), CLOCK)  # timestamps = true
     assert stamped.time == at("2026-01-31T12:00:00.500")
-    assert (stamped.level, stamped.body, stamped.exact) == (said.level, line.encode(), True)
+    assert (stamped.level, stamped.body, stamped.exact) == (said.level, plain, True)
     assert (stamped.speaks, stamped.stamped) == (said.speaks, said.time is None)
     ours = {"time": "2026-01-31T12:00:00.500Z", "program": "shop", "instance": 1, "stream": "out", "message": line}
     wrapped = parse(json.dumps(ours).encode(), CLOCK)  # format = "json"
@@ -222,3 +223,33 @@ def test_lines_of_real_servers_say_what_they_can(path: Path) -> None:
     if path.stem in ("gunicorn", "uvicorn", "daphne", "hypercorn", "wsgi", "django"):
         assert all(line.level for line in begins)
     assert any(line.level == 40 for line in lines) or path.stem == "uwsgi-logdate"
+
+
+UWSGI_SAYS = [
+    (b"DAMN ! worker 1 (pid: 3) died, killed by signal 9 :( trying respawn ...", 40),
+    (b"*** HARAKIRI ON WORKER 1 (pid: 3, try: 1) ***", 40),
+    (b'*** uWSGI listen queue of socket "127.0.0.1:1" (fd: 3) full !!! (101/100) ***', 30),
+    (b"!!! no internal routing support, rebuild with pcre support !!!", 30),
+]
+
+
+@pytest.mark.parametrize(("text", "level"), UWSGI_SAYS)
+def test_what_uwsgi_says_has_a_level_with_its_date_and_without(text: bytes, level: int) -> None:
+    dated = parse(b"Thu Nov 26 12:00:00 2026 - " + text, CLOCK)
+    assert (parse(text, CLOCK).level, dated.level, dated.time) == (level, level, at("2026-11-26T12:00:00"))
+
+
+COLOURED = [
+    (b"\x1b[2m2026-11-27 05:33:43\x1b[0m [\x1b[31m\x1b[1merror    \x1b[0m] \x1b[1mno such order\x1b[0m id=5", 40),
+    (b"\x1b[32m2026-11-27 05:33:43.000\x1b[0m | \x1b[33m\x1b[1mWARNING \x1b[0m | \x1b[36mshop\x1b[0m - slow", 30),
+    (b"\x1b[31mERROR:root:no such order\x1b[0m", 40),
+]
+
+
+@pytest.mark.parametrize(("line", "level"), COLOURED)
+def test_colours_hide_nothing(line: bytes, level: int) -> None:
+    said = parse(line, CLOCK)
+    assert said.level == level
+    assert said.time == (at("2026-11-27T05:33:43") if b"2026" in line else None)
+    assert b"\x1b" not in said.body
+    assert parse(b"\x1b[31mTraceback (most recent call last):\x1b[0m", CLOCK).body == logformat.TRACEBACK
