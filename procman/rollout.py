@@ -497,6 +497,8 @@ class Rollout:
             good, said = await self._unless_abandoned(reach(begin("start", process, why), lambda info: None))
             if not good or not await self._run_dry(self._firsts):
                 log.error("%s: connections that waited for the one before are lost: %s", name, said)
+        except ProcmanError as error:
+            log.error("%s: connections that waited for the one before are lost: %s", name, error)
         finally:
             self._ground.trials.over([program.key])
 
