@@ -75,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
         print("usage: python -m tests.bench.page FILE.json", file=sys.stderr)
         return 2
     document = json.loads(Path(arguments[0]).read_text())
-    RUN.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    RUN.write_text(json.dumps(document, indent=1) + "\n")
     PAGE.write_text(filled(PAGE.read_text(), document))
     machine = re.sub(r", procman .*", "", document["machine"])
     PICTURE.write_text(plot.svg(growth.panels(read(document)), machine))
