@@ -49,7 +49,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _COMMAND_MAX = 80
 
 HOLDER_SECONDS = 10.0
-_holders: dict[tuple[str, int], tuple[float, str]] = {}
+_holders: dict[tuple[str, int], tuple[float, tuple[str, bool]]] = {}
+# What is told where a port is that of a connection, see ip_local_port_range and ip_local_reserved_ports in
+# Documentation/networking/ip-sysctl.rst of Linux.
+_RESERVE = "let the kernel give port {port} to no connection (sysctl net.ipv4.ip_local_reserved_ports={port})"
+_ENDED = ("TIME_WAIT", "FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK")  # psutil.CONN_…
 
 
 def open_listener(listener: Listener) -> socket.socket:
@@ -308,8 +312,9 @@ def _tcp_failure(listener: Listener, host: str, error: OSError) -> Failed:
     another = f"give listener {listener.title!r} another address"
     match error.errno:
         case errno.EADDRINUSE:
-            holder = _tcp_holder(host, address.port)
-            return Failed(f"{address} is in use by {holder}", hint=f"stop that process, or {another}")
+            holder, listens = _tcp_holder(host, address.port)
+            hint = "stop that process" if listens else _RESERVE.format(port=address.port)
+            return Failed(f"{address} is in use by {holder}", hint=f"{hint}, or {another}")
         case errno.EACCES:
             return Failed(
                 f"can't listen on {address}: this port needs root or CAP_NET_BIND_SERVICE",
@@ -321,33 +326,34 @@ def _tcp_failure(listener: Listener, host: str, error: OSError) -> Failed:
             return Failed(f"can't listen on {address}: {error.strerror}", hint=another)
 
 
-def _tcp_holder(host: str, port: int) -> str:
-    """Who holds it. That takes a look at every process of the machine, and a program that can't start asks again and
-    again: so the answer is good for HOLDER_SECONDS."""
+def _tcp_holder(host: str, port: int) -> tuple[str, bool]:
+    """Who holds it, and if by listening: a port may also be that of a connection. That takes a look at every process
+    of the machine, and a program that can't start asks again and again: so the answer is good for HOLDER_SECONDS."""
     now = time.monotonic()
-    at, told = _holders.get((host, port), (0.0, ""))
-    if not told or now - at > HOLDER_SECONDS:
+    at, told = _holders.get((host, port), (0.0, ("", True)))
+    if not told[0] or now - at > HOLDER_SECONDS:
         told = _look_for_holder(host, port)
         _holders.clear()
         _holders[host, port] = now, told
     return told
 
 
-def _look_for_holder(host: str, port: int) -> str:
+def _look_for_holder(host: str, port: int) -> tuple[str, bool]:
     import psutil  # only needed for this message, and a daemon that is well never pays for it
 
     wild = ("::", "0.0.0.0")
-    best: tuple[bool, int] | None = None
+    found: list[tuple[bool, bool, int, str]] = []
     with contextlib.suppress(psutil.Error, OSError):
         for entry in psutil.net_connections("tcp"):
             ip, its_port = entry.laddr or ("", 0)
-            if its_port != port or entry.pid is None:
-                continue
-            if ip == host or ip in wild or host in wild or ip == f"::ffff:{host}":
+            if its_port == port and (ip == host or ip in wild or host in wild or ip == f"::ffff:{host}"):
                 # A listening holder before a client that merely uses the port; a low pid: the master, not its worker.
-                rank = (entry.status != psutil.CONN_LISTEN, entry.pid)
-                best = min(best or rank, rank)
-    return _describe(best[1]) if best else "a process that this user may not see"
+                found.append((entry.status != psutil.CONN_LISTEN, entry.pid is None, entry.pid or 0, entry.status))
+    connects, hidden, pid, status = min(found, default=(False, True, 0, ""))
+    if hidden and status in _ENDED:
+        return "a connection that has just ended (the kernel keeps its port for up to a minute)", False
+    who = "a process that this user may not see" if hidden else _describe(pid)
+    return (f"a connection of {who}", False) if connects else (who, True)
 
 
 def holder(inode: int) -> str:

@@ -9,7 +9,9 @@ It knows nothing of procman's insides but the command lines of its two processes
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
+import itertools
 import json
 import os
 import shutil
@@ -34,6 +36,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 PROGRAMS = PROJECT / "tests" / "programs"
 MARK = "PROCMAN_TEST_MARK"
 SUPERVISOR = "-m procman.daemon supervisor"
+PORTS_OF_ONE = 500
 CTL = "import sys; from procman.ctl.main import main; sys.exit(main())"
 
 
@@ -57,11 +60,29 @@ def wait_until(predicate: Callable[[], Result], timeout: float = 10.0, what: str
         time.sleep(0.01)
 
 
+@functools.cache
+def _ports() -> Iterator[int]:
+    """Ports of this process of the tests alone, again and again. The kernel gives none of them to a connection (see
+    ip_local_port_range in Documentation/networking/ip-sysctl.rst of Linux, 32768 to 60999): with one of those that
+    were free a moment ago a site did not start, for another test's client had got it."""
+    for first in range(10_000, 32_000, PORTS_OF_ONE):
+        mine = socket.socket(socket.AF_UNIX)
+        try:
+            mine.bind(f"\0procman tests: ports from {first}")  # nobody else can, until this process ends
+        except OSError:
+            mine.close()
+            continue
+        mine.detach()  # open as long as this process
+        return itertools.cycle(range(first, first + PORTS_OF_ONE))
+    raise AssertionError("all ports are those of other tests that run")
+
+
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that nobody uses now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
+    """A TCP port that nobody uses now, on any address, and that nobody else gets by chance."""
+    for port in itertools.islice(_ports(), PORTS_OF_ONE):
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            return port
+    raise AssertionError("each port of these tests is in use")
 
 
 def log_files(path: Path) -> list[Path]:

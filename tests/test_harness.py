@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import MakeDaemon
-from tests.harness import SUPERVISOR, RunningDaemon, User, command_line, wait_until
+from tests.harness import PORTS_OF_ONE, PROJECT, SUPERVISOR, RunningDaemon, User, command_line, free_port, wait_until
 
 PLAIN = """
 [program.plain]
@@ -72,3 +75,13 @@ def test_wait_until_takes_a_failed_assert_for_not_yet() -> None:
         return "done"
 
     assert wait_until(predicate) == "done"
+
+
+def test_no_other_process_gets_a_free_port_by_chance() -> None:
+    """Neither tests that run beside these, nor somebody who connects."""
+    mine = {free_port() for _ in range(PORTS_OF_ONE)}
+    code = "from tests.harness import free_port; print(free_port())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) not in mine
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    assert not [port for port in mine if first <= port <= last]

@@ -153,6 +153,23 @@ def test_a_foreign_holder_of_one_address_blocks_all_addresses() -> None:
         open_listener(tcp("", port))
 
 
+@pytest.mark.parametrize("ended", [False, True], ids=["open", "ended"])
+def test_a_connection_that_has_the_port_is_named(ended: bool) -> None:
+    """The kernel gives a port to whoever connects somewhere, and for up to a minute after that to nobody."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        connection, (_, port) = server.accept()
+        if ended:
+            client.close()
+            assert connection.recv(1) == b""
+        connection.close()
+    with contextlib.closing(client), pytest.raises(Failed) as caught:
+        open_listener(tcp(port=port))
+    by = "a connection that has just ended" if ended else f"a connection of pid {os.getpid()}"
+    assert str(caught.value).startswith(f"127.0.0.1:{port} is in use by {by} (")
+    assert f"sysctl net.ipv4.ip_local_reserved_ports={port}), or give listener" in caught.value.hint
+
+
 def test_a_holder_of_another_user_is_in_use_too(as_user: User) -> None:
     if os.geteuid():
         pytest.skip("only root can have what another user does not see")
