@@ -343,19 +343,19 @@ class Whole:
         self._before: list[Record] = []
         self._size = 0
 
-    def let(self, record: Record) -> Iterator[Record]:
+    def let(self, record: Record) -> Sequence[Record]:
         """To be asked as `Filter.wants`. What is to be shown now."""
         if not record.part:
             self._before, self._size = [], 0
         if self._wanted.wants(record):
-            yield from self._before
-            yield record
+            shown = [*self._before, record]
             self._before, self._size = [], 0
-            return
+            return shown
         self._before.append(record)
-        self._size += len(record.text)
+        self._size += sum(map(len, record.lines))
         if self._size > RECORD_MAX:
             self._before, self._size = [], 0
+        return ()
 
 
 def timed(records: Iterable[Record]) -> Iterator[Record]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -17,6 +18,9 @@ from typing import IO, Any
 
 import pytest
 
+from procman.ctl.library import Heard, Local, Places
+from procman.ctl.main import main
+from procman.logread import Follower, Position
 from tests.conftest import MakeDaemon
 from tests.harness import CTL, PROJECT, RunningDaemon, wait_until
 
@@ -631,3 +635,35 @@ def test_following_takes_a_record_whole(daemon: MakeDaemon, tmp_path: Path) -> N
     begin = next(index for index, line in enumerate(lines) if line == NEEDLE[0])
     assert begin < len(NEEDLE)  # it may begin within one
     assert lines[begin:] == (NEEDLE * 5)[: len(lines) - begin]
+
+
+@pytest.mark.parametrize("before", [0, 60, 600])
+@pytest.mark.parametrize("earlier", [0, 2])
+def test_a_record_that_is_written_while_following_begins_is_whole(
+    stopped: RunningDaemon,
+    capfdbinary: pytest.CaptureFixture[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    earlier: int,
+    before: int,
+) -> None:
+    """Its first lines are there when the command begins, and what is looked for comes then."""
+    path = stopped.log_dir / "web.log"
+    others = "".join(READY.replace("ready", f"{number} {'x' * before}") for number in range(500 if before else 0))
+
+    def follow(library: Local, places: Places, heard: Heard) -> None:
+        ((key, (file, offset)),) = places.items()
+        with contextlib.closing(Follower(str(path), Position.of(file, offset))) as follower:
+            for line in [*NEEDLE[cut:], READY, *NEEDLE, READY]:
+                with path.open("a") as log:
+                    log.write(line)
+                heard(key, follower.read())
+
+    monkeypatch.setattr(Local, "follow", follow)
+    for name, value in stopped.environment.items():
+        monkeypatch.setenv(name, value)
+    for cut in range(1, len(NEEDLE)):
+        for count in ([], ["-n", "0"], ["-n", "1"]):
+            path.write_text("".join([*[READY, *NEEDLE] * earlier, READY, others, READY, *NEEDLE[:cut]]))
+            assert main(["-c", str(stopped.table), "logs", "-f", "--grep", "needle", *count, "web"]) == 0
+            shown = capfdbinary.readouterr().out.decode()
+            assert shown == "".join(NEEDLE * (2 + min(earlier, int(count[1]) if count else 10)))

@@ -147,7 +147,7 @@ class Reader:
         self._piece = PIECE if len(sources) < 5 else PIECE // 16
         self.texts: list[LogText] = [LogText(library, source, now) for source in sources]
         self._makers: dict[Key, Records] = {}
-        self._filters: dict[Key, Filter] = {}
+        self._wholes: dict[Key, Whole] = {}
         self._timed: dict[Key, bool] = {}  # by log that said something: whether a line of it told a time
         terminal = sys.stdout.isatty()
         self._printer = LinePrinter(
@@ -211,10 +211,11 @@ class Reader:
     # --- one log ----------------------------------------------------------------------------------------------------
 
     def records(self, text: LogText) -> Iterator[Record]:
-        """Those of one log that are wanted. Its filter and what makes its records stay, for what follows."""
+        """Those of one log that are wanted. What makes its records, and chooses among them, stays for what follows."""
         from procman import logrecords
 
-        wanted = self._filters[text.source.key] = self._own_filter()
+        wanted = self._own_filter()
+        whole = self._wholes[text.source.key] = logrecords.Whole(wanted)
         start, skip, exact = self._start(text)
         maker = self._makers[text.source.key] = text.maker(start, exact=exact)
         sieve = logrecords.sieve(wanted.grep)
@@ -223,14 +224,14 @@ class Reader:
                 self._timed[text.source.key] = record.at is not None
             if wanted.after(record):
                 return
-            if wanted.wants(record):
-                skip -= not record.part
+            for each in whole.let(record):
+                skip -= not each.part
                 if skip < 0:
-                    yield record
+                    yield each
 
     def _start(self, text: LogText) -> tuple[Place, int, bool]:
         """Where to begin, how many records to leave out there, and whether a record surely begins there."""
-        from .logtext import Place
+        from .logtext import HELD, Place
 
         count, wanted = self._count(), self._own_filter()
         if count is not None and not wanted.chooses and wanted.since is None and wanted.until is None:
@@ -238,9 +239,10 @@ class Reader:
         first = Place() if wanted.since is None else text.since(wanted.since)
         if count is None:
             return first, 0, False
-        if count == 0:
-            return text.end(), 0, True
-        start, skip = text.last_records(count, wanted, first)
+        start, skip = text.last_records(count, wanted, first) if count else (text.end(), 0)
+        if self._args.follow and wanted.chooses and start == text.end():
+            # What is looked for may come in a record whose first lines are there: none that is whole is shown.
+            return max(text.plus(start, -HELD), first), sys.maxsize, False
         return start, skip, start != first
 
     def _own_filter(self) -> Filter:
@@ -264,24 +266,16 @@ class Reader:
         if not places:
             return
         self._printer.flush()
-        whole: dict[Key, Whole] = {}
-        if not plain:
-            from procman.logrecords import Whole
-
-            whole |= {key: Whole(wanted) for key, wanted in self._filters.items()}
 
         def heard(key: Key, data: bytes) -> None:
             if plain:
                 self._printer.copy(data)
             else:
-                maker = self._maker(key)
+                maker = self._makers[key]
                 maker.read_at(time.time())
                 for record in itertools.chain(maker.feed(data), maker.flush()):
-                    for shown in whole[key].let(record):
+                    for shown in self._wholes[key].let(record):
                         self._print(key, shown)
             self._printer.flush()
 
         self._library.follow(places, heard)
-
-    def _maker(self, key: Key) -> Records:
-        return self._makers[key]

@@ -329,14 +329,15 @@ class LogText:
         found, stop, span = 0, self.end() if wanted.until is None else self.until(wanted.until), BLOCK
         oldest = stop  # where something that is wanted was found
         while found < count and stop > first:
-            start = max(self._plus(stop, -span), first)
+            start = max(self.plus(stop, -span), first)
             maker = self.maker(start, sure=True)
             records = self.records(maker, start, stop, sieve=sieve)
-            counts = [wanted.wants(record) and not record.part for record in records]
-            begin = self._plus(start, maker.skipped)
+            whole = logrecords.Whole(wanted)
+            chosen = sum(not each.part for record in records for each in whole.let(record))
+            begin = self.plus(start, maker.skipped)
             if begin < stop:
-                found += sum(counts)
-                oldest = begin if any(counts) else oldest
+                found += chosen
+                oldest = begin if chosen else oldest
                 stop, span = begin, min(span * 4, SPAN_MAX)
             elif start == first:
                 break
@@ -344,7 +345,7 @@ class LogText:
                 span *= 4  # all of it lies within one record, or one line
         return oldest, max(0, found - count)
 
-    def _plus(self, place: Place, size: int) -> Place:
+    def plus(self, place: Place, size: int) -> Place:
         """So many bytes further on, or back, within the text."""
         index, offset = place
         offset += size
@@ -413,7 +414,7 @@ def _made(
     maker: Records, pieces: Iterator[bytes], sieve: Callable[[bytes], object] | None, *, goes_on: bool
 ) -> Iterator[Record]:
     if sieve is not None:
-        yield from _sifted(maker, pieces, sieve)
+        yield from _sifted(maker, pieces, sieve, goes_on=goes_on)
     else:
         for data in pieces:
             yield from maker.feed(data)
@@ -428,13 +429,15 @@ def _counted(records: Iterable[Record]) -> Generator[Record, None, int]:
     return count
 
 
-def _sifted(maker: Records, pieces: Iterator[bytes], sieve: Callable[[bytes], object]) -> Iterator[Record]:
+def _sifted(
+    maker: Records, pieces: Iterator[bytes], sieve: Callable[[bytes], object], *, goes_on: bool
+) -> Iterator[Record]:
     """The records of pieces of a log in which the sieve finds something; with HELD bytes or more before each: a record
     may begin there; and with what comes after, until another record has begun. All of them until the first record has
-    begun."""
+    begun. With `goes_on` the last HELD bytes, too: it may be found in what comes then."""
     held: deque[bytes] = deque()  # whole lines that are not fed yet
     rest = b""  # the beginning of a line
-    goes_on = False  # what was found may not be whole
+    open_end = False  # what was found may not be whole
     for data in pieces:
         lines, newline, rest = (rest + data).rpartition(b"\n")
         lines += newline
@@ -448,16 +451,16 @@ def _sifted(maker: Records, pieces: Iterator[bytes], sieve: Callable[[bytes], ob
             yield from maker.feed(lines[:cut])
             lines = lines[cut:]
         hit = bool(sieve(lines))
-        if hit or goes_on:
+        if hit or open_end:
             begun = yield from _counted(maker.feed(b"".join(held) + lines))
             held.clear()
-            goes_on = hit or not begun
+            open_end = hit or not begun
         elif lines:
             held.append(lines)
             while sum(map(len, held)) - len(held[0]) >= HELD:
                 yield from maker.gap()
                 held.popleft()
-    if rest and (goes_on or sieve(rest)):
+    if goes_on or (rest and (open_end or sieve(rest))):
         yield from maker.feed(b"".join(held) + rest)
     else:
         if held:
