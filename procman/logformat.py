@@ -18,8 +18,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any, NamedTuple
 
-from procman.records import dataclass
-
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 """The levels by name, as `logging` numbers them."""
 
@@ -151,8 +149,7 @@ class Line(NamedTuple):
         return self.level > 0 or (self.time is not None and not self.stamped)
 
 
-@dataclass(frozen=True, slots=True)
-class Clock:
+class Clock(NamedTuple):
     """How a time that does not tell all is understood: without a zone it is local time in `zone` (None: that of this
     machine), without a year the last one before `now`. So it is for a time of an hour that a change of the clock
     repeats: the second one, once that has been."""

@@ -16,7 +16,6 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC, timedelta, timezone
 from enum import Enum
 from typing import Literal, NamedTuple
@@ -199,7 +198,7 @@ class Records:
 
     def read_at(self, now: float) -> None:
         """When what is fed from now on is read, in seconds since the epoch."""
-        self._clock = replace(self._clock, now=now)
+        self._clock = self._clock._replace(now=now)
 
     def flush(self) -> Iterator[Record]:
         """What there is, without waiting for lines that may belong to it: those come as parts. An unfinished line is
@@ -259,10 +258,10 @@ class Records:
         if said.exact:
             self._exact.append(said.time)
         elif crowded(self._exact) and abs(said.time - self._exact[-1]) > DISORDER:
-            ahead = (logformat.parse(line, replace(self._clock, zone=UTC)).time or 0.0) - self._exact[-1]
+            ahead = (logformat.parse(line, self._clock._replace(zone=UTC)).time or 0.0) - self._exact[-1]
             offset = next((offset for offset in OFFSETS if abs(ahead - offset * 60) <= DISORDER), None)
             if offset is not None:
-                self._clock = replace(self._clock, zone=timezone(timedelta(minutes=offset)))
+                self._clock = self._clock._replace(zone=timezone(timedelta(minutes=offset)))
                 return logformat.parse(line, self._clock)
         return said
 
@@ -290,8 +289,7 @@ def crowded(times: Sequence[float]) -> bool:
     return len(times) >= CROWD and abs(times[-1] - times[0]) <= CROWD_SECONDS
 
 
-@dataclass(slots=True)
-class Filter:
+class Filter(NamedTuple):
     """Which records are wanted: from `since` to `until` (seconds since the epoch), at least of `level`, with a match of
     `grep`. A record whose time nobody knows is taken."""
 
@@ -299,15 +297,10 @@ class Filter:
     until: float | None = None
     level: int = 0
     grep: re.Pattern[bytes] | None = None
-    _last: bool = False
 
     def wants(self, record: Record) -> bool:
-        """To be asked of all records of one log in their order: a part goes the way of the one before."""
-        if record.part:
-            self._last = self._last or (self._in_time_and_level(record) and self._matches(record))
-        else:
-            self._last = self._in_time_and_level(record) and self._matches(record)
-        return self._last
+        """Whether it is; of a part of one see `Whole`."""
+        return self._in_time_and_level(record) and self._matches(record)
 
     def after(self, record: Record) -> bool:
         """Whether all that follows is later than `until`, too."""
@@ -335,21 +328,22 @@ class Filter:
 
 
 class Whole:
-    """Lets all parts of a record through, or none: those that came before a part that is `wanted` come with it. Of a
-    very long one only that part and what follows."""
+    """Lets all parts of a record through, or none: with a part that is `wanted` come those before it, of a very long
+    record a mebibyte of them or none, and those that follow."""
 
     def __init__(self, wanted: Filter) -> None:
         self._wanted = wanted
         self._before: list[Record] = []
         self._size = 0
+        self._lets = False
 
     def let(self, record: Record) -> Sequence[Record]:
-        """To be asked as `Filter.wants`. What is to be shown now."""
+        """To be asked of all records of one log in their order. What is to be shown now."""
         if not record.part:
-            self._before, self._size = [], 0
-        if self._wanted.wants(record):
+            self._before, self._size, self._lets = [], 0, False
+        if self._lets or self._wanted.wants(record):
             shown = [*self._before, record]
-            self._before, self._size = [], 0
+            self._before, self._size, self._lets = [], 0, True
             return shown
         self._before.append(record)
         self._size += sum(map(len, record.lines))

@@ -214,9 +214,9 @@ class Reader:
         """Those of one log that are wanted. What makes its records, and chooses among them, stays for what follows."""
         from procman import logrecords
 
-        wanted = self._own_filter()
+        wanted = self.wanted or logrecords.Filter()
         whole = self._wholes[text.source.key] = logrecords.Whole(wanted)
-        start, skip, exact = self._start(text)
+        start, skip, exact = self._start(text, wanted)
         maker = self._makers[text.source.key] = text.maker(start, exact=exact)
         sieve = logrecords.sieve(wanted.grep)
         for record in text.records(maker, start, piece=self._piece, sieve=sieve, goes_on=self._args.follow):
@@ -229,11 +229,11 @@ class Reader:
                 if skip < 0:
                     yield each
 
-    def _start(self, text: LogText) -> tuple[Place, int, bool]:
+    def _start(self, text: LogText, wanted: Filter) -> tuple[Place, int, bool]:
         """Where to begin, how many records to leave out there, and whether a record surely begins there."""
         from .logtext import HELD, Place
 
-        count, wanted = self._count(), self._own_filter()
+        count = self._count()
         if count is not None and not wanted.chooses and wanted.since is None and wanted.until is None:
             return text.last_lines(count), 0, True
         first = Place() if wanted.since is None else text.since(wanted.since)
@@ -244,14 +244,6 @@ class Reader:
             # What is looked for may come in a record whose first lines are there: none that is whole is shown.
             return max(text.plus(start, -HELD), first), sys.maxsize, False
         return start, skip, start != first
-
-    def _own_filter(self) -> Filter:
-        """A filter for one log: it remembers what it has seen."""
-        from dataclasses import replace
-
-        from procman.logrecords import Filter
-
-        return Filter() if self.wanted is None else replace(self.wanted)
 
     def _placed(self, text: LogText) -> Iterator[tuple[float, Key, Record]]:
         """The records of a log with the time by which they are merged; a log without any time is placed where its file

@@ -97,7 +97,7 @@ def modules() -> list[Count]:
             words: subprocess.run(
                 [*command, *words.split()], env=environment, capture_output=True, text=True, check=True
             ).stderr
-            for words in ("status", "logs lines")
+            for words in ("status", "logs lines", "logs lines one")
         }
     imported = {f"procmanctl {words}": text for words, text in said.items()}
     imported |= {"the keeper": keeper, "the supervisor": supervisor}
