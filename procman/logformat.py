@@ -107,6 +107,7 @@ _SAID = (  # beginnings of lines without a level, and what level they have
     (b"procman: ", 30),  # what was dropped
     (b"DAMN ! worker ", 40),  # uWSGI
     (b"*** HARAKIRI ON ", 40),
+    *((b"HARAKIRI" + words, 40) for words in (b": ", b" !!! ", b" [core ", b" triggered ")),  # on which request
     (b"*** WARNING", 30),
     (b"*** uWSGI listen queue of socket ", 30),
     (b"!!! ", 30),

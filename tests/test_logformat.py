@@ -227,7 +227,11 @@ def test_lines_of_real_servers_say_what_they_can(path: Path) -> None:
 
 UWSGI_SAYS = [
     (b"DAMN ! worker 1 (pid: 3) died, killed by signal 9 :( trying respawn ...", 40),
-    (b"*** HARAKIRI ON WORKER 1 (pid: 3, try: 1) ***", 40),
+    (b"*** HARAKIRI ON WORKER 1 (pid: 3, try: 1, graceful: yes) ***", 40),
+    (b"HARAKIRI: -- wchan> hrtimer_nanosleep", 40),  # with harakiri-verbose
+    (b"HARAKIRI !!! worker 1 status !!!", 40),
+    (b"HARAKIRI [core 0] 127.0.0.1 - GET /slow/x since 1795822499", 40),
+    (b"HARAKIRI triggered by worker 1 core 0 !!!", 40),
     (b'*** uWSGI listen queue of socket "127.0.0.1:1" (fd: 3) full !!! (101/100) ***', 30),
     (b"!!! no internal routing support, rebuild with pcre support !!!", 30),
 ]
