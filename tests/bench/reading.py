@@ -1,7 +1,8 @@
 """How fast `procmanctl logs` answers on a large log, and how much memory it takes, in the daemon and in the command.
 
 One log of many GB, whose lines have times, under a daemon of one program that prints nothing. Each row is asked of the
-daemon, and of the files with no daemon (`-c`). No other manager is asked: Supervisor's `tail` gives bytes, no lines.
+daemon, and of the files with no daemon (`-c`), by the `procmanctl` that users run (see `tools`). No other manager is
+asked: Supervisor's `tail` gives bytes, no lines.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -18,15 +18,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from procman.client import Client
+from tests.bench import tools
 from tests.bench.figures import digits, percentile
 from tests.bench.machine import MB
 from tests.bench.plan import Plan
-from tests.harness import CTL, PROJECT, RunningDaemon
+from tests.harness import RunningDaemon
 
 NAMES = ("reading",)
 
 TABLE = """
 [program.big]
+command = ["sleep", "1000000"]
+log = { max_size = 0 }
+
+[program.other]
 command = ["sleep", "1000000"]
 log = { max_size = 0 }
 """
@@ -63,6 +68,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> list[Row]:
         running.log_dir.mkdir()
         say(f"writing a log of {plan.reading_gb} GB")
         last = _write(running.log_dir / "big.log", int(plan.reading_gb * 1e9))
+        _write(running.log_dir / "other.log", int(plan.reading_gb * 1e7))
         running.start()
         rows = list(_rows(running, plan, last, say))
     finally:
@@ -86,15 +92,17 @@ def _write(path: Path, size: int) -> datetime:
 
 
 def _rows(running: RunningDaemon, plan: Plan, last: datetime, say: Callable[[str], None]) -> Iterator[Row]:
-    python = [sys.executable, "-c", "pass"]
+    since = ["--since", last.isoformat()]
     asked: Sequence[tuple[str, list[str], int]] = (
-        ("logs -n 100", ["-n", "100"], plan.reading_calls),
-        ("logs --since (the last minute) -n 100", ["--since", last.isoformat(), "-n", "100"], plan.reading_calls),
-        ("logs -n 1 --level error", ["-n", "1", "--level", "error"], plan.reading_calls),
-        ("logs --grep of what is nowhere, all of it", ["--grep", "no-such-thing"], 1),
-        ("all of it, to /dev/null", ["-n", "999999999999"], 1),
+        ("logs -n 100", ["big", "-n", "100"], plan.reading_calls),
+        ("logs -n 100 of two programs", ["big", "other", "-n", "100"], plan.reading_calls),
+        ("logs --since (the last minute) -n 100", ["big", *since, "-n", "100"], plan.reading_calls),
+        ("logs -n 1 --level error", ["big", "-n", "1", "--level", "error"], plan.reading_calls),
+        ("logs --grep of what is nowhere, all of it", ["big", "--grep", "no-such-thing"], 1),
+        ("all of it, to /dev/null", ["big", "-n", "999999999999"], 1),
     )
-    for title, command in (("python -c pass (the limit)", python), ("the same, and what logs imports", _importing())):
+    for title, code in (("python -c pass (the limit)", "pass"), ("the same, and what logs imports", IMPORTING)):
+        command = [*tools.python(), "-c", code]
         took = _times(command, plan.reading_calls)
         yield Row(title, took.clock, cpu_by_daemon=took.cpu)
     yield Row("the answer alone: logs.files and logs.read", tuple(_answers(running, plan.reading_calls)))
@@ -107,18 +115,15 @@ def _rows(running: RunningDaemon, plan: Plan, last: datetime, say: Callable[[str
     yield Row("logs -n 100, without the start of Python and imports", by_daemon, by_files)
     for title, arguments, calls in asked:
         say(title)
-        base = [sys.executable, "-c", CTL]
-        asking = _times([*base, "-s", str(running.socket), "logs", "big", *arguments], calls)
+        base = tools.procman("procmanctl")
+        asking = _times([*base, "-s", str(running.socket), "logs", *arguments], calls)
         daemon_memory = _peak_mb(running.supervisor_pid)
-        reading = _times([*base, "-c", str(table), "logs", "big", *arguments], calls)
+        reading = _times([*base, "-c", str(table), "logs", *arguments], calls)
         peak = max(asking.peak_mb, reading.peak_mb)
         yield Row(title, asking.clock, reading.clock, asking.cpu, reading.cpu, peak, daemon_memory)
 
 
-def _importing() -> list[str]:
-    return [sys.executable, "-c", "import procman.ctl.main, procman.ctl.logs, procman.ctl.logtext"]
-
-
+IMPORTING = "import procman.ctl.main, procman.ctl.logs, procman.ctl.logtext"
 WITHIN = """
 import os, sys, time
 from procman.ctl.main import main
@@ -133,9 +138,8 @@ for call in range(int(sys.argv[1]) + 1):  # the first one imports what it needs
 
 def _without_start(arguments: list[str], calls: int) -> tuple[float, ...]:
     """Milliseconds of the same command again and again in one process."""
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    command = [sys.executable, "-c", WITHIN, str(calls), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    command = [*tools.python(), "-c", WITHIN, str(calls), *arguments]
+    done = subprocess.run(command, env=tools.procman_environment({}), capture_output=True, text=True, check=True)
     return tuple(map(float, done.stdout.split()))[1:]
 
 
@@ -150,7 +154,7 @@ class Took(NamedTuple):
 def _times(command: list[str], calls: int) -> Took:
     found: list[tuple[float, float]] = []
     peak = 0.0
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    environment = tools.procman_environment({})
     for call in range(calls + 1 if calls > 1 else 1):
         start = time.monotonic()
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)

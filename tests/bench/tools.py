@@ -57,6 +57,11 @@ def procman(script: str) -> list[str]:
     return [str(path)] if path.exists() else [sys.executable, "-c", f"import sys, {module} as m; sys.exit(m.main())"]
 
 
+def python() -> list[str]:
+    """The Python that runs it, which finds it wherever it is called."""
+    return [str(VENV / "bin" / "python") if installed() else sys.executable, "-P"]
+
+
 def environment(more: Mapping[str, str]) -> dict[str, str]:
     """For a contender and its commands: ours, without what would lead it to other folders and modules."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
