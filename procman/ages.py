@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from zlib import crc32
 
 from procman.config import Program
-from procman.lifecycle import State, Status
+from procman.lifecycle import State, Status, spread
 from procman.process import Process
 
 SPREAD = 0.1
@@ -29,7 +28,7 @@ def due(program: Program, status: Status) -> float | None:
 
 def _spread(name: str, generation: int) -> float:
     """Around 1, always the same for the same child."""
-    return 1 - SPREAD + 2 * SPREAD * crc32(f"{name}/{generation}".encode()) / 2**32
+    return 1 - SPREAD + 2 * SPREAD * spread(f"{name}/{generation}")
 
 
 class Ages:

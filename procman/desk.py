@@ -24,7 +24,7 @@ from procman.lifecycle import State
 from procman.link import KeeperLink
 from procman.logread import Position
 from procman.moments import rfc3339
-from procman.operation import Outcome, Progress, carry_out
+from procman.operation import Outcome, carry_out
 from procman.process import Process
 from procman.reading import Read
 from procman.report import Info
@@ -66,6 +66,7 @@ class Desk:
         self._link = link
         self._ground = ground
         self._telemetry = Telemetry()
+        self._commands: dict[str, asyncio.Future[tuple[bool, str]]] = {}  # of reloads, by process, as long as they run
 
     def select(self, names: Sequence[str]) -> list[Process]:
         """Processes by process, program or group name, or "all" (also: no name), without doubles, in the table's
@@ -291,7 +292,7 @@ class Desk:
             raise Failed("the daemon is stopping")
         if supervisor.changing:
             raise Failed("a change of the table is under way", hint="try again when it has ended")
-        if any(supervisor.is_replaced(process.name) for process in group.processes):
+        if name in supervisor.reloading or any(supervisor.is_replaced(process.name) for process in group.processes):
             raise Failed(f"a reload of {name} is under way", hint="try again when it has ended")
         return group
 
@@ -306,6 +307,8 @@ class Desk:
         names = [process.name for process in processes]
         if not names:
             return {}
+        for command in [self._commands[name] for name in names if name in self._commands and verb != "start"]:
+            command.cancel()
         if verb == "stop":
             stopped, _ = await asyncio.gather(
                 carry_out(verb, processes, why, progress, self._supervisor.aside), self._rollouts.abandon(names)
@@ -359,7 +362,16 @@ class Desk:
                 restarting.append(process)
 
         async def command(process: Process) -> None:
-            outcomes[process.name] = good, reason = await self._ground.run_reload(process)
+            if process.name in self._commands:
+                outcomes[process.name] = False, f"a reload of {process.name} is under way already"
+                return
+            task = self._commands[process.name] = asyncio.ensure_future(self._ground.run_reload(process))
+            await asyncio.wait({task})
+            del self._commands[process.name]
+            if task.cancelled():
+                outcomes[process.name] = False, "its reload command was ended: something else was asked for"
+                return
+            outcomes[process.name] = good, reason = task.result()
             process.mark("" if good else f"its reload failed: {reason}")
             if not good:
                 await self._show_output(process, outputs)
@@ -372,9 +384,12 @@ class Desk:
         commands = asyncio.gather(*map(command, commanded), *map(try_out, trying))
         (replaced, lines), restarted = await asyncio.gather(
             self._rollouts.replace([p.program for p in overlapping], why, progress, at_once=at_once, wish=wish),
-            _in_turn(restarting, why, progress, at_once, self._supervisor.aside),
+            self._rollouts.restart(restarting, why, progress, at_once),
         )
         await commands
+        for process in restarting:
+            if process.status.wanted and process.status.state in (State.BACKOFF, State.FATAL, State.EXITED):
+                await self._show_output(process, outputs)
         outputs |= lines
         return outcomes | replaced | restarted
 
@@ -536,24 +551,3 @@ def _short(keeper: int, supervisor: int) -> list[str]:
     """Which of the two processes has no file descriptors left."""
     found = {"the keeper": descriptors_short(keeper), "the supervisor": descriptors_short(supervisor)}
     return [f"{who}: {text}" for who, text in found.items() if text]
-
-
-async def _in_turn(
-    processes: Sequence[Process], why: str, progress: Progress, at_once: int, aside: operation.Aside
-) -> dict[str, Outcome]:
-    """Restart them: programs side by side, `at_once` processes of one program at a time, up to the first failure."""
-    by_program: dict[str, list[Process]] = {}
-    for process in processes:
-        by_program.setdefault(process.program.program, []).append(process)
-
-    async def work(waiting: list[Process]) -> dict[str, Outcome]:
-        outcomes: dict[str, Outcome] = {}
-        failed = ""
-        while waiting and not failed:
-            part, waiting = waiting[:at_once], waiting[at_once:]
-            outcomes |= await carry_out("restart", part, why, progress, aside)
-            failed = next((name for name, (good, _) in outcomes.items() if not good), "")
-        return outcomes | {process.name: (False, f"not tried: {failed} failed") for process in waiting}
-
-    found = await asyncio.gather(*map(work, by_program.values()))
-    return {name: outcome for each in found for name, outcome in each.items()}

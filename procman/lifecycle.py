@@ -442,5 +442,15 @@ def backoff_seconds(program: Program, failures: int) -> float:
     not come back together. The jitter depends on name and number only: the same call gives the same answer.
     """
     delay = program.restart_delay * 2.0 ** min(failures - 1, 60)
-    spread = crc32(f"{program.name}/{failures}".encode()) / 2**32
-    return float(min(delay, program.restart_delay_max) * (0.9 + 0.2 * spread))
+    return float(min(delay, program.restart_delay_max) * (0.9 + 0.2 * spread(f"{program.name}/{failures}")))
+
+
+def spread(text: str) -> float:
+    """From 0 to 1, always the same for the same text, and far apart for texts that are nearly the same.
+
+    CRC-32 alone has neighbours for neighbours; the mixing is the finaliser of MurmurHash3 (A. Appleby, public domain).
+    """
+    number = crc32(text.encode())
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        number = ((number ^ number >> shift) * factor) % 2**32
+    return number / 2**32

@@ -14,7 +14,8 @@ from procman.report import Info, change
 
 Progress = Callable[[Info], None]
 Outcome = tuple[bool, str]
-Aside = Callable[[Sequence[Process], str], Awaitable[None]]
+Aside = Callable[[Sequence[Process], str], Awaitable[bool]]
+"""Called with those that are to stop next, and why, before they are told to. False: nothing may start any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +86,20 @@ def begin(verb: str, process: Process, why: str) -> Aim:
 async def carry_out(
     verb: str, processes: Sequence[Process], why: str, progress: Progress, aside: Aside | None = None
 ) -> dict[str, Outcome]:
-    """Start, stop or restart `processes` and wait for each. A stop goes by priority, one level after the other.
-    `aside` is called with those that are to stop next, before they are told to."""
+    """Start, stop or restart `processes` and wait for each. A stop goes by priority, one level after the other."""
     outcomes: dict[str, Outcome] = {}
     if verb != "stop":
         if aside is not None and verb == "restart":
-            await aside(processes, why)
+            wanted = [process for process in processes if process.status.wanted]
+            if not await aside(processes, why):
+                return {process.name: (False, "the daemon is stopping") for process in processes}
+            # That takes seconds: an operator may have stopped one.
+            stopped = [each for each in wanted if not each.status.wanted and each.status.why != why]
+            outcomes = {each.name: (False, f"it was stopped meanwhile: {each.status.why}") for each in stopped}
+            processes = [process for process in processes if process not in stopped]
         aims = [begin(verb, process, why) for level in levels(processes) for process in level]
         results = await asyncio.gather(*(reach(aim, progress) for aim in aims))
-        return {aim.process.name: result for aim, result in zip(aims, results, strict=True)}
+        return outcomes | {aim.process.name: result for aim, result in zip(aims, results, strict=True)}
     for level in levels(processes, reverse=True):
         if aside is not None:
             await aside(level, why)
@@ -111,3 +117,35 @@ async def bring_down(processes: Sequence[Process], why: str, aside: Aside | None
         wanted |= {process.name for process in up if process.status.wanted}
         await carry_out("stop", up, f"the table has changed ({why})", lambda info: None, aside)
     return wanted
+
+
+async def until_failing(processes: Sequence[Process], seconds: float) -> None:
+    """Wait so long, or until one of them is not RUNNING any more."""
+    failed = asyncio.Event()
+
+    def watch(process: Process) -> None:
+        if process.status.state is not State.RUNNING:
+            failed.set()
+
+    for process in processes:
+        process.watchers.add(watch)
+    try:
+        async with asyncio.timeout(seconds):
+            await failed.wait()
+    except TimeoutError:
+        pass
+    finally:
+        for process in processes:
+            process.watchers.discard(watch)
+
+
+async def proven(processes: Sequence[Process]) -> tuple[Process, str] | None:
+    """Wait until these, which have started, have stayed up for `start_seconds`. The first that has not, and why."""
+    running = [process for process in processes if process.status.state is State.RUNNING]
+    seconds = [process.program.start_seconds for process in running if process.program.ready.kind != "seconds"]
+    await until_failing(running, max(seconds, default=0.0))
+    for process in running:
+        status = process.status
+        if status.state is not State.RUNNING:
+            return process, f"it did not stay up: {status.why if status.exit is None else status.exit.reason}"
+    return None

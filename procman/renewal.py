@@ -22,11 +22,11 @@ from procman import apply, servers
 from procman import printed as logged
 from procman.config import Program
 from procman.errors import ProcmanError
-from procman.lifecycle import Start, State
-from procman.operation import Aim, Progress, bring_down, reach
+from procman.lifecycle import Start
+from procman.operation import Aim, Progress, bring_down, proven, reach
 from procman.process import Process
 from procman.report import Info
-from procman.rollout import World, until_failing
+from procman.rollout import World
 from procman.versions import CHANGE, Versions
 
 log = logging.getLogger("procman")
@@ -219,11 +219,5 @@ class Renewal:
         for process, (good, reason) in zip(processes, outcomes, strict=True):
             if not good:
                 return _Bad(process, reason)
-        running = [process for process in processes if process.status.state is State.RUNNING]
-        proven = [process.program.start_seconds for process in running if process.program.ready.kind != "seconds"]
-        await until_failing(running, max(proven, default=0.0))
-        for process in running:
-            status = process.status
-            if status.state is not State.RUNNING:
-                return _Bad(process, f"it did not stay up: {status.why if status.exit is None else status.exit.reason}")
-        return None
+        bad = await proven(processes)
+        return None if bad is None else _Bad(*bad)

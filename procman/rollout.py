@@ -39,7 +39,7 @@ from procman.ground import Ground
 from procman.lifecycle import State, Status, Stop
 from procman.link import KeeperLink
 from procman.listeners import FileId
-from procman.operation import Outcome, Progress, begin, carry_out, reach
+from procman.operation import Outcome, Progress, begin, carry_out, reach, until_failing
 from procman.process import Moment, Process
 from procman.proving import Proving
 from procman.records import dataclass
@@ -443,7 +443,7 @@ class Rollout:
         self._tell("leaving")
         await self._unless_abandoned(self._ground.parting.leave(left, DRY_SECONDS))
 
-    async def _aside(self, processes: Sequence[Process], why: str) -> None:
+    async def _aside(self, processes: Sequence[Process], why: str) -> bool:
         """These stop, while those in their other places go on with the sockets that do not pass on."""
         listen, needed = {each for process in processes for each in process.program.listen}, self._listening(())
         known = [each for each in self._supervisor.config.listeners if each.name in listen and each.name in needed]
@@ -451,6 +451,7 @@ class Rollout:
         passing = {*self._firsts, *map(beside, self._firsts)}
         shared = [each for each in known if current[each.name] not in passing]
         await self._ground.parting.aside(processes, shared, why)
+        return not self._supervisor.closing
 
     async def _run_dry(self, queues: Sequence[str]) -> bool:
         """Wait until nobody waits in these queues for the one before or is on the way to them, and it has read what it
@@ -625,26 +626,6 @@ class Rollout:
 
 class _Failed(Exception):
     """A successor has not proven itself."""
-
-
-async def until_failing(processes: Sequence[Process], seconds: float) -> None:
-    """Wait so long, or until one of them is not RUNNING any more."""
-    failed = asyncio.Event()
-
-    def watch(process: Process) -> None:
-        if process.status.state is not State.RUNNING:
-            failed.set()
-
-    for process in processes:
-        process.watchers.add(watch)
-    try:
-        async with asyncio.timeout(seconds):
-            await failed.wait()
-    except TimeoutError:
-        pass
-    finally:
-        for process in processes:
-            process.watchers.discard(watch)
 
 
 def _successor(info: dict[str, Any]) -> str:

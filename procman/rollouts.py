@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from procman import canary
@@ -17,7 +17,7 @@ from procman.errors import ProcmanError, WrongUse
 from procman.ground import Ground
 from procman.lifecycle import State
 from procman.link import KeeperLink
-from procman.operation import Outcome, Progress, carry_out
+from procman.operation import Outcome, Progress, carry_out, proven
 from procman.process import Process
 from procman.rollout import HELD, Listening, Memo, Passed, Rollout, World, overlaps, running
 from procman.sockets import listener_of
@@ -40,6 +40,8 @@ class Rollouts:
         """Is told of rollouts that a supervisor before had begun, as `replace` tells its caller."""
         self.listening: Listening = lambda but: frozenset()
         """Which listeners are needed when a rollout has passed."""
+        self._turns: dict[str, asyncio.Event] = {}  # by program whose processes restart in turn: set when they have
+        supervisor.reloading = self._turns.keys()
         self._ages = Ages(self._too_old)
         supervisor.on_change = self.watch_age
         supervisor.on_closing, supervisor.under_way = self._give_way, self.under_way
@@ -67,19 +69,37 @@ class Rollouts:
             self._supervisor.background(self._rejuvenate(process))
 
     async def _rejuvenate(self, process: Process) -> None:
-        """Replace a process that is too old, as a reload does."""
+        """Replace a process that is too old, as a reload does, when no other one of its program is being replaced."""
         name, why = process.name, f"max_age = {process.program.max_age:g} s"
+        child = process.child
+        while others := self._others(process):
+            await others()
+        supervisor = self._supervisor
+        if supervisor.closing or supervisor.changing or supervisor.processes.get(name) is not process:
+            return
+        if process.child != child or process.status.state is not State.RUNNING:
+            return
         if overlaps(process):
             # Without a canary: it is the same release. Those that share a socket can only pass on together.
             programs = [each.program for each in self._company(process)]
             outcomes, _ = await self.replace(programs, why, lambda info: None, wish=NO_CANARY)
         else:
-            outcomes = await carry_out("restart", [process], why, lambda info: None, self._supervisor.aside)
+            outcomes = await self.restart([process], why, lambda info: None)
         now = self._supervisor.processes.get(name)
         good, reason = outcomes.get(name, (True, ""))
         if not good and now is not None:
             log.error("%s: %s: %s", name, why, reason)
             self._ages.watch(now, again=True)
+
+    def _others(self, process: Process) -> Callable[[], Awaitable[object]] | None:
+        """How to wait for what replaces processes of its program now, if anything does."""
+        program = process.program.program
+        if program in self._turns:
+            return self._turns[program].wait
+        there = self._supervisor.processes
+        names = [each for each in self._running if each in there and there[each].program.program == program]
+        found = (self._running[name] for name in names)
+        return next((rollout.ended for rollout in found), None)
 
     def _company(self, process: Process) -> list[Process]:
         """`process`, and those of its program that run and have a socket of it."""
@@ -91,8 +111,11 @@ class Rollouts:
 
     async def ended(self) -> None:
         """Wait until none is under way."""
-        while self._running:
-            await next(iter(self._running.values())).ended()
+        while self._running or self._turns:
+            for rollout in list(self._running.values()):
+                await rollout.ended()
+            for turn in list(self._turns.values()):
+                await turn.wait()
 
     async def abandon(self, names: Iterable[str]) -> None:
         """End those of these processes, and wait."""
@@ -135,6 +158,8 @@ class Rollouts:
         leaving: Container[str],
     ) -> tuple[dict[str, Outcome], dict[str, list[str]]]:
         by_name = {program.name: program for program in programs}
+        if programs[0].program in self._turns:
+            return dict.fromkeys(by_name, _under_way(programs[0].program)), {}
         proof, up = wish.of(programs[0]), running(self._supervisor.all())
         todo = units(self._supervisor.config, programs, up, leaving)
         if proof is not None and (problem := no_canary(self._supervisor.config, todo, up)):
@@ -168,7 +193,7 @@ class Rollouts:
                 unit = replace(unit, names=left)
                 busy = [name for name in unit.names if name in self._running]
                 if busy:
-                    outcomes.update(dict.fromkeys(unit.names, (False, f"a reload of {busy[0]} is under way already")))
+                    outcomes.update(dict.fromkeys(unit.names, _under_way(busy[0])))
                     return
                 rollout = Rollout(
                     self.world, unit, by_name, why, progress=progress, passed=passed, wish=proof, at_once=at_once,
@@ -190,6 +215,47 @@ class Rollouts:
         for unit in todo:
             outcomes.update(dict.fromkeys(unit.names, (False, f"not tried: {failed} failed")))
         return outcomes | {name: (False, why) for name, why in stopped.items()}, outputs
+
+    async def restart(
+        self, processes: Sequence[Process], why: str, progress: Progress, at_once: int = 1
+    ) -> dict[str, Outcome]:
+        """The reload of what can't overlap: programs side by side, `at_once` processes of one program at a time. None
+        follows on one that does not start, or does not stay up for `start_seconds`. Whoever is stopped meanwhile stays
+        so."""
+        by_program: dict[str, list[Process]] = {}
+        for process in processes:
+            by_program.setdefault(process.program.program, []).append(process)
+
+        async def work(program: str, waiting: list[Process]) -> dict[str, Outcome]:
+            if program in self._turns:
+                return dict.fromkeys((process.name for process in waiting), _under_way(program))
+            self._turns[program] = over = asyncio.Event()
+            try:
+                return await self._in_turn(waiting, why, progress, at_once)
+            finally:
+                del self._turns[program]
+                over.set()
+
+        found = await asyncio.gather(*(work(*each) for each in by_program.items()))
+        return {name: outcome for each in found for name, outcome in each.items()}
+
+    async def _in_turn(
+        self, waiting: list[Process], why: str, progress: Progress, at_once: int
+    ) -> dict[str, Outcome]:
+        supervisor = self._supervisor
+        outcomes: dict[str, Outcome] = {}
+        failed = ""
+        while waiting and not failed:
+            part, waiting = waiting[:at_once], waiting[at_once:]
+            stopped = [process for process in part if supervisor.closing or not process.status.wanted]
+            outcomes |= {each.name: (False, f"it does not run any more: {each.status.why}") for each in stopped}
+            part = [process for process in part if process not in stopped]
+            outcomes |= await carry_out("restart", part, why, progress, supervisor.aside)
+            if bad := await proven([process for process in part if outcomes[process.name][0]]):
+                outcomes[bad[0].name] = False, bad[1]
+            # One that an operator has stopped says nothing about the others.
+            failed = next((each.name for each in part if each.status.wanted and not outcomes[each.name][0]), "")
+        return outcomes | {process.name: (False, f"not tried: {failed} failed") for process in waiting}
 
     def _without_canary(self, programs: Mapping[str, Program], problem: str, progress: Progress) -> None:
         """Say so, by the names of the processes."""
@@ -302,3 +368,7 @@ class Rollouts:
             self._resumed.discard(rollout)
             for name in unit.names:
                 del self._running[name]
+
+
+def _under_way(name: str) -> Outcome:
+    return False, f"a reload of {name} is under way already"

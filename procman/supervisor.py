@@ -11,7 +11,7 @@ import itertools
 import logging
 import signal
 import time
-from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -107,6 +107,8 @@ class Supervisor:
         self.on_change: Callable[[Process], None] = lambda process: None
         self.on_moved: Callable[[], None] = lambda: None
         self.under_way: Callable[[str], bool] = lambda name: False
+        self.reloading: Collection[str] = ()
+        """The programs whose processes restart one after the other now, for a reload."""
         self.awaits_first: Callable[[], bool] = lambda: False
         self.on_closing: Callable[[], None] = lambda: None
         self.on_places: Callable[[], None] = lambda: None
@@ -428,17 +430,18 @@ class Supervisor:
             raise Failed(f"the last change of the table is still under way{awaited}", hint=hint)
         if self.upgrading:
             raise Failed("an upgrade is under way")
-        if self.places.beside:
-            names = ", ".join(sorted(self.places.beside))
+        if self.places.beside or self.reloading:
+            names = ", ".join(sorted({*self.places.beside, *self.reloading}))
             raise Failed(f"a reload is under way: {names}", hint="try again when it has ended")
 
-    async def aside(self, processes: Sequence[Process], why: str) -> None:
+    async def aside(self, processes: Sequence[Process], why: str) -> bool:
         """Those of `processes` that are about to stop on sockets that others go on with answer first what they have
-        accepted, and are told to stop."""
+        accepted, and are told to stop. False: the daemon is stopping."""
         names = {process.name for process in processes}
         up = {process.name for process in self.all() if process.status.state not in CHILDLESS}
         shared = units.shared(self.config, names, up)
         await self._ground.parting.aside(processes, shared, why, lambda process: not self.is_replaced(process.name))
+        return not self.closing
 
     def is_replaced(self, name: str) -> bool:
         """Whether a successor takes over from the process `name`, or is to in a moment."""
