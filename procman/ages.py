@@ -15,9 +15,6 @@ from procman.process import Process
 SPREAD = 0.1
 """Processes that started together are not replaced together: so much of `max_age` earlier or later."""
 
-AGAIN_SECONDS = 60.0
-"""When a replacement has failed, the next try follows this much later."""
-
 
 def due(program: Program, status: Status) -> float | None:
     """When the child of `status` is too old, on its clock; None: never, or there is no such child. Pure."""
@@ -38,17 +35,16 @@ class Ages:
         self._replace = replace
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
-    def watch(self, process: Process, *, again: bool = False) -> None:
-        """Set its timer to what its status and its program ask for now. `again`: the last try has just failed."""
+    def watch(self, process: Process, *, again: float = 0.0) -> None:
+        """Set its timer to what its status and its program ask for now, but not before some `again` seconds."""
         timer = self._timers.pop(process.name, None)
         if timer is not None:
             timer.cancel()
         at = due(process.program, process.status)
         if at is not None:
             loop = asyncio.get_running_loop()
-            later = loop.time() + AGAIN_SECONDS * _spread(process.name, process.status.generation)
-            at = max(at, later) if again else at
-            self._timers[process.name] = loop.call_at(at, self._replace, process)
+            later = loop.time() + again * _spread(process.name, process.status.generation)
+            self._timers[process.name] = loop.call_at(max(at, later), self._replace, process)
 
     def forget(self, name: str) -> None:
         """The process has left the table."""

@@ -311,7 +311,8 @@ class Desk:
             command.cancel()
         if verb == "stop":
             stopped, _ = await asyncio.gather(
-                carry_out(verb, processes, why, progress, self._supervisor.aside), self._rollouts.abandon(names)
+                carry_out(verb, processes, why, progress, self._supervisor.aside),
+                self._rollouts.abandon(names, stop=True),
             )
             # One whose successor had taken over meanwhile is another process now.
             late = [now for now in self.select(names) if now.status.state is not State.STOPPED] if names else []
@@ -391,6 +392,11 @@ class Desk:
             if process.status.wanted and process.status.state in (State.BACKOFF, State.FATAL, State.EXITED):
                 await self._show_output(process, outputs)
         outputs |= lines
+        for name in [name for name, (good, _) in replaced.items() if good]:
+            now = self._supervisor.processes.get(name)
+            if now is not None and now.status.state is not State.RUNNING:
+                said = "it serves no more" if now.status.wanted else "it was stopped meanwhile"
+                replaced[name] = False, f"{said}: {now.status.why}"
         return outcomes | replaced | restarted
 
     async def _show_output(self, process: Process, outputs: dict[str, list[str]]) -> None:

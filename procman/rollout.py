@@ -33,7 +33,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from procman import servers, shape
 from procman.canary import Canary
-from procman.config import Program, place
+from procman.config import Program
+from procman.config import place as spot
 from procman.errors import ProcmanError
 from procman.ground import Ground
 from procman.lifecycle import State, Status, Stop
@@ -64,9 +65,6 @@ HANDSHAKE_SECONDS = 4.0
 there by then is reset, or will never come."""
 
 HANDSHAKE_LOOK_SECONDS = 0.1
-
-QUEUE_SECONDS = 10.0
-"""A successor that is given up and does not empty its queue within this time does not answer any more."""
 
 PATIENCE_SECONDS = 2.0
 """So long who waits in its queue waits for a process before that is not RUNNING: it may get up, or hang."""
@@ -165,7 +163,9 @@ class Rollout:
         self._canary = wish
         self.proving: Proving | None = None
         """Its canary, while there is one."""
-        self._split = self._deaf = False
+        self._reached = self._deaf = False  # visitors reach the successors; they accept nobody
+        self._settled = self._called_off = self._hurry = False
+        """Which version goes on is decided; somebody has asked for something else; all of it is to stop."""
         self._supervisor, self._link, self._ground = world
         self._unit, self._programs, self._why, self._progress = unit, programs, why, progress
         self.name = unit.names[0]
@@ -180,13 +180,19 @@ class Rollout:
         self.outcome: Outcome | None = None
         """What came of it; None: it has not ended, or the supervisor was replaced before anything was decided."""
 
-    async def abandon(self) -> None:
-        """An operator wants something else of these processes: end it at once, and wait until it has ended."""
-        self._abandoned.set()
+    async def abandon(self, names: Container[str] | None = None) -> None:
+        """An operator wants something else: end it, and wait until it has ended. Where the processes `names` stop, and
+        these are all of them, at once; else nobody is lost who waits for one of the two versions."""
+        if names is not None and all(name in names for name in self._unit.names):
+            self.give_up()
+        elif not self._settled:
+            self._called_off = True
+            self._abandoned.set()
         await self._ended.wait()
 
     def give_up(self) -> None:
         """End it now, without waiting for that."""
+        self._hurry = self._called_off = True
         self._abandoned.set()
 
     async def ended(self) -> None:
@@ -233,8 +239,10 @@ class Rollout:
         everyone = (*self._unit.names, *self._unit.leaving)
         there = [self._supervisor.processes[name] for name in everyone if name in self._supervisor.processes]
         serving = [f"pid {process.status.pid}" for process in there if process.status.state is State.RUNNING]
-        text = f"{reason or 'it was called off'}; rolled back"
-        return text + (f", {', '.join(serving)} serve{'s' * (len(serving) == 1)} as before" if serving else "")
+        text = f"{reason or 'it was called off, as something else was asked for'}; rolled back"
+        if self._called_off or not serving:  # what serves now may be about to stop
+            return text
+        return f"{text}, {', '.join(serving)} serve{'s' * (len(serving) == 1)} as before"
 
     # --- the trial --------------------------------------------------------------------------------------------------
 
@@ -248,7 +256,7 @@ class Rollout:
         self._keys = [program.key for program in programs.values()]
         self._slots = {name: program.slot for name, program in programs.items()}
         # One that has fallen must not get up on the socket that serves: it may be the new release.
-        self._keys_before = [each.key for each in self._before()]
+        self._keys_before = [each.key for each in self._at(0)]
         self._ground.trials.hold(self.name, [*self._keys, *self._keys_before], unit.listeners)
         up = running(supervisor.all())
         if others := company(supervisor.config, everyone, unit.listeners, up):
@@ -325,9 +333,9 @@ class Rollout:
 
         self._tell("canary")
         self._hear_all(self._slots)
-        self.proving = Proving(self._ground, wish, successors, self._before(), firsts=self._firsts, said=said)
+        self.proving = Proving(self._ground, wish, successors, self._at(0), firsts=self._firsts, said=said)
         try:
-            self._split = True
+            self._reached = True
             for first in self._firsts:
                 self._ground.sockets.split(first, wish.share)
             what = f"{wish.share * 100:g}% of new connections go to its successor for {wish.seconds:g} s"
@@ -347,30 +355,29 @@ class Rollout:
             self._supervisor.note("rollout", name, what="promoted", why=why)
         return why
 
-    async def _lead_back(self, successors: Sequence[Process], reason: str) -> None:
-        """After a canary: nobody more comes to the successors, and they answer whom they have."""
+    async def _lead_back(self, reason: str) -> None:
+        """Nobody more comes to the successors, and they answer whom they have."""
         self._tell("back", reason)
         try:
             for first in self._firsts:
                 self._ground.sockets.take_back(first)
         except ProcmanError as error:
             log.error("%s: %s", ", ".join(self._unit.names), error)
-        hurry = self._deaf or self._abandoned.is_set()
+        seconds = [beside(first) for first in self._firsts]
         try:
-            async with asyncio.timeout(GRACE_SECONDS if hurry else QUEUE_SECONDS):
-                # One that has died may be there again in a moment.
-                seconds = [beside(first) for first in self._firsts]
-                while any(map(serves, successors)) and any(map(self._ground.sockets.waiting, seconds)):
-                    await asyncio.sleep(LOOK_SECONDS)
-        except TimeoutError:
-            log.warning("%s: connections still wait for the successor", ", ".join(self._unit.names))
-        if all(process.status.state is State.RUNNING for process in successors):
-            await until_failing(successors, GRACE_SECONDS)
+            deaf = self._deaf and any(map(self._ground.sockets.waiting, seconds))
+            if deaf or not await self._run_dry(seconds, 1):
+                await self._stand_in(1)
+        except _Abandoned:
+            await self._hurried(seconds, 1)
 
     # --- the successor serves ---------------------------------------------------------------------------------------
 
     async def _pass_on(self) -> str:
         """From the moment when the successors are the current ones. Returns "" or why they are not any more."""
+        self._settled = True
+        if not self._hurry:
+            self._abandoned.clear()  # too late for that
         self._tell("passed")
         try:
             for first in self._firsts:
@@ -401,15 +408,17 @@ class Rollout:
         names = self._unit.names
         try:
             if not decided:
-                if await self._run_dry(self._firsts):
-                    self._check([self._supervisor.processes[name] for name in names])
+                if await self._run_dry(self._firsts, 0):
+                    current = [self._supervisor.processes[name] for name in names]
+                    # One that an operator has stopped meanwhile says nothing about its version.
+                    self._check([process for process in current if process.status.wanted])
                 else:
-                    await self._stand_in()
+                    await self._stand_in(0)
             await self._leave()
         except _Abandoned:
-            pass  # the one before just stops
+            await self._hurried(self._firsts, 0)
         except _Failed as error:
-            if any(process.status.state is State.RUNNING for process in self._before()):
+            if any(process.status.state is State.RUNNING for process in self._at(0)):
                 await self._take_back(str(error))
                 return self._result(str(error))
             log.error("%s: %s", ", ".join(names), error)
@@ -424,19 +433,24 @@ class Rollout:
         passed = [name for name in self._unit.names if current[name].program.slot == self._slots[name]]
         for name in passed:
             self._passed(name, servers.in_place(self._beside(name).program, 0))
-        self._tell("trial")
+        self._tell("back", reason)
+        # One that falls and gets up again must not do so on the socket that serves from now on.
+        firsts = {listener_of(first): first for first in self._firsts}
+        for key in self._keys:
+            self._ground.trials.seat(self.name, key, firsts, 1)
         for first in self._firsts:
             try:
                 self._ground.sockets.take_back(first)
             except ProcmanError as error:
                 log.error("%s", error)
         for name in passed:
-            self._supervisor.switch(name)
+            self._supervisor.switch(name, back=True)
+        self._reached = True
         await self._roll_back(reason)
 
     async def _leave(self) -> None:
         """Nobody more comes to the addresses that close with the one before, and it answers who has come."""
-        before = [process.program for process in self._before()]
+        before = [process.program for process in self._at(0)]
         left = self._ground.parting.closing(before, self._listening(self._unit.leaving))
         if not left:
             return
@@ -453,16 +467,17 @@ class Rollout:
         await self._ground.parting.aside(processes, shared, why)
         return not self._supervisor.closing
 
-    async def _run_dry(self, queues: Sequence[str]) -> bool:
-        """Wait until nobody waits in these queues for the one before or is on the way to them, and it has read what it
-        accepted. False: there are some whom it does not answer."""
-        if not queues and not any(process.program.listen for process in self._before()):
+    async def _run_dry(self, queues: Sequence[str], place: int) -> bool:
+        """Wait until nobody waits in these queues or is on the way to them, and those who have them, the ones before
+        (`place` 0) or the successors (1), have read what they accepted. False: there are some whom they do not
+        answer."""
+        if not queues and not any(process.program.listen for process in self._at(place)):
             return True
         trials, end = self._ground.trials, time.monotonic() + HANDSHAKE_SECONDS
-        connecting = await trials.connecting(queues)  # some to the successor: it will not take long
+        connecting = await trials.connecting(queues)  # some to the other one: it will not take long
         dry, patience = time.monotonic() + DRY_SECONDS, time.monotonic() + PATIENCE_SECONDS
         while (waiting := any(map(self._ground.sockets.waiting, queues))) or connecting:
-            if any(process.status.state is State.RUNNING for process in self._before()):
+            if any(process.status.state is State.RUNNING for process in self._at(place)):
                 patience = time.monotonic() + PATIENCE_SECONDS
             if waiting and time.monotonic() >= min(dry, patience):
                 return False
@@ -475,31 +490,43 @@ class Rollout:
         await self._unless_abandoned(until_failing(current, GRACE_SECONDS))
         return True
 
-    async def _stand_in(self) -> None:
-        """The one before does not answer who waits in its queue: one more process of the successor's program does that,
-        in its place."""
+    async def _hurried(self, queues: Sequence[str], place: int) -> None:
+        """All of it stops. Who waits in these queues can't wait for the next start, as others can: he has as long as a
+        stop may take."""
+        there = self._at(place)
+        end = time.monotonic() + max((process.program.stop_timeout for process in there), default=0.0)
+        while any(map(self._ground.sockets.waiting, queues)) and time.monotonic() < end:
+            if self._supervisor.closing or not any(process.status.state is State.RUNNING for process in there):
+                return
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _stand_in(self, place: int) -> None:
+        """Those beside do not answer who waits in their queue, that of `place`: one more process of the version that
+        serves does that in their place."""
         name, why = self._unit.names[0], "it does not answer who waits for it"
-        log.warning("%s: the one before %s: one more process of the new version does", name, why.removeprefix("it "))
-        self._say(name, "connections still wait for the one before: one more process of the new version answers them")
-        before = [*map(self._beside, self._unit.names), *self._leaving()]
-        gone = await self._unless_abandoned(carry_out("stop", before, why, lambda info: None, self._aside))
+        role = "the successor" if place else "the one before"
+        instead = "one more process of the version that serves does"
+        log.warning("%s: %s does not answer who waits for it: %s", name, role, instead)
+        self._say(name, f"{role} does not answer who waits for it: {instead}")
+        others = [*map(self._beside, self._unit.names), *([] if place else self._leaving())]
+        gone = await self._unless_abandoned(carry_out("stop", others, why, lambda info: None, self._aside))
         if failed := next((reason for good, reason in gone.values() if not good), ""):
-            log.error("%s: connections that waited for the one before are lost: %s", name, failed)
+            log.error("%s: connections that waited for %s are lost: %s", name, role, failed)
             return
         there, now = self._beside(name), self._supervisor.processes[name]
         number = max(there.status.generation, self._supervisor.places.next_number(now))
         program = servers.in_place(now.program, there.program.slot)
-        firsts = {listener_of(first): first for first in self._firsts}
         self._supervisor.take_away(name)
-        self._ground.trials.stand_in(self.name, program.key, firsts)
+        self._ground.trials.seat(self.name, program.key, {listener_of(first): first for first in self._firsts}, place)
+        queues = [beside(first) for first in self._firsts] if place else self._firsts
         try:
             process = self._supervisor.put_beside(program, Status(generation=number, restarts=there.status.restarts))
-            process.role = "the one before"
+            process.role = role.removeprefix("the ") if place else role
             good, said = await self._unless_abandoned(reach(begin("start", process, why), lambda info: None))
-            if not good or not await self._run_dry(self._firsts):
-                log.error("%s: connections that waited for the one before are lost: %s", name, said)
+            if not good or not await self._run_dry(queues, place):
+                log.error("%s: connections that waited for %s are lost: %s", name, role, said)
         except ProcmanError as error:
-            log.error("%s: connections that waited for the one before are lost: %s", name, error)
+            log.error("%s: connections that waited for %s are lost: %s", name, role, error)
         finally:
             self._ground.trials.over([program.key])
 
@@ -530,10 +557,13 @@ class Rollout:
 
     async def _roll_back(self, reason: str) -> None:
         """The successors go; what was before has never stopped."""
+        self._settled = True
+        if not self._hurry:
+            self._abandoned.clear()
         names = [name for name in self._unit.names if name in self._supervisor.places.beside]
+        if self._reached:
+            await self._lead_back(reason)
         successors = [self._beside(name) for name in names]
-        if self._split:
-            await self._lead_back(successors, reason)
         await carry_out("stop", successors, reason, lambda info: None, self._aside)
         await self._ground.written([process.program for process in successors])
         printed = {name: lines() for name, lines in self._outputs.items()}
@@ -553,7 +583,7 @@ class Rollout:
     def _set_back(self, process: Process, reason: str, printed: Sequence[str]) -> None:
         """`process` goes on, and remembers why."""
         process.history.append(Moment(time.time(), process.status.state, f"{self._why}: rolled back: {reason}"))
-        setback = "" if self._abandoned.is_set() else f"{reason}; rolled back"
+        setback = "" if self._called_off else f"{reason}; rolled back"
         process.mark(setback, printed if setback else [])
 
     # --- what a supervisor before had begun -------------------------------------------------------------------------
@@ -561,13 +591,13 @@ class Rollout:
     async def go_on(self, memo: Memo) -> None:
         """End a rollout that a supervisor before had begun, in one way or the other."""
         self._slots = {name: memo.successors[name] for name in self._unit.names}
-        self._keys = [place(name, slot) for name, slot in self._slots.items()]
-        self._keys_before = [place(name, 1 - slot) for name, slot in self._slots.items()]
+        self._keys = [spot(name, slot) for name, slot in self._slots.items()]
+        self._keys_before = [spot(name, 1 - slot) for name, slot in self._slots.items()]
         self._firsts = list(memo.firsts)
         try:
             if memo.passed:
                 self._hear_all(self._slots)
-            self._split = memo.phase in ("canary", "back")
+            self._reached, self._settled = memo.phase in ("canary", "back"), memo.passed
             if memo.phase == "back":
                 await self._roll_back(memo.why)
                 self.outcome = False, self._result(memo.why)
@@ -588,11 +618,12 @@ class Rollout:
         process = self._supervisor.processes[name]
         return process if process.program.slot == self._slots[name] else self._beside(name)
 
-    def _before(self) -> list[Process]:
-        """Those before that have a child, in whichever place."""
+    def _at(self, place: int) -> list[Process]:
+        """The successors (1), or those before (0) and who leaves with them, that have a child, in whichever place."""
         places = self._supervisor.places.by_key
-        found = [places.get(place(name, 1 - slot)) for name, slot in self._slots.items()]
-        return [each for each in (*found, *self._leaving()) if each is not None and each.status.pid is not None]
+        found = [places.get(spot(name, slot if place else 1 - slot)) for name, slot in self._slots.items()]
+        everyone = (*found, *([] if place else self._leaving()))
+        return [each for each in everyone if each is not None and each.status.pid is not None]
 
     def _leaving(self) -> list[Process]:
         there = self._supervisor.processes

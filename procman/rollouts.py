@@ -5,8 +5,9 @@ before had begun. What one of them does is in `rollout`.
 from __future__ import annotations
 
 import asyncio
+import collections
 import logging
-from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from procman import canary
@@ -27,6 +28,10 @@ from procman.units import Unit, no_canary, units
 
 log = logging.getLogger("procman")
 
+FAILED_SECONDS, BUSY_SECONDS = 60.0, 3.0
+"""When a process that is too old could not be replaced, the next try follows this much later; the second where it or
+the table was just being changed."""
+
 
 class Rollouts:
     """All that are under way, of all programs."""
@@ -43,6 +48,7 @@ class Rollouts:
         self._turns: dict[str, asyncio.Event] = {}  # by program whose processes restart in turn: set when they have
         supervisor.reloading = self._turns.keys()
         self._ages = Ages(self._too_old)
+        self._aging: dict[str, asyncio.Lock] = collections.defaultdict(asyncio.Lock)  # by program
         supervisor.on_change = self.watch_age
         supervisor.on_closing, supervisor.under_way = self._give_way, self.under_way
 
@@ -64,21 +70,24 @@ class Rollouts:
         if self._supervisor.closing or self._supervisor.processes.get(process.name) is not process:
             return
         if self._supervisor.changing or self.under_way(process.name):  # it may be about to replace this very one
-            self._ages.watch(process, again=True)
+            self._ages.watch(process, again=BUSY_SECONDS)
         else:
             self._supervisor.background(self._rejuvenate(process))
 
     async def _rejuvenate(self, process: Process) -> None:
         """Replace a process that is too old, as a reload does, when no other one of its program is being replaced."""
+        child, supervisor = process.child, self._supervisor
+        async with self._aging[process.program.program]:  # several may be too old at one moment
+            while others := self._others(process):
+                await others()
+            current = supervisor.processes.get(process.name) is process and process.child == child
+            if supervisor.changing:
+                self._ages.watch(process, again=BUSY_SECONDS)
+            elif current and not supervisor.closing:
+                await self._renew(process)
+
+    async def _renew(self, process: Process) -> None:
         name, why = process.name, f"max_age = {process.program.max_age:g} s"
-        child = process.child
-        while others := self._others(process):
-            await others()
-        supervisor = self._supervisor
-        if supervisor.closing or supervisor.changing or supervisor.processes.get(name) is not process:
-            return
-        if process.child != child or process.status.state is not State.RUNNING:
-            return
         if overlaps(process):
             # Without a canary: it is the same release. Those that share a socket can only pass on together.
             programs = [each.program for each in self._company(process)]
@@ -89,7 +98,7 @@ class Rollouts:
         good, reason = outcomes.get(name, (True, ""))
         if not good and now is not None:
             log.error("%s: %s: %s", name, why, reason)
-            self._ages.watch(now, again=True)
+            self._ages.watch(now, again=FAILED_SECONDS)
 
     def _others(self, process: Process) -> Callable[[], Awaitable[object]] | None:
         """How to wait for what replaces processes of its program now, if anything does."""
@@ -117,10 +126,10 @@ class Rollouts:
             for turn in list(self._turns.values()):
                 await turn.wait()
 
-    async def abandon(self, names: Iterable[str]) -> None:
-        """End those of these processes, and wait."""
+    async def abandon(self, names: Collection[str], *, stop: bool = False) -> None:
+        """End those of these processes, which are to `stop`, or to have something else done to them; and wait."""
         rollouts = {id(r): r for r in (self._running.get(name) for name in names) if r is not None}
-        await asyncio.gather(*(rollout.abandon() for rollout in rollouts.values()))
+        await asyncio.gather(*(rollout.abandon(names if stop else None) for rollout in rollouts.values()))
 
     async def replace(
         self,
@@ -226,18 +235,18 @@ class Rollouts:
         for process in processes:
             by_program.setdefault(process.program.program, []).append(process)
 
+        busy = by_program.keys() & self._turns.keys()
+        outcomes = {each.name: _under_way(program) for program in busy for each in by_program.pop(program)}
+        self._turns |= {program: asyncio.Event() for program in by_program}  # at once: nobody comes in between
+
         async def work(program: str, waiting: list[Process]) -> dict[str, Outcome]:
-            if program in self._turns:
-                return dict.fromkeys((process.name for process in waiting), _under_way(program))
-            self._turns[program] = over = asyncio.Event()
             try:
                 return await self._in_turn(waiting, why, progress, at_once)
             finally:
-                del self._turns[program]
-                over.set()
+                self._turns.pop(program).set()
 
         found = await asyncio.gather(*(work(*each) for each in by_program.items()))
-        return {name: outcome for each in found for name, outcome in each.items()}
+        return outcomes | {name: outcome for each in found for name, outcome in each.items()}
 
     async def _in_turn(
         self, waiting: list[Process], why: str, progress: Progress, at_once: int

@@ -470,11 +470,11 @@ class Supervisor:
         self.on_places()
         return process
 
-    def switch(self, name: str) -> None:
-        """The process beside becomes the current one, and the other way round."""
+    def switch(self, name: str, *, back: bool = False) -> None:
+        """The process beside becomes the current one, and the other way round; `back`: as it was before that."""
         self.places.switch(name)
         now, before = self.processes[name], self.places.beside[name]
-        now.role, before.role = "successor", "the one before"
+        now.role, before.role = "successor", "successor" if back else "the one before"
         now.history.extendleft(entry for entry in reversed(before.history) if len(now.history) < HISTORY)
         before.history.clear()
         self.measures.forget(name)

@@ -125,10 +125,10 @@ class Trials:
         self._seats |= dict.fromkeys(before, _Seat(named, 0)) | dict.fromkeys(keys, _Seat(named, 1))
         return list(there)
 
-    def stand_in(self, rollout: str, key: str, firsts: Mapping[str, str]) -> None:
-        """The process at `key` starts on the first sockets `firsts`, by listener, although new connections go to the
-        second ones: it answers who waits in the queues of the first."""
-        self._seats[key] = _Seat(firsts, 0)
+    def seat(self, rollout: str, key: str, firsts: Mapping[str, str], place: int) -> None:
+        """The process at `key` starts on the first sockets `firsts`, by listener (`place` 0), or on the second ones
+        (1), wherever new connections go: it answers who waits in their queues."""
+        self._seats[key] = _Seat(firsts, place)
         if (hold := self._holds.get(rollout)) is not None:
             self._holds[rollout] = hold._replace(keys=hold.keys | {key})
 

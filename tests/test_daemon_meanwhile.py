@@ -1,0 +1,125 @@
+"""What is asked for, and what happens, in the midst of a reload: nobody who waits at one of its two sockets is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakeDaemon
+from tests.harness import CTL, PROJECT, wait_until
+from tests.test_daemon_units import Shop
+
+
+class Patient(Shop):
+    """Servers that leave in the queue what they can't work on yet."""
+
+    def __init__(self, daemon: MakeDaemon, tmp_path: Path, count: int) -> None:
+        self.count = count
+        super().__init__(daemon, tmp_path, "")
+
+    def table(self, more: str, variables: str = "") -> str:
+        return f"""
+            [program.shop]
+            command = ["${{PYTHON}}", "-m", "procman.wsgi", "--threads=1", "--leave-waiting", "release:app"]
+            instances = {self.count}
+            directory = "{self.folder}"
+            listen = "{self.address}"
+            ready.notify = true
+            environment = {{ SITE_FOLDER = "{self.folder}" }}
+            start_seconds = 0.2
+        """
+
+    def begin(self, *arguments: str) -> subprocess.Popen[str]:
+        """procmanctl, which goes on by itself."""
+        command = [sys.executable, "-c", CTL, "-s", str(self.running.socket), *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def passed(self) -> bool:
+        """Whether the successors have taken over, and those before run dry."""
+        beside = [info["beside"] for info in self.running.status().values()]
+        return all(each and each["role"] == "the one before" for each in beside)
+
+    def visit(self, count: int) -> list[socket.socket]:
+        """So many who ask for something that takes 0.1 s."""
+        return [self.connect("/?work=100") for _ in range(count)]
+
+
+def answered(clients: Sequence[socket.socket]) -> int:
+    """How many get their answer."""
+    good = 0
+    for client in clients:
+        with client, contextlib.suppress(OSError):
+            client.settimeout(30)
+            good += client.recv(4096).startswith(b"HTTP/1.1 200")
+    return good
+
+
+@pytest.mark.parametrize("command", ["stop shop:2", "restart shop:2", "restart shop", "stop shop"])
+def test_who_waits_for_the_one_before_is_answered_whatever_is_asked_for(
+    daemon: MakeDaemon, tmp_path: Path, command: str
+) -> None:
+    shop = Patient(daemon, tmp_path, 3)
+    shop.version("two")
+    with shop.gate():
+        reload = shop.begin("reload", "shop")
+        wait_until(shop.beside, 20)
+    wait_until(lambda: "shop:3 (successor): STARTING" in shop.running.said(), 20)
+    clients = shop.visit(100)
+    wait_until(shop.passed, 20)
+    done = shop.running.ctl(*command.split())
+    if command == "stop shop":
+        assert done.returncode == 0
+        shop.good("start", "shop")
+    assert answered(clients) == 100
+    said = reload.communicate(timeout=60)[0]
+    assert "rolled back" not in said
+    if command.startswith("stop"):
+        assert "it was stopped meanwhile: stop by uid" in said
+        assert (reload.returncode, done.returncode) == (1, 0)
+    states = {name: info["state"] for name, info in shop.running.status().items()}
+    assert states.pop("shop:2") == ("STOPPED" if command == "stop shop:2" else "RUNNING")
+    assert set(states.values()) == {"RUNNING"}
+    assert not shop.beside()
+
+
+@pytest.mark.parametrize("command", ["stop shop:2", "rollback shop", "restart shop"])
+def test_who_has_met_a_canary_is_answered_whatever_is_asked_for(
+    daemon: MakeDaemon, tmp_path: Path, command: str
+) -> None:
+    shop = Patient(daemon, tmp_path, 3)
+    shop.version("two")
+    reload = shop.begin("reload", "shop", "--canary", "50%", "--for", "60s")
+    wait_until(lambda: [one for one in shop.beside() if one["canary"]], 20)
+    clients = shop.visit(200)
+    done = shop.running.ctl(*command.split())
+    assert answered(clients) == 200
+    said = reload.communicate(timeout=60)[0]
+    assert (reload.returncode, done.returncode) == (1, 0)
+    assert "rolled back" in said
+    assert ("serve as before" in said) == (command == "rollback shop")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_who_waits_for_a_successor_that_falls_is_answered(daemon: MakeDaemon, tmp_path: Path, count: int) -> None:
+    """By the other one, or by one more of those before; only what it had accepted goes with it."""
+    shop = Patient(daemon, tmp_path, count)
+    shop.version("two")
+    reload = shop.begin("reload", "shop")
+    wait_until(shop.passed, 20)
+    clients = shop.visit(20)
+    name = "shop:1" if count > 1 else "shop"
+    os.kill(shop.pids()[name], signal.SIGKILL)
+    assert answered(clients) >= 18  # it works on one, and may have accepted one more
+    assert "rolled back" in reload.communicate(timeout=60)[0]
+    assert reload.returncode == 1
+    assert "(the one before): STOPP" not in shop.running.said()
+    assert {info["state"] for info in shop.running.status().values()} == {"RUNNING"}
