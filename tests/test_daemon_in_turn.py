@@ -103,6 +103,7 @@ def test_a_second_one_is_refused(daemon: MakeDaemon, tmp_path: Path) -> None:
     least = 3
     while first.poll() is None:
         least = min(least, serving(running))
+    first.communicate()
     assert (first.returncode, least) == (0, 2)
 
 
