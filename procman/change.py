@@ -462,7 +462,7 @@ class Change:
         turns += [(group, False) for group in apply.turns(self._awaited(rest.replace), before)]
         for group, restarts in turns:
             if restarts:
-                failed = await self._renewal.renew(group, rest.restart, rest.why, progress)
+                failed = await self._renewal.renew(group, rest.why, progress)
             else:
                 failed = await self._pass_over(group, f"the table has changed ({rest.why})", progress, rest.remove)
             programs = {program.program for program in group}

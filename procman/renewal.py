@@ -54,16 +54,16 @@ class Renewal:
         self._supervisor, self._link, self._ground = world
         self._versions = versions
 
-    async def renew(self, programs: Sequence[Program], before: Mapping[str, int], why: str, progress: Progress) -> Info:
+    async def renew(self, programs: Sequence[Program], why: str, progress: Progress) -> Info:
         """Stop the processes of `programs`, and start them as these say, one after the other where that can be
-        (`apply.steps`); those that have begun that already go on. `before` has the number of the child that each had
-        when that began. Returns what has failed, if anything: then all of them are what they were."""
+        (`apply.steps`); those that have begun that already go on. Returns what has failed, if anything: then all of
+        them are what they were."""
         supervisor = self._supervisor
         tried: list[str] = []
         bad: _Bad | None = None
         for step in self._steps(programs):
             tried += [program.name for program in step]
-            bad = await self._try(step, before, why, progress)
+            bad = await self._try(step, why, progress)
             if supervisor.closing:
                 return STOPPING
             if bad is not None:
@@ -83,9 +83,7 @@ class Renewal:
         new = {listener.name: listener for listener in table.listeners}
         return apply.steps(programs, kept.programs | kept.tried, kept.listeners, new)
 
-    async def _try(
-        self, programs: Sequence[Program], before: Mapping[str, int], why: str, progress: Progress
-    ) -> _Bad | None:
+    async def _try(self, programs: Sequence[Program], why: str, progress: Progress) -> _Bad | None:
         """One step of `renew`. Returns who does not start, if anybody."""
         supervisor = self._supervisor
         names = [program.name for program in programs]
@@ -98,8 +96,7 @@ class Renewal:
         processes = [supervisor.processes[name] for name in names]
         outputs = {process.name: self._ground.remember_output(process.program) for process in processes}
         for process in processes:
-            fresh = process.status.generation > before[process.name]
-            if not fresh and not process.status.wanted and not supervisor.is_down(process.name):
+            if not process.status.wanted and not supervisor.is_down(process.name):
                 process.feed(Start(f"the table has changed ({why})"))
         bad = await self._bad([process for process in processes if not supervisor.is_down(process.name)], progress)
         supervisor.replacing = set()
@@ -158,7 +155,7 @@ class Renewal:
         supervisor, kept = self._supervisor, self._versions.kept.programs
         names = list(numbers)
         old = [kept[name] for name in names if name in kept]
-        late = [name for name in names if supervisor.processes[name].status.generation <= numbers[name]]
+        late = [name for name in names if not self._is_back(supervisor.processes[name], numbers[name])]
         await self._stop(late, why)
         if supervisor.closing:
             return ""
@@ -170,6 +167,13 @@ class Renewal:
             process.mark(failed, printed.get(process.name, ()))
         bad = await self._bad(processes, progress)
         return "" if bad is None else f"as it was before, {bad.process.name} does not start either: {bad.reason}"
+
+    def _is_back(self, process: Process, number: int) -> bool:
+        """Whether it has had a child since number `number`, of the program that is kept for it: it may have fallen, and
+        got up again, as what it was to be."""
+        old = self._versions.kept.programs.get(process.name)
+        same = old is None or servers.in_place(old, process.program.slot) == process.program
+        return same and process.status.generation > number
 
     async def proven(self, processes: Sequence[Process], progress: Progress) -> Info:
         """Wait until these, which were told to start, have stayed up for `start_seconds`. Returns what has failed, if

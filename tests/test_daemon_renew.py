@@ -462,3 +462,29 @@ def test_a_unix_listener_moves(daemon: MakeDaemon, tmp_path: Path) -> None:
         assert sites.running.json("apply")["replaced"] == ["web"]
         assert ask(f"{folder}/{name}.sock") == "one"
     assert sorted(path.name for path in folder.glob("[ab].sock*")) == ["b.sock"]
+
+
+FALLS = """
+    [program.{name}]
+    command = ["sh", "-c", "{command}"]
+    start_seconds = 1
+    start_retries = -1
+    restart_delay = "0.1s"
+    restart_delay_max = "0.1s"
+"""
+
+
+def test_what_falls_again_and_again_starts_as_the_new_table_says(daemon: MakeDaemon) -> None:
+    """While others get their new version it falls and gets up as it was, more than once."""
+    names = ("one", "two", "three")
+    running = daemon("".join(FALLS.format(name=name, command="sleep 0.7; exit 1") for name in names))
+
+    def starting() -> bool:
+        return all(info["state"] == "STARTING" for info in running.status().values())
+
+    wait_until(starting, 30)
+    running.write_table("".join(FALLS.format(name=name, command="exec sleep 1000") for name in names))
+    done = running.ctl("apply")
+    assert done.returncode == 0, (done.stdout, done.stderr, running.said())
+    assert {info["state"] for info in running.status().values()} == {"RUNNING"}
+    assert "nothing" in running.ctl("diff").stdout
