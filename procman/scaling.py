@@ -331,9 +331,20 @@ class Scaling:
         memory = self._memories.get(group.name) or Memory(now, now)
         seen = Seen(group.number, group.ready, waiting, open_, passed, group.hopeless)
         decided = scale.decide(group.rule, self._bounds(group), seen, memory, now)
+        if decided.number < group.number and await self._in_use(group, loads):
+            return  # somebody has come since they were counted: servers that hang have been asked meanwhile
         if decided.number != group.number:
             self.set_number(group, decided.number, decided.why)
         self._memories[group.name] = decided.memory
+
+    async def _in_use(self, group: Group, loads: Sequence[queues.Load]) -> bool:
+        """Whether there are more connections now than in `loads`, or what is there may not be made less any more."""
+        before, number = sum(each.waiting + each.open for each in loads), group.number
+        addresses = {each.address for each in self._listeners(group)}
+        found = await asyncio.to_thread(queues.loads, addresses)
+        now = self.group(group.name)
+        changed = now is None or not self._free(now) or now.number != number
+        return changed or sum(each.waiting + each.open for each in found.values()) > before
 
     async def _passed(self, group: Group, loads: Sequence[queues.Load]) -> bool:
         """Whether connections came and went between the last look and this one: what the built-in servers have

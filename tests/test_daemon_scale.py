@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -436,3 +437,35 @@ def test_a_command_that_waits_outlives_the_supervisor(daemon: MakeDaemon, tmp_pa
         done = asked.result(60)
         assert done.returncode == 0, done.stderr
         shop.up(1)
+
+
+def test_who_comes_while_a_hanging_server_is_asked_keeps_the_last_process(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """Another program's server does not tell how many it has answered, and is waited for; what was counted before that
+    is old by then."""
+    port = free_port()
+    drops = f"""
+        [program.drops]
+        command = ["${{PYTHON}}", "${{PROGRAMS}}/drops.py", "4"]
+        listen = "127.0.0.1:{port}"
+        start_seconds = 0.1
+        scale = {{ min = 0, max = 2, idle_timeout = "1s" }}
+    """
+    shop = Shop(daemon, tmp_path, "tcp", f'{WSGI}\nscale = {{ min = 0, max = 2, idle_timeout = "600s" }}\n{drops}')
+
+    def visit(work: int) -> bool:
+        with socket.create_connection(("127.0.0.1", port)) as sock:
+            sock.settimeout(30)
+            sock.sendall(f"GET /n/1?work={work} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            with contextlib.suppress(OSError):
+                return bool(sock.recv(1000))
+        return False
+
+    pid = shop.ask()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for tenth in range(10, 24, 2):
+            assert visit(0)
+            time.sleep(tenth / 10)  # idle: it stops at a look after this, or just does not
+            assert visit(1500), shop.running.said()
+    finally:
+        os.kill(pid, signal.SIGCONT)
