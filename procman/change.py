@@ -404,6 +404,7 @@ class Change:
         early = [process for process in found if process.program.program not in changing]
         later = [process for process in found if process not in early]
         self.versions.awaiting(rest.replace)
+        self._leave_alone(rest)
         self._begin(early, rest)
         self._supervisor.replacing = set()
         if rest.back:
@@ -421,6 +422,16 @@ class Change:
         for name in (HELD_NAME, NEXT_TABLE):
             self._link.release(name)
         return failed
+
+    def _leave_alone(self, rest: Unfinished) -> None:
+        """The programs with which `rest` has nothing to do can have more or fewer processes, and a first one, at once:
+        it may take as long as others take to start, or their canaries."""
+        names = {*rest.start, *rest.replace, *rest.restart, *rest.back, *rest.remove, *rest.added}
+        names |= {*self.versions.left(), *self.versions.kept.tried}
+        there = self._supervisor.all()
+        touched = {process.program.program for process in there if process.name in names}
+        self._supervisor.untouched = {process.program.program for process in there} - touched
+        self._supervisor.on_moved()
 
     def settled(self) -> None:
         """No change is under way: what is so now is for a daemon to come."""
@@ -579,7 +590,7 @@ class Change:
             await self._go_on(unfinished)
 
     def _over(self) -> None:
-        self._supervisor.changing = False
+        self._supervisor.changing, self._supervisor.untouched = False, ()
         self._supervisor.on_moved()
         if self._again:
             self._supervisor.background(self.hang_up())

@@ -29,7 +29,7 @@ from procman.errors import Failed, ProcmanError
 from procman.holdings import Holdings
 from procman.keeper.wire import Message
 from procman.launch import log_paths
-from procman.lifecycle import Exit, Ready, State, Status
+from procman.lifecycle import Exit, Held, Ready, State, Status
 from procman.link import KeeperLink
 from procman.logread import Position
 from procman.logs import Counters, LogThreads, Removed
@@ -73,6 +73,9 @@ RELOAD_SECONDS = 60.0
 
 PAST = "past/"
 """Begins the names of counters whose pipe is gone, in the state file."""
+
+HELD_SECONDS = 1.0
+"""How often a process that has to wait for others is told so."""
 
 TRACEBACK_SECONDS = 2.0
 """How long the last traceback may take: for the log to be written, and to be read."""
@@ -155,12 +158,24 @@ class Ground:
         if other := self.trials.bars(program):
             waiting.why = f"{other}, which has the same listener, is being replaced"
             log.info("%s: its start waits: %s", program.name, waiting.why)
-            await self.trials.turn(program)
+            await self._turn(process, waiting.why)
         files = ", ".join(program.env_files)
         waiting.why = f"env_file {files} has not been read: is its disk stuck?"
         waiting.problem = "its env_file is not read"
         waiting.since = self._loop.time()
         return await self._env_files(program)
+
+    async def _turn(self, process: Process, reason: str) -> None:
+        """Wait until nobody else bars its start. That is none of the time that it has to become ready."""
+        why = process.status.why
+        turn = asyncio.ensure_future(self.trials.turn(process.program))
+        try:
+            while not turn.done():
+                process.feed(Held(f"{why}; it waits: {reason}"))
+                await asyncio.wait({turn}, timeout=min(HELD_SECONDS, process.program.start_timeout / 2))
+            process.feed(Held(why))
+        finally:
+            turn.cancel()
 
     def _can_start(self, process: Process, generation: int, waited: asyncio.Task[dict[str, str]]) -> None:
         """The other half of `spawn`, for one that had to wait."""

@@ -195,7 +195,14 @@ class Deadline:
     reason: str = ""
 
 
-Event = Start | Stop | Restart | Spawned | SpawnFailed | Exited | Gone | Ready | Deadline
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The child that was asked for can't start yet, on account of others: its time begins anew. `why`: what for."""
+
+    why: str
+
+
+Event = Start | Stop | Restart | Spawned | SpawnFailed | Exited | Gone | Ready | Deadline | Held
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +246,10 @@ def step(program: Program, status: Status, event: Event, now: float) -> Result:
             return _ready(status)
         case Deadline(reason):
             return _deadline(program, status, reason, now)
+        case Held(why):
+            if status.state is State.STARTING and status.pid is None:
+                return replace(status, deadline=now + program.start_timeout, why=why), []
+            return status, []
         case Gone():
             if status.state is State.STOPPING and not status.alive:
                 return _settle(program, status, now)

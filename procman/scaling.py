@@ -237,7 +237,8 @@ class Scaling:
         """Whether its number may be changed now."""
         supervisor = self._supervisor
         replaced = any(supervisor.is_replaced(process.name) for process in group.processes)
-        busy = supervisor.closing or supervisor.changing or replaced or group.name in self._leaving
+        changing = supervisor.changing and group.name not in supervisor.untouched
+        busy = supervisor.closing or changing or replaced or group.name in self._leaving
         return self.begun(group) and not busy
 
     def _polled(self, group: Group) -> bool:

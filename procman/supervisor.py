@@ -115,6 +115,8 @@ class Supervisor:
         self.on_hang_up: Callable[[], Coroutine[Any, Any, None]] | None = None
         self.versions: Callable[[], dict[str, Any]] = dict
         self.changing = False
+        self.untouched: Container[str] = ()
+        """The programs that go on as ever while the table changes (`changing`)."""
         self.damage = ""
         self._past = Past()
         self._link = link

@@ -325,8 +325,9 @@ def test_all_processes_of_a_program_together(daemon: MakeDaemon, tmp_path: Path)
 
 @pytest.mark.parametrize("verb", ["promote", "rollback"])
 def test_who_does_not_run_is_not_in_the_way(daemon: MakeDaemon, tmp_path: Path, verb: str) -> None:
-    """And when it is started meanwhile, on a socket that may close, that start waits for the end of it."""
-    site = Site(daemon, tmp_path, f"{SERVERS['wsgi']}\nworkers = 2")
+    """And when it is started meanwhile, on a socket that may close, that start waits for the end of it: longer than a
+    start may take."""
+    site = Site(daemon, tmp_path, f"{SERVERS['wsgi']}\nworkers = 2\nstart_timeout = 3\nstart_retries = 0")
     assert site.daemon.ctl("stop", "web:2").returncode == 0
     site.release("two")
     with site.reloading(canary=0.5, canary_seconds=600):
@@ -334,7 +335,11 @@ def test_who_does_not_run_is_not_in_the_way(daemon: MakeDaemon, tmp_path: Path, 
         with site.daemon.client() as client:
             client.call("start", names=["web:2"], wait=False)
         wait_until(lambda: "its start waits: web:1, which has the same listener" in site.daemon.said())
-        assert site.daemon.status()["web:2"]["pid"] is None
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            now = site.daemon.status()["web:2"]
+            assert (now["state"], now["pid"]) == ("STARTING", None)
+        assert "it waits: web:1, which has the same listener, is being replaced" in now["why"]
         assert site.daemon.ctl(verb, "web:1").returncode == 0
     site.daemon.wait_for("web:2", timeout=30)
     # It serves on the socket that is left: when the other one has stopped, it alone answers.

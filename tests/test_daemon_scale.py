@@ -469,3 +469,31 @@ def test_who_comes_while_a_hanging_server_is_asked_keeps_the_last_process(daemon
             assert visit(1500), shop.running.said()
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+def test_the_first_connection_is_answered_while_another_program_changes(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """That may take as long as a canary."""
+    other = """
+        [program.other]
+        server = "wsgi"
+        app = "site_:app"
+        directory = "{folder}"
+        environment = {{ SITE_FOLDER = "{folder}", NUMBER = "{number}" }}
+        listen = "127.0.0.1:{port}"
+        start_seconds = 0
+        canary = "10% for 100s"
+    """
+    port, folder = free_port(), tmp_path / "site"
+    lines = f"{WSGI}\nscale = {{ min = 0, max = 2, idle_timeout = '1s' }}\n"
+    shop = Shop(daemon, tmp_path, "tcp", lines + other.format(folder=folder, port=port, number=1))
+    running = shop.running
+    running.wait_for("other", timeout=20)
+    running.write_table(shop.begin + lines + other.format(folder=folder, port=port, number=2))
+    assert running.ctl("apply", "--no-wait").returncode == 0
+    wait_until(lambda: (running.status()["other"]["beside"] or {}).get("canary"), 20)
+    first = shop.ask()
+    running.wait_for("shop:1", "STOPPED", timeout=30)  # idle
+    assert shop.ask() != first
+    assert running.status()["other"]["beside"]["canary"]
+    assert running.ctl("promote", "other").returncode == 0
+    wait_until(lambda: "nothing" in running.ctl("diff").stdout, 20)

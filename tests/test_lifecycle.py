@@ -24,6 +24,7 @@ from procman.lifecycle import (
     Exit,
     Exited,
     Gone,
+    Held,
     IllegalEvent,
     Ready,
     Restart,
@@ -79,6 +80,20 @@ CASES: list[tuple[str, Program, tuple[tuple[float, Event], ...], State, list[Act
     ("a probe decides, not the time", PROBED, (*STARTED, (30.0, Deadline())), State.STARTING, []),
     ("ready is RUNNING", PROBED, (*STARTED, (0.3, Ready())), State.RUNNING, []),
     ("ready before there is a child means nothing", PROBED, ((0.0, Start("test")), (0.3, Ready())), State.STARTING, []),
+    (
+        "the time begins anew when others were in the way",
+        PROBED,
+        ((0.0, Start("test")), (59.0, Held("others")), (60.0, Deadline())),
+        State.STARTING,
+        [],
+    ),
+    (
+        "a child that is there has its time",
+        PROBED,
+        (*STARTED, (59.0, Held("x")), (60.0, Deadline())),
+        State.STOPPING,
+        [TERM],
+    ),
     ("missed readiness is stopped", PROBED, (*STARTED, (60.0, Deadline("HTTP 503"))), State.STOPPING, [TERM]),
     (
         "missed readiness ends in BACKOFF",
@@ -451,6 +466,10 @@ class Life(RuleBasedStateMachine):
     @rule()
     def ready(self) -> None:
         self.feed(Ready())
+
+    @rule()
+    def others_are_in_the_way(self) -> None:
+        self.feed(Held("others"))
 
     @precondition(lambda self: bool(self.children))
     @rule(exit=st.sampled_from([GOOD, BAD, KILLED]), left=st.booleans())
