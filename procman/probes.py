@@ -39,8 +39,9 @@ nothing else meanwhile."""
 Run = Callable[[tuple[str, ...]], Awaitable[int]]
 """Runs an argv and returns its exit status, negative for a signal. Cancelling it ends what it runs."""
 
-LetThrough = Callable[[int], None]
-"""Has a connection from this local port led where it is wanted."""
+LetThrough = Callable[[int], Callable[[], None]]
+"""Has a connection from this local port led where it is wanted; what it returns ends that, for another one from there
+may be anybody's."""
 
 
 class Shared(NamedTuple):
@@ -191,8 +192,11 @@ async def _known_port(host: str, port: int, let_through: LetThrough) -> socket.s
     try:
         sock.setblocking(False)
         sock.bind(("", 0))
-        let_through(sock.getsockname()[1])
-        await loop.sock_connect(sock, where)
+        end = let_through(sock.getsockname()[1])
+        try:
+            await loop.sock_connect(sock, where)
+        finally:
+            end()
     except BaseException:
         sock.close()
         raise

@@ -307,7 +307,7 @@ class Sockets:
 
     def let_through(self, first: str, port: int, *, place: int = 1) -> None:
         """The next connection from the local port `port` goes to the second socket of `first` (`place` 0: to the first
-        one), others as before: to the current one, or as `split` has it. Raises Failed."""
+        one), others as before: to the current one, or as `split` has it. 0 is the port of nobody. Raises Failed."""
         copy = self._copy(first)
         if copy is not None:
             with self._failures(self._open[first]):

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from procman import canary, listeners, probes, queues, values
 from procman.config import Address, Listener, Program, Ready
-from procman.errors import Failed
+from procman.errors import Failed, ProcmanError
 from procman.listeners import FileId
 from procman.probes import LetThrough
 from procman.sockets import Sockets, base_name, beside, held_name
@@ -55,6 +55,7 @@ class Trials:
         self._seats: dict[str, _Seat] = {}
         self._addresses: dict[str, Address] = {}
         self._asking: set[int] = set()  # ports
+        self._ports: dict[str, int] = {}  # the one that is being led, by first socket
         self._quiet: dict[str, dict[str, str]] = {}  # held names of new sockets inside of wider ones, by listener
         self._holds: dict[str, _Hold] = {}
 
@@ -193,24 +194,37 @@ class Trials:
         if not (firsts or quiet):
             return ready, None
 
-        def through(port: int) -> None:
-            for first in firsts:  # of one port, by IPv4 and by IPv6, say
-                self._sockets.let_through(first, port, place=seat.place)
+        def through(port: int) -> Callable[[], None]:
             for name in quiet:
                 self._sockets.hear_only(name, port)
+            return self._led(firsts, port, seat.place)  # several: of one port, by IPv4 and by IPv6, say
 
         if firsts:
             ready = replace(ready, address=self._sockets.asked_at(firsts[0], seat.place, asked))
         return ready, through
+
+    def _led(self, firsts: Sequence[str], port: int, place: int) -> Callable[[], None]:
+        for first in firsts:
+            self._sockets.let_through(first, port, place=place)
+            self._ports[first] = port
+
+        def end() -> None:
+            for first in firsts:
+                if self._ports.get(first) == port:  # else another one is being led
+                    del self._ports[first]
+                    with contextlib.suppress(ProcmanError):
+                        self._sockets.let_through(first, 0, place=place)
+
+        return end
 
     # --- a canary ---------------------------------------------------------------------------------------------------
 
     async def answer(self, first: str, *, before: bool) -> probes.Answer:
         """What the successor, on the second socket of `first` (`before`: the one before, on the first), answers to a
         request of the canary's."""
-        def through(port: int) -> None:
+        def through(port: int) -> Callable[[], None]:
             self._asking.add(port)
-            self._sockets.let_through(first, port, place=0 if before else 1)
+            return self._led([first], port, 0 if before else 1)
 
         return await probes.answer(self._sockets.address(first), canary.PATH, through, ANSWER_SECONDS)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeDaemon
-from tests.harness import CTL, PROJECT, wait_until
+from tests.harness import CTL, PROJECT, free_port, wait_until
 from tests.test_daemon_units import Shop
 
 
@@ -123,3 +123,54 @@ def test_who_waits_for_a_successor_that_falls_is_answered(daemon: MakeDaemon, tm
     assert reload.returncode == 1
     assert "(the one before): STOPP" not in shop.running.said()
     assert {info["state"] for info in shop.running.status().values()} == {"RUNNING"}
+
+
+PROBED = """
+import os
+FOLDER = os.environ["SITE_FOLDER"]
+VERSION = open(FOLDER + "/version").read()
+def app(environ, start_response):
+    head = [("Content-Length", "3"), ("X-Version", VERSION)]
+    if environ["PATH_INFO"] == "/health":
+        with open(f"{FOLDER}/port.{VERSION}.new", "w") as file:
+            file.write(environ["REMOTE_PORT"])
+        os.rename(f"{FOLDER}/port.{VERSION}.new", f"{FOLDER}/port.{VERSION}")
+        start_response("503 Service Unavailable" if VERSION == "two" else "200 OK", head)
+    else:
+        start_response("200 OK", head)
+    return [b"ok\\n"]
+"""
+
+
+def test_nobody_meets_a_release_on_trial_by_the_port_of_its_probe(daemon: MakeDaemon, tmp_path: Path) -> None:
+    (tmp_path / "release.py").write_text(PROBED)
+    (tmp_path / "version").write_text("one")
+    port = free_port()
+    running = daemon(f"""
+        [program.shop]
+        server = "wsgi"
+        app = "release:app"
+        directory = "{tmp_path}"
+        listen = "127.0.0.1:{port}"
+        ready = {{ http = "/health" }}
+        environment = {{ SITE_FOLDER = "{tmp_path}" }}
+        start_timeout = "5s"
+    """)
+    running.wait_for("shop", timeout=20)
+    (tmp_path / "version").write_text("two")
+    command = [sys.executable, "-c", CTL, "-s", str(running.socket), "reload", "shop"]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    reload = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until((tmp_path / "port.two").exists, 20)
+    met: list[bytes] = []
+    while reload.poll() is None:
+        with socket.socket() as visitor, contextlib.suppress(OSError):
+            visitor.settimeout(5)
+            visitor.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            visitor.bind(("127.0.0.1", int((tmp_path / "port.two").read_text())))
+            visitor.connect(("127.0.0.1", port))
+            visitor.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            met.append(visitor.recv(4096))
+    assert reload.returncode == 1
+    assert met
+    assert not [answer for answer in met if b"X-Version: one" not in answer]
