@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from procman import asgi, preset
-from procman.config import Address, Program, Ready
+from procman.config import Address, Program, Ready, place
 from procman.preset import BadOption, Plan, Request
 
 __all__ = ["SERVERS", "WAITRESS_OPTIONS", "BadOption", "Plan", "Request", "control_socket", "plan"]
@@ -48,8 +48,8 @@ def may_drop(program: Program) -> bool:
 TELLING = {"wsgi": "--stats=", "gunicorn": "--control-socket=", "uwsgi": "--stats="}
 """The servers that tell of their workers, each with the option that says where: see `told_at`."""
 
-SOCKET_PATH_MAX = 107
-"""Bytes of the path of a Unix socket (unix(7))."""
+SOCKET_PATH_MAX = {"wsgi": 107, "gunicorn": 107, "uwsgi": 102}
+"""Bytes of the path of a Unix socket on which they tell: unix(7), and what uWSGI takes."""
 
 
 def control_socket(runtime_dir: str, name: str, server: str = "gunicorn") -> str:
@@ -151,6 +151,11 @@ def _gunicorn(request: Request) -> Plan:
         raise BadOption("server_options.control-socket", message)
     argv = [preset.python(request), "-m", "gunicorn"]
     if wanted and not options.get("no-control-socket"):
+        if more := _too_long(request):
+            most = SOCKET_PATH_MAX["gunicorn"]
+            message = f"the path of its control socket is {more} bytes longer than the {most} that Linux allows"
+            message += ": give the program a shorter name, or daemon.socket a shorter folder"
+            raise BadOption("server_options.control-socket", message)
         path = control_socket(request.runtime_dir, request.name)
         argv.append(f"--control-socket={path}")
         ready = Ready(kind="gunicorn", address=Address("unix", path=path))
@@ -288,7 +293,13 @@ def _uwsgi_stats(request: Request, options: dict[str, object]) -> list[str]:
 def _own_stats(request: Request) -> list[str]:
     """A socket of its own, where its path is not too long for one."""
     path = control_socket(request.runtime_dir, request.name, request.server)
-    return [f"--stats={path}"] if len(path.encode()) <= SOCKET_PATH_MAX else []
+    return [] if _too_long(request) else [f"--stats={path}"]
+
+
+def _too_long(request: Request) -> int:
+    """By how many bytes its own socket has too long a path in one of the two places of its process."""
+    path = control_socket(request.runtime_dir, place(request.name, 1), request.server)
+    return max(0, len(path.encode()) - SOCKET_PATH_MAX[request.server])
 
 
 # --- the built-in server (waitress underneath) ----------------------------------------------------------------------

@@ -782,6 +782,18 @@ TOLD: list[tuple[Request, dict[str, object], str]] = [
 ]
 
 
+@pytest.mark.parametrize(("request_", "most"), [(WSGI, 107), (UWSGI, 102), (GUNICORN, 107)])
+def test_the_successor_has_room_for_its_socket_too(request_: Request, most: int) -> None:
+    """Its path is one byte longer."""
+    for size, told in ((most - 1, True), (most, False)):
+        longer = replace(request_, runtime_dir="/" + "x" * (size - len(f"//shop.{request_.server}/ctl")))
+        if request_ is GUNICORN and not told:
+            with pytest.raises(servers.BadOption, match="is 1 bytes longer than the 107"):
+                plan(longer)
+        else:
+            assert len(servers.told_at(request_.server, plan(longer).argv)) == (size if told else 0)
+
+
 @pytest.mark.parametrize(("request_", "options", "where"), TOLD)
 def test_where_a_server_tells_of_its_workers(request_: Request, options: dict[str, object], where: str) -> None:
     planned = plan(replace(request_, options=options))
