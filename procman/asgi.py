@@ -50,7 +50,7 @@ def uvicorn(request: Request) -> Plan:
     _one_listener(request)
     _no_threads(request, "each worker of uvicorn is one event loop")
     if request.reload_signal and (request.reload_signal != signal.SIGHUP or request.workers < 2):
-        message = 'uvicorn reloads by SIGHUP only, and only with workers = 2 or more: use "restart"'
+        message = 'uvicorn reloads by SIGHUP only, and only with workers = 2 or more: use "overlap"'
         raise BadOption("reload", message)
     options = dict(request.options)
     options["timeout-graceful-shutdown"], stop_timeout = preset.whole_seconds(request, "timeout-graceful-shutdown")
@@ -88,7 +88,7 @@ def hypercorn(request: Request) -> Plan:
     it is told to stop, and add nothing. It needs `adapter` to stop gracefully."""
     _no_threads(request, "each worker of hypercorn is one event loop")
     if request.reload_signal:
-        message = 'on SIGHUP hypercorn ends all its workers before it starts new ones: use "restart"'
+        message = 'on SIGHUP hypercorn ends all its workers before it starts new ones: use "overlap"'
         raise BadOption("reload", message)
     options = dict(request.options)
     options["graceful-timeout"], stop_timeout = preset.whole_seconds(request, "graceful-timeout")
@@ -122,7 +122,7 @@ def daphne(request: Request) -> Plan:
         raise BadOption("workers", "daphne is one process: uvicorn, hypercorn and granian have workers")
     _no_threads(request, "daphne has no such option: environment = { ASGI_THREADS = ... } sizes its thread pool")
     if request.reload_signal:
-        raise BadOption("reload", 'no signal makes daphne reload: use "restart"')
+        raise BadOption("reload", 'no signal makes daphne reload: use "overlap"')
     if preset.is_factory(request):
         raise BadOption("app", "daphne calls no factory: give the module an application")
     options = dict(request.options)

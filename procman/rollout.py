@@ -164,6 +164,7 @@ class Rollout:
         self.proving: Proving | None = None
         """Its canary, while there is one."""
         self._reached = self._deaf = False  # visitors reach the successors; they accept nobody
+        self._by_hand = False  # it is rolled back because an operator says so, whatever it has printed
         self._settled = self._called_off = self._hurry = False
         """Which version goes on is decided; somebody has asked for something else; all of it is to stop."""
         self._supervisor, self._link, self._ground = world
@@ -209,6 +210,7 @@ class Rollout:
 
         if self.proving is not None:
             self._progress = both
+            self._by_hand = not promoted
             self.proving.decide(promoted=promoted, why=why)
 
     async def run(self) -> Outcome:
@@ -567,7 +569,7 @@ class Rollout:
         await carry_out("stop", successors, reason, lambda info: None, self._aside)
         await self._ground.written([process.program for process in successors])
         printed = {name: lines() for name, lines in self._outputs.items()}
-        self.output = {name: lines[-LINES:] for name, lines in printed.items()}
+        self.output = {} if self._by_hand else {name: lines[-LINES:] for name, lines in printed.items()}
         self._ground.trials.over([*self._keys, *self._keys_before])
         self._ground.trials.end(self._firsts)
         for name in names:

@@ -245,7 +245,7 @@ def _uwsgi(request: Request) -> Plan:
             if option in options:
                 raise BadOption(f"server_options.{option}", "the key virtualenv says it already")
     if request.reload_signal == signal.SIGHUP:
-        raise BadOption("reload", 'uWSGI executes itself anew on SIGHUP, and finds no socket any more: use "restart"')
+        raise BadOption("reload", 'uWSGI executes itself anew on SIGHUP, and finds no socket any more: use "overlap"')
     lazy = bool(options.get("lazy-apps"))
     protocol = options.pop("protocol", "http")
     if protocol not in _UWSGI_PROTOCOLS:
@@ -324,7 +324,7 @@ def _wsgi(request: Request) -> Plan:
     """One process for each worker, all on the same sockets. With a virtualenv the script runs by its path, so that
     neither procman nor waitress need be installed there."""
     if request.reload_signal:
-        raise BadOption("reload", 'no signal makes the built-in server reload: use "restart"')
+        raise BadOption("reload", 'no signal makes the built-in server reload: use "overlap"')
     options = dict(request.options)
     drain, stop_timeout = preset.graceful(request, "drain-timeout")
     options["drain-timeout"] = drain

@@ -225,6 +225,7 @@ def test_by_hand(daemon: MakeDaemon, tmp_path: Path) -> None:
         assert site.daemon.status()["web"]["pid"] == before
     assert not result[0]["ok"]
     assert f"rolled back, pid {before} serves as before" in result[0]["why"]
+    assert not result[0].get("output")  # it has printed nothing that explains anything
     assert visit(site.port) == (200, "one")
     with site.reloading(canary=0.5) as result:
         assert site.canary()["seconds_left"] > 100

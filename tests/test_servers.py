@@ -460,12 +460,12 @@ REFUSED: list[tuple[Request, str, str]] = [
     (
         replace(UWSGI, reload_signal=signal.SIGHUP),
         "reload",
-        'uWSGI executes itself anew on SIGHUP, and finds no socket any more: use "restart"',
+        'uWSGI executes itself anew on SIGHUP, and finds no socket any more: use "overlap"',
     ),
     (
         replace(WSGI, reload_signal=signal.SIGHUP),
         "reload",
-        'no signal makes the built-in server reload: use "restart"',
+        'no signal makes the built-in server reload: use "overlap"',
     ),
     (
         replace(UVICORN, listen=(WEB, WEB)),
@@ -498,19 +498,19 @@ REFUSED: list[tuple[Request, str, str]] = [
     (
         replace(UVICORN, reload_signal=signal.SIGHUP),
         "reload",
-        'uvicorn reloads by SIGHUP only, and only with workers = 2 or more: use "restart"',
+        'uvicorn reloads by SIGHUP only, and only with workers = 2 or more: use "overlap"',
     ),
     (
         replace(UVICORN, workers=2, reload_signal=signal.SIGUSR1),
         "reload",
-        'uvicorn reloads by SIGHUP only, and only with workers = 2 or more: use "restart"',
+        'uvicorn reloads by SIGHUP only, and only with workers = 2 or more: use "overlap"',
     ),
     (
         replace(HYPERCORN, workers=2, reload_signal=signal.SIGHUP),
         "reload",
-        'on SIGHUP hypercorn ends all its workers before it starts new ones: use "restart"',
+        'on SIGHUP hypercorn ends all its workers before it starts new ones: use "overlap"',
     ),
-    (replace(DAPHNE, reload_signal=signal.SIGHUP), "reload", 'no signal makes daphne reload: use "restart"'),
+    (replace(DAPHNE, reload_signal=signal.SIGHUP), "reload", 'no signal makes daphne reload: use "overlap"'),
     (
         replace(GRANIAN, reload_signal=signal.SIGUSR1),
         "reload",
