@@ -177,7 +177,8 @@ class Change:
                 async with asyncio.timeout(timeout):
                     return await asyncio.shield(task)
             except TimeoutError:
-                message = f"not done within {timeout:g} s; it goes on"
+                waits = "" if begun.is_set() else self._reloads()
+                message = f"not done within {timeout:g} s; it goes on" + (f" when {waits} has ended" if waits else "")
         else:
             beginning = asyncio.ensure_future(begun.wait())
             await asyncio.wait({task, beginning}, return_when=asyncio.FIRST_COMPLETED)
@@ -190,9 +191,20 @@ class Change:
 
     async def _in_turn(self, why: str, previous: bool, progress: Progress, begun: asyncio.Event) -> Info:
         async with self._turn:  # one after the other: whoever asked for the one that goes on may be asking again
+            if waits := self._reloads():
+                name = self._rollouts.busy()[0]
+                told = f"the change of the table waits until {waits} has ended; procmanctl stop {name} gives that up"
+                process = self._supervisor.processes.get(name)
+                state = "" if process is None else str(process.status.state)
+                progress({"name": name, "state": state, "why": told, "notice": True})
             await self._rollouts.ended()
             self._supervisor.check_free()
             return await self._apply(why, previous, progress, begun)
+
+    def _reloads(self) -> str:
+        """What goes on that a change has to wait for, in words."""
+        names = self._rollouts.busy()
+        return f"the reload of {', '.join(names)}" if names else ""
 
     @staticmethod
     def _unattended(task: asyncio.Task[Info]) -> None:

@@ -118,6 +118,11 @@ class Rollouts:
         own = {listener.name for listener in self._supervisor.config.listeners if listener.reuse_port}
         return shares if set(mine.listen) - own else [process]
 
+    def busy(self) -> list[str]:
+        """The processes that are being replaced, or restart in turn."""
+        turns = [process for process in self._supervisor.all() if process.program.program in self._turns]
+        return [*self._running, *(process.name for process in turns)]
+
     async def ended(self) -> None:
         """Wait until none is under way."""
         while self._running or self._turns:

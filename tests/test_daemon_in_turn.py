@@ -83,6 +83,10 @@ def test_a_change_of_the_table_waits(daemon: MakeDaemon, tmp_path: Path) -> None
     running.wait_for("worker:1", "STOPPING")
     assert "worker" in running.ctl("daemon", "upgrade").stderr  # it is refused
     running.write_table(workers(tmp_path, 2))
+    late = running.ctl("apply", "--timeout", "0.1")
+    said = "the reload of worker:1, worker:2, worker:3 has ended"
+    assert f"not done within 0.1 s; it goes on when {said}" in late.stderr
+    assert f"waits until {said}; procmanctl stop worker:1 gives that up" in late.stdout + late.stderr
     assert running.ctl("apply", timeout=60).returncode == 0
     reload.communicate(timeout=30)
     assert reload.returncode == 0
