@@ -16,6 +16,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ import pytest
 
 from procman import listeners, probes, queues, wsgi
 from procman.config import Address, Listener
-from procman.servers import Plan, Request, plan, told_at
+from procman.servers import SOCKET_PATH_MAX, Plan, Request, plan, told_at
 from tests.harness import PROJECT, group, wait_until
 from tests.sites.django_site import APP as DJANGO_APP
 from tests.sites.django_site import django_site
@@ -868,3 +869,21 @@ def test_a_server_that_is_not_installed_is_named(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert done.stderr.startswith("procman: can't start the server: there is no module 'granian' for ")
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_why_the_socket_of_a_uwsgi_has_a_shorter_path(more: int) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        path = f"{folder}/".ljust(SOCKET_PATH_MAX["uwsgi"] + more, "x")
+        with subprocess.Popen(
+            [f"{BIN}/uwsgi", "--master", "--socket=127.0.0.1:0", f"--stats={path}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        ) as uwsgi:
+            assert uwsgi.stdout is not None
+            said = b"invalid socket name" if more else b"Stats server enabled"
+            try:
+                assert next((line for line in uwsgi.stdout if said in line), b"")
+            finally:
+                uwsgi.send_signal(signal.SIGINT)  # with its workers
