@@ -880,10 +880,11 @@ def test_why_the_socket_of_a_uwsgi_has_a_shorter_path(more: int) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
+            start_new_session=True,
         ) as uwsgi:
             assert uwsgi.stdout is not None
             said = b"invalid socket name" if more else b"Stats server enabled"
             try:
                 assert next((line for line in uwsgi.stdout if said in line), b"")
             finally:
-                uwsgi.send_signal(signal.SIGINT)  # with its workers
+                os.killpg(uwsgi.pid, signal.SIGKILL)  # with its workers
