@@ -12,13 +12,13 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 
 from procman import __version__, launch, operation, printed, report, rivals
 from procman.canary import AS_TABLE, Wish
 from procman.change import Change
-from procman.errors import Failed, NoSuchProgram, ProcmanError, WrongUse
+from procman.errors import Failed, NoSuchProgram, WrongUse
 from procman.ground import Ground
 from procman.lifecycle import State
 from procman.link import KeeperLink
@@ -27,9 +27,9 @@ from procman.moments import rfc3339
 from procman.operation import Outcome, carry_out
 from procman.process import Process
 from procman.reading import Read
+from procman.reloading import Reload, Reloading
 from procman.report import Info
 from procman.resources import daemon_usage, descriptors_short, processes_of
-from procman.rollout import overlaps
 from procman.rollouts import Rollouts
 from procman.rpc import LogSource, Peer
 from procman.scaling import Group, Scaling
@@ -66,7 +66,7 @@ class Desk:
         self._link = link
         self._ground = ground
         self._telemetry = Telemetry()
-        self._commands: dict[str, asyncio.Future[tuple[bool, str]]] = {}  # of reloads, by process, as long as they run
+        self._reloading = Reloading(rollouts, scaling)
 
     def select(self, names: Sequence[str]) -> list[Process]:
         """Processes by process, program or group name, or "all" (also: no name), without doubles, in the table's
@@ -181,8 +181,8 @@ class Desk:
         unneeded: list[Process] = []
         if verb == "reload":
             spared = self._spared(names)
-            reload = self._reload(processes, why, progress, outputs, at_once=at_once, wish=wish, spared=spared)
-            task = self._supervisor.background(reload)
+            reload = Reload(why, progress, outputs, at_once=at_once, wish=wish, spared=spared)
+            task = self._supervisor.background(self._reloading.carry_out(reload, processes))
         else:
             needed = processes if verb == "stop" else self._needed(verb, processes)
             self._supervisor.remember({process.name for process in processes}, down=verb == "stop")
@@ -307,8 +307,8 @@ class Desk:
         names = [process.name for process in processes]
         if not names:
             return {}
-        for command in [self._commands[name] for name in names if name in self._commands and verb != "start"]:
-            command.cancel()
+        if verb != "start":
+            self._reloading.end_commands(names)
         if verb == "stop":
             stopped, _ = await asyncio.gather(
                 carry_out(verb, processes, why, progress, self._supervisor.aside),
@@ -321,91 +321,6 @@ class Desk:
             await self._rollouts.abandon(names)
             processes = self.select(names)
         return await carry_out(verb, processes, why, progress, self._supervisor.aside)
-
-    async def _reload(
-        self,
-        processes: Sequence[Process],
-        why: str,
-        progress: Callable[[Info], None],
-        outputs: dict[str, list[str]],
-        *,
-        at_once: int,
-        wish: Wish,
-        spared: Container[str],
-    ) -> dict[str, Outcome]:
-        """Each as its table says; what is wanted down is left alone, which is no failure for those `spared`. What does
-        not run now, since it has failed or ended, is started: with the successors of the others, if there are any.
-        `outputs` gets the last output of successors that failed."""
-        await self._scaling.settled({process.program.program for process in processes})
-        outcomes: dict[str, Outcome] = {}
-        overlapping, restarting, commanded, trying = [], [], [], []
-        passing = {process.program.program for process in processes if overlaps(process)}
-        for process in processes:
-            program, status = process.program, process.status
-            runs = status.pid is not None and status.state is not State.STOPPING
-            idle = self._scaling.says(process) or (status.why if process.name in spared else "")
-            if not status.wanted and idle:
-                outcomes[process.name] = (True, f"nothing to reload: {idle}")
-                if self._scaling.is_first(process):
-                    trying.append(process)
-            elif not status.wanted:
-                outcomes[process.name] = (False, f"it does not run: {status.why}")
-            elif runs and program.reload == "signal":
-                self._link.signal(process.child, program.reload_signal)
-                outcomes[process.name] = (True, f"sent {report.signal_name(program.reload_signal)}")
-            elif runs and program.reload == "command":
-                commanded.append(process)
-            elif self._rollouts.under_way(process.name) or (
-                program.reload == "overlap" and program.program in passing  # also what has fallen: with the others
-            ):
-                overlapping.append(process)
-            else:
-                restarting.append(process)
-
-        async def command(process: Process) -> None:
-            if process.name in self._commands:
-                outcomes[process.name] = False, f"a reload of {process.name} is under way already"
-                return
-            task = self._commands[process.name] = asyncio.ensure_future(self._ground.run_reload(process))
-            await asyncio.wait({task})
-            del self._commands[process.name]
-            if task.cancelled():
-                outcomes[process.name] = False, "its reload command was ended: something else was asked for"
-                return
-            outcomes[process.name] = good, reason = task.result()
-            process.mark("" if good else f"its reload failed: {reason}")
-            if not good:
-                await self._show_output(process, outputs)
-
-        async def try_out(process: Process) -> None:
-            outcomes[process.name] = good, _ = await self._scaling.try_out(process, why, progress)
-            if not good:
-                await self._show_output(process, outputs)
-
-        commands = asyncio.gather(*map(command, commanded), *map(try_out, trying))
-        (replaced, lines), restarted = await asyncio.gather(
-            self._rollouts.replace([p.program for p in overlapping], why, progress, at_once=at_once, wish=wish),
-            self._rollouts.restart(restarting, why, progress, at_once),
-        )
-        await commands
-        for process in restarting:
-            if process.status.wanted and process.status.state in (State.BACKOFF, State.FATAL, State.EXITED):
-                await self._show_output(process, outputs)
-        outputs |= lines
-        for name in [name for name, (good, _) in replaced.items() if good]:
-            now = self._supervisor.processes.get(name)
-            if now is not None and now.status.state is not State.RUNNING:
-                said = "it serves no more" if now.status.wanted else "it was stopped meanwhile"
-                replaced[name] = False, f"{said}: {now.status.why}"
-        return outcomes | replaced | restarted
-
-    async def _show_output(self, process: Process, outputs: dict[str, list[str]]) -> None:
-        """The end of its log, into `outputs`."""
-        await self._ground.written([process.program])
-        recent = self._ground.recent(process.program)
-        lines = functools.partial(printed.last_lines, process.program, OUTPUT_LINES, recent)
-        with contextlib.suppress(ProcmanError, OSError, RuntimeError):  # no descriptor or thread is left
-            outputs[process.name] = await asyncio.to_thread(lines)
 
     async def decide(
         self,

@@ -158,13 +158,15 @@ class Rollouts:
         by_program: dict[str, list[Program]] = {}
         for program in programs:
             by_program.setdefault(program.program, []).append(program)
+        busy = by_program.keys() & self._turns.keys()
+        outcomes = {each.name: _under_way(program) for program in busy for each in by_program.pop(program)}
         found = await asyncio.gather(
             *(
                 self._replace_program(group, why, progress, at_once=at_once, passed=passed, wish=wish, leaving=leaving)
                 for group in by_program.values()
             )
         )
-        outcomes = {name: outcome for each, _ in found for name, outcome in each.items()}
+        outcomes |= {name: outcome for each, _ in found for name, outcome in each.items()}
         return outcomes, {name: lines for _, each in found for name, lines in each.items()}
 
     async def _replace_program(
@@ -172,8 +174,6 @@ class Rollouts:
         leaving: Container[str],
     ) -> tuple[dict[str, Outcome], dict[str, list[str]]]:
         by_name = {program.name: program for program in programs}
-        if programs[0].program in self._turns:
-            return dict.fromkeys(by_name, _under_way(programs[0].program)), {}
         proof, up = wish.of(programs[0]), running(self._supervisor.all())
         todo = units(self._supervisor.config, programs, up, leaving)
         if proof is not None and (problem := no_canary(self._supervisor.config, todo, up)):

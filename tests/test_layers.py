@@ -27,7 +27,7 @@ BANDS = {
     "daemon": "memo ownlog events snapshot interim link process report operation journal measures holdings recall"
     " sockets trials proving places ages rollout rollouts orphans ground takeover supervisor change legacy desk"
     " supervise reading methods server statefile daemon telemetry scaling versions renewal compression logstream"
-    " printed parting wayback",
+    " printed parting wayback reloading",
     "client": "client ctl",
     "program": "wsgi adapter compressor",
 }
