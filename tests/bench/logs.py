@@ -43,6 +43,10 @@ PACKED = "100 compressed"
 PACK_SECONDS = 120.0
 """A bound, not a figure."""
 
+PATIENCE_SECONDS = 10.0
+"""A busy machine may let nobody write for a while: so long it is waited for the first byte."""
+
+
 @dataclass(slots=True)
 class Writing:
     """A program that writes as fast as it can, and who takes it: `pids` are the manager's."""
@@ -59,7 +63,9 @@ class Writing:
             time.sleep(WARM_SECONDS)
             start, before, used = time.monotonic(), self.taken([self.pid]), cpu_seconds(self.pids)
             time.sleep(seconds)
-            took, size = time.monotonic() - start, self.taken([self.pid]) - before
+            while not (size := self.taken([self.pid]) - before) and time.monotonic() < start + PATIENCE_SECONDS:
+                time.sleep(seconds)
+            took = time.monotonic() - start
             used = cpu_seconds(self.pids) - used
         finally:
             os.kill(self.pid, signal.SIGSTOP)

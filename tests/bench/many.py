@@ -13,6 +13,7 @@ from collections.abc import Callable
 from tests.bench.contenders import Contender
 from tests.bench.figures import Figure
 from tests.bench.lineup import Notes, present
+from tests.bench.logs import PATIENCE_SECONDS
 from tests.bench.machine import MB, TooSlow, cpu_seconds
 from tests.bench.plan import Plan
 from tests.bench.procmand import Procmand
@@ -69,7 +70,9 @@ def _windows(contender: Contender, plan: Plan) -> tuple[tuple[float, ...], tuple
     for _ in range(plan.many_rounds):
         start, before, used = time.monotonic(), contender.taken_bytes(writers), cpu_seconds(own)
         time.sleep(plan.many_seconds)
-        took, size = time.monotonic() - start, contender.taken_bytes(writers) - before
+        while not (size := contender.taken_bytes(writers) - before) and time.monotonic() < start + PATIENCE_SECONDS:
+            time.sleep(plan.many_seconds)
+        took = time.monotonic() - start
         costs.append((cpu_seconds(own) - used) / took)
         rates.append(size / MB / took)
         if not size:
