@@ -209,6 +209,8 @@ def lines(old: Config, new: Config, plan: Plan, running: Collection[str] = ()) -
                 cost = "it does not start: autostart = false"
             elif action == "add" and program.scale is not None and program.instance > program.scale.min:
                 cost = f"it starts when connections wait: scale.min = {program.scale.min}"
+            elif action == "add" and (had := _had(old, plan.removed, _sockets(new, program))):
+                cost += f"; connections wait from the stop of {', '.join(had)} until it is ready"
             elif action == "remove" and (own := [each for each in _sockets(old, program) if each.reuse_port]):
                 cost += "; who waits at its own socket of " + ", ".join(str(each.address) for each in own) + " is reset"
             elif action in ("restart", "replace"):
@@ -266,6 +268,16 @@ def _stays(listener: Listener, others: Iterable[Listener]) -> bool:
 
 def _sockets(config: Config, program: Program) -> list[Listener]:
     return [listener for listener in config.listeners if listener.name in program.listen]
+
+
+def _had(old: Config, programs: Iterable[Program], sockets: Iterable[Listener]) -> list[str]:
+    """Which of `programs` had addresses of these sockets."""
+    addresses = [listener.address for listener in sockets]
+    return [
+        program.name
+        for program in programs
+        if any(values.overlap(one.address, address) for one in _sockets(old, program) for address in addresses)
+    ]
 
 
 def _regroups(old: Config, before: Program, new: Config, program: Program) -> bool:

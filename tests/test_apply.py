@@ -145,6 +145,14 @@ def test_added_and_removed() -> None:
     assert plan(OLD, replace(OLD, programs=(WEB, new))) == replace(NOTHING, added=(new,), removed=(JOB,))
 
 
+def test_another_name_at_the_same_address_waits_for_it() -> None:
+    """It is another program: nothing says that it takes over."""
+    new = replace(OLD, programs=(replace(WEB, name="shop", program="shop", listen=("http",)), JOB))
+    before = replace(OLD, programs=(replace(WEB, listen=("http",)), JOB))
+    told = {line.name: (line.action, line.cost) for line in lines(before, new, plan(before, new))}
+    assert told["shop"] == ("add", "it starts; connections wait from the stop of web until it is ready")
+
+
 MOVED = Listener(name="127.0.0.1:81", label="http", address=Address("tcp", "127.0.0.1", 81))
 WIDE = Listener(name="0.0.0.0:80", label="http", address=Address("tcp", "0.0.0.0", 80))
 REUSED = replace(HTTP, name="127.0.0.1:80 reuse_port", reuse_port=True)
