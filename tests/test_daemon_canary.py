@@ -189,7 +189,7 @@ def test_a_release_that_fails_every_third_request(
 @pytest.mark.parametrize("server", SERVERS)
 def test_a_good_release_is_promoted(daemon: MakeDaemon, tmp_path: Path, server: str) -> None:
     """The key says so; what is seen meanwhile is shown."""
-    site = Site(daemon, tmp_path, f'{SERVERS[server]}\ncanary = "30% for 3s"')
+    site = Site(daemon, tmp_path, f'{SERVERS[server]}\ncanary = "30% for 6s"')
     site.release("two")
     with Visitors(site.port) as visitors, site.reloading() as result:
         wait_until(lambda: site.canary()["answers"] and site.canary()["before"]["answers"])
@@ -201,11 +201,11 @@ def test_a_good_release_is_promoted(daemon: MakeDaemon, tmp_path: Path, server: 
         assert "30% of new connections" in shown
         assert visitors.seen[200, "one"]
     assert result[0]["ok"], result
-    assert "promoted: its canary of 30% for 3 s went well, 0 of " in result[0]["why"]
+    assert "promoted: its canary of 30% for 6 s went well, 0 of " in result[0]["why"]
     assert {status for status, _ in visitors.seen} == {200}
     assert [visit(site.port) for _ in range(5)] == [(200, "two")] * 5
     said = site.daemon.ctl("events").stdout
-    assert "what=canary share=0.3 seconds=3" in said
+    assert "what=canary share=0.3 seconds=6" in said
     assert "what=promoted" in said
 
 

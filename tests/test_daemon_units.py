@@ -68,7 +68,7 @@ class Shop:
             ready = {{ http = "/" }}
             environment = {{ SITE_FOLDER = "{self.folder}"{variables} }}
             start_seconds = 0.2
-            {more if "start_timeout" in more else 'start_timeout = "2s"' + chr(10) + more}
+            {more if "start_timeout" in more else 'start_timeout = "4s"' + chr(10) + more}
         """
 
     def version(self, text: str) -> None:
