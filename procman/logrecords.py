@@ -55,7 +55,8 @@ OFFSETS = (
 """Minutes by which local time is ahead of UTC somewhere on earth; of two that are as likely the first one is taken."""
 
 _CHAIN = (b"The above exception was the direct cause of", b"During handling of the above exception, another")
-_RAISED = re.compile(rb"[A-Za-z_][\w.<>]*(?:: |:?\Z)")
+_RAISED = re.compile(rb"[A-Za-z_\x80-\xff][\w.<>\x80-\xff]*(?:: |:?\Z)")
+_CAUGHT = b'> File "'  # so loguru marks the frame that caught; its other frames are indented
 _SEES_MORE = re.compile(
     rb"\\[AZz]|\(\?<?!|\(\?>|[*+?}]\+"  # ends of the text, "not followed by", no way back
     rb"|\(\?[a-zA-Z]*-[a-zA-Z]*m"  # ^ and $ that are ends of the text
@@ -136,6 +137,8 @@ class Joints:
             self._lines = self._bytes = 0
             self._came = came
             return _Trace.RAISED
+        if before is _Trace.FRAMES and body.startswith(_CAUGHT):
+            return _Trace.FRAMES
         if before in (_Trace.RAISED, _Trace.GROUP) and body.startswith(_CHAIN):
             return _Trace.CHAIN
         if before is _Trace.CHAIN and body == b'"""':

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from pathlib import Path
 
@@ -109,10 +110,82 @@ def test_the_same_error_has_the_same_key_whatever_its_message() -> None:
     assert one.key != next(scan(moved.split("\n"))).key
 
 
+LOGURU = dict(re.findall(r"(?ms)^=== (.*?)\n(.*?)(?=^===|\Z)", (FORMATS / "loguru.txt").read_text()))
+"""What one program prints with each of these settings of loguru's `add`."""
+
+
+@pytest.mark.parametrize("mode", LOGURU)
+def test_what_loguru_prints(mode: str) -> None:
+    """It marks the frame that caught, shows values, and puts empty lines between the parts."""
+    found = in_log(LOGURU[mode])
+    assert [(one.exception, one.message, " ".join(one.raised)) for one in found] == [
+        ("RuntimeError", "no price for sku-12", "KeyError RuntimeError"),
+        ("ZeroDivisionError", "division by zero", "ZeroDivisionError"),
+        ("ValueError", "first line", "ValueError"),
+        ("ExceptionGroup", "several (2 sub-exceptions)", "ExceptionGroup ValueError KeyError"),
+    ]
+    outer = 0 if "backtrace=False" in mode else 2  # frames above the one that caught
+    assert [len(one.frames) for one in found] == ([6, 3, 2, 3] if outer else [4, 2, 1, 2])
+    assert found[0].frames[2 + outer :] == ("/srv/shop/pay.py:29 view", "/srv/shop/pay.py:24 checkout")
+    assert found[2].text.endswith("ValueError: first line\nsecond line\n\nfourth")
+
+
+def test_what_structlog_makes_of_tracebacks() -> None:
+    """With dict_tracebacks they are no text, but lists and objects."""
+    found = in_log((FORMATS / "structlog.txt").read_text())
+    assert [(one.exception, one.message, " ".join(one.raised)) for one in found] == [
+        ("ValueError", "no price", "ZeroDivisionError ValueError"),
+        ("OSError", "no disk", "ZeroDivisionError ValueError OSError"),
+        ("ExceptionGroup", "several (2 sub-exceptions)", "ExceptionGroup ValueError KeyError"),
+        ("SyntaxError", "'(' was never closed (s.py, line 1)", "SyntaxError"),
+    ]
+    assert found[0].frames == tuple(
+        f"/srv/shop/orders.py:{frame}" for frame in ("9 order", "6 price", "23 <module>", "11 order")
+    )
+    assert found[0].text.split("\n")[:4] == [
+        "Traceback (most recent call last):",
+        '  File "/srv/shop/orders.py", line 9, in order',
+        '  File "/srv/shop/orders.py", line 6, in price',
+        "ZeroDivisionError: division by zero",
+    ]
+    assert tracebacks._CHAIN[0] in found[0].text.split("\n")
+    assert [text in found[1].text for text in tracebacks._CHAIN] == [True, True]
+
+
+@given(
+    st.recursive(
+        st.one_of(st.none(), st.integers(), st.text(max_size=5)),
+        lambda inner: st.one_of(
+            st.lists(inner, max_size=3),
+            st.fixed_dictionaries(
+                {"exc_type": st.sampled_from(["E", 5, "a b"])},
+                optional=dict.fromkeys(("exc_value", "frames", "exceptions", "is_group", "filename"), inner),
+            ),
+        ),
+        max_leaves=20,
+    )
+)
+def test_any_value_may_be_a_traceback_of_structlog(value: object) -> None:
+    assert isinstance(tracebacks.of_structlog(value), str)
+
+
+def test_a_traceback_of_structlog_may_be_deep_or_long() -> None:
+    one: dict[str, object] = {"exc_type": "ExceptionGroup", "exc_value": "x"}
+    for _ in range(2000):
+        one = {**one, "is_group": True, "exceptions": [[one]]}
+    (found,) = scan(tracebacks.of_structlog([one]).split("\n"))
+    assert (found.exception, len(found.raised)) == ("ExceptionGroup", 20)
+    assert len(tracebacks.of_structlog([{"exc_type": "E", "frames": [{"filename": "a"}] * 9000}])) < 20_000
+
+
 @pytest.mark.parametrize(
     ("text", "exceptions"),
     [
         ("Traceback (most recent call last):\n", []),
+        ('Traceback (most recent call last):\n  File "a", line 1, in f\nGrößenfehler: zu groß', ["Größenfehler"]),
+        ('Traceback (most recent call last):\n  File "a", line 1, in f\nshop.Größenfehler: x', ["shop.Größenfehler"]),
+        ('Traceback (most recent call last):\n  File "a", line 1, in f\nnotes.错误', ["notes.错误"]),
+        ('Traceback (most recent call last):\n  File "a", line 1, in f\nGr\ufffde: not UTF-8', ["Gr\ufffde"]),
         ('Traceback (most recent call last):\n  File "a", line 1, in f', ["?"]),
         ('Traceback (most recent call last):\n  File "a", line 1, in f\n[2026-01-31 12:00:00] x', ["?"]),
         (
