@@ -26,6 +26,7 @@ _CHAIN = (
 )
 _FRAME = re.compile(r'[\s|+-]*(?:> )?File "(?P<file>[^"\n]*)", line (?P<line>\d+)(?:, in (?P<function>.*))?')
 _RAISED = re.compile(r"[\s|+-]*(?P<type>[^\W\d][\w.\ufffd]*(?:\.<locals>\.[\w.\ufffd]+)*)(?:: (?P<message>.*))?")
+_SYNTAX = re.compile(r"(?P<type>(?:Syntax|Indentation|Tab)Error): (?P<message>.*)")
 _LEFT_OUT = re.compile(r"  \[(\d+) lines left out\]")
 _ENDINGS = ("Group", "Error", "Exception", "Warning", "Interrupt", "Exit")  # of names of exceptions, in a group
 
@@ -209,6 +210,20 @@ def scan(lines: Iterable[str]) -> Iterator[Traceback]:
             yield found
     if (found := scanner.end()) is not None:
         yield found
+
+
+def syntax_error(lines: Sequence[str]) -> Traceback | None:
+    """What Python prints of a script that is none, which has no header; None where `lines` do not begin with that."""
+    place = _FRAME.fullmatch(lines[0])
+    found = ((number, _SYNTAX.fullmatch(line)) for number, line in enumerate(lines[1:4], 1))
+    number, raised = next((one for one in found if one[1]), (0, None))
+    if place is None or raised is None:
+        return None
+    frames = (f"{place['file']}:{place['line']}"[:300],)
+    text = _Text()
+    for line in lines[: number + 1]:
+        text.add(line)
+    return Traceback(raised["type"], raised["message"][:MESSAGE_MAX], (raised["type"],), frames, text.text())
 
 
 def of_structlog(stacks: object) -> str:

@@ -155,6 +155,7 @@ LINES = st.sampled_from(
         b"  indented\n",
         b"\n",
         b"Traceback (most recent call last):\n  File \"a\", line 1, in f\n    x\nValueError: b\nDETAIL: c\n",
+        b'  File "b.py", line 2\n    x = (1\n        ^\nSyntaxError: b\n',
         b"x" * 3000 + b"\n",
     ]
 )
@@ -647,3 +648,70 @@ def test_of_a_very_long_record_the_end_is_let_through() -> None:
             shown += b"".join(each.text for each in whole.let(record))
     assert shown.endswith(b"ValueError: needle\n")
     assert len(shown) <= RECORD_MAX
+
+
+UNCLOSED = b"""\
+  File "/srv/shop/job.py", line 2
+    x = (1
+        ^
+SyntaxError: '(' was never closed
+"""
+INDENTED = b"""\
+  File "/srv/shop/job.py", line 2
+    return 5
+    ^
+IndentationError: expected an indented block after function definition on line 1
+"""
+TABBED = b"""\
+  File "job.py", line 3
+    x = 1
+TabError: inconsistent use of tabs and spaces in indentation
+"""
+SOURCELESS = b"""\
+  File "<stdin>", line 1
+SyntaxError: invalid syntax
+"""
+
+
+@pytest.mark.parametrize("error", [UNCLOSED, INDENTED, TABBED, SOURCELESS])
+@pytest.mark.parametrize("before", [b"", b"print\n", b"2026-11-27 10:00:00,000 INFO a\n", CHAINED, UNCLOSED, b"\n"])
+@pytest.mark.parametrize("added", [b"", b"2026-11-27T10:43:55.000Z "])
+def test_a_script_that_is_no_python_is_an_error(error: bytes, before: bytes, added: bytes) -> None:
+    """Python prints no header above it, and its first line is indented."""
+    texts = before, error, b"  more\nprint\n" + TRACE
+    before, error, after = (re.sub(rb"(?m)^(?!\Z)", added, text) for text in texts)
+    found = records(before + error + after, 50)
+    errors = [record.text for record in found if record.level == 40]
+    more = after.splitlines(keepends=True)
+    assert errors[-2:] == [error + more[0], b"".join(more[2:])]
+    assert b"".join(record.text for record in found) == before + error + after
+    counted = {one["exception"]: one["count"] for one in summary(before + error)["errors"]}
+    kind = error.splitlines()[-1].removeprefix(added).decode().split(":")[0]
+    assert counted[kind] == (2 if before.endswith(error) else 1)
+    last = logrecords.last_traceback(before + error, CLOCK)
+    assert last is not None
+    assert (last.exception, last.raised) == (kind, (kind,))
+    assert last.text.encode() == error.replace(added, b"").rstrip(b"\n")
+    assert re.fullmatch(r"\S+:\d", last.frames[0])
+    assert last.message
+
+
+def test_what_only_looks_like_such_an_error_is_left_as_it_is() -> None:
+    jinja = b'ERROR:root:no template\n  File "a.html", line 3\n    {{ x\nprint\n'
+    imported = b'Traceback (most recent call last):\n  File "a.py", line 1, in <module>\n' + UNCLOSED
+    coding = b"SyntaxError: Non-UTF-8 code starting with '\\xff' in file job.py on line 1\n"
+    message = b"INFO: x\n" + TRACE + b"SyntaxError: no frames\nmore\n"
+    found = [[len(record.lines) for record in records(data)] for data in (jinja, imported, coding, message)]
+    assert found == [[3, 1], [6], [1], [1, 5]]
+    assert [len(summary(data)["errors"]) for data in (jinja, imported, coding, message)] == [0, 1, 0, 1]
+    assert [record.level for record in records(coding)] == [40]
+
+
+def test_such_an_error_comes_whole_while_its_lines_come_one_by_one() -> None:
+    maker = Records(CLOCK)
+    whole = Whole(Filter(level=40))
+    shown = b""
+    for piece in (b"INFO: x\n", UNCLOSED, b"INFO: y\n", b"print\n", INDENTED[:60], INDENTED[60:], b"INFO: z\n"):
+        for record in (*maker.feed(piece), *maker.flush()):
+            shown += b"".join(each.text for each in whole.let(record))
+    assert shown == UNCLOSED + INDENTED.splitlines(keepends=True)[-1]
