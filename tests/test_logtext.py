@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from procman import logformat, logrecords, logsummary, moments, terminal, tracebacks
-from procman.ctl import logtext
+from procman.ctl import logtext, summing
 from procman.ctl.library import File, Heard, Places, Source
 from procman.ctl.logtext import LogText, Place
 from procman.logformat import Clock
@@ -366,6 +366,42 @@ def test_a_summary_stays_small() -> None:
     assert document["other_paths"]["count"] + sum(path.count for path in found._paths.values()) >= 9_990
     assert (document["errors"][0]["exception"], document["errors"][0]["count"]) == ("KeyError", 4_999)
     assert document["other_errors"] > 4_500
+
+
+@pytest.mark.parametrize(
+    ("rate", "shown"),
+    [(30080.4, "30080"), (1_234_567.0, "1234567"), (803.52, "803.5"), (999.96, "1000"), (2.0, "2"), (0.00001, "0.00")],
+)
+def test_rates_are_plain_numbers(rate: float, shown: str) -> None:
+    document = {**summary(REAL["wsgi"]), "lines_a_minute": rate}
+    assert f"  rate     {shown} lines, " in "\n".join(summing.draw("shop", document, errors=False))
+
+
+def test_lines_without_a_time_take_nothing_from_the_bytes_a_minute() -> None:
+    """Neither those of a log that has none, in the summary of all."""
+    timed = b"".join(b"2026-11-27 10:0%d:00 INFO %b\n" % (minute, b"x" * 1000) for minute in range(5))
+    alone, together = (summary(data) for data in (timed, b"\n".join([*[b"print"] * 1000, timed])))
+    assert alone["bytes_a_minute"] == len(timed) / 4
+    assert together["untimed_lines"] == 1000
+    for key in ("lines_a_minute", "bytes_a_minute"):
+        assert together[key] == alone[key]
+
+
+@pytest.mark.parametrize(
+    ("listed", "others", "words"),
+    [
+        (10, 0, None),
+        (11, 0, "    and 1 other error"),
+        (19, 0, "    and 9 other errors"),
+        (19, 1, "    and 9 other errors, and 1 traceback of rare ones"),
+        (3, 5, "    and 5 tracebacks of rare errors"),
+    ],
+)
+def test_how_many_errors_are_not_shown(listed: int, others: int, words: str | None) -> None:
+    document = summary(TRACE)
+    document = {**document, "errors": document["errors"] * listed, "other_errors": others}
+    last = summing.draw("shop", document, errors=False)[-1]
+    assert last == (words or "    1 × ValueError: x")
 
 
 @settings(max_examples=60, deadline=None)
