@@ -15,9 +15,10 @@ HEAD = 64 * 1024
 NO_REQUEST = "-", "(no request)"
 """The method and the path of what is no request: nothing, or the bytes of TLS."""
 
+# The first quoted field is the request. A quote that a client has sent comes with a backslash before it.
+_BEFORE = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*(?=")', re.DOTALL)
 _REQUEST = re.compile(
-    # The first quoted field is the request. A quote that a client has sent comes with a backslash before it.
-    rb'[^"\\\n]*(?:\\.[^"\\\n]*)*"(?P<method>[A-Z][A-Z-]{2,19}) (?P<path>[^ "\\]*(?:\\.[^ "\\]*)*)'
+    rb'"(?P<method>[A-Z][A-Z-]{2,19}) (?P<path>[^ "\\]*(?:\\.[^ "\\]*)*)'
     rb'(?: (?:HTTP/)?(?P<version>[0-9.]{1,3}))?" (?P<status>[1-5]\d\d)(?= |\Z)(?P<rest>.*)',
     re.DOTALL,
 )
@@ -31,9 +32,9 @@ _ASKED = re.compile(rb"(?P<method>[A-Za-z-]{3,20}) (?P<path>.*?)(?: (?:HTTP/)?[0
 _HTTPS = b"] You're accessing the development server over HTTPS"
 """Django's runserver says this, after its time, in place of the line with the answer 400."""
 _UWSGI = re.compile(
-    rb"\[pid: \d+\|[^\]\n]{0,80}\] [^\[\n]{0,300}\[[^\]\n]{0,40}\] (?P<request>[^\n]*?)"
+    rb"\[pid: \d+\|[^\]\n]{0,80}\] [^\[\n]{0,300}\[[^\]\n]{0,40}\] (?P<method>[^ \n]*) (?P<path>[^ \n]*)"
     rb" => generated (?P<size>\d+) bytes in (?P<took>\d+) (?P<unit>msecs|micros)(?: via [a-z]+\(\))?"
-    rb" \((?:[^\n]{0,1000}? )??(?P<status>[1-5]\d\d)\) \d+ headers "
+    rb" \((?:HTTP/[0-9.]+ |[^\n]{0,1000}? )(?P<status>[1-5]\d\d)\) \d+ headers "
 )
 _COLOURS = re.compile(rb"\x1b\[[0-9;]*m")
 _GRANIAN = re.compile(rb'\[[^\]"]*\] [^ "]* - "')
@@ -56,17 +57,23 @@ class Answer(NamedTuple):
 def parse(line: bytes) -> Answer | None:
     """What a line of an access log tells; None for another line."""
     head = line[:HEAD]
-    if b"\x1b" in head:  # of Flask
-        head = _COLOURS.sub(b"", head)
     if head.startswith(b"[pid: "):
         found = _UWSGI.match(head)
         if found is None:
             return None
         took = int(found["took"]) / (1e3 if found["unit"] == b"msecs" else 1e6)
-        return Answer(*_asked(found["request"]), int(found["status"]), took)
-    if b'"' not in head:
+        asked = (_text(found["method"]), _text(found["path"])) if found["method"] else NO_REQUEST
+        return Answer(*asked, int(found["status"]), took)
+    at = head.find(b'"')
+    if at < 0:
         return Answer(*NO_REQUEST, 400, None) if head.startswith(_HTTPS, 21) else None
-    if found := _REQUEST.match(head):
+    if b"\x1b" in head:  # of Flask
+        head = _COLOURS.sub(b"", head)
+        at = head.find(b'"')
+    if head.find(b"\\", 0, at) >= 0:
+        before = _BEFORE.match(head)
+        at = len(head) if before is None else before.end()
+    if found := _REQUEST.match(head, at):
         asked = _text(found["method"]), _text(found["path"])
     elif (b'] "' in head or b' - "' in head) and (found := _ANY_REQUEST.match(head)):
         asked = _asked(found["request"])

@@ -108,7 +108,7 @@ class Joints:
     def begin(self, said: Line) -> None:
         """A record begins with this line."""
         self.head = said
-        if said.body.startswith(_SYNTAX) and not said.level:
+        if not said.level and said.body.startswith(_SYNTAX):
             self.head = said._replace(level=_ERROR)
         self._trace = _opens(said.body)
         if self._trace is _Trace.NONE and said.body.endswith(logformat.TRACEBACK):  # on one line with what announces it
@@ -267,7 +267,8 @@ class Records:
                 self.skipped += len(raw)
                 return
             self._skipping = False
-        if said.body.startswith(_SYNTAX) and not self._joints.in_frames and (count := _place(self._said)):
+        ends = not said.level and said.body.startswith(_SYNTAX) and not self._joints.in_frames
+        if ends and (count := _place(self._said)):
             yield from self._split(count)
         elif self._joints.joins(said, said.time if said.stamped else None) and (self._lines or self._part):
             if self._size + len(raw) > RECORD_MAX or len(self._lines) >= RECORD_LINES:

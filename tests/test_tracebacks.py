@@ -241,6 +241,8 @@ ANSWERS: list[tuple[str, tuple[str, str, int, float | None] | None]] = [
     (f"{UWSGI} GET /x?q => generated 2 bytes in 7 msecs (HTTP/1.1 200) 1 headers in 38 bytes (1 switches on core 0)",
      ("GET", "/x?q", 200, 0.007)),
     ("[pid: 5|app: 0|req: 1/1] x", None),
+    ('1.1.1.1 - a\\"b [x] "GET /a HTTP/1.1" 200 2 "-" "-"', ("GET", "/a", 200, None)),
+    ('1.1.1.1 - a\\"b', None),
     # what is no usual request: nginx, Apache, Flask with its colours, Django's runserver, daphne, uvicorn, granian
     ('1.1.1.1 - - [28/Nov/2026:00:11:29 +0000] "\\x16\\x03\\x01\\x22q\\x5C\\xFF" 400 157 "-" "-"', (*NONE, 400, None)),
     ('1.1.1.1 - - [28/Nov/2026:00:11:30 +0000] "" 408 0 "-" "-"', (*NONE, 408, None)),
