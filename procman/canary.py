@@ -134,7 +134,8 @@ def count(lines: bytes) -> Counts:
     """What whole lines of output tell. Our own requests are nobody's visit."""
     if _OURS in lines:
         lines = b"\n".join(line for line in lines.split(b"\n") if _OURS not in line)
-    statuses = [answer.status for answer in map(accesslog.parse, lines.split(b"\n")) if answer]
+    answers = filter(None, map(accesslog.parse, lines.split(b"\n")))
+    statuses = [answer.status for answer in answers if (answer.method, answer.path) != accesslog.NO_REQUEST]
     tracebacks = deaths = 0
     # Each look at all of it costs: a search for a few words costs little.
     if b"Traceback (most" in lines:

@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any, NamedTuple
 
+from procman import tracebacks
+
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 """The levels by name, as `logging` numbers them."""
 
@@ -110,6 +112,7 @@ _SAID = (  # beginnings of lines without a level, and what level they have
     *((b"HARAKIRI" + words, 40) for words in (b": ", b" !!! ", b" [core ", b" triggered ")),  # on which request
     (b"*** WARNING", 30),
     (b"*** uWSGI listen queue of socket ", 30),
+    (b"!!! uWSGI process ", 50),  # "got Segmentation Fault !!!"
     (b"!!! ", 30),
 )
 _SAID_FIRST = frozenset(word[:1] for word, _ in _SAID)
@@ -312,6 +315,8 @@ def _json(line: bytes) -> Mapping[str, Any] | None:
 
 
 def _of_json(line: bytes, document: Mapping[str, Any], clock: Clock | None) -> Line:
+    if "record" in document:
+        document = _of_loguru(document)
     told = (_told_time(document.get(key), clock) for key in _TIME_KEYS)
     at, exact = next(filter(None, told), (None, False))
     text = next((value for key in _TEXT_KEYS if isinstance(value := document.get(key), str)), "")
@@ -321,9 +326,30 @@ def _of_json(line: bytes, document: Mapping[str, Any], clock: Clock | None) -> L
         return inner._replace(time=at, exact=exact, stamped=inner.time is None)
     higher = 10 if document.keys() >= _BUNYAN else 0
     level = next((level for key in _LEVEL_KEYS if (level := _json_level(document.get(key), higher))), 0)
-    trace = next((value for key in _TRACE_KEYS if isinstance(value := document.get(key), str) and "\n" in value), "")
+    trace = next((text for key in _TRACE_KEYS if key in document and (text := _trace(document[key]))), "")
     trace_bytes = trace.encode("utf-8", "replace")
     return Line(at, level or (40 if trace else 0), body or line, trace=trace_bytes, exact=exact)
+
+
+def _of_loguru(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What loguru prints with serialize=True, with the keys that others have; another document as it is."""
+    record = document["record"]
+    if not isinstance(record, dict) or not isinstance(level := record.get("level"), dict):
+        return document
+    time, name = record.get("time"), level.get("name")
+    return {
+        "time": time.get("timestamp", time.get("repr")) if isinstance(time, dict) else None,
+        "level": name if isinstance(name, str) and level_number(name) else level.get("no"),
+        "message": record.get("message"),
+        "exception": document.get("text") if record.get("exception") else None,
+    }
+
+
+def _trace(value: object) -> str:
+    """A traceback that is text, or lists and objects as structlog's dict_tracebacks make them; "" for none."""
+    if isinstance(value, str):
+        return value if "\n" in value else ""
+    return tracebacks.of_structlog(value) if isinstance(value, list) else ""
 
 
 def _json_level(value: object, higher: int) -> int:

@@ -3,7 +3,8 @@ wanted, and where in a large file to begin.
 
 A record begins with a line that stands for itself. Indented and empty lines belong to the one before, and so does a
 traceback to the line that announces it (a level of warning or worse); one that nothing announces is a record of its
-own. What follows the first line of an exception's message belongs to it until a line tells a time or a level.
+own. What follows the first line of an exception's message belongs to it until a line tells a time or a level. Where a
+script is no Python, the indented lines above `SyntaxError: ` are known when that comes, and begin a record.
 
 Pure. Memory is bounded whatever the log holds: a line of more than LINE_MAX bytes, and a record of more than
 RECORD_MAX, comes in parts, and what was decided of the first part holds for the others.
@@ -55,12 +56,15 @@ OFFSETS = (
 """Minutes by which local time is ahead of UTC somewhere on earth; of two that are as likely the first one is taken."""
 
 _CHAIN = (b"The above exception was the direct cause of", b"During handling of the above exception, another")
-_RAISED = re.compile(rb"[A-Za-z_][\w.<>]*(?:: |:?\Z)")
+_RAISED = re.compile(rb"[A-Za-z_\x80-\xff][\w.<>\x80-\xff]*(?:: |:?\Z)")
+_SYNTAX = b"SyntaxError: ", b"IndentationError: ", b"TabError: "
+_FILE = re.compile(rb'  File "[^"\n]*", line \d+\Z')
+_CAUGHT = b'> File "'  # so loguru marks the frame that caught; its other frames are indented
 _SEES_MORE = re.compile(
     rb"\\[AZz]|\(\?<?!|\(\?>|[*+?}]\+"  # ends of the text, "not followed by", no way back
     rb"|\(\?[a-zA-Z]*-[a-zA-Z]*m"  # ^ and $ that are ends of the text
 )
-_ANNOUNCES = logformat.LEVELS["warning"]
+_ANNOUNCES, _ERROR = logformat.LEVELS["warning"], logformat.LEVELS["error"]
 
 
 class Record(NamedTuple):
@@ -104,10 +108,22 @@ class Joints:
     def begin(self, said: Line) -> None:
         """A record begins with this line."""
         self.head = said
+        if not said.level and said.body.startswith(_SYNTAX):
+            self.head = said._replace(level=_ERROR)
         self._trace = _opens(said.body)
         if self._trace is _Trace.NONE and said.body.endswith(logformat.TRACEBACK):  # on one line with what announces it
             self._trace = _Trace.GROUP if said.body.endswith(logformat.GROUP) else _Trace.FRAMES
         self._traced = self._trace is not _Trace.NONE
+
+    def begin_syntax_error(self, said: Line) -> None:
+        """A record begins with this line, which says where a script is no Python."""
+        self.head = said._replace(level=_ERROR, continues=False)
+        self._trace, self._traced = _Trace.NONE, True
+
+    @property
+    def in_frames(self) -> bool:
+        """Whether a traceback has begun whose exception is yet to come."""
+        return self._trace in (_Trace.FRAMES, _Trace.CHAIN)
 
     def forget(self) -> None:
         """Lines are missing here."""
@@ -136,6 +152,8 @@ class Joints:
             self._lines = self._bytes = 0
             self._came = came
             return _Trace.RAISED
+        if before is _Trace.FRAMES and body.startswith(_CAUGHT):
+            return _Trace.FRAMES
         if before in (_Trace.RAISED, _Trace.GROUP) and body.startswith(_CHAIN):
             return _Trace.CHAIN
         if before is _Trace.CHAIN and body == b'"""':
@@ -157,6 +175,17 @@ def _opens(body: bytes) -> _Trace:
     if body.startswith(logformat.GROUP):
         return _Trace.GROUP
     return _Trace.CHAIN if body.endswith(logformat.REMOTE) else _Trace.NONE
+
+
+def _place(said: Sequence[Line]) -> int:
+    """How many of the last lines tell the place of the SyntaxError that follows: the file, the source and a mark below
+    it, of which Python leaves out what it does not know."""
+    for count, line in enumerate(reversed(said[-3:]), 1):
+        if line.continues and _FILE.match(line.body):
+            return count
+        if not line.body.startswith(b"    "):
+            break
+    return 0
 
 
 class Records:
@@ -238,7 +267,10 @@ class Records:
                 self.skipped += len(raw)
                 return
             self._skipping = False
-        if self._joints.joins(said, said.time if said.stamped else None) and (self._lines or self._part):
+        ends = not said.level and said.body.startswith(_SYNTAX) and not self._joints.in_frames
+        if ends and (count := _place(self._said)):
+            yield from self._split(count)
+        elif self._joints.joins(said, said.time if said.stamped else None) and (self._lines or self._part):
             if self._size + len(raw) > RECORD_MAX or len(self._lines) >= RECORD_LINES:
                 yield from self.flush()
         elif self._lines or self._part:
@@ -250,6 +282,19 @@ class Records:
         self._lines.append(raw)
         self._said.append(said)
         self._size += len(raw)
+
+    def _split(self, count: int) -> Iterator[Record]:
+        """The last lines, so many of them, belong to the SyntaxError that follows: a record begins with them."""
+        lines, said = self._lines[-count:], self._said[-count:]
+        del self._lines[-count:], self._said[-count:]
+        if self._lines:
+            yield self._out()
+        self._part = False
+        self._joints.begin_syntax_error(said[0])
+        said[0] = self._joints.head
+        if said[0].time is not None:
+            self._at = said[0].time
+        self._lines, self._said, self._size = lines, said, sum(map(len, lines))
 
     def _parse(self, line: bytes) -> Line:
         said = logformat.parse(line, self._clock)
@@ -384,13 +429,14 @@ def tracebacks_in(record: Record) -> Iterator[Traceback]:
         if said.trace:
             yield from tracebacks.scan(said.trace.decode(errors="replace").split("\n"))
     if len(record.lines) > 1 or logformat.TRACEBACK in record.lines[0]:
-        bodies = b"\n".join(said.body for said in record.said)
-        yield from tracebacks.scan(bodies.decode(errors="replace").split("\n"))
+        bodies = b"\n".join(said.body for said in record.said).decode(errors="replace").split("\n")
+        found = tracebacks.syntax_error(bodies) if bodies[0].startswith('  File "') else None
+        yield from tracebacks.scan(bodies) if found is None else (found,)
 
 
 def last_traceback(data: bytes, clock: Clock) -> Traceback | None:
     """The last traceback in the lines of `data`, in whatever format they are."""
-    if b"Traceback (most" not in data:
+    if not any(word in data for word in (b"Traceback (most", b"exc_type", *_SYNTAX)):
         return None
     maker = Records(clock)
     records = itertools.chain(maker.feed(data), maker.end())

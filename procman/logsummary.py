@@ -111,7 +111,8 @@ class Summary:
     """Of one log, or of several that are added."""
 
     def __init__(self) -> None:
-        self._lines = self._bytes = self._untimed = 0
+        self._lines = self._bytes = 0
+        self._untimed = self._untimed_bytes = 0
         self._times = _Times()
         self._bars = _Bars()
         self._levels: dict[str, int] = {}
@@ -129,6 +130,7 @@ class Summary:
         self._times.add(record.at)
         if record.at is None:
             self._untimed += len(record.lines)
+            self._untimed_bytes += size
         else:
             self._bars.add(record.at, len(record.lines), size)
         if not record.part:
@@ -173,7 +175,7 @@ class Summary:
             "first": first,
             "last": last,
             "lines_a_minute": timed / max(minutes, 1.0) if timed else None,
-            "bytes_a_minute": self._bytes * (timed / self._lines) / max(minutes, 1.0) if timed else None,
+            "bytes_a_minute": (self._bytes - self._untimed_bytes) / max(minutes, 1.0) if timed else None,
             "untimed_lines": self._untimed,
             "bar_seconds": self._bars.seconds,
             "bars": self._bars.list(),

@@ -7,7 +7,7 @@ exception is the last one. An exception group (PEP 654) is one, too. Pure.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -17,14 +17,16 @@ TEXT_MAX = 16 * 1024
 MESSAGE_MAX = 500
 FRAMES_MAX = 400
 CHAIN_MAX = 20
+"""Exceptions of a chain, and groups within each other."""
 
 _HEAD = re.compile(r"(?:.*\W)?Traceback \(most recent call last\):\s*")
 _CHAIN = (
     "The above exception was the direct cause of the following exception:",
     "During handling of the above exception, another exception occurred:",
 )
-_FRAME = re.compile(r'[\s|+-]*File "(?P<file>[^"\n]*)", line (?P<line>\d+)(?:, in (?P<function>.*))?')
-_RAISED = re.compile(r"[\s|+-]*(?P<type>[A-Za-z_][\w.]*(?:\.<locals>\.[\w.]+)*)(?:: (?P<message>.*))?")
+_FRAME = re.compile(r'[\s|+-]*(?:> )?File "(?P<file>[^"\n]*)", line (?P<line>\d+)(?:, in (?P<function>.*))?')
+_RAISED = re.compile(r"[\s|+-]*(?P<type>[^\W\d][\w.\ufffd]*(?:\.<locals>\.[\w.\ufffd]+)*)(?:: (?P<message>.*))?")
+_SYNTAX = re.compile(r"(?P<type>(?:Syntax|Indentation|Tab)Error): (?P<message>.*)")
 _LEFT_OUT = re.compile(r"  \[(\d+) lines left out\]")
 _ENDINGS = ("Group", "Error", "Exception", "Warning", "Interrupt", "Exit")  # of names of exceptions, in a group
 
@@ -208,3 +210,57 @@ def scan(lines: Iterable[str]) -> Iterator[Traceback]:
             yield found
     if (found := scanner.end()) is not None:
         yield found
+
+
+def syntax_error(lines: Sequence[str]) -> Traceback | None:
+    """What Python prints of a script that is none, which has no header; None where `lines` do not begin with that."""
+    place = _FRAME.fullmatch(lines[0])
+    found = ((number, _SYNTAX.fullmatch(line)) for number, line in enumerate(lines[1:4], 1))
+    number, raised = next((one for one in found if one[1]), (0, None))
+    if place is None or raised is None:
+        return None
+    frames = (f"{place['file']}:{place['line']}"[:300],)
+    text = _Text()
+    for line in lines[: number + 1]:
+        text.add(line)
+    return Traceback(raised["type"], raised["message"][:MESSAGE_MAX], (raised["type"],), frames, text.text())
+
+
+def of_structlog(stacks: object) -> str:
+    """Exceptions as the dict_tracebacks of structlog tell them, the last one first: the text that Python prints for
+    them, without the lines of source. "" for what is none."""
+    return "\n".join(_printed(stacks, CHAIN_MAX))
+
+
+def _printed(stacks: object, depth: int) -> list[str]:
+    lines: list[str] = []
+    joint = _CHAIN[1]
+    for stack in reversed(stacks[:CHAIN_MAX] if isinstance(stacks, list) else []):
+        if not isinstance(stack, dict) or not isinstance(stack.get("exc_type"), str):
+            continue
+        if lines:
+            lines += ["", joint, ""]
+        members = stack.get("exceptions") if stack.get("is_group") else None
+        lines += _section(stack, members[:CHAIN_MAX] if isinstance(members, list) and depth else [], depth)
+        joint = _CHAIN[0 if stack.get("is_cause") else 1]
+    return lines
+
+
+def _section(stack: Mapping[str, object], members: Sequence[object], depth: int) -> list[str]:
+    """One exception with its frames; with `members`, those of a group."""
+    frames, value, notes = (stack.get(key) for key in ("frames", "exc_value", "exc_notes"))
+    lines = [
+        f'  File "{frame.get("filename")!s:.300}", line {frame.get("lineno")!s:.20}, in {frame.get("name")!s:.300}'
+        for frame in (frames[:FRAMES_MAX] if isinstance(frames, list) else ())
+        if isinstance(frame, dict)
+    ]
+    raised = f"{stack['exc_type']}: {value}" if value and isinstance(value, str) else f"{stack['exc_type']}"
+    more = [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
+    lines += "\n".join([raised, *more]).split("\n")
+    if not members:
+        return ["Traceback (most recent call last):", *lines]
+    lines = ["  + Exception Group Traceback (most recent call last):", *(f"  | {line}" for line in lines)]
+    for number, member in enumerate(members, 1):
+        lines.append(f"  {'+-+' if number == 1 else '  +'}---------------- {number} ----------------")
+        lines += (f"    | {line}" for line in _printed(member, depth - 1))
+    return [*lines, "    +------------------------------------"]

@@ -328,6 +328,12 @@ def test_what_is_printed_long_after_a_traceback_is_no_error() -> None:
     assert len([*maker.feed(stamped.replace(b":03.", b":02.")), *maker.end()]) == 2
 
 
+def test_that_a_script_is_no_python_is_known_when_its_last_line_comes() -> None:
+    severities = Severities(error=False)
+    lines = [b'  File "a.py", line 2', b"    x = (", b"        ^", b"SyntaxError: '(' was never closed", b"print"]
+    assert [severities.of(line, WALL)[0] for line in lines] == [6, 6, 6, 3, 6]
+
+
 def test_all_lines_of_a_traceback_are_errors() -> None:
     severities = Severities(error=False)
     found = "".join(str(severities.of(line, WALL)[0]) for line in TRACEBACKS.splitlines())

@@ -105,6 +105,15 @@ JSONS: list[tuple[object, float | None, int, bytes]] = [
     ({"level": 30, "time": 1795757623500, "pid": 7, "hostname": "a", "msg": "x"}, 1795757623.5, 20, b"x"),
     ({"level": 60, "time": 1795757623500, "pid": 7, "hostname": "a", "msg": "x"}, 1795757623.5, 50, b"x"),
     ({"@timestamp": "2026-11-27T05:33:43.000+00:00", "log.level": "fatal"}, at("2026-11-27T05:33:43"), 50, b""),
+    # loguru with serialize=True
+    ({"text": "x\n", "record": {"level": {"name": "ERROR", "no": 40}, "message": "x",
+                                "time": {"repr": "2026-11-27 05:33:43+00:00", "timestamp": 1795757623.5}}},
+     1795757623.5, 40, b"x"),
+    ({"text": "x\n", "record": {"level": {"name": "AUDIT", "no": 35}, "message": "x", "exception": None,
+                                "time": {"repr": "2026-11-27 05:33:43+00:00"}}},
+     at("2026-11-27T05:33:43"), 35, b"x"),
+    ({"text": "x\n", "record": {"level": {"name": "TRACE", "no": 5}, "message": 5, "time": []}}, None, 10, b""),
+    ({"text": "x", "record": 5, "level": {}, "time": {"timestamp": {}}}, None, 0, b"x"),
     ({"time": True, "level": None, "message": 5}, None, 0, b""),
     ({"time": "soon", "level": "loud", "message": "x"}, None, 0, b"x"),
     ({}, None, 0, b""),
@@ -130,6 +139,9 @@ def test_json_that_is_cut_off_tells_its_level(line: bytes) -> None:
 def test_a_traceback_in_json_makes_an_error() -> None:
     said = parse(json.dumps({"message": "x", "exc_info": "Traceback (most recent call last):\nE: x"}).encode(), CLOCK)
     assert (said.level, said.trace) == (40, b"Traceback (most recent call last):\nE: x")
+    said = parse(b'{"event": "x", "exception": [{"exc_type": "E", "exc_value": "x", "frames": []}]}', CLOCK)
+    assert (said.level, said.trace) == (40, b"Traceback (most recent call last):\nE: x")
+    assert parse(b'{"event": "x", "exception": [], "stack": [5]}', CLOCK).level == 0
 
 
 INDENTED = (b"  File \"x\"", b"\tat x", b"", b"\r", b"2026-01-31T12:00:00Z   indented", b" - - a list", b" - [x] y")
@@ -233,6 +245,7 @@ UWSGI_SAYS = [
     (b"HARAKIRI [core 0] 127.0.0.1 - GET /slow/x since 1795822499", 40),
     (b"HARAKIRI triggered by worker 1 core 0 !!!", 40),
     (b'*** uWSGI listen queue of socket "127.0.0.1:1" (fd: 3) full !!! (101/100) ***', 30),
+    (b"!!! uWSGI process 5 got Segmentation Fault !!!", 50),
     (b"!!! no internal routing support, rebuild with pcre support !!!", 30),
 ]
 

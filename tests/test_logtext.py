@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from procman import logformat, logrecords, logsummary, moments, terminal, tracebacks
-from procman.ctl import logtext
+from procman.ctl import logtext, summing
 from procman.ctl.library import File, Heard, Places, Source
 from procman.ctl.logtext import LogText, Place
 from procman.logformat import Clock
@@ -155,6 +155,7 @@ LINES = st.sampled_from(
         b"  indented\n",
         b"\n",
         b"Traceback (most recent call last):\n  File \"a\", line 1, in f\n    x\nValueError: b\nDETAIL: c\n",
+        b'  File "b.py", line 2\n    x = (1\n        ^\nSyntaxError: b\n',
         b"x" * 3000 + b"\n",
     ]
 )
@@ -365,6 +366,42 @@ def test_a_summary_stays_small() -> None:
     assert document["other_paths"]["count"] + sum(path.count for path in found._paths.values()) >= 9_990
     assert (document["errors"][0]["exception"], document["errors"][0]["count"]) == ("KeyError", 4_999)
     assert document["other_errors"] > 4_500
+
+
+@pytest.mark.parametrize(
+    ("rate", "shown"),
+    [(30080.4, "30080"), (1_234_567.0, "1234567"), (803.52, "803.5"), (999.96, "1000"), (2.0, "2"), (0.00001, "0.00")],
+)
+def test_rates_are_plain_numbers(rate: float, shown: str) -> None:
+    document = {**summary(REAL["wsgi"]), "lines_a_minute": rate}
+    assert f"  rate     {shown} lines, " in "\n".join(summing.draw("shop", document, errors=False))
+
+
+def test_lines_without_a_time_take_nothing_from_the_bytes_a_minute() -> None:
+    """Neither those of a log that has none, in the summary of all."""
+    timed = b"".join(b"2026-11-27 10:0%d:00 INFO %b\n" % (minute, b"x" * 1000) for minute in range(5))
+    alone, together = (summary(data) for data in (timed, b"\n".join([*[b"print"] * 1000, timed])))
+    assert alone["bytes_a_minute"] == len(timed) / 4
+    assert together["untimed_lines"] == 1000
+    for key in ("lines_a_minute", "bytes_a_minute"):
+        assert together[key] == alone[key]
+
+
+@pytest.mark.parametrize(
+    ("listed", "others", "words"),
+    [
+        (10, 0, None),
+        (11, 0, "    and 1 other error"),
+        (19, 0, "    and 9 other errors"),
+        (19, 1, "    and 9 other errors, and 1 traceback of rare ones"),
+        (3, 5, "    and 5 tracebacks of rare errors"),
+    ],
+)
+def test_how_many_errors_are_not_shown(listed: int, others: int, words: str | None) -> None:
+    document = summary(TRACE)
+    document = {**document, "errors": document["errors"] * listed, "other_errors": others}
+    last = summing.draw("shop", document, errors=False)[-1]
+    assert last == (words or "    1 × ValueError: x")
 
 
 @settings(max_examples=60, deadline=None)
@@ -647,3 +684,70 @@ def test_of_a_very_long_record_the_end_is_let_through() -> None:
             shown += b"".join(each.text for each in whole.let(record))
     assert shown.endswith(b"ValueError: needle\n")
     assert len(shown) <= RECORD_MAX
+
+
+UNCLOSED = b"""\
+  File "/srv/shop/job.py", line 2
+    x = (1
+        ^
+SyntaxError: '(' was never closed
+"""
+INDENTED = b"""\
+  File "/srv/shop/job.py", line 2
+    return 5
+    ^
+IndentationError: expected an indented block after function definition on line 1
+"""
+TABBED = b"""\
+  File "job.py", line 3
+    x = 1
+TabError: inconsistent use of tabs and spaces in indentation
+"""
+SOURCELESS = b"""\
+  File "<stdin>", line 1
+SyntaxError: invalid syntax
+"""
+
+
+@pytest.mark.parametrize("error", [UNCLOSED, INDENTED, TABBED, SOURCELESS])
+@pytest.mark.parametrize("before", [b"", b"print\n", b"2026-11-27 10:00:00,000 INFO a\n", CHAINED, UNCLOSED, b"\n"])
+@pytest.mark.parametrize("added", [b"", b"2026-11-27T10:43:55.000Z "])
+def test_a_script_that_is_no_python_is_an_error(error: bytes, before: bytes, added: bytes) -> None:
+    """Python prints no header above it, and its first line is indented."""
+    texts = before, error, b"  more\nprint\n" + TRACE
+    before, error, after = (re.sub(rb"(?m)^(?!\Z)", added, text) for text in texts)
+    found = records(before + error + after, 50)
+    errors = [record.text for record in found if record.level == 40]
+    more = after.splitlines(keepends=True)
+    assert errors[-2:] == [error + more[0], b"".join(more[2:])]
+    assert b"".join(record.text for record in found) == before + error + after
+    counted = {one["exception"]: one["count"] for one in summary(before + error)["errors"]}
+    kind = error.splitlines()[-1].removeprefix(added).decode().split(":")[0]
+    assert counted[kind] == (2 if before.endswith(error) else 1)
+    last = logrecords.last_traceback(before + error, CLOCK)
+    assert last is not None
+    assert (last.exception, last.raised) == (kind, (kind,))
+    assert last.text.encode() == error.replace(added, b"").rstrip(b"\n")
+    assert re.fullmatch(r"\S+:\d", last.frames[0])
+    assert last.message
+
+
+def test_what_only_looks_like_such_an_error_is_left_as_it_is() -> None:
+    jinja = b'ERROR:root:no template\n  File "a.html", line 3\n    {{ x\nprint\n'
+    imported = b'Traceback (most recent call last):\n  File "a.py", line 1, in <module>\n' + UNCLOSED
+    coding = b"SyntaxError: Non-UTF-8 code starting with '\\xff' in file job.py on line 1\n"
+    message = b"INFO: x\n" + TRACE + b"SyntaxError: no frames\nmore\n"
+    found = [[len(record.lines) for record in records(data)] for data in (jinja, imported, coding, message)]
+    assert found == [[3, 1], [6], [1], [1, 5]]
+    assert [len(summary(data)["errors"]) for data in (jinja, imported, coding, message)] == [0, 1, 0, 1]
+    assert [record.level for record in records(coding)] == [40]
+
+
+def test_such_an_error_comes_whole_while_its_lines_come_one_by_one() -> None:
+    maker = Records(CLOCK)
+    whole = Whole(Filter(level=40))
+    shown = b""
+    for piece in (b"INFO: x\n", UNCLOSED, b"INFO: y\n", b"print\n", INDENTED[:60], INDENTED[60:], b"INFO: z\n"):
+        for record in (*maker.feed(piece), *maker.flush()):
+            shown += b"".join(each.text for each in whole.let(record))
+    assert shown == UNCLOSED + INDENTED.splitlines(keepends=True)[-1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 import traceback
 from pathlib import Path
 
@@ -109,10 +111,82 @@ def test_the_same_error_has_the_same_key_whatever_its_message() -> None:
     assert one.key != next(scan(moved.split("\n"))).key
 
 
+LOGURU = dict(re.findall(r"(?ms)^=== (.*?)\n(.*?)(?=^===|\Z)", (FORMATS / "loguru.txt").read_text()))
+"""What one program prints with each of these settings of loguru's `add`."""
+
+
+@pytest.mark.parametrize("mode", LOGURU)
+def test_what_loguru_prints(mode: str) -> None:
+    """It marks the frame that caught, shows values, and puts empty lines between the parts."""
+    found = in_log(LOGURU[mode])
+    assert [(one.exception, one.message, " ".join(one.raised)) for one in found] == [
+        ("RuntimeError", "no price for sku-12", "KeyError RuntimeError"),
+        ("ZeroDivisionError", "division by zero", "ZeroDivisionError"),
+        ("ValueError", "first line", "ValueError"),
+        ("ExceptionGroup", "several (2 sub-exceptions)", "ExceptionGroup ValueError KeyError"),
+    ]
+    outer = 0 if "backtrace=False" in mode else 2  # frames above the one that caught
+    assert [len(one.frames) for one in found] == ([6, 3, 2, 3] if outer else [4, 2, 1, 2])
+    assert found[0].frames[2 + outer :] == ("/srv/shop/pay.py:29 view", "/srv/shop/pay.py:24 checkout")
+    assert found[2].text.endswith("ValueError: first line\nsecond line\n\nfourth")
+
+
+def test_what_structlog_makes_of_tracebacks() -> None:
+    """With dict_tracebacks they are no text, but lists and objects."""
+    found = in_log((FORMATS / "structlog.txt").read_text())
+    assert [(one.exception, one.message, " ".join(one.raised)) for one in found] == [
+        ("ValueError", "no price", "ZeroDivisionError ValueError"),
+        ("OSError", "no disk", "ZeroDivisionError ValueError OSError"),
+        ("ExceptionGroup", "several (2 sub-exceptions)", "ExceptionGroup ValueError KeyError"),
+        ("SyntaxError", "'(' was never closed (s.py, line 1)", "SyntaxError"),
+    ]
+    assert found[0].frames == tuple(
+        f"/srv/shop/orders.py:{frame}" for frame in ("9 order", "6 price", "23 <module>", "11 order")
+    )
+    assert found[0].text.split("\n")[:4] == [
+        "Traceback (most recent call last):",
+        '  File "/srv/shop/orders.py", line 9, in order',
+        '  File "/srv/shop/orders.py", line 6, in price',
+        "ZeroDivisionError: division by zero",
+    ]
+    assert tracebacks._CHAIN[0] in found[0].text.split("\n")
+    assert [text in found[1].text for text in tracebacks._CHAIN] == [True, True]
+
+
+@given(
+    st.recursive(
+        st.one_of(st.none(), st.integers(), st.text(max_size=5)),
+        lambda inner: st.one_of(
+            st.lists(inner, max_size=3),
+            st.fixed_dictionaries(
+                {"exc_type": st.sampled_from(["E", 5, "a b"])},
+                optional=dict.fromkeys(("exc_value", "frames", "exceptions", "is_group", "filename"), inner),
+            ),
+        ),
+        max_leaves=20,
+    )
+)
+def test_any_value_may_be_a_traceback_of_structlog(value: object) -> None:
+    assert isinstance(tracebacks.of_structlog(value), str)
+
+
+def test_a_traceback_of_structlog_may_be_deep_or_long() -> None:
+    one: dict[str, object] = {"exc_type": "ExceptionGroup", "exc_value": "x"}
+    for _ in range(2000):
+        one = {**one, "is_group": True, "exceptions": [[one]]}
+    (found,) = scan(tracebacks.of_structlog([one]).split("\n"))
+    assert (found.exception, len(found.raised)) == ("ExceptionGroup", 20)
+    assert len(tracebacks.of_structlog([{"exc_type": "E", "frames": [{"filename": "a"}] * 9000}])) < 20_000
+
+
 @pytest.mark.parametrize(
     ("text", "exceptions"),
     [
         ("Traceback (most recent call last):\n", []),
+        ('Traceback (most recent call last):\n  File "a", line 1, in f\nGrößenfehler: zu groß', ["Größenfehler"]),
+        ('Traceback (most recent call last):\n  File "a", line 1, in f\nshop.Größenfehler: x', ["shop.Größenfehler"]),
+        ('Traceback (most recent call last):\n  File "a", line 1, in f\nnotes.错误', ["notes.错误"]),
+        ('Traceback (most recent call last):\n  File "a", line 1, in f\nGr\ufffde: not UTF-8', ["Gr\ufffde"]),
         ('Traceback (most recent call last):\n  File "a", line 1, in f', ["?"]),
         ('Traceback (most recent call last):\n  File "a", line 1, in f\n[2026-01-31 12:00:00] x', ["?"]),
         (
@@ -148,6 +222,8 @@ def test_any_order_of_lines_is_harmless(lines: list[str]) -> None:
 # --- access logs
 
 
+NONE = accesslog.NO_REQUEST
+UWSGI = "[pid: 5|app: 0|req: 4/4] 127.0.0.1 () {22 vars in 75 bytes} [Fri Nov 27 23:59:44 2026]"
 ANSWERS: list[tuple[str, tuple[str, str, int, float | None] | None]] = [
     ('1.1.1.1 - - [x] "GET /a HTTP/1.1" 200 2 "-" "curl/7" 0.2ms', ("GET", "/a", 200, 0.0002)),
     ('1.1.1.1 - - [x] "GET /a HTTP/1.1" 200 2 "-" "curl/7"', ("GET", "/a", 200, None)),
@@ -162,9 +238,40 @@ ANSWERS: list[tuple[str, tuple[str, str, int, float | None] | None]] = [
     ('[2026-11-27 05:33:52 +0000]  - "GET / HTTP/1.1" 200 0.086', ("GET", "/", 200, 0.000086)),
     ('[t] [7] [INFO] 127.0.0.1:5 - - [x] "GET / 1.1" 200 2 "-" "curl"', ("GET", "/", 200, None)),
     ('[27/Nov/2026 05:34:29] "GET /a HTTP/1.1" 404 2321', ("GET", "/a", 404, None)),
-    ("[pid: 5|app: 0|req: 1/1] ::1 () {2 vars in 3 bytes} [t] GET /x?q => generated 2 bytes in 7 msecs (HTTP/1.1 200)",
+    (f"{UWSGI} GET /x?q => generated 2 bytes in 7 msecs (HTTP/1.1 200) 1 headers in 38 bytes (1 switches on core 0)",
      ("GET", "/x?q", 200, 0.007)),
     ("[pid: 5|app: 0|req: 1/1] x", None),
+    ('1.1.1.1 - a\\"b [x] "GET /a HTTP/1.1" 200 2 "-" "-"', ("GET", "/a", 200, None)),
+    ('1.1.1.1 - a\\"b', None),
+    # what is no usual request: nginx, Apache, Flask with its colours, Django's runserver, daphne, uvicorn, granian
+    ('1.1.1.1 - - [28/Nov/2026:00:11:29 +0000] "\\x16\\x03\\x01\\x22q\\x5C\\xFF" 400 157 "-" "-"', (*NONE, 400, None)),
+    ('1.1.1.1 - - [28/Nov/2026:00:11:30 +0000] "" 408 0 "-" "-"', (*NONE, 408, None)),
+    ('1.1.1.1 - - [28/Nov/2026:00:11:30 +0000] "-" 408 - "-" "-" 1500', (*NONE, 408, 0.0015)),
+    ('1.1.1.1 - - [28/Nov/2026:00:11:31 +0000] "GET / HT" 408 0 "-" "-"', ("GET", "/ HT", 408, None)),
+    ('1.1.1.1 - - [28/Nov/2026:00:11:30 +0000] "M-SEARCH * HTTP/1.1" 405 157 "-" "-"', ("M-SEARCH", "*", 405, None)),
+    ('1.1.1.1 - - [28/Nov/2026:00:11:30 +0000] "GET /x y HTTP/1.1" 404 157 "-" "-"', ("GET", "/x y", 404, None)),
+    ('1.1.1.1 - - [28/Nov/2026:00:11:30 +0000] "OPTIONS rtsp://x RTSP/1.0" 400 157 "-" "-"',
+     ("OPTIONS", "rtsp://x RTSP/1.0", 400, None)),
+    (f'1.1.1.1 - - [28/Nov/2026:00:11:30 +0000] "GET /{"a" * 9000} HTTP/1.1" 414 177 "-" "-"',
+     ("GET", "/" + "a" * 9000, 414, None)),
+    ('1.1.1.1 - - [27/Nov/2026 23:59:37] "\x1b[33mGET /none HTTP/1.1\x1b[0m" 404 -', ("GET", "/none", 404, None)),
+    ('1.1.1.1 - - [27/Nov/2026 23:59:37] "\x1b[31m\x1b[1m\\x16\\x03ü"quoted\\\\ÿ\x1b[0m" 400 -', (*NONE, 400, None)),
+    ("1.1.1.1 - - [27/Nov/2026 23:59:37] code 400, message Bad request version ('FOO/1.1')", None),
+    ("1.1.1.1 - - [27/Nov/2026 23:59:37] code 400, message Bad request syntax ('\\x16\\x03\"quoted\\\\ÿ')", None),
+    ('1.1.1.1 - - [27/Nov/2026 23:59:37] "\x1b[31m\x1b[1mGET / FOO/1.1\x1b[0m" 400 -', ("GET", "/ FOO/1.1", 400, None)),
+    ('[28/Nov/2026 00:11:18] "get /low HTTP/1.1" 404 2162', ("get", "/low", 404, None)),
+    ("[28/Nov/2026 00:11:18] You're accessing the development server over HTTPS, but it only supports HTTP.",
+     (*NONE, 400, None)),
+    ('127.0.0.1:48996 - - [27/Nov/2026:23:59:54] "GET /"q" 200 2', ("GET", '/"q', 200, None)),
+    ('INFO:     127.0.0.1:42186 - "get /low HTTP/1.1" 200 OK', ("get", "/low", 200, None)),
+    ('[2026-11-27 23:59:58 +0000] 127.0.0.1 - "GET /"q HTTP/1.1" 200 1.294', ("GET", '/"q', 200, 0.001294)),
+    (f"{UWSGI}   => generated 0 bytes in 0 msecs ( 500) 0 headers in 0 bytes (0 switches on core 0)",
+     (*NONE, 500, 0.0)),
+    (f"{UWSGI} GET /x => generated 2 bytes in 3 msecs (y HTTP/1.1 404) 1 headers in 40 bytes (1 switches on core 0)",
+     ("GET", "/x", 404, 0.003)),
+    (f"{UWSGI} GET /x => generated 2 bytes in 3 msecs (y (200) 404) 1 headers in 40 bytes (1 switches on core 0)",
+     ("GET", "/x", 404, 0.003)),
+    ('2026-11-27 05:33:43,644 INFO shop no "such thing" 404 times', None),
     ('he said "GET lost"', None),
     ("", None),
 ]  # fmt: skip
@@ -207,6 +314,26 @@ def test_paths_are_counted_without_what_makes_each_its_own(path: str, place: str
 def test_any_line_may_be_an_answer(line: bytes) -> None:
     accesslog.parse(line)
     accesslog.parse(b'1.1.1.1 - - [x] "GET / HTTP/1.1" 200 ' + line)
+    accesslog.parse(b'1.1.1.1 - - [27/Nov/2026 23:59:37] "' + line + b'" 400 -')
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'"' * 200_000,
+        b"\\" * 200_000,
+        b'1.1.1.1 - - [27/Nov/2026 23:59:37] "' + b'" 40' * 50_000,
+        b'1.1.1.1 - - [27/Nov/2026 23:59:37] "' * 9000,
+        b'INFO: ' + b' - "' * 50_000,
+        UWSGI.encode() + b" => generated 1 bytes in 1 msecs ( 50" * 5000,
+        f"{UWSGI} GET /x => generated 2 bytes in 3 msecs (".encode() + b"1 404) 1 " * 20_000,
+    ],
+)  # fmt: skip
+def test_a_long_line_is_no_work(line: bytes) -> None:
+    """Whatever a visitor puts there."""
+    begin = time.process_time()
+    assert accesslog.parse(line) is None
+    assert time.process_time() - begin < 0.5
 
 
 def test_a_long_chain_is_shown_by_its_first_and_its_last_exception() -> None:

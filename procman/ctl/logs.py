@@ -41,7 +41,8 @@ def add_logs(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser("logs", help=words, description=words, parents=[shared], formatter_class=Help)
     parser.add_argument("names", metavar="NAME", nargs="*", help=f"{NAMES} (default: all)")
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what comes, until Ctrl-C")
-    words = f"the last N lines of each log; with --grep or --level the last N that these choose (default: {LINES})"
+    chosen = "with --grep, --level, --since or --until the last N records that these choose"
+    words = f"the last N lines of each log; {chosen} (default: {LINES})"
     parser.add_argument("-n", "--lines", type=_lines, metavar="N", help=words)
     words = 'from this time on, and all of it: "10 min ago", "2h", "09:30", "yesterday", "2030-01-31 12:00"'
     parser.add_argument("--since", metavar="TIME", help=words)

@@ -48,7 +48,7 @@ def draw(name: str, document: Object, *, errors: bool) -> list[str]:
     """The summary of one log; with `errors` a full sample of each."""
     lines = [f"{printable(name)}: {document['lines']} lines, {size(document['bytes'])}"]
     if document["first"] is not None:
-        rate = f"{document['lines_a_minute']:.4g} lines, {size(document['bytes_a_minute'])} a minute"
+        rate = f"{_rate(document['lines_a_minute'])} lines, {size(document['bytes_a_minute'])} a minute"
         bars = document["bars"]
         most = max(bars, key=lambda bar: bar["lines"])
         every = "" if document["bar_seconds"] == 60 else f" in {document['bar_seconds'] // 60} minutes"
@@ -95,10 +95,17 @@ def _errors(document: Object, *, samples: bool) -> list[str]:
         lines.append(f"    {error['count']} × {printable(error['exception'])}{message}{when}")
         if samples:
             lines += [f"      | {printable(line)}" for line in error["sample"].split("\n")]
-    more = len(document["errors"]) - ERRORS
-    if more > 0 or document["other_errors"]:
-        lines.append(f"    and {max(more, 0)} other errors, and {document['other_errors']} tracebacks of rare ones")
+    more, rare = max(len(document["errors"]) - ERRORS, 0), document["other_errors"]
+    left = [f"{more} other error{'s' if more > 1 else ''}"] if more else []
+    left += [f"{rare} traceback{'s' if rare > 1 else ''} of rare {'ones' if more else 'errors'}"] if rare else []
+    lines += [f"    and {', and '.join(left)}"] if left else []
     return ["", "  errors:", *lines] if lines else []
+
+
+def _rate(value: float) -> str:
+    if value >= 1000:
+        return f"{value:.0f}"
+    return f"{value:.4g}" if value >= 1 else f"{value:.2f}"
 
 
 def _when(at: float) -> str:

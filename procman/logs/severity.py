@@ -41,5 +41,6 @@ class Severities:
         said = logformat.parse(line.rstrip(b"\r"), None)
         if not self._joints.joins(said, wall):
             self._joints.begin(said)
-            self._now = _OF_LEVEL[said.level] if said.level else self._usual
+            level = self._joints.head.level
+            self._now = _OF_LEVEL[level] if level else self._usual
         return self._now, line
