@@ -328,6 +328,13 @@ class RunningDaemon:
         options = {"env": {**os.environ, "PYTHONPATH": str(PROJECT)}, "stdin": subprocess.DEVNULL, **options}
         return subprocess.run(command, timeout=timeout, text=True, capture_output=True, check=False, **options)
 
+    def begin(self, *arguments: str) -> subprocess.Popen[str]:
+        """procmanctl, which goes on by itself; its stdout is all that it prints."""
+        command = [sys.executable, "-c", CTL, "-s", str(self.socket), *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+        none, pipe, both = subprocess.DEVNULL, subprocess.PIPE, subprocess.STDOUT
+        return subprocess.Popen(command, env=environment, stdin=none, stdout=pipe, stderr=both, text=True)
+
     def json(self, *arguments: str) -> Any:
         """What `procmanctl --json ...` prints, read. Only for commands that succeed."""
         done = self.ctl("--json", *arguments)

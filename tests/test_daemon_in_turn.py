@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeDaemon
-from tests.harness import CTL, PROJECT, RunningDaemon, command_line, descendants, free_port, wait_until
+from tests.harness import RunningDaemon, command_line, descendants, free_port, wait_until
 
 SLOW = """
 import signal, sys, time
@@ -46,12 +43,6 @@ def up(running: RunningDaemon, count: int) -> None:
         running.wait_for(f"worker:{number}")
 
 
-def reloading(running: RunningDaemon, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", CTL, "-s", str(running.socket), "reload", "worker", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 def serving(running: RunningDaemon) -> int:
     return sum(info["state"] == "RUNNING" for info in running.status().values())
 
@@ -64,7 +55,7 @@ def children(running: RunningDaemon) -> list[int]:
 def test_a_stop_wins(daemon: MakeDaemon, tmp_path: Path) -> None:
     running = daemon(workers(tmp_path, 3))
     up(running, 3)
-    reload = reloading(running)
+    reload = running.begin("reload", "worker")
     running.wait_for("worker:1", "STOPPING")
     assert running.ctl("stop", "worker:3").returncode == 0
     said = reload.communicate(timeout=30)[0]
@@ -79,7 +70,7 @@ def test_a_change_of_the_table_waits(daemon: MakeDaemon, tmp_path: Path) -> None
     """Nobody is started that leaves the table, or has left it."""
     running = daemon(workers(tmp_path, 3))
     up(running, 3)
-    reload = reloading(running)
+    reload = running.begin("reload", "worker")
     running.wait_for("worker:1", "STOPPING")
     assert "worker" in running.ctl("daemon", "upgrade").stderr  # it is refused
     running.write_table(workers(tmp_path, 2))
@@ -100,7 +91,7 @@ def test_a_change_of_the_table_waits(daemon: MakeDaemon, tmp_path: Path) -> None
 def test_a_second_one_is_refused(daemon: MakeDaemon, tmp_path: Path) -> None:
     running = daemon(workers(tmp_path, 3))
     up(running, 3)
-    first = reloading(running)
+    first = running.begin("reload", "worker")
     running.wait_for("worker:2", "STOPPING")
     second = running.ctl("reload", "worker")
     assert (second.returncode, "a reload of worker is under way already" in second.stdout + second.stderr) == (1, True)
@@ -165,7 +156,7 @@ def test_a_reload_command_runs_once_and_ends_with_a_stop(daemon: MakeDaemon, tmp
     script.write_text(COMMAND)
     running = daemon(workers(tmp_path, 1, f'reload = ["${{PYTHON}}", "{script}"]', seconds=0))
     running.wait_for("worker")
-    reload = reloading(running)
+    reload = running.begin("reload", "worker")
     runs = Path(f"{script}.runs")
     wait_until(runs.exists)
     second = running.ctl("reload", "worker")
@@ -226,7 +217,7 @@ def test_a_restart_starts_nobody_in_a_shutdown(daemon: MakeDaemon, tmp_path: Pat
 def test_all_of_it_is_asked_for_meanwhile(daemon: MakeDaemon, tmp_path: Path, verb: str) -> None:
     running = daemon(workers(tmp_path, 3, seconds=0.5))
     up(running, 3)
-    reload = reloading(running)
+    reload = running.begin("reload", "worker")
     running.wait_for("worker:1", "STOPPING")
     assert running.ctl(verb, "worker").returncode == 0
     reload.communicate(timeout=30)

@@ -6,15 +6,13 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import MakeDaemon
-from tests.harness import CTL, PROJECT, free_port, wait_until
+from tests.harness import free_port, wait_until
 from tests.test_daemon_units import Shop
 
 
@@ -36,12 +34,6 @@ class Patient(Shop):
             environment = {{ SITE_FOLDER = "{self.folder}" }}
             start_seconds = 0.2
         """
-
-    def begin(self, *arguments: str) -> subprocess.Popen[str]:
-        """procmanctl, which goes on by itself."""
-        command = [sys.executable, "-c", CTL, "-s", str(self.running.socket), *arguments]
-        environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def passed(self) -> bool:
         """Whether the successors have taken over, and those before run dry."""
@@ -70,7 +62,7 @@ def test_who_waits_for_the_one_before_is_answered_whatever_is_asked_for(
     shop = Patient(daemon, tmp_path, 3)
     shop.version("two")
     with shop.gate():
-        reload = shop.begin("reload", "shop")
+        reload = shop.running.begin("reload", "shop")
         wait_until(shop.beside, 20)
     wait_until(lambda: "shop:3 (successor): STARTING" in shop.running.said(), 20)
     clients = shop.visit(100)
@@ -97,7 +89,7 @@ def test_who_has_met_a_canary_is_answered_whatever_is_asked_for(
 ) -> None:
     shop = Patient(daemon, tmp_path, 3)
     shop.version("two")
-    reload = shop.begin("reload", "shop", "--canary", "50%", "--for", "60s")
+    reload = shop.running.begin("reload", "shop", "--canary", "50%", "--for", "60s")
     wait_until(lambda: [one for one in shop.beside() if one["canary"]], 20)
     clients = shop.visit(200)
     done = shop.running.ctl(*command.split())
@@ -113,7 +105,7 @@ def test_who_waits_for_a_successor_that_falls_is_answered(daemon: MakeDaemon, tm
     """By the other one, or by one more of those before; only what it had accepted goes with it."""
     shop = Patient(daemon, tmp_path, count)
     shop.version("two")
-    reload = shop.begin("reload", "shop")
+    reload = shop.running.begin("reload", "shop")
     wait_until(shop.passed, 20)
     clients = shop.visit(20)
     name = "shop:1" if count > 1 else "shop"
@@ -158,9 +150,7 @@ def test_nobody_meets_a_release_on_trial_by_the_port_of_its_probe(daemon: MakeDa
     """)
     running.wait_for("shop", timeout=20)
     (tmp_path / "version").write_text("two")
-    command = [sys.executable, "-c", CTL, "-s", str(running.socket), "reload", "shop"]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    reload = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    reload = running.begin("reload", "shop")
     wait_until((tmp_path / "port.two").exists, 20)
     met: list[bytes] = []
     while reload.poll() is None:
@@ -171,6 +161,7 @@ def test_nobody_meets_a_release_on_trial_by_the_port_of_its_probe(daemon: MakeDa
             visitor.connect(("127.0.0.1", port))
             visitor.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             met.append(visitor.recv(4096))
+    reload.communicate()
     assert reload.returncode == 1
     assert met
     assert not [answer for answer in met if b"X-Version: one" not in answer]
