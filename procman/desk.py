@@ -12,12 +12,13 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 
 from procman import __version__, launch, operation, printed, report, rivals
 from procman.canary import AS_TABLE, Wish
 from procman.change import Change
+from procman.config import Program
 from procman.errors import Failed, NoSuchProgram, WrongUse
 from procman.ground import Ground
 from procman.lifecycle import State
@@ -372,9 +373,26 @@ class Desk:
             result.append(report.change(process) | {"ok": running, "why": why})
         return result
 
-    def log_sources(self, names: Sequence[str], stderr: bool) -> list[LogSource]:
+    def log_sources(self, names: Sequence[str], stderr: bool, *, strict: bool = True) -> list[LogSource]:
+        if not strict and names:
+            known = _names(process.program for process in self._supervisor.all())
+            names = [name for name in names if name in known]
+            if not names:
+                return []
         sources = [s for process in self.select(names) for s in launch.log_sources(process.program)]
         return [source for source in sources if not stderr or source.stream == "err"]
+
+    def unknown(self, names: Sequence[str]) -> list[str]:
+        if not names:
+            return []
+        # While a change is under way, the table before counts: what is to be another program has no process then.
+        there = (process.program for process in self._supervisor.all())
+        known = _names((*self._supervisor.config.programs, *there))
+        return [name for name in dict.fromkeys(names) if name not in known]
+
+    def watch_table(self, callback: Callable[[], None]) -> Callable[[], None]:
+        self._supervisor.places.watchers.append(callback)
+        return lambda: self._supervisor.places.watchers.remove(callback)
 
     def output_elsewhere(self, names: Sequence[str], stderr: bool) -> dict[str, str]:
         programs = [process.program for process in self.select(names)]
@@ -466,6 +484,11 @@ class Desk:
 
     async def plan(self, *, previous: bool) -> list[Info]:
         return [asdict(line) for line in await self._change.plan(previous=previous)]
+
+
+def _names(programs: Iterable[Program]) -> set[str]:
+    """All that operators may call these."""
+    return {"all"}.union(*((program.name, program.program, *program.groups) for program in programs))
 
 
 def _short(keeper: int, supervisor: int) -> list[str]:

@@ -68,7 +68,7 @@ class LogReader:
         source: LogSource,
         lines: int,
         start: Position | None = None,
-        begins: Callable[[], Position | None] = lambda: None,
+        begins: Callable[[], Position | None] | None = None,
         after: Sequence[LogReader] = (),
     ) -> None:
         """`begins` tells where to start for who does not call `open`: None while nobody knows. All that came before it
@@ -79,11 +79,14 @@ class LogReader:
         self._lines = lines
         self._start = start
         self._follower: logread.Follower | None = None
+        self.is_new = False
+        """Nobody was told yet where it starts."""
         self._rest = b""  # the beginning of a character
         self._after = Position()
 
     def params(self, data: bytes) -> Object:
         """Those of the notification with these bytes, which were read last; with the place after them."""
+        self.is_new = False
         at = self._after
         place = {"file": at.file, "offset": at.offset - len(self._rest)}
         return rpc.log_params(self.source.name, self.source.stream, data) | place
@@ -96,11 +99,17 @@ class LogReader:
 
     def opens(self) -> bool:
         """Whether it is known now for the first time where to start."""
-        if self._follower is not None or (start := self._begins()) is None:
+        if self._follower is not None or self._begins is None or (start := self._begins()) is None:
             return False
         self._start = start
         self.open()
+        self.is_new = True
         return True
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is still to be known where to start."""
+        return self._follower is None and self._begins is not None
 
     def news(self) -> bytes:
         """The next bytes, b"" when there are no more now."""
@@ -190,7 +199,8 @@ class ReadingThread:
         return await asyncio.shield(task)
 
     async def news(self) -> list[tuple[LogReader, bytes]]:
-        """What has come; waits for it, or for `wake`. Little more than MAX_TURN bytes at once."""
+        """What has come, b"" where nothing has and only the place is new; waits for it, or for `wake`. Little more than
+        MAX_TURN bytes at once."""
         while not self._grown and not self._woken:
             self._arrived.clear()
             await self._arrived.wait()
@@ -200,7 +210,7 @@ class ReadingThread:
         found, others = await self.run(functools.partial(_read_turn, readers))
         for reader in [*(reader for reader, data in found if data), *others]:
             self._grown[reader] = None
-        return [(reader, data) for reader, data in found if data]
+        return [(reader, data) for reader, data in found if data or reader.is_new]
 
     def close(self) -> None:
         """Closes the files: at once, or when the disk has answered."""

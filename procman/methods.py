@@ -11,13 +11,13 @@ import functools
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import field
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, NoReturn, Protocol
 
 from procman.records import dataclass
 
 from . import logstream, rpc, values
 from .canary import AS_TABLE, Wish
-from .errors import Failed, ProcmanError
+from .errors import Failed
 from .logread import Held, Position
 from .logstream import LogReader, ReadingThread
 from .reading import Read
@@ -26,6 +26,7 @@ from .rpc import LogSource, Object, Peer, RpcError
 MAX_LINES = 100_000  # of the end of a log, for one request
 MAX_PIECE = 1024 * 1024  # bytes of a log in one answer
 MAX_COUNT = 1000  # processes of one program
+MAX_MISSING = 1000  # names that are waited for, of logs that are followed
 MAX_NEWS = 10_000  # events that wait for a client that is slow to read them
 
 Role = Literal["look", "operate"]
@@ -90,8 +91,15 @@ class Operations(Protocol):
     def signal(self, names: Sequence[str], signum: int, peer: Peer) -> list[Object]:
         """Sends a signal to the main child of each process; the same objects."""
 
-    def log_sources(self, names: Sequence[str], stderr: bool) -> list[LogSource]:
-        """The logs that can be read; with `stderr` only those of standard error."""
+    def log_sources(self, names: Sequence[str], stderr: bool, *, strict: bool = True) -> list[LogSource]:
+        """The logs that can be read; with `stderr` only those of standard error. Not `strict`: names of nobody are left
+        out."""
+
+    def unknown(self, names: Sequence[str]) -> list[str]:
+        """Those of these names that have left the table, or never stood there."""
+
+    def watch_table(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Calls back in the loop when a process has come to the table, or has left it; returns what ends that."""
 
     def output_elsewhere(self, names: Sequence[str], stderr: bool) -> dict[str, str]:
         """Of the programs whose output is in no such log, where it goes, in words."""
@@ -363,80 +371,129 @@ async def _events(operations: Operations, call: Call) -> object:
 
 
 async def _logs(operations: Operations, call: Call) -> object:
+    if call.params["follow"]:
+        followed = _Followed(operations, call)
+        try:
+            await followed.tell()
+        finally:
+            followed.close()
     sources = operations.log_sources(call.params["names"], call.params["stderr"])
-    await call.tell("sources", {"sources": [{"name": source.name, "stream": source.stream} for source in sources]})
+    await call.tell("sources", _told(sources))
     starts = logstream.starts(call.params["after"])
-    lines = call.params["lines"]
-    readers = [LogReader(source, lines, starts.get((source.name, source.stream))) for source in sources]
+    readers = [LogReader(each, call.params["lines"], starts.get((each.name, each.stream))) for each in sources]
     thread = ReadingThread(readers, call.read)
-    unwatch: list[Callable[[], None]] = []
-    moves = _Moves(operations, call, readers)
-
-    def moved(event: Object) -> None:
-        for reader in moves.looked(event):
-            unwatch.append(operations.watch_logs([reader.source.key], functools.partial(thread.grown, reader)))
-            thread.add(reader)
-        if moves.told:
-            thread.wake()
-
     try:
-        if call.params["follow"]:
-            # Before the first look: nothing that comes after it is missed.
-            unwatch.extend(
-                operations.watch_logs([reader.source.key], functools.partial(thread.grown, reader))
-                for reader in readers
-            )
-            unwatch.append(operations.subscribe(moved))
         for reader in readers:
             await thread.run(reader.open)
-            while not call.params["follow"] and (data := await thread.run(reader.last)):
-                await call.tell("log", reader.params(data))
-        while call.params["follow"]:
-            found = await thread.news()
-            while moves.told:
-                await call.tell("moved", moves.told.popleft())
-            for reader, data in found:
+            while data := await thread.run(reader.last):
                 await call.tell("log", reader.params(data))
     finally:
-        for end in unwatch:
-            end()
         thread.close()
     return {}
 
 
-class _Moves:
-    """Logs that are followed while `apply` has them go to other files. `told`: what the client is to be told of it."""
+def _told(sources: Sequence[LogSource]) -> Object:
+    return {"sources": [{"name": source.name, "stream": source.stream} for source in sources]}
 
-    def __init__(self, operations: Operations, call: Call, readers: Sequence[LogReader]) -> None:
+
+class _Followed:
+    """The logs that some names mean now and later, followed: `apply` has processes come and go, and has output go to
+    other files. A client that comes back tells in `after` where it was: what it does not know began meanwhile, and a
+    name may have left the table."""
+
+    def __init__(self, operations: Operations, call: Call) -> None:
+        """Raises NoSuchProgram."""
         self._operations, self._call = operations, call
-        self._readers, sources = list(readers), [reader.source for reader in readers]
-        self._known = {(source.name, source.stream): source.path for source in sources}
+        self._missing = operations.unknown(call.params["names"])
+        comes_back = bool(call.params["after"]) and len(self._missing) <= MAX_MISSING
+        self._sources = operations.log_sources(call.params["names"], call.params["stderr"], strict=not comes_back)
+        starts = logstream.starts(call.params["after"])
+        self._known = {(source.name, source.stream): source.path for source in self._sources}
         self._all = set(self._known.items())
-        self.told: deque[Object] = deque()
+        self._readers: list[LogReader] = []
+        for source, key in zip(self._sources, self._known, strict=True):
+            known = not comes_back or key in starts
+            reader = LogReader(source, call.params["lines"], starts.get(key)) if known else self._begun(source)
+            self._readers.append(reader)
+        self._waiting = [reader for reader in self._readers if reader.waits]
+        self._thread = ReadingThread(self._readers, call.read)
+        self._news: deque[tuple[str, Object]] = deque()
+        self._due: asyncio.Handle | None = None
+        # Before the first look: nothing that comes after it is missed.
+        self._ends = [self._watch(reader) for reader in self._readers]
+        self._ends += [operations.subscribe(self._heard), operations.watch_table(self._look_soon)]
 
-    def looked(self, event: Object) -> list[LogReader]:
-        """Something has happened. Returns readers of the files that output goes to from now on."""
-        if event["type"] not in ("daemon", "rollout") and event.get("state") != "STARTING":
-            return []
-        try:
-            now = self._operations.log_sources(self._call.params["names"], self._call.params["stderr"])
-        except ProcmanError:
-            now = []  # they have left the table
+    async def tell(self) -> NoReturn:
+        """Tells the client of all that comes."""
+        tell = self._call.tell
+        await tell("sources", _told(self._sources))
+        if self._missing:
+            await tell("missing", {"names": self._missing})
+        for reader in self._readers[: len(self._sources)]:
+            if not reader.waits:
+                await self._thread.run(reader.open)
+        while True:
+            found = await self._thread.news()
+            while self._news:
+                await tell(*self._news.popleft())
+            for reader, data in found:
+                await tell("log", reader.params(data))
+
+    def close(self) -> None:
+        """Follows no more."""
+        if self._due is not None:
+            self._due.cancel()
+        for end in self._ends:
+            end()
+        self._thread.close()
+
+    def _watch(self, reader: LogReader) -> Callable[[], None]:
+        return self._operations.watch_logs([reader.source.key], functools.partial(self._thread.grown, reader))
+
+    def _heard(self, event: Object) -> None:
+        """Something has happened."""
+        self._waiting = [reader for reader in self._waiting if reader.waits]
+        for reader in self._waiting:  # its file may be open by now
+            self._thread.grown(reader)
+        if event["type"] in ("daemon", "rollout") or event.get("state") == "STARTING":
+            self._look()
+
+    def _look_soon(self) -> None:
+        """Another process has come, or gone: there may be many of them."""
+        if self._due is None:
+            self._due = asyncio.get_running_loop().call_soon(self._look)
+
+    def _look(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+        params = self._call.params
+        now = self._operations.log_sources(params["names"], params["stderr"], strict=False)
         paths = {(source.name, source.stream): source.path for source in now}
-        readers = []
         for key in sorted(self._known.keys() | paths.keys()):
-            if (path := paths.get(key, "")) != self._known.get(key):
-                self.told.append({"name": key[0], "stream": key[1], "path": path})
+            if (path := paths.get(key, "")) != self._known.get(key, ""):
+                self._news.append(("moved", {"name": key[0], "stream": key[1], "path": path}))
         for source in now:
             place = (source.name, source.stream), source.path
             if place not in self._all:
                 self._all.add(place)
-                after = [each for each in self._readers if each.source.key == source.key]
-                reader = LogReader(source, 0, begins=functools.partial(self._begins, source), after=after)
+                reader = self._begun(source)
                 self._readers.append(reader)
-                readers.append(reader)
-        self._known = {key: paths.get(key, "") for key in self._known | paths}
-        return readers
+                self._waiting.append(reader)
+                self._ends.append(self._watch(reader))
+                self._thread.add(reader)
+        self._known = paths
+        missing = self._operations.unknown(params["names"])
+        if missing != self._missing:
+            self._missing = missing
+            self._news.append(("missing", {"names": missing}))
+        if self._news:
+            self._thread.wake()
+
+    def _begun(self, source: LogSource) -> LogReader:
+        """Reads a log from where its output began in this file; what came before is in its other files."""
+        after = [each for each in self._readers if each.source.key == source.key]
+        return LogReader(source, 0, begins=functools.partial(self._begins, source), after=after)
 
     def _begins(self, source: LogSource) -> Position | None:
         """Where it begins in that file; None: nothing has come there yet."""

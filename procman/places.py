@@ -7,7 +7,7 @@ or the one before that runs dry. Decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from procman.process import Process
 
@@ -19,6 +19,8 @@ class Places:
         self.current: dict[str, Process] = {}
         self.beside: dict[str, Process] = {}
         self.by_key: dict[str, Process] = {}
+        self.watchers: list[Callable[[], None]] = []
+        """Called when a process has come to the table, or has left it."""
         self._numbers: dict[str, int] = {}
         self._called: dict[str, list[str]] | None = None
 
@@ -41,6 +43,7 @@ class Places:
         self._called = None
         self.current[process.name] = process
         self.by_key[process.key] = process
+        self._changed()
 
     def next_number(self, process: Process) -> int:
         """The number of children up to which those of a successor of `process` are not counted: each trial has its own,
@@ -65,7 +68,9 @@ class Places:
     def remove(self, name: str) -> Process:
         """The process has left the table."""
         self._called = None
-        return self.by_key.pop(self.current.pop(name).key)
+        process = self.by_key.pop(self.current.pop(name).key)
+        self._changed()
+        return process
 
     def put_in_order(self, names: Sequence[str]) -> None:
         """The current ones in this order."""
@@ -73,3 +78,7 @@ class Places:
         ordered = {name: self.current[name] for name in names}
         self.current.clear()  # one object with others that look into it
         self.current.update(ordered)
+
+    def _changed(self) -> None:
+        for watcher in list(self.watchers):
+            watcher()

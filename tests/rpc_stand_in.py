@@ -94,6 +94,7 @@ class StandIn:
         ]
         self.subscribers: list[Callable[[Object], None]] = []
         self.watchers: list[Callable[[], None]] = []
+        self.table_watchers: list[Callable[[], None]] = []
         self.down = asyncio.Event()
 
     def find(self, names: Sequence[str]) -> list[Object]:
@@ -201,9 +202,19 @@ class StandIn:
             for one in self.find(names)
         ]
 
-    def log_sources(self, names: Sequence[str], stderr: bool) -> list[LogSource]:
+    def log_sources(self, names: Sequence[str], stderr: bool, *, strict: bool = True) -> list[LogSource]:
         stream, end = ("err", ".err.log") if stderr else ("out", ".log")
-        return [LogSource(one["name"], stream, str(self.folder / (one["name"] + end))) for one in self.find(names)]
+        there = names if strict else [name for name in names if not self.unknown([name])]
+        found = self.find(there) if there or not names else []
+        return [LogSource(one["name"], stream, str(self.folder / (one["name"] + end))) for one in found]
+
+    def unknown(self, names: Sequence[str]) -> list[str]:
+        known = {"all"}.union(*((one["name"], one["program"], *one["groups"]) for one in self.processes.values()))
+        return [name for name in names if name not in known]
+
+    def watch_table(self, callback: Callable[[], None]) -> Callable[[], None]:
+        self.table_watchers.append(callback)
+        return lambda: self.table_watchers.remove(callback)
 
     def output_elsewhere(self, names: Sequence[str], stderr: bool) -> dict[str, str]:
         return {}

@@ -942,6 +942,47 @@ def test_following_logs(daemon: Daemon) -> None:
     wait_until(lambda: not daemon.stand_in.watchers)
 
 
+def test_following_names_that_leave_the_table_and_come_back(daemon: Daemon) -> None:
+    def change(*, there: bool) -> None:
+        daemon.stand_in.processes.pop("blog", None)
+        daemon.stand_in.processes |= {"blog": blog} if there else {}
+        for watcher in daemon.stand_in.table_watchers * 3:  # it looks once
+            watcher()
+
+    blog, path = daemon.stand_in.processes["blog"], str(daemon.folder / "blog.log")
+    (daemon.folder / "blog.log").write_bytes(b"1\n")
+    with daemon.raw(line("logs", names=["shop", "blog"], lines=1, follow=True)) as connection:
+        assert log_of(read(connection, 2)) == b"1\n"
+        for there in (False, True):
+            daemon.do(functools.partial(change, there=there))
+            moved, missing = read(connection, 2)
+            assert moved["method"] == "moved"
+            assert moved["params"] == {"name": "blog", "stream": "out", "path": path if there else ""}
+            assert (missing["method"], missing["params"]) == ("missing", {"names": [] if there else ["blog"]})
+        grow(daemon, "blog.log", b"2\n")
+        assert said(read(connection)[0]) == ("blog", "out", "2\n")
+    wait_until(lambda: not daemon.stand_in.table_watchers)
+
+
+def test_a_follower_that_comes_back_to_another_table(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it knows and is gone is ignored, and what it does not know is shown from where it began."""
+    (daemon.folder / "shop:2.log").write_bytes(b"old\nnew\n")
+    about = (daemon.folder / "shop:2.log").stat()
+    begun = str(daemon.folder / "shop:2.log"), logread.Position(about.st_dev, about.st_ino, 4)
+    monkeypatch.setattr(daemon.stand_in, "log_begins", lambda key: begun if key == "shop:2/out" else None)
+    after = [{"name": name, "stream": "out", "file": "0:0", "offset": 0} for name in ("gone:1", "shop:1")]
+    with daemon.raw(line("logs", names=["gone", "shop"], follow=True, after=after)) as connection:
+        messages = read(connection, 3)
+        assert [message["method"] for message in messages] == ["sources", "missing", "log"]
+        assert [one["name"] for one in messages[0]["params"]["sources"]] == ["shop:1", "shop:2"]
+        assert messages[1]["params"] == {"names": ["gone"]}
+        assert said(messages[2]) == ("shop:2", "out", "new\n")
+    names = [f"gone{number}" for number in range(methods.MAX_MISSING + 1)]
+    for params in ({"names": ["gone", "shop"]}, {"names": names, "after": after}):
+        with daemon.client() as client, pytest.raises(NoSuchProgram):
+            client.call("logs", follow=True, **params)
+
+
 def test_followers_of_many_logs_take_turns(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logstream, "MAX_TURN", 1)
     paths = [daemon.folder / f"{name}.log" for name in ("shop:1", "shop:2", "blog")]
