@@ -65,6 +65,8 @@ class Source(NamedTuple):
 
 
 Heard = Callable[[tuple[str, str], bytes], None]
+"""Told of bytes of a log; of none when another log has come to those that are followed."""
+
 Places = dict[tuple[str, str], tuple[str, int]]
 """By log: a file, and an offset in what it holds."""
 
@@ -86,7 +88,8 @@ class Library(Protocol):
         """Bytes of a file as it is on disk, at most `size`, b"" at its end; None when it has gone."""
 
     def follow(self, places: Places, heard: Heard) -> None:
-        """Tells of all that comes after these places, for ever."""
+        """Tells of all that comes after these places, for ever, also of logs that the names given to `sources` come to
+        mean."""
 
 
 class Remote:
@@ -95,11 +98,13 @@ class Remote:
     def __init__(self, connect: Callable[[float | None], Client], client: Client) -> None:
         self._connect = connect
         self._client = client
+        self._asked: Object = {}
         self.elsewhere: dict[str, str] = {}
 
     def sources(self, names: Sequence[str], *, stderr: bool) -> list[Source]:
         """See `Library`, as for the next three."""
-        answer = self._client.call("logs.files", names=list(names), stderr=stderr)
+        self._asked = {"names": list(names), "stderr": stderr}
+        answer = self._client.call("logs.files", **self._asked)
         self.elsewhere = {str(one["name"]): str(one["text"]) for one in answer.get("elsewhere") or ()}
         return [Source(one["name"], one["stream"], tuple(map(_file, one["files"]))) for one in answer["sources"]]
 
@@ -120,42 +125,84 @@ class Remote:
         return None if answer["gone"] else rpc.log_bytes(answer)
 
     def follow(self, places: Places, heard: Heard) -> None:
-        places = dict(places)
-
-        def told(method: str, params: Object) -> None:
-            if method == "moved":
-                said = f"its log is {params['path']} now" if params.get("path") else "no log file holds its output now"
-                print(f"procmanctl: {printable(params.get('name'))}: {printable(said)}", file=sys.stderr, flush=True)
-            elif method == "log":
-                key = str(params.get("name")), str(params.get("stream"))
-                places[key] = str(params.get("file", NOWHERE)), int(params.get("offset", 0))
-                heard(key, rpc.log_bytes(params))
-
+        followed = _Followed(places, heard)
         gone = 0.0
         while True:
             try:
                 with self._connect(None) as client:
                     client.connect()
                     gone = 0.0
-                    self._stream(client, places, told)
+                    client.stream("logs", followed.told, **self._asked, follow=True, lines=0, after=followed.after())
             except Unreachable:
                 now = time.monotonic()
                 if not gone:
-                    print("procmanctl: the daemon has gone: waiting for it", file=sys.stderr, flush=True)
+                    _say("the daemon has gone: waiting for it")
                     gone = now
                 if now > gone + RETRY_SECONDS:
                     raise
                 time.sleep(POLL_SECONDS)
 
-    @staticmethod
-    def _stream(client: Client, places: Places, told: Callable[[str, Object], None]) -> None:
-        after = [
+
+class _Followed:
+    """Logs that the daemon has us follow, whichever supervisor tells of them."""
+
+    def __init__(self, places: Places, heard: Heard) -> None:
+        self._places = dict(places)
+        self._heard = heard
+        self._there = set(places)
+        self._missing: set[str] = set()
+
+    def after(self) -> list[Object]:
+        """Where to go on. A log that is no more may come back."""
+        return [
             {"name": name, "stream": stream, "file": file, "offset": offset}
-            for (name, stream), (file, offset) in places.items()
+            for (name, stream), (file, offset) in self._places.items()
         ]
-        names = list(dict.fromkeys(name for name, _ in places))
-        stderr = all(stream == "err" for _, stream in places)
-        client.stream("logs", told, names=names, follow=True, lines=0, stderr=stderr, after=after)
+
+    def told(self, method: str, params: Object) -> None:
+        """What the daemon has said."""
+        if method == "log":
+            key = _key(params)
+            self._places[key] = str(params.get("file", NOWHERE)), int(params.get("offset", 0))
+            self._heard(key, rpc.log_bytes(params))
+        elif method == "moved":
+            self._goes_to(_key(params), str(params.get("path") or ""))
+        elif method == "sources":
+            now = {_key(source) for source in params["sources"]}
+            for key in sorted(now ^ self._there):
+                self._goes_to(key, "" if key in self._there else "?")
+        elif method == "missing":
+            missing = set(map(str, params["names"]))
+            for name in sorted(missing - self._missing):
+                _say(f"{name}: the program table has nothing of this name any more: waiting for it")
+            self._missing = missing
+
+    def _goes_to(self, key: tuple[str, str], path: str) -> None:
+        """The output of a log goes to this file from now on, "" for none, "?" for one that is not known."""
+        title = log_title(key)
+        if not path:
+            self._there.discard(key)
+            _say(f"{title}: no log file holds its output now")
+        elif key in self._there:
+            _say(f"{title}: its log is {path} now")
+        else:
+            self._there.add(key)
+            _say(f"{title}: followed, too, from now on")
+            self._heard(key, b"")
+
+
+def _key(said: Object) -> tuple[str, str]:
+    return str(said.get("name")), str(said.get("stream"))
+
+
+def _say(text: str) -> None:
+    print(f"procmanctl: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def log_title(key: tuple[str, str]) -> str:
+    """What a log is called, by process and stream."""
+    name, stream = key
+    return name if stream == "out" else f"{name}/{stream}"
 
 
 class Local:

@@ -11,6 +11,7 @@ from procman import rpc
 from procman.terminal import visible
 
 from . import tables
+from .library import log_title
 
 
 class LinePrinter:
@@ -23,23 +24,37 @@ class LinePrinter:
         self._out = out
         self._json = as_json
         self._safe = safe
+        self._colour = colour
+        self._sources = dict.fromkeys(sources)
         self._labels: dict[tuple[str, str], bytes] = {}
         self._cut: tuple[str, str] | None = None  # whose line is not at its end yet
-        if len(sources) > 1:
-            names = [name if stream == "out" else f"{name}/{stream}" for name, stream in sources]
-            widest = max(map(len, names))
-            for number, (key, name) in enumerate(zip(sources, names, strict=True)):
-                text = tables.label(f"{name.ljust(widest)} |", number, colour=colour)
-                self._labels[key] = f"{text} ".encode()
+        self._label()
+
+    def _label(self) -> None:
+        if len(self._sources) < 2:
+            return
+        names = [log_title(key) for key in self._sources]
+        widest = max(map(len, names))
+        for number, (key, name) in enumerate(zip(self._sources, names, strict=True)):
+            text = tables.label(f"{name.ljust(widest)} |", number, colour=self._colour)
+            self._labels[key] = f"{text} ".encode()
+
+    def add(self, source: tuple[str, str]) -> None:
+        """There may be lines of this one, too, from now on: they all are named then."""
+        if source not in self._sources:
+            self._sources[source] = None
+            self._label()
 
     @property
     def as_is(self) -> bool:
         """Whether bytes can be printed as they come, without looking for lines."""
         return not (self._json or self._safe or self._labels)
 
-    def copy(self, data: bytes) -> None:
+    def copy(self, key: tuple[str, str], data: bytes) -> None:
         """Prints bytes as they are; for `as_is` alone."""
         self._out.write(data)
+        if data:
+            self._cut = None if data.endswith(b"\n") else key
 
     def line(self, key: tuple[str, str], line: bytes, at: float | None, level: int) -> None:
         """Prints a line, or a part of one that is very long: then without a newline at its end."""

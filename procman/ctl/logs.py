@@ -166,7 +166,7 @@ class Reader:
             if plain:
                 for text in self.texts:
                     for data in text.forward(text.last_lines(self._count() or 0), piece=PIECE):
-                        self._printer.copy(data)
+                        self._printer.copy(text.source.key, data)
             else:
                 merged = heapq.merge(*(self._placed(text) for text in self.texts), key=lambda item: item[0])
                 for _, key, record in merged:
@@ -175,7 +175,7 @@ class Reader:
             self.tell_losses()
             self.hint()
             if self._args.follow:
-                self._follow(plain=plain)
+                self._follow()
         finally:
             self._printer.end()
 
@@ -254,16 +254,19 @@ class Reader:
 
     # --- what comes -------------------------------------------------------------------------------------------------
 
-    def _follow(self, *, plain: bool) -> None:
+    def _follow(self) -> None:
         places = {text.source.key: text.position() for text in self.texts}
         if not places:
             return
         self._printer.flush()
 
         def heard(key: Key, data: bytes) -> None:
-            if plain:
-                self._printer.copy(data)
+            self._printer.add(key)
+            if self.wanted is None and self._printer.as_is:
+                self._printer.copy(key, data)
             else:
+                if key not in self._makers:
+                    self._begin(key)
                 maker = self._makers[key]
                 maker.read_at(time.time())
                 for record in itertools.chain(maker.feed(data), maker.flush()):
@@ -272,3 +275,14 @@ class Reader:
             self._printer.flush()
 
         self._library.follow(places, heard)
+
+    def _begin(self, key: Key) -> None:
+        """The next bytes of this log are the first that are taken apart. It comes now: no time in it is too early."""
+        from procman.logformat import Clock
+        from procman.logrecords import Filter, Records, Whole
+
+        program = key[0].partition(":")[0]
+        known = (text for text in self.texts if text.source.key in self._makers)
+        zone = next((text.zone for text in known if text.source.name.partition(":")[0] == program), None)
+        self._makers[key] = Records(Clock(time.time(), zone))
+        self._wholes[key] = Whole((self.wanted or Filter())._replace(since=None))
