@@ -165,11 +165,15 @@ def test_bytes_of_one_log_become_lines_with_names_when_another_comes(talking: Ru
         assert LINE.fullmatch(followed.shown[3])
         apply(talking, table(instances=2))
         followed.wait_for("q:1", "q:2", after=followed.now())
+        os.kill(talking.supervisor_pid, signal.SIGKILL)
+        followed.wait_for("q:1", "q:2", after=followed.now(), count=50)
+        apply(talking, table(instances=3))
+        followed.wait_for("q:1", "q:2", "q:3", after=followed.now())
         shown = followed.shown
     first = next(at for at, line in enumerate(shown) if " | " in line)
     assert all(map(LINE.fullmatch, shown[1 : first - 1]))
     numbers = assert_whole(shown)
-    assert numbers["q:1"][0] == numbers["q:2"][0] == 0
+    assert [numbers[name][0] for name in ("q:1", "q:2", "q:3")] == [0] * 3
 
 
 def test_the_number_of_processes_changes_and_the_supervisor_is_killed(talking: RunningDaemon) -> None:

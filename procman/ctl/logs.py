@@ -25,6 +25,8 @@ from .loglines import LinePrinter
 from .session import NAMES, Help, Session, colours
 
 if TYPE_CHECKING:
+    from datetime import tzinfo
+
     from procman.logrecords import Filter, Record, Records, Whole
 
     from .logtext import LogText, Place
@@ -149,6 +151,7 @@ class Reader:
         self.texts: list[LogText] = [LogText(library, source, now) for source in sources]
         self._makers: dict[Key, Records] = {}
         self._wholes: dict[Key, Whole] = {}
+        self._zones: dict[str, tzinfo | None] = {}  # by program
         self._timed: dict[Key, bool] = {}  # by log that said something: whether a line of it told a time
         terminal = sys.stdout.isatty()
         self._printer = LinePrinter(
@@ -219,6 +222,7 @@ class Reader:
         whole = self._wholes[text.source.key] = logrecords.Whole(wanted)
         start, skip, exact = self._start(text, wanted)
         maker = self._makers[text.source.key] = text.maker(start, exact=exact)
+        self._zones[_program(text.source.key)] = text.zone
         sieve = logrecords.sieve(wanted.grep)
         for record in text.records(maker, start, piece=self._piece, sieve=sieve, goes_on=self._args.follow):
             if not self._timed.get(text.source.key):
@@ -281,8 +285,9 @@ class Reader:
         from procman.logformat import Clock
         from procman.logrecords import Filter, Records, Whole
 
-        program = key[0].partition(":")[0]
-        known = (text for text in self.texts if text.source.key in self._makers)
-        zone = next((text.zone for text in known if text.source.name.partition(":")[0] == program), None)
-        self._makers[key] = Records(Clock(time.time(), zone))
+        self._makers[key] = Records(Clock(time.time(), self._zones.get(_program(key))))
         self._wholes[key] = Whole((self.wanted or Filter())._replace(since=None))
+
+
+def _program(key: Key) -> str:
+    return key[0].partition(":")[0]
