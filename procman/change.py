@@ -193,7 +193,8 @@ class Change:
         async with self._turn:  # one after the other: whoever asked for the one that goes on may be asking again
             if waits := self._reloads():
                 name = self._rollouts.busy()[0]
-                told = f"the change of the table waits until {waits} has ended; procmanctl stop {name} gives that up"
+                stop = f"procmanctl stop {self._rollouts.to_stop()} gives that up"
+                told = f"the change of the table waits until {waits} has ended; {stop}"
                 process = self._supervisor.processes.get(name)
                 state = "" if process is None else str(process.status.state)
                 progress({"name": name, "state": state, "why": told, "notice": True})

@@ -311,17 +311,28 @@ class Desk:
         if verb != "start":
             self._reloading.end_commands(names)
         if verb == "stop":
+            leaving = self._rollouts.leaving()  # they answer who waits, and stop with the ones before
+            now = [process for process in processes if process.name not in leaving]
             stopped, _ = await asyncio.gather(
-                carry_out(verb, processes, why, progress, self._supervisor.aside),
+                carry_out(verb, now, why, progress, self._supervisor.aside),
                 self._rollouts.abandon(names, stop=True),
             )
-            # One whose successor had taken over meanwhile is another process now.
-            late = [now for now in self.select(names) if now.status.state is not State.STOPPED] if names else []
+            # One whose successor had taken over meanwhile is another process now; one may have been started since.
+            late = [now for now in self._there(names) if self._supervisor.is_down(now.name)]
+            late = [now for now in late if now.status.state is not State.STOPPED]
             return stopped | await carry_out(verb, late, why, progress)
         if verb == "restart":
             await self._rollouts.abandon(names)
-            processes = self.select(names)
+            found = self._there(names)
+            processes = [process for process in found if not self._supervisor.is_down(process.name)]
+            gone = {p.name: (False, f"it was stopped meanwhile: {p.status.why}") for p in found if p not in processes}
+            return gone | await carry_out(verb, processes, why, progress, self._supervisor.aside)
         return await carry_out(verb, processes, why, progress, self._supervisor.aside)
+
+    def _there(self, names: Iterable[str]) -> list[Process]:
+        """The processes of these names that are still in the table."""
+        there = self._supervisor.processes
+        return [there[name] for name in names if name in there]
 
     async def decide(
         self,

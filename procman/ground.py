@@ -167,7 +167,7 @@ class Ground:
 
     async def _turn(self, process: Process, reason: str) -> None:
         """Wait until nobody else bars its start. That is none of the time that it has to become ready."""
-        why = process.status.why
+        why = process.status.why.partition("; it waits: ")[0]  # a supervisor before may have said so
         turn = asyncio.ensure_future(self.trials.turn(process.program))
         try:
             while not turn.done():

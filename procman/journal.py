@@ -131,6 +131,8 @@ class Journal:
         self.closed = True
         if self._timer is not None:
             self._timer.cancel()
+        if self._writing is not None:  # begun for somebody else who waits
+            await asyncio.wait({self._writing}, timeout=STUCK_SECONDS)
         self._thread.shutdown(wait=False)
 
     def _start(self) -> None:

@@ -14,8 +14,9 @@ from procman.report import Info, change
 
 Progress = Callable[[Info], None]
 Outcome = tuple[bool, str]
-Aside = Callable[[Sequence[Process], str], Awaitable[bool]]
-"""Called with those that are to stop next, and why, before they are told to. False: nothing may start any more."""
+Aside = Callable[[Sequence[Process], str, bool], Awaitable[bool]]
+"""Called with those that are to stop next, why, and whether they are to start again, before they are told to; it may
+have told them. False: nothing may start any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,25 +89,37 @@ async def carry_out(
 ) -> dict[str, Outcome]:
     """Start, stop or restart `processes` and wait for each. A stop goes by priority, one level after the other."""
     outcomes: dict[str, Outcome] = {}
+    if verb == "restart" and aside is not None:
+        return await _restart(processes, why, progress, aside)
     if verb != "stop":
-        if aside is not None and verb == "restart":
-            wanted = [process for process in processes if process.status.wanted]
-            if not await aside(processes, why):
-                return {process.name: (False, "the daemon is stopping") for process in processes}
-            # That takes seconds: an operator may have stopped one.
-            stopped = [each for each in wanted if not each.status.wanted and each.status.why != why]
-            outcomes = {each.name: (False, f"it was stopped meanwhile: {each.status.why}") for each in stopped}
-            processes = [process for process in processes if process not in stopped]
         aims = [begin(verb, process, why) for level in levels(processes) for process in level]
         results = await asyncio.gather(*(reach(aim, progress) for aim in aims))
-        return outcomes | {aim.process.name: result for aim, result in zip(aims, results, strict=True)}
+        return {aim.process.name: result for aim, result in zip(aims, results, strict=True)}
     for level in levels(processes, reverse=True):
         if aside is not None:
-            await aside(level, why)
+            await aside(level, why, False)
         aims = [begin(verb, process, why) for process in level]
         results = await asyncio.gather(*(reach(aim, progress) for aim in aims))
         outcomes |= {aim.process.name: result for aim, result in zip(aims, results, strict=True)}
     return outcomes
+
+
+async def _restart(processes: Sequence[Process], why: str, progress: Progress, aside: Aside) -> dict[str, Outcome]:
+    aims = [Aim("restart", process, process.status.generation) for level in levels(processes) for process in level]
+    wanted = [aim.process for aim in aims if aim.process.status.wanted]
+    if not await aside(processes, why, True):
+        return {process.name: (False, "the daemon is stopping") for process in processes}
+    # That takes seconds: an operator may have stopped one.
+    stopped = [process for process in wanted if not process.status.wanted]
+    outcomes = {each.name: (False, f"it was stopped meanwhile: {each.status.why}") for each in stopped}
+    aims = [aim for aim in aims if aim.process not in stopped]
+    for aim in aims:
+        status = aim.process.status
+        told = status.generation > aim.generation or (status.ending == "asked" and status.wanted)
+        if not told:
+            aim.process.feed(Restart(why))
+    results = await asyncio.gather(*(reach(aim, progress) for aim in aims))
+    return outcomes | {aim.process.name: result for aim, result in zip(aims, results, strict=True)}
 
 
 async def bring_down(processes: Sequence[Process], why: str, aside: Aside | None = None) -> set[str]:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from procman import queues, servers
 from procman.config import Address, Listener, Program
 from procman.errors import ProcmanError
-from procman.lifecycle import Stop
+from procman.lifecycle import Restart, Stop
 from procman.process import Process
 from procman.resources import processes_of, sockets_of
 from procman.sockets import Sockets
@@ -71,12 +71,15 @@ class Parting:
         listeners: Sequence[Listener],
         why: str,
         still: Callable[[Process], bool] = lambda process: True,
+        *,
+        again: bool = False,
     ) -> None:
-        """Tell those of `processes` to stop that may drop what they have accepted, and `still` are to; returns when
-        they accept no more from the sockets of `listeners`, which others go on with. What can't be told like that is
-        left to the caller."""
+        """Tell those of `processes` to stop, or to start `again`, that may drop what they have accepted, and `still`
+        are to; returns when their children accept no more from the sockets of `listeners`, which others go on with.
+        What can't be told like that is left to the caller."""
         async with self.turn:
             doomed = [process for process in processes if process.status.pid and servers.may_drop(process.program)]
+            children = {process.name: process.child for process in doomed}
             shut: list[str] = []
             try:
                 for listener in listeners if doomed else ():
@@ -86,9 +89,14 @@ class Parting:
                 if shut:
                     await self._run_dry(doomed, shut, [each.address for each in listeners])
                     for process in filter(still, doomed):
-                        process.feed(Stop(why))
+                        if process.status.wanted or not again:  # whoever was stopped meanwhile stays so
+                            process.feed(Restart(why) if again else Stop(why))
                     inodes = {self._sockets.inode(name) for name in shut}
-                    await _until(lambda: bool(inodes & _sockets_of(doomed)), DEAF_SECONDS)
+
+                    def before() -> list[Process]:
+                        return [process for process in doomed if process.child == children[process.name]]
+
+                    await _until(lambda: bool(inodes & _sockets_of(before())), DEAF_SECONDS)
             except (ProcmanError, OSError, RuntimeError) as error:  # they just stop
                 log.warning("%s: %s", ", ".join(process.name for process in doomed), error)
             finally:

@@ -99,7 +99,10 @@ class Reloading:
         reload.outputs |= lines
         for name in [name for name, (good, _) in outcomes.items() if good]:
             now = self._supervisor.processes.get(name)
-            if now is not None and now.status.state is not State.RUNNING:
+            scaled = now is not None and bool(self._scaling.says(now))  # nobody but its number has stopped it
+            if now is None or scaled or (now.status.wanted and now.status.ending == "asked"):  # or it restarts
+                continue
+            if now.status.state is not State.RUNNING:
                 said = "it serves no more" if now.status.wanted else "it was stopped meanwhile"
                 outcomes[name] = False, f"{said}: {now.status.why}"
         return outcomes

@@ -184,12 +184,18 @@ class Rollout:
     async def abandon(self, names: Container[str] | None = None) -> None:
         """An operator wants something else: end it, and wait until it has ended. Where the processes `names` stop, and
         these are all of them, at once; else nobody is lost who waits for one of the two versions."""
-        if names is not None and all(name in names for name in self._unit.names):
+        there = self._supervisor.processes
+        if names is not None and all(name in names or not there[name].status.wanted for name in self._unit.names):
             self.give_up()
         elif not self._settled:
             self._called_off = True
             self._abandoned.set()
         await self._ended.wait()
+
+    @property
+    def leaving(self) -> tuple[str, ...]:
+        """See `Unit`."""
+        return self._unit.leaving
 
     def give_up(self) -> None:
         """End it now, without waiting for that."""
@@ -459,7 +465,7 @@ class Rollout:
         self._tell("leaving")
         await self._unless_abandoned(self._ground.parting.leave(left, DRY_SECONDS))
 
-    async def _aside(self, processes: Sequence[Process], why: str) -> bool:
+    async def _aside(self, processes: Sequence[Process], why: str, _again: bool = False) -> bool:
         """These stop, while those in their other places go on with the sockets that do not pass on."""
         listen, needed = {each for process in processes for each in process.program.listen}, self._listening(())
         known = [each for each in self._supervisor.config.listeners if each.name in listen and each.name in needed]
@@ -518,6 +524,8 @@ class Rollout:
         there, now = self._beside(name), self._supervisor.processes[name]
         number = max(there.status.generation, self._supervisor.places.next_number(now))
         program = servers.in_place(now.program, there.program.slot)
+        if self._abandoned.is_set():
+            raise _Abandoned
         self._supervisor.take_away(name)
         self._ground.trials.seat(self.name, program.key, {listener_of(first): first for first in self._firsts}, place)
         queues = [beside(first) for first in self._firsts] if place else self._firsts
@@ -596,6 +604,8 @@ class Rollout:
         self._keys = [spot(name, slot) for name, slot in self._slots.items()]
         self._keys_before = [spot(name, 1 - slot) for name, slot in self._slots.items()]
         self._firsts = list(memo.firsts)
+        if memo.passed and not any(self._successor(name).status.wanted for name in self._unit.names):
+            self.give_up()  # all of it was stopped
         try:
             if memo.passed:
                 self._hear_all(self._slots)

@@ -81,7 +81,7 @@ class Rollouts:
             while others := self._others(process):
                 await others()
             current = supervisor.processes.get(process.name) is process and process.child == child
-            if supervisor.changing:
+            if current and supervisor.changing:
                 self._ages.watch(process, again=BUSY_SECONDS)
             elif current and not supervisor.closing:
                 await self._renew(process)
@@ -118,10 +118,18 @@ class Rollouts:
         own = {listener.name for listener in self._supervisor.config.listeners if listener.reuse_port}
         return shares if set(mine.listen) - own else [process]
 
+    def leaving(self) -> set[str]:
+        """The processes without a successor, which stop with the ones before."""
+        return {name for rollout in self._running.values() for name in rollout.leaving}
+
     def busy(self) -> list[str]:
         """The processes that are being replaced, or restart in turn."""
         turns = [process for process in self._supervisor.all() if process.program.program in self._turns]
         return [*self._running, *(process.name for process in turns)]
+
+    def to_stop(self) -> str:
+        """Whose stop ends the first of them."""
+        return next(iter((*self._running, *self._turns)), "")
 
     async def ended(self) -> None:
         """Wait until none is under way."""
@@ -249,6 +257,7 @@ class Rollouts:
                 return await self._in_turn(waiting, why, progress, at_once)
             finally:
                 self._turns.pop(program).set()
+                self._supervisor.on_moved()
 
         found = await asyncio.gather(*(work(*each) for each in by_program.items()))
         return outcomes | {name: outcome for each in found for name, outcome in each.items()}
@@ -266,7 +275,9 @@ class Rollouts:
             part = [process for process in part if process not in stopped]
             outcomes |= await carry_out("restart", part, why, progress, supervisor.aside)
             if bad := await proven([process for process in part if outcomes[process.name][0]]):
-                outcomes[bad[0].name] = False, bad[1]
+                status = bad[0].status
+                said = bad[1] if status.wanted else f"it was stopped meanwhile: {status.why}"
+                outcomes[bad[0].name] = False, said
             # One that an operator has stopped says nothing about the others.
             failed = next((each.name for each in part if each.status.wanted and not outcomes[each.name][0]), "")
         return outcomes | {process.name: (False, f"not tried: {failed} failed") for process in waiting}

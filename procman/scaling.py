@@ -237,6 +237,7 @@ class Scaling:
         """Whether its number may be changed now."""
         supervisor = self._supervisor
         replaced = any(supervisor.is_replaced(process.name) for process in group.processes)
+        replaced = replaced or group.name in supervisor.reloading
         changing = supervisor.changing and group.name not in supervisor.untouched
         busy = supervisor.closing or changing or replaced or group.name in self._leaving
         return self.begun(group) and not busy

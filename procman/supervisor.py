@@ -436,13 +436,15 @@ class Supervisor:
             names = ", ".join(sorted({*self.places.beside, *self.reloading}))
             raise Failed(f"a reload is under way: {names}", hint="try again when it has ended")
 
-    async def aside(self, processes: Sequence[Process], why: str) -> bool:
+    async def aside(self, processes: Sequence[Process], why: str, again: bool = False) -> bool:
         """Those of `processes` that are about to stop on sockets that others go on with answer first what they have
-        accepted, and are told to stop. False: the daemon is stopping."""
+        accepted, and are told to stop, or to start `again`. False: the daemon is stopping."""
         names = {process.name for process in processes}
         up = {process.name for process in self.all() if process.status.state not in CHILDLESS}
         shared = units.shared(self.config, names, up)
-        await self._ground.parting.aside(processes, shared, why, lambda process: not self.is_replaced(process.name))
+        await self._ground.parting.aside(
+            processes, shared, why, lambda process: not self.is_replaced(process.name), again=again
+        )
         return not self.closing
 
     def is_replaced(self, name: str) -> bool:

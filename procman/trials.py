@@ -204,10 +204,6 @@ class Trials:
         return ready, through
 
     def _led(self, firsts: Sequence[str], port: int, place: int) -> Callable[[], None]:
-        for first in firsts:
-            self._sockets.let_through(first, port, place=place)
-            self._ports[first] = port
-
         def end() -> None:
             for first in firsts:
                 if self._ports.get(first) == port:  # else another one is being led
@@ -215,6 +211,13 @@ class Trials:
                     with contextlib.suppress(ProcmanError):
                         self._sockets.let_through(first, 0, place=place)
 
+        try:
+            for first in firsts:
+                self._sockets.let_through(first, port, place=place)
+                self._ports[first] = port
+        except BaseException:
+            end()
+            raise
         return end
 
     # --- a canary ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import time
@@ -77,7 +78,7 @@ def test_a_change_of_the_table_waits(daemon: MakeDaemon, tmp_path: Path) -> None
     late = running.ctl("apply", "--timeout", "0.1")
     said = "the reload of worker:1, worker:2, worker:3 has ended"
     assert f"not done within 0.1 s; it goes on when {said}" in late.stderr
-    assert f"waits until {said}; procmanctl stop worker:1 gives that up" in late.stdout + late.stderr
+    assert f"waits until {said}; procmanctl stop worker gives that up" in late.stdout + late.stderr
     assert running.ctl("apply", timeout=60).returncode == 0
     reload.communicate(timeout=30)
     assert reload.returncode == 0
@@ -224,3 +225,68 @@ def test_all_of_it_is_asked_for_meanwhile(daemon: MakeDaemon, tmp_path: Path, ve
     assert reload.returncode == (1 if verb == "stop" else 0)
     assert serving(running) == (0 if verb == "stop" else 3)
     assert len(children(running)) == (0 if verb == "stop" else 3)
+
+
+HOLDS = """
+import signal, socket, sys, time
+listener = socket.socket(fileno=3)
+def bye(*_):
+    time.sleep(2)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, bye)
+while True:
+    time.sleep(1)
+"""
+
+
+@pytest.mark.parametrize("verb", ["restart", "reload"])
+def test_the_supervisor_dies_in_a_restart_of_one_of_several(daemon: MakeDaemon, tmp_path: Path, verb: str) -> None:
+    """It may drop what it has accepted, and is told to stop before the others go on: in one with that it should start
+    again."""
+    (tmp_path / "slow.py").write_text(HOLDS)
+    running = daemon(f"""
+        [program.worker]
+        command = ["${{PYTHON}}", "{tmp_path}/slow.py"]
+        instances = 2
+        listen = "127.0.0.1:{free_port()}"
+        reload = "restart"
+        start_seconds = 0.2
+    """)
+    up(running, 2)
+    before = running.status()["worker:1"]["pid"]
+    assert running.ctl(verb, "worker:1", "--no-wait").returncode == 0
+    running.wait_for("worker:1", "STOPPING")
+    os.kill(running.supervisor_pid, signal.SIGKILL)
+    wait_until(running.answers, 20)
+    assert running.wait_for("worker:1", timeout=20)["pid"] != before
+
+
+SCALED = """
+import os, socket, time
+listener = socket.socket(fileno=3)
+time.sleep(1)
+notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+notify.connect(os.environ["NOTIFY_SOCKET"])
+notify.send(b"READY=1")
+while True:
+    time.sleep(1)
+"""
+
+
+def test_the_number_stays_meanwhile(daemon: MakeDaemon, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SCALED)
+    running = daemon(f"""
+        [program.worker]
+        command = ["${{PYTHON}}", "{tmp_path}/slow.py"]
+        listen = "127.0.0.1:{free_port()}"
+        reload = "restart"
+        ready.notify = true
+        start_seconds = 0.2
+        scale = {{ min = 1, max = 4, idle_timeout = "3s" }}
+    """)
+    running.wait_for("worker:1")
+    assert running.ctl("scale", "worker", "4").returncode == 0
+    up(running, 4)
+    done = running.ctl("reload", "worker")
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    running.wait_for("worker:4", "STOPPED", timeout=30)  # it goes by load again

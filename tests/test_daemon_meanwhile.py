@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,18 +56,26 @@ def answered(clients: Sequence[socket.socket]) -> int:
     return good
 
 
-@pytest.mark.parametrize("command", ["stop shop:2", "restart shop:2", "restart shop", "stop shop"])
-def test_who_waits_for_the_one_before_is_answered_whatever_is_asked_for(
-    daemon: MakeDaemon, tmp_path: Path, command: str
-) -> None:
+def passed_with_queue(
+    daemon: MakeDaemon, tmp_path: Path, visits: int
+) -> tuple[Patient, subprocess.Popen[str], list[socket.socket]]:
+    """Successors have taken over, and so many wait for the ones before."""
     shop = Patient(daemon, tmp_path, 3)
     shop.version("two")
     with shop.gate():
         reload = shop.running.begin("reload", "shop")
         wait_until(shop.beside, 20)
     wait_until(lambda: "shop:3 (successor): STARTING" in shop.running.said(), 20)
-    clients = shop.visit(100)
+    clients = shop.visit(visits)
     wait_until(shop.passed, 20)
+    return shop, reload, clients
+
+
+@pytest.mark.parametrize("command", ["stop shop:2", "restart shop:2", "restart shop", "stop shop"])
+def test_who_waits_for_the_one_before_is_answered_whatever_is_asked_for(
+    daemon: MakeDaemon, tmp_path: Path, command: str
+) -> None:
+    shop, reload, clients = passed_with_queue(daemon, tmp_path, 100)
     done = shop.running.ctl(*command.split())
     if command == "stop shop":
         assert done.returncode == 0
@@ -165,3 +174,76 @@ def test_nobody_meets_a_release_on_trial_by_the_port_of_its_probe(daemon: MakeDa
     assert reload.returncode == 1
     assert met
     assert not [answer for answer in met if b"X-Version: one" not in answer]
+
+
+def test_the_last_order_counts(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """A restart and a stop wait until who waits is answered. What is asked for in that time is what they find."""
+    shop, reload, clients = passed_with_queue(daemon, tmp_path, 100)
+    restart = shop.running.begin("restart", "shop:1", "shop:2")
+    stop = shop.running.begin("stop", "shop:3")
+    wait_until(lambda: "shop:3: stop by uid" in shop.running.said() and "shop:2: restart by" in shop.running.said())
+    assert shop.running.ctl("stop", "shop:2").returncode == 0
+    assert shop.running.ctl("start", "shop:3").returncode == 0
+    assert answered(clients) == 100
+    assert "shop:2" in restart.communicate(timeout=60)[0]
+    for each in (reload, stop):
+        each.communicate(timeout=60)
+    assert restart.returncode == 1
+    states = {name: info["state"] for name, info in shop.running.status().items()}
+    assert states == {"shop:1": "RUNNING", "shop:2": "STOPPED", "shop:3": "RUNNING"}
+
+
+def test_a_restart_that_follows_is_no_failure_of_a_reload(daemon: MakeDaemon, tmp_path: Path) -> None:
+    shop, reload, clients = passed_with_queue(daemon, tmp_path, 20)
+    assert shop.running.ctl("restart", "shop").returncode == 0
+    assert answered(clients) == 20
+    assert "failed" not in reload.communicate(timeout=60)[0]
+    assert reload.returncode == 0
+
+
+DEAF = """
+import os, socket, time
+listener = socket.socket(fileno=3)
+with open(os.path.join(os.path.dirname(__file__), "version")) as file:
+    version = file.read()
+notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+notify.connect(os.environ["NOTIFY_SOCKET"])
+notify.send(b"READY=1")
+print("up", version, flush=True)
+while True:
+    time.sleep(1)
+"""
+
+
+def test_two_stops_of_one_each_are_a_stop_of_all(daemon: MakeDaemon, tmp_path: Path) -> None:
+    """Those before accept nobody: no process is started for who waits there, as all of it stops."""
+    port = free_port()
+    (tmp_path / "deaf.py").write_text(DEAF)
+    (tmp_path / "version").write_text("one")
+    running = daemon(f"""
+        [program.shop]
+        command = ["${{PYTHON}}", "{tmp_path}/deaf.py"]
+        instances = 2
+        listen = "127.0.0.1:{port}"
+        ready.notify = true
+        start_seconds = 0.1
+        stop_timeout = "2s"
+    """)
+    for name in ("shop:1", "shop:2"):
+        running.wait_for(name)
+    with socket.create_connection(("127.0.0.1", port)):
+        (tmp_path / "version").write_text("two")
+        reload = running.begin("reload", "shop")
+
+        def passed() -> bool:
+            beside = [info["beside"] for info in running.status().values()]
+            return all(each and each["role"] == "the one before" for each in beside)
+
+        wait_until(passed, 20)
+        first = running.begin("stop", "shop:1")
+        running.wait_for("shop:1", "STOPPED")
+        assert running.ctl("stop", "shop:2").returncode == 0
+        for each in (first, reload):
+            each.communicate(timeout=60)
+    assert "one more process" not in running.said()
+    assert {info["state"] for info in running.status().values()} == {"STOPPED"}

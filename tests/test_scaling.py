@@ -24,6 +24,7 @@ class Processes:
         self.places = SimpleNamespace(beside={})
         self.journal = SimpleNamespace(dirty=lambda: None)
         self.closing = self.changing = False
+        self.reloading = ()
         self.now = self.some(wanted, of)
 
     @staticmethod
