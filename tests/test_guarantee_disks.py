@@ -395,6 +395,7 @@ def test_an_env_file_on_a_dead_disk(daemon: MakeDaemon) -> None:
     with Faults(running.folder, running.python, "openat") as faults:
         running.start(prefix=faults.prefix)
         running.wait_for("reader")
+        wait_until(lambda: running.log("reader") == "hello\n", 30)  # RUNNING is as soon as there is a child
         faults.rule = lambda asked: HANG if asked.text(1) == str(path) else 0
         with running.client(30) as client:
             assert client.call("restart", names=["reader"], wait=False)
